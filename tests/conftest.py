@@ -1,0 +1,65 @@
+"""What every test shares: the installed package is the one under test, and runs repeat."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DISTRIBUTION = "binarize-torch"
+
+
+def installation() -> str:
+    """How the distribution is installed: ``"wheel"``, ``"editable"`` or ``"none"``."""
+    # The checkout never holds metadata of its own, so a hit is a real installation.
+    try:
+        origin = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+    editable = json.loads(origin or "{}").get("dir_info", {}).get("editable", False)
+    return "editable" if editable else "wheel"
+
+
+INSTALLATION = installation()
+
+if INSTALLATION == "wheel":
+    # `python -m pytest` puts the current directory first, and there lies the source folder
+    # of the same name. Take it away, here and (Python 3.11 on) in every child process.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def pytest_report_header() -> str:
+    import binarize
+
+    return f"binarize: {INSTALLATION} installation, imported from {Path(binarize.__file__).parent}"
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to test a source folder in place of the package that is installed."""
+    import binarize
+
+    inside = Path(binarize.__file__).resolve().is_relative_to(CHECKOUT / "binarize")
+    if INSTALLATION == "wheel" and inside:
+        raise pytest.UsageError(
+            f"binarize comes from the source folder {CHECKOUT} although it is installed; "
+            "run `pytest` without the checkout on PYTHONPATH"
+        )
+    if INSTALLATION == "none" and os.environ.get("CI"):
+        raise pytest.UsageError(
+            "binarize is not installed, so only its source folder could be tested; "
+            "run `pip install '.[test]'` first"
+        )
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    """Give every test the same random numbers, whatever ran before it."""
+    import torch
+
+    torch.manual_seed(0)
