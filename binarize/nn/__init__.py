@@ -1,0 +1,34 @@
+"""Binary layers and the parts they are made of."""
+
+from binarize.nn.activations import ShiftedPReLU
+from binarize.nn.base import BinaryLayer
+from binarize.nn.binarizers import DistributionAdaptiveBinarizer
+from binarize.nn.bypass import ChannelAdaptiveBypass, ShortcutBypass
+from binarize.nn.conv import (
+    BiConv1d,
+    BiConv2d,
+    BiConv3d,
+    BiConvTranspose1d,
+    BiConvTranspose2d,
+    BiConvTranspose3d,
+)
+from binarize.nn.linear import BiLinear
+from binarize.nn.spec import UnitSpec
+from binarize.nn.weights import ScaledSign
+
+__all__ = [
+    "BiConv1d",
+    "BiConv2d",
+    "BiConv3d",
+    "BiConvTranspose1d",
+    "BiConvTranspose2d",
+    "BiConvTranspose3d",
+    "BiLinear",
+    "BinaryLayer",
+    "ChannelAdaptiveBypass",
+    "DistributionAdaptiveBinarizer",
+    "ScaledSign",
+    "ShiftedPReLU",
+    "ShortcutBypass",
+    "UnitSpec",
+]

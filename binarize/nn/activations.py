@@ -1,0 +1,46 @@
+"""Activations that follow a binary unit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "ShiftedPReLU"]
+
+
+class ShiftedPReLU(nn.Module):
+    r"""Shifted PReLU: :math:`\mathrm{PReLU}_c(x + \gamma_c) + \zeta_c`, ReActNet's RPReLU.
+
+    Args:
+        channels: C, number of channels.
+        out_shift: Whether the second shift :math:`\zeta` exists (three values per channel, as in
+            ReActNet; the released BiDense layers have two).
+        channel_dim: 1 for maps (N, C, *spatial), -1 for channels-last tensors.
+
+    Initial values: both shifts 0, slope 0.25.
+    """
+
+    def __init__(self, channels: int, *, out_shift: bool = True, channel_dim: int = 1) -> None:
+        super().__init__()
+        self.channels = channels
+        self.channel_dim = channel_dim
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.slope = nn.Parameter(torch.full((channels,), 0.25))
+        self.out_shift = nn.Parameter(torch.zeros(channels)) if out_shift else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to a map; same shape and dtype."""
+        shape = [1] * x.dim()
+        shape[self.channel_dim] = self.channels
+        x = x + self.shift.view(shape).to(x.dtype)
+        if self.channel_dim == 1:
+            x = nn.functional.prelu(x, self.slope.to(x.dtype))
+        else:
+            x = torch.where(x > 0, x, x * self.slope.to(x.dtype))
+        return x if self.out_shift is None else x + self.out_shift.view(shape).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, out_shift={self.out_shift is not None}"
+
+
+ACTIVATIONS = {"shifted-prelu": ShiftedPReLU}

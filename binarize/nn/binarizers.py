@@ -1,0 +1,98 @@
+"""Activation binarizers: float map in, scaled signs out.
+
+Shapes: (N, C, *spatial) with ``channel_dim=1``, or (N, *positions, C) with ``channel_dim=-1``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from binarize.errors import BinarizeError
+from binarize.ops.sign import sign
+
+__all__ = ["BINARIZERS", "DistributionAdaptiveBinarizer"]
+
+SCALES = ("layer", "channel")
+
+
+class DistributionAdaptiveBinarizer(nn.Module):
+    r"""Distribution-adaptive binarizer (DAB), BiDense Eqs. 4-10.
+
+    For every sample n and channel c, with means over the positions p of the map:
+
+    .. math::
+        \beta_{nc} = k_c \, \bar x_{nc} + b_c, \qquad x_s = x - \beta, \qquad
+        \alpha = \exp\bigl(a (\overline{|x_s|} - 1)\bigr), \qquad
+        B = \alpha \cdot \operatorname{sign}(x_s)
+
+    Surrogate gradient: ``(2 - 2|x_s|)`` where ``|x_s| < 1``, else 0. Both means are taken on the
+    detached map, so gradients reach ``x`` through the sign alone, and ``k``, ``b``, ``a`` directly.
+
+    ``scale="layer"`` is the paper's text: one ``a``, and one mean of ``|x_s|`` over all elements of
+    a sample. It is a common factor of the convolution's output, so XNOR-popcount is exact.
+    ``scale="channel"`` is the released layer: ``a`` and the mean are per channel.
+
+    Args:
+        channels: C, at least 1.
+        scale: ``"layer"`` or ``"channel"``.
+        channel_dim: 1 for maps, -1 for channels-last tensors.
+
+    Initial values: k = 1, b = 0 (the threshold starts at the channel's mean, where a sign tells
+    most), a = 0 (the scale starts at 1).
+
+    Raises:
+        BinarizeError: ``channels`` is below 1 or ``scale`` is unknown.
+    """
+
+    def __init__(self, channels: int, *, scale: str = "layer", channel_dim: int = 1) -> None:
+        super().__init__()
+        if channels < 1:
+            raise BinarizeError(
+                "channels", channels, "a binarizer needs at least one channel", "give 1 or more"
+            )
+        if scale not in SCALES:
+            raise BinarizeError("scale", scale, "no such scale", f"use one of {', '.join(SCALES)}")
+        self.channels = channels
+        self.scale = scale
+        self.channel_dim = channel_dim
+        self.k = nn.Parameter(torch.ones(channels))
+        self.b = nn.Parameter(torch.zeros(channels))
+        self.a = nn.Parameter(torch.zeros(1 if scale == "layer" else channels))
+
+    @property
+    def popcount_exact(self) -> bool:
+        """Whether the scale leaves the channel sum, so that counting bits gives the same result."""
+        return self.scale == "layer"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Binarize a map.
+
+        Args:
+            x: Floating-point map of at least two dimensions, samples at dimension 0.
+
+        Returns:
+            Tensor of the same shape and dtype: ``alpha * sign(x - beta)``.
+        """
+        positions = [d for d in range(1, x.dim()) if d != self.channel_dim % x.dim()]
+        shape = [1] * x.dim()
+        shape[self.channel_dim] = self.channels
+        detached = x.detach()
+        mean = detached.mean(positions, keepdim=True) if positions else detached
+        beta = self.k.view(shape) * mean + self.b.view(shape)
+        shifted = x - beta.to(x.dtype)
+        spread = shifted.detach().abs()
+        if self.scale == "layer":
+            deviation = spread.mean(list(range(1, x.dim())), keepdim=True)
+            a = self.a
+        else:
+            deviation = spread.mean(positions, keepdim=True) if positions else spread
+            a = self.a.view(shape)
+        alpha = torch.exp(a * (deviation - 1))
+        return alpha.to(x.dtype) * sign(shifted)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, scale={self.scale!r}"
+
+
+BINARIZERS = {"dab": DistributionAdaptiveBinarizer}

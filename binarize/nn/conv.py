@@ -1,0 +1,207 @@
+"""Binary convolutions, plain and transposed, in one to three dimensions.
+
+Shapes: (N, C_in, *spatial) to (N, C_out, *spatial of the convolution's output).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from binarize.nn.base import BinaryLayer, check_floating
+from binarize.nn.spec import UnitSpec
+
+__all__ = [
+    "BiConv1d",
+    "BiConv2d",
+    "BiConv3d",
+    "BiConvTranspose1d",
+    "BiConvTranspose2d",
+    "BiConvTranspose3d",
+]
+
+
+class _BiConvNd(BinaryLayer):
+    """Geometry from torch's convolution, which follows in the method resolution order."""
+
+    spatial: int
+
+    def __init__(
+        self,
+        *args: Any,
+        unit: UnitSpec | None = None,
+        bypass: bool = True,
+        tf_same: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, bias=False, **kwargs)
+        self.tf_same = tf_same
+        conv: Any = self
+        self._build_unit(
+            unit or UnitSpec(),
+            conv.in_channels,
+            conv.out_channels,
+            spatial=self.spatial,
+            resample=self._resample(),
+            bypass=bypass,
+        )
+
+    def _resample(self) -> str | None:
+        conv: Any = self
+        if self.tf_same or any(s != 1 for s in conv.stride):
+            return "pool"
+        if conv.padding == "same":
+            return None
+        reach = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+        padding = [0] * self.spatial if conv.padding == "valid" else conv.padding
+        return None if reach == [2 * p for p in padding] else "crop"
+
+    def _pad_like_tensorflow(self, x: Tensor) -> Tensor:
+        conv: Any = self
+        pads: list[int] = []
+        for d in reversed(range(self.spatial)):
+            reach = conv.dilation[d] * (conv.kernel_size[d] - 1) + 1
+            length = x.shape[2 + d]
+            total = max((-(-length // conv.stride[d]) - 1) * conv.stride[d] + reach - length, 0)
+            pads += [total // 2, total - total // 2]
+        return F.pad(x, pads)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the unit on a map (N, C_in, *spatial)."""
+        check_floating(input)
+        conv: Any = self
+        binary = self.binarizer(input)
+        if self.tf_same:
+            binary = self._pad_like_tensorflow(binary)
+        y = self.norm(conv._conv_forward(binary, self.quantizer(self.weight), None))
+        return y if self.bypass is None else y + self.bypass(input, y.shape[2:])
+
+
+class BiConv2d(_BiConvNd, nn.Conv2d):
+    """2-D binary convolution, the BiDense unit (Section 3.4, Fig. 2).
+
+    ``y = norm(conv(binarizer(x), scale * sign(weight))) + bypass(x)``. Zero padding is zero in
+    the binarized map; other padding modes repeat binarized values.
+
+    Args:
+        *args, **kwargs: ``in_channels, out_channels, kernel_size, stride, padding, dilation,
+            groups, padding_mode, device, dtype`` as in :class:`torch.nn.Conv2d`. There is no
+            ``bias``: the norm has one.
+        unit: The parts by name; BiDense's by default.
+        bypass: False leaves out the bypass whatever ``unit`` says.
+        tf_same: Pad as TensorFlow's SAME does, with a stride too; ``padding`` must then be 0.
+
+    Shapes: (N, C_in, H, W) to (N, C_out, H', W') of the convolution.
+
+    Raises:
+        BinarizeError: The input is not floating point.
+    """
+
+    spatial = 2
+
+
+class BiConv1d(_BiConvNd, nn.Conv1d):
+    """1-D binary convolution; see :class:`BiConv2d`."""
+
+    spatial = 1
+
+
+class BiConv3d(_BiConvNd, nn.Conv3d):
+    """3-D binary convolution; see :class:`BiConv2d`."""
+
+    spatial = 3
+
+
+class _BiConvTransposeNd(BinaryLayer):
+    """Geometry from torch's transposed convolution."""
+
+    spatial: int
+
+    def __init__(
+        self, *args: Any, unit: UnitSpec | None = None, bypass: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, bias=False, **kwargs)
+        conv: Any = self
+        unit = unit or UnitSpec()
+        per_output = unit.transposed_scale == "output-channel"
+        self._build_unit(
+            unit,
+            conv.in_channels,
+            conv.out_channels,
+            spatial=self.spatial,
+            scale_dim=1 if per_output else 0,
+            groups=conv.groups if per_output else 1,
+            resample="nearest",
+            bypass=bypass,
+        )
+
+    @property
+    def popcount_exact(self) -> bool:
+        """As in the base class; a scale per input channel sits inside the channel sum."""
+        return super().popcount_exact and self.spec.transposed_scale == "output-channel"
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Run the unit on a map (N, C_in, *spatial)."""
+        check_floating(input)
+        conv: Any = self
+        output_padding = conv._output_padding(
+            input,
+            output_size,
+            conv.stride,
+            conv.padding,
+            conv.kernel_size,
+            self.spatial,
+            conv.dilation,
+        )
+        y = _CONV_TRANSPOSE[self.spatial](
+            self.binarizer(input),
+            self.quantizer(self.weight),
+            None,
+            conv.stride,
+            conv.padding,
+            output_padding,
+            conv.groups,
+            conv.dilation,
+        )
+        y = self.norm(y)
+        return y if self.bypass is None else y + self.bypass(input, y.shape[2:])
+
+
+_CONV_TRANSPOSE: dict[int, Any] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
+
+
+class BiConvTranspose2d(_BiConvTransposeNd, nn.ConvTranspose2d):
+    """2-D binary transposed convolution; its bypass is resampled by nearest neighbour.
+
+    Args:
+        *args, **kwargs: ``in_channels, out_channels, kernel_size, stride, padding,
+            output_padding, groups, dilation, device, dtype`` as in
+            :class:`torch.nn.ConvTranspose2d`. There is no ``bias``: the norm has one.
+        unit: The parts by name; BiDense's by default.
+        bypass: False leaves out the bypass whatever ``unit`` says.
+
+    Shapes: (N, C_in, H, W) to (N, C_out, H', W') of the transposed convolution.
+
+    Raises:
+        BinarizeError: The input is not floating point.
+    """
+
+    spatial = 2
+
+
+class BiConvTranspose1d(_BiConvTransposeNd, nn.ConvTranspose1d):
+    """1-D binary transposed convolution; see :class:`BiConvTranspose2d`."""
+
+    spatial = 1
+
+
+class BiConvTranspose3d(_BiConvTransposeNd, nn.ConvTranspose3d):
+    """3-D binary transposed convolution; see :class:`BiConvTranspose2d`."""
+
+    spatial = 3

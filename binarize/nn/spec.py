@@ -1,0 +1,62 @@
+"""What a binary unit is made of, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from binarize.errors import PolicyError
+from binarize.nn.activations import ACTIVATIONS
+from binarize.nn.binarizers import BINARIZERS
+from binarize.nn.weights import WEIGHTS
+from binarize.ops.bypass import GROUPINGS
+
+__all__ = ["NORMS", "UnitSpec"]
+
+NORMS = ("batch",)
+TRANSPOSED_SCALES = ("output-channel", "input-channel")
+
+
+@dataclass(frozen=True)
+class UnitSpec:
+    """The named parts of a binary unit.
+
+    Attributes:
+        binarizer: Activation binarizer, a key of ``BINARIZERS``.
+        binarizer_options: Keyword arguments of the binarizer, e.g. ``{"scale": "layer"}``.
+        weight: Weight binarizer, a key of ``WEIGHTS``.
+        transposed_scale: Whether the weight scale of transposed convolutions is per
+            ``"output-channel"`` (it factors out of the sum) or per ``"input-channel"``.
+        bypass: Channel grouping of the bypass, or ``None`` for no bypass.
+        norm: Norm on the binary layer's output; ``"batch"``.
+        activation: What replaces ReLU-like activations, a key of ``ACTIVATIONS``; ``None`` leaves
+            them.
+        activation_options: Keyword arguments of the activation.
+    """
+
+    binarizer: str = "dab"
+    binarizer_options: Mapping[str, Any] = field(default_factory=dict)
+    weight: str = "scaled-sign"
+    transposed_scale: str = "output-channel"
+    bypass: str | None = "contiguous"
+    norm: str = "batch"
+    activation: str | None = "shifted-prelu"
+    activation_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check("binarizer", self.binarizer, BINARIZERS)
+        self._check("weight", self.weight, WEIGHTS)
+        self._check("transposed_scale", self.transposed_scale, TRANSPOSED_SCALES)
+        self._check("norm", self.norm, NORMS)
+        if self.bypass is not None:
+            self._check("bypass", self.bypass, GROUPINGS)
+        if self.activation is not None:
+            self._check("activation", self.activation, ACTIVATIONS)
+
+    @staticmethod
+    def _check(key: str, value: object, known: Any) -> None:
+        if value not in known:
+            raise PolicyError(
+                f"unit.{key}", value, "no such part", f"use one of {', '.join(sorted(known))}"
+            )

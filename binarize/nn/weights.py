@@ -1,0 +1,75 @@
+"""Weight binarizers: latent float weight in, scaled signs out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["WEIGHTS", "ScaledSign"]
+
+
+class _ScaledSignFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.where(weight < 0, -scale, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return torch.where(weight.abs() <= 1, grad, 0), None
+
+
+class ScaledSign(nn.Module):
+    r"""Binary weights with one scale per slice: :math:`\overline{|W_o|} \operatorname{sign}(W_o)`.
+
+    As in XNOR-Net, Bi-Real Net and BiDense. The scale is detached. Surrogate gradient on the latent
+    weight: 1 where ``|W| <= 1``, else 0, not multiplied by the scale.
+
+    Args:
+        dim: The weight's dimension that the scale runs along: 0 for convolution and linear weights
+            (out, in, ...) to give a scale per output channel; for transposed weights
+            (in, out / groups, ...) 1 gives a scale per output channel, 0 one per input channel.
+        groups: Blocks of dimension 0 with a scale of their own, for transposed grouped
+            convolutions, whose dimension 1 counts the output channels of one group only.
+
+    Deviation: the mean is taken as ``m + mean(|W| - m)`` with ``m`` the slice's first element. It
+    is the same number, and where all magnitudes of a slice agree (a network loaded from its 1-bit
+    file) it is that magnitude to the last bit.
+    """
+
+    popcount_exact = True
+
+    def __init__(self, dim: int = 0, groups: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.groups = groups
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """Detached scales, compact: (groups, channels) flattened to one dimension."""
+        magnitude = weight.detach().abs().unflatten(0, (self.groups, -1))
+        others = [d for d in range(1, magnitude.dim()) if d != self.dim + 1]
+        first = magnitude
+        for d in others:
+            first = first.narrow(d, 0, 1)
+        return (first + (magnitude - first).mean(others, keepdim=True)).flatten()
+
+    def spread(self, scale: Tensor, weight: Tensor) -> Tensor:
+        """View compact scales so that they broadcast to ``weight``."""
+        rest = [1] * (weight.dim() - 2)
+        if self.dim == 0:
+            return scale.view(-1, 1, *rest)
+        per_group = scale.view(self.groups, 1, -1).expand(-1, weight.shape[0] // self.groups, -1)
+        return per_group.reshape(weight.shape[0], -1, *rest)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Binarize ``weight``; same shape and dtype."""
+        return _ScaledSignFunction.apply(weight, self.spread(self.scale(weight), weight))
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, groups={self.groups}"
+
+
+WEIGHTS = {"scaled-sign": ScaledSign}
