@@ -32,6 +32,12 @@ if INSTALLATION == "wheel":
     # of the same name. Take it away, here and (Python 3.11 on) in every child process.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
     os.environ["PYTHONSAFEPATH"] = "1"
+elif INSTALLATION == "none":
+    # A plain checkout: good enough to try a change, here and in child processes.
+    sys.path.insert(0, str(CHECKOUT))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
 
 
 def pytest_report_header() -> str:
