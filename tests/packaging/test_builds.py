@@ -38,9 +38,7 @@ def ask(python: Path | str, folder: Path, **environment: str) -> tuple[Path, set
 
 
 def run(command: list[str], folder: Path, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=150
-    )
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
