@@ -1,0 +1,17 @@
+"""Policies: which layers become binary, and what the binary unit is made of."""
+
+from binarize.policy.loader import load_policy, policies, policy_files, validate
+from binarize.policy.match import matches, with_overrides
+from binarize.policy.schema import Match, Policy, Rule
+
+__all__ = [
+    "Match",
+    "Policy",
+    "Rule",
+    "load_policy",
+    "matches",
+    "policies",
+    "policy_files",
+    "validate",
+    "with_overrides",
+]

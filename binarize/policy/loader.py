@@ -1,0 +1,218 @@
+"""Rule files: find, read, inherit, check."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from binarize.errors import BinarizeError, PolicyError
+from binarize.nn.spec import UnitSpec
+from binarize.policy.schema import ACTIONS, KINDS, ROLES, Match, Policy, Rule
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["from_dict", "load_policy", "policies", "policy_files", "validate"]
+
+_TOP = ("name", "summary", "source", "extends", "replace_activations", "unit", "rules")
+_UNIT = tuple(UnitSpec.__dataclass_fields__)
+_RULE = ("match", "action", "reason")
+_MATCH = {"name": None, "role": ROLES, "kind": KINDS, "class": None}
+_REPLACE = ("all", "all-but-head", "none")
+
+
+def policy_files() -> dict[str, Path]:
+    """Bundled rule files by policy name, sorted."""
+    folder = Path(str(resources.files("binarize"))) / "rules"
+    if not folder.is_dir():
+        folder = folder.parent.parent / "rules"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def policies() -> dict[str, Policy]:
+    """All bundled policies by name.
+
+    Returns:
+        Name to :class:`Policy`, sorted by name.
+    """
+    return {name: load_policy(path) for name, path in policy_files().items()}
+
+
+def load_policy(source: str | Path | Policy) -> Policy:
+    """Get a policy by bundled name, from a rule file, or as it is.
+
+    Args:
+        source: Name of a bundled policy, path of a TOML file, or a :class:`Policy`.
+
+    Returns:
+        The policy, ``extends`` resolved.
+
+    Raises:
+        PolicyError: No such policy or file, or the file breaks a rule; all findings in one line.
+    """
+    if isinstance(source, Policy):
+        return source
+    path = _find(source)
+    policy, problems = _read(path, ())
+    if problems or policy is None:
+        raise PolicyError(
+            "policy", str(source), "; ".join(problems), "see rules/README.md for every key"
+        )
+    return policy
+
+
+def validate(path: str | Path) -> list[str]:
+    """Check a rule file.
+
+    Args:
+        path: Path of a TOML file, or name of a bundled policy.
+
+    Returns:
+        All problems found, one line each; empty if the file is good.
+
+    Raises:
+        PolicyError: There is no such file.
+    """
+    return _read(_find(path), ())[1]
+
+
+def from_dict(data: Mapping[str, Any]) -> Policy:
+    """Build a policy from plain data without ``extends``, as :meth:`Policy.to_dict` gives it.
+
+    Raises:
+        PolicyError: The data breaks a rule; all findings in one line.
+    """
+    problems: list[str] = []
+    policy = _build(data, problems)
+    if problems or policy is None:
+        raise PolicyError("policy", data.get("name"), "; ".join(problems), "correct these keys")
+    return policy
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Tell the known names, the nearest ones first."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "use one of " + ", ".join(names)
+
+
+def _find(source: str | Path) -> Path:
+    bundled = policy_files()
+    if str(source) in bundled:
+        return bundled[str(source)]
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise PolicyError("policy", str(source), "no such rule file", "check the path")
+    raise PolicyError("policy", str(source), "no such policy", nearest(str(source), bundled))
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Policy | None, list[str]]:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return None, [f"{path.name} cannot be read: {error}"]
+    if "extends" not in data:
+        problems: list[str] = []
+        return _build(data, problems), problems
+    base_name = data["extends"]
+    try:
+        if not isinstance(base_name, str):
+            raise PolicyError("extends", base_name, "not a name", "give a policy's name or path")
+        base_path = _find(path.parent / base_name if base_name.endswith(".toml") else base_name)
+    except PolicyError as error:
+        return None, [str(error)]
+    if base_path in (*seen, path):
+        return None, [f"extends={base_name!r}: the files extend each other in a circle"]
+    base, problems = _read(base_path, (*seen, path))
+    if base is None:
+        return None, problems
+    merged = base.to_dict()
+    unit = {**merged["unit"], **data.get("unit", {})}
+    # The file's own rules come first, so that they win over the inherited ones.
+    rules = [*data.get("rules", []), *merged["rules"]]
+    merged.update({key: value for key, value in data.items() if key != "extends"})
+    merged.update(unit=unit, rules=rules)
+    return _build(merged, problems), problems
+
+
+def _build(data: Mapping[str, Any], problems: list[str]) -> Policy | None:
+    _unknown_keys("", data, _TOP, problems)
+    if not isinstance(data.get("name"), str):
+        problems.append("name: a policy needs a name")
+    replace = data.get("replace_activations", "all")
+    if replace not in _REPLACE:
+        problems.append(f"replace_activations={replace!r}: {nearest(str(replace), _REPLACE)}")
+    unit = _unit(data.get("unit", {}), problems)
+    rules = [_rule(i, rule, problems) for i, rule in enumerate(data.get("rules", []), start=1)]
+    if not data.get("rules"):
+        problems.append("rules: a policy needs at least one rule")
+    if problems or unit is None:
+        return None
+    return Policy(
+        name=data["name"],
+        summary=data.get("summary", ""),
+        source=data.get("source", ""),
+        unit=unit,
+        rules=tuple(rule for rule in rules if rule is not None),
+        replace_activations=replace,
+    )
+
+
+def _unit(data: Mapping[str, Any], problems: list[str]) -> UnitSpec | None:
+    _unknown_keys("unit.", data, _UNIT, problems)
+    values = {key: value for key, value in data.items() if key in _UNIT}
+    for key in ("bypass", "activation"):
+        if values.get(key) == "none":
+            values[key] = None
+    try:
+        return UnitSpec(**values)
+    except BinarizeError as error:
+        problems.append(str(error))
+        return None
+
+
+def _rule(number: int, data: Any, problems: list[str]) -> Rule | None:
+    where = f"rules[{number}]."
+    before = len(problems)
+    if not isinstance(data, Mapping):
+        problems.append(f"rules[{number}]: a rule is a table with match, action and reason")
+        return None
+    _unknown_keys(where, data, _RULE, problems)
+    match = data.get("match", {})
+    if isinstance(match, Mapping):
+        _unknown_keys(f"{where}match.", match, _MATCH, problems)
+    else:
+        problems.append(f"{where}match={match!r}: not a table; write for example {{name = 'head.*'}}")
+        match = {}
+    values: dict[str, tuple[str, ...]] = {}
+    for key, known in _MATCH.items():
+        given = match.get(key, ())
+        given = (given,) if isinstance(given, str) else tuple(given)
+        for value in given:
+            if known is not None and value not in known:
+                problems.append(f"{where}match.{key}={value!r}: {nearest(str(value), known)}")
+        values["cls" if key == "class" else key] = given
+    action = data.get("action")
+    if action not in ACTIONS:
+        problems.append(f"{where}action={action!r}: {nearest(str(action), ACTIONS)}")
+    if len(problems) > before:
+        return None
+    return Rule(Match(**values), str(action), str(data.get("reason") or "asked for by a rule"))
+
+
+def _unknown_keys(
+    where: str, data: Mapping[str, Any], known: Iterable[str], problems: list[str]
+) -> None:
+    for key in data:
+        if key not in known:
+            problems.append(f"{where}{key}: unknown key, {nearest(key, known)}")

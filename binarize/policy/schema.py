@@ -1,0 +1,120 @@
+"""A policy as data: the unit's parts and an ordered list of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from binarize.nn.spec import UnitSpec
+
+__all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule"]
+
+ACTIONS = ("binarize", "keep")
+
+ROLES = {
+    "input": "reads the network's input, no other layer comes before it",
+    "prediction": "makes the network's output, neither a norm, an activation nor a layer follows",
+    "vector": "works on a map of one position, such as a squeeze-excite gate",
+    "tokens": "linear layer over tokens, such as those of a transformer",
+    "unused": "is not called by the forward pass",
+}
+
+KINDS = {
+    "conv": "any convolution that is not transposed",
+    "transposed": "transposed convolution",
+    "linear": "linear layer",
+    "depthwise": "convolution with as many groups as input channels",
+    "grouped": "convolution with more than one group, not depthwise",
+    "pointwise": "convolution with a kernel of one position",
+}
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a rule looks at; every key that is given must hold, one of its values is enough.
+
+    Attributes:
+        name: Patterns for the layer's dotted name, as in ``fnmatch`` (``*`` also crosses dots).
+        role: Keys of ``ROLES``.
+        kind: Keys of ``KINDS``.
+        cls: Names of the float layer's class (``class`` in a rule file).
+    """
+
+    name: tuple[str, ...] = ()
+    role: tuple[str, ...] = ()
+    kind: tuple[str, ...] = ()
+    cls: tuple[str, ...] = ()
+
+    @property
+    def is_specific(self) -> bool:
+        """Whether the rule names layers of one network, so that matching nothing is a mistake."""
+        return bool(self.name or self.cls)
+
+    def __str__(self) -> str:
+        given = [
+            f"{'class' if key == 'cls' else key}={'|'.join(values)}"
+            for key, values in asdict(self).items()
+            if values
+        ]
+        return " and ".join(given) or "any layer"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``match`` decides whether the rule applies, ``action`` what happens, ``reason`` why."""
+
+    match: Match
+    action: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.match} -> {self.action}"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a network is made binary.
+
+    Attributes:
+        name: Short name, as in ``convert(model, policy=name)``.
+        summary: One line for lists.
+        source: Where the method comes from.
+        unit: Parts of the binary unit.
+        rules: Tried in order; the first that matches a layer decides.
+        replace_activations: Which ReLU-like activations after a unit become the unit's:
+            ``"all"``, ``"all-but-head"`` (the one before the prediction stays) or ``"none"``.
+    """
+
+    name: str
+    summary: str = ""
+    source: str = ""
+    unit: UnitSpec = field(default_factory=UnitSpec)
+    rules: tuple[Rule, ...] = ()
+    replace_activations: str = "all"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in a rule file; :func:`binarize.policy.loader.from_dict` reads it."""
+        unit = {
+            key: dict(value) if isinstance(value, Mapping) else value
+            for key, value in vars(self.unit).items()
+        }
+        unit = {key: value for key, value in unit.items() if value != {}}
+        for key in ("bypass", "activation"):
+            unit[key] = "none" if unit[key] is None else unit[key]
+        rules = []
+        for rule in self.rules:
+            match = {
+                "class" if key == "cls" else key: list(values)
+                for key, values in asdict(rule.match).items()
+                if values
+            }
+            rules.append({"match": match, "action": rule.action, "reason": rule.reason})
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "source": self.source,
+            "replace_activations": self.replace_activations,
+            "unit": unit,
+            "rules": rules,
+        }
