@@ -1,0 +1,24 @@
+"""Data sets of pictures with dense targets, and the scenes that are made from a seed."""
+
+from __future__ import annotations
+
+from binarize.data.augment import Augment
+from binarize.data.camvid import CamVid
+from binarize.data.dense import IGNORE, IMAGENET, DenseDataset
+from binarize.data.image_mask_folder import ImageMaskFolder
+from binarize.data.nyuv2 import NYUv2
+from binarize.data.registry import dataset_names, open_dataset
+from binarize.data.scenes import Scenes
+
+__all__ = [
+    "IGNORE",
+    "IMAGENET",
+    "Augment",
+    "CamVid",
+    "DenseDataset",
+    "ImageMaskFolder",
+    "NYUv2",
+    "Scenes",
+    "dataset_names",
+    "open_dataset",
+]

@@ -1,0 +1,205 @@
+"""The common part of every data set: cache, resize, augment, normalise.
+
+Shape legend: H, W rows and columns of the size asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from binarize.data.augment import Augment, Depth
+from binarize.data.images import resize_image, resize_map
+from binarize.data.palette import palette
+from binarize.errors import DataError
+
+__all__ = ["IMAGENET", "IGNORE", "DenseDataset", "normalisation"]
+
+IGNORE = 255
+"""Label of pixels that count neither in a loss nor in a metric."""
+
+Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+IMAGENET: Stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's RGB values in [0, 1]."""
+
+_NAMED: dict[str, Stats] = {
+    "imagenet": IMAGENET,
+    "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+_TASKS: dict[str | None, frozenset[str]] = {
+    "segmentation": frozenset({"image", "mask"}),
+    "depth": frozenset({"image", "depth"}),
+    None: frozenset({"image", "mask", "depth"}),
+}
+
+
+def normalisation(name: str | Stats) -> Stats:
+    """Mean and standard deviation by name: "imagenet", "symmetric" ([-1, 1]) or "none" ([0, 1]).
+
+    Raises:
+        DataError: The name is not known.
+    """
+    if not isinstance(name, str):
+        return name
+    if name not in _NAMED:
+        raise DataError(
+            "normalize", name, "unknown normalisation", f"use one of {', '.join(sorted(_NAMED))}"
+        )
+    return _NAMED[name]
+
+
+class DenseDataset(Dataset[dict[str, Tensor]]):
+    """Pictures with one or two maps of the same size, as dicts of tensors.
+
+    A sub-class provides :meth:`read`. Everything after reading happens here: resizing (bilinear
+    with antialiasing for pictures, nearest for maps), the cache, augmentation, normalisation.
+
+    Items: ``image`` float32 (3, H, W), normalised; ``mask`` int64 (H, W) with ``ignore_index``
+    where nothing is known; ``depth`` float32 (1, H, W) in metres, 0 where nothing is known.
+
+    Args:
+        count: Number of samples, at least 1.
+        size: Rows and columns; None keeps each picture's own size.
+        task: "segmentation" or "depth" to leave the other map out; None for all there is.
+        classes: Names of the classes.
+        max_depth: Largest depth in metres, or None without depth.
+        depth_scale: Metres per unit of the depth map that :meth:`read` returns.
+        augment: True for the default :class:`Augment`, False for none, or an object.
+        normalize: Name or (mean, std) of the picture's values; see :func:`normalisation`.
+        cache: Keep read and resized samples in memory (uint8 pictures and labels). With worker
+            processes call :meth:`preload` first, or every worker fills its own.
+        colors: One RGB triple per class, for pictures; None derives them.
+
+    Raises:
+        DataError: No sample, an unknown task or normalisation, a size without pixels.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        size: tuple[int, int] | None,
+        task: str | None = None,
+        classes: Sequence[str] = (),
+        max_depth: float | None = None,
+        depth_scale: float = 1.0,
+        augment: bool | Augment = False,
+        normalize: str | Stats = "imagenet",
+        cache: bool = True,
+        colors: Sequence[tuple[int, int, int]] | None = None,
+    ) -> None:
+        if task not in _TASKS:
+            raise DataError("task", task, "unknown task", "use 'segmentation', 'depth' or None")
+        if count < 1:
+            raise DataError("data set", count, "has no samples", "check the split and the folder")
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise DataError(
+                "size", size, "must be (rows, columns), both positive", "write e.g. (144, 192)"
+            )
+        self.keys = _TASKS[task]
+        self.size = None if size is None else (int(size[0]), int(size[1]))
+        self.classes = tuple(classes)
+        self.num_classes = len(self.classes)
+        self.ignore_index = IGNORE
+        self.max_depth = max_depth
+        self.palette = palette(self.num_classes) if colors is None else tuple(colors)
+        self.normalize = normalisation(normalize)
+        mean, std = self.normalize
+        self._mean = torch.tensor(mean).mul(255).view(3, 1, 1)
+        self._gain = torch.tensor(std).mul(255).reciprocal().view(3, 1, 1)
+        self._count = count
+        self._depth_scale = depth_scale
+        self._cache: list[dict[str, Tensor] | None] | None = [None] * count if cache else None
+        self.augment = self._augmentation(augment)
+        self._transform = None
+        if self.augment is not None:
+            if self.size is None:
+                raise DataError("size", None, "augmentation needs a size", "give (rows, columns)")
+            self._transform = self.augment.build(self.size)
+
+    @staticmethod
+    def _augmentation(augment: bool | Augment) -> Augment | None:
+        if isinstance(augment, Augment):
+            return augment
+        return Augment() if augment else None
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """Read one sample at its own size.
+
+        Returns:
+            ``image`` uint8 (3, h, w) and those of ``mask`` uint8 (h, w) and ``depth`` (1, h, w)
+            that ``self.keys`` names.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return one sample, augmented and normalised."""
+        stored = self._stored(index)
+        sample: dict[str, Any] = {"image": tv_tensors.Image(stored["image"])}
+        if "mask" in stored:
+            sample["mask"] = tv_tensors.Mask(stored["mask"])
+        if "depth" in stored:
+            sample["depth"] = Depth(stored["depth"].float() * self._depth_scale)
+        if self._transform is not None:
+            sample = self._transform(sample)
+        plain = {key: value.as_subclass(Tensor) for key, value in sample.items()}
+        # A new tensor each time: the cache must never be written to.
+        plain["image"] = plain["image"].to(torch.float32).sub_(self._mean).mul_(self._gain)
+        if "mask" in plain:
+            plain["mask"] = plain["mask"].to(torch.int64)
+        return plain
+
+    def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Fill the cache now, in memory that worker processes share.
+
+        Args:
+            progress: Called with (samples done, samples in all) after each one.
+        """
+        for index in range(self._count):
+            stored = self._stored(index)
+            if self._cache is not None:
+                for value in stored.values():
+                    value.share_memory_()
+            if progress is not None:
+                progress(index + 1, self._count)
+
+    def denormalize(self, image: Tensor) -> Tensor:
+        """Turn normalised pictures (..., 3, H, W) back into uint8 ones."""
+        shown = image.detach().cpu().float() / self._gain + self._mean
+        return shown.round_().clamp_(0, 255).to(torch.uint8)
+
+    def _stored(self, index: int) -> dict[str, Tensor]:
+        if not -self._count <= index < self._count:
+            raise IndexError(f"index {index} of {self._count} samples")
+        index %= self._count
+        if self._cache is None:
+            return self._resized(index)
+        held = self._cache[index]
+        if held is None:
+            held = self._cache[index] = self._resized(index)
+        return held
+
+    def _resized(self, index: int) -> dict[str, Tensor]:
+        sample = self.read(index)
+        rows, columns = sample["image"].shape[-2:]
+        size = (rows, columns) if self.size is None else self.size
+        if self.augment is not None and self.augment.zoom > 1:
+            # Stay within the file's pixels: the zoom cannot show more than there is.
+            zoom = max(1.0, min(self.augment.zoom, rows / size[0], columns / size[1]))
+            size = (round(size[0] * zoom), round(size[1] * zoom))
+        return {
+            key: (resize_image if key == "image" else resize_map)(value, size).contiguous()
+            for key, value in sample.items()
+            if key in self.keys
+        }

@@ -1,0 +1,118 @@
+"""NYU Depth v2, the indoor data set with depth and labels.
+
+Silberman, Hoiem, Kohli, Fergus 2012, "Indoor segmentation and support inference from RGBD
+images"; the official split of 795 / 654 labelled pictures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from binarize.data.dense import IGNORE, DenseDataset
+from binarize.data.images import folder, read_image, read_map
+from binarize.data.labels import label_map
+from binarize.errors import DataError
+
+__all__ = ["NYUv2"]
+
+CLASSES = (
+    "bed",
+    "books",
+    "ceiling",
+    "chair",
+    "floor",
+    "furniture",
+    "objects",
+    "picture",
+    "sofa",
+    "table",
+    "tv",
+    "wall",
+    "window",
+)
+# Label 0..38 of the files (NYU40 less one) to 1..13 in the order of CLASSES.
+_TO_THIRTEEN = (
+    *(12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5),
+    *(7, 3, 2, 6, 11, 7, 7, 7, 7, 7, 7, 6, 7, 7, 7, 7, 7, 7, 6),
+)
+METRES_PER_UNIT = 1 / 25.5
+MAX_DEPTH = 10.0
+# The pictures carry a white border; these rows and columns (Eigen's crop) are inside it.
+ROWS = slice(45, 471)
+COLUMNS = slice(41, 601)
+
+
+def thirteen_classes() -> Tensor:
+    """Table from the files' labels to the thirteen classes; 39 and 255 are ignored."""
+    table = torch.full((256,), -1, dtype=torch.int16)
+    table[: len(_TO_THIRTEEN)] = torch.tensor(_TO_THIRTEEN, dtype=torch.int16) - 1
+    table[len(_TO_THIRTEEN)] = IGNORE
+    table[IGNORE] = IGNORE
+    return table
+
+
+class NYUv2(DenseDataset):
+    """NYUv2: indoor pictures with depth in metres (0.7 to 10) and thirteen classes.
+
+    Pictures and maps are always cropped to rows 45..470 and columns 41..600 before they are
+    resized, in training and in evaluation, so that the white border is never seen.
+
+    Args:
+        root: Folder with ``images``, ``depth``, ``labels``, ``train.txt`` and ``test.txt``.
+        split: "train" or "test" ("val" is the test split: the data set has no other).
+        size: Rows and columns; None keeps the crop's 426×560.
+        task: "depth", "segmentation", or None for both maps.
+        **options: ``augment``, ``normalize``, ``cache``; see
+            :class:`~binarize.data.dense.DenseDataset`.
+
+    Raises:
+        DataError: A folder or split file is missing; on reading, a file is missing or has a
+            label outside 0..39.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        size: tuple[int, int] | None = (120, 160),
+        *,
+        task: str | None = "depth",
+        **options: Any,
+    ) -> None:
+        names = {"train": "train.txt", "val": "test.txt", "test": "test.txt"}
+        if split not in names:
+            raise DataError("split", split, "unknown split", "use 'train' or 'test'")
+        self.root = folder(root, "root")
+        for part in ("images", "depth", "labels"):
+            folder(self.root / part, "root")
+        listed = self.root / names[split]
+        try:
+            self.stems = listed.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                "root", str(root), f"{listed.name} cannot be read", "complete the data set"
+            ) from error
+        self._table = thirteen_classes()
+        super().__init__(
+            len(self.stems),
+            size=size,
+            task=task,
+            classes=CLASSES,
+            max_depth=MAX_DEPTH,
+            depth_scale=METRES_PER_UNIT,
+            **options,
+        )
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """Read one picture and the maps that the task needs, cropped."""
+        stem = self.stems[index]
+        sample = {"image": read_image(self.root / "images" / f"{stem}.jpg")}
+        if "depth" in self.keys:
+            sample["depth"] = read_map(self.root / "depth" / f"{stem}.png").unsqueeze(0)
+        if "mask" in self.keys:
+            sample["mask"] = label_map(self.root / "labels" / f"{stem}.png", self._table)
+        return {key: value[..., ROWS, COLUMNS] for key, value in sample.items()}

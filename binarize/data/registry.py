@@ -1,0 +1,98 @@
+"""Data sets by name, as the command line asks for them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from binarize.data.camvid import CamVid
+from binarize.data.dense import DenseDataset
+from binarize.data.image_mask_folder import ImageMaskFolder, class_names
+from binarize.data.images import folder
+from binarize.data.nyuv2 import NYUv2
+from binarize.data.scenes import Scenes
+from binarize.errors import DataError
+
+__all__ = ["dataset_names", "open_dataset"]
+
+_SPLITS = ("train", "val", "test")
+
+
+def _scenes(root: None, split: str, size: tuple[int, int] | None, **options: Any) -> Scenes:
+    if split not in _SPLITS:
+        raise DataError("split", split, "unknown split", f"use one of {', '.join(_SPLITS)}")
+    options.setdefault("count", 256 if split == "train" else 64)
+    options.setdefault("seed", _SPLITS.index(split))
+    return Scenes(size=size or (96, 128), **options)
+
+
+def _folder(
+    root: str | Path, split: str, size: tuple[int, int] | None, **options: Any
+) -> ImageMaskFolder:
+    top = folder(root, "root")
+    base = top / split if (top / split).is_dir() else top
+    masks = base / "masks"
+    if not masks.is_dir() and (base / "labels").is_dir():
+        masks = base / "labels"
+    options["classes"] = class_names(options.get("classes"), top)
+    return ImageMaskFolder(base / "images", masks, size, **options)
+
+
+_OPENERS: dict[str, Callable[..., DenseDataset]] = {
+    "camvid": CamVid,
+    "folder": _folder,
+    "nyuv2": NYUv2,
+    "scenes": _scenes,
+}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Names that :func:`open_dataset` knows."""
+    return tuple(_OPENERS)
+
+
+def open_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    split: str = "train",
+    size: tuple[int, int] | None = None,
+    task: str | None = None,
+    **options: Any,
+) -> DenseDataset:
+    """Open a data set by name.
+
+    Args:
+        name: "camvid", "nyuv2", "folder" or "scenes".
+        root: Its folder; not for "scenes". "folder" expects ``images`` and ``masks`` (or
+            ``labels``) there, or the same inside a folder named after the split.
+        split: "train", "val" or "test".
+        size: Rows and columns; None takes the data set's default.
+        task: "segmentation", "depth", or None for the data set's default.
+        **options: Arguments of the data set's class, such as ``augment``, ``normalize``,
+            ``cache``, ``classes`` ("folder"), ``count`` and ``seed`` ("scenes").
+
+    Returns:
+        The data set, with ``classes``, ``num_classes``, ``ignore_index``, ``max_depth`` and
+        ``palette``.
+
+    Raises:
+        DataError: The name is not known, the folder is not given, or the data set refuses.
+    """
+    if name not in _OPENERS:
+        near = difflib.get_close_matches(name, _OPENERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(_OPENERS)}"
+        raise DataError("data", name, "unknown data set", hint)
+    if root is None and name != "scenes":
+        raise DataError("root", None, f"{name!r} is read from a folder", "give its path")
+    if task is not None:
+        options["task"] = task
+    if size is None:
+        return _OPENERS[name](root, split, **_default_size(name), **options)
+    return _OPENERS[name](root, split, (int(size[0]), int(size[1])), **options)
+
+
+def _default_size(name: str) -> dict[str, Any]:
+    return {"size": None} if name in ("scenes", "folder") else {}

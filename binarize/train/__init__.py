@@ -1,0 +1,29 @@
+"""Train binary networks: tasks, distillation, the trainer, BatchNorm recalibration."""
+
+from __future__ import annotations
+
+from binarize.train.depth import Depth
+from binarize.train.depth_distillation import DepthDistillation
+from binarize.train.progress import LineProgress, Progress, RichProgress, SilentProgress
+from binarize.train.recalibrate import recalibrate
+from binarize.train.segmentation import Segmentation
+from binarize.train.segmentation_distillation import SegmentationDistillation
+from binarize.train.task import Distillation, Task
+from binarize.train.tasks import open_task
+from binarize.train.trainer import Trainer
+
+__all__ = [
+    "Depth",
+    "DepthDistillation",
+    "Distillation",
+    "LineProgress",
+    "Progress",
+    "RichProgress",
+    "Segmentation",
+    "SegmentationDistillation",
+    "SilentProgress",
+    "Task",
+    "Trainer",
+    "open_task",
+    "recalibrate",
+]

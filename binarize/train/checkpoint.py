@@ -1,0 +1,70 @@
+"""Write and read the state of a training, so that a killed run goes on as if nothing happened."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from binarize.errors import FileError
+
+__all__ = ["read_checkpoint", "write_checkpoint"]
+
+FORMAT = "binarize training state"
+VERSION = 1
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a state of tensors and plain values; the file is whole or not there at all.
+
+    Raises:
+        FileError: The folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FileError(
+            "output_dir",
+            str(path.parent),
+            f"cannot write {path.name} ({error.strerror or error})",
+            "free some space or choose another folder",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a state without running any code from the file.
+
+    Raises:
+        FileError: The file is missing, damaged, or no training state of this version.
+    """
+    if not path.is_file():
+        raise FileError("resume", str(path), "no such file", "give a checkpoint, or 'auto'")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise FileError(
+            "resume", str(path), "cannot be read as a checkpoint", "start again without resume"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise FileError(
+            "resume", str(path), "is not a training state", "give the last.pt of a training"
+        )
+    if state.get("version") != VERSION:
+        raise FileError(
+            "resume",
+            str(path),
+            f"has version {state.get('version')}, this package reads {VERSION}",
+            "resume with the version that wrote it",
+        )
+    return state

@@ -1,0 +1,98 @@
+"""Learn depth from a teacher's dense prediction.
+
+Shape legend: N samples, H, W rows and columns; log-depth (N, 1, H, W).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from binarize.errors import ModelError
+from binarize.train.segmentation_distillation import _SCHEDULES, anneal
+
+__all__ = ["DepthDistillation", "gradient_loss"]
+
+
+def gradient_loss(difference: Tensor, scales: int = 3) -> Tensor:
+    """Mean |∂x| + |∂y| of a log-depth difference over ``scales`` halvings (Li, Snavely 2018).
+
+    It asks for the teacher's edges and slopes and leaves the overall level alone.
+
+    Args:
+        difference: (N, 1, H, W).
+        scales: Number of resolutions; those smaller than 2 pixels are left out.
+    """
+    total = difference.new_zeros(())
+    for scale in range(scales):
+        if min(difference.shape[-2:]) < 2:
+            break
+        across = (difference[..., :, 1:] - difference[..., :, :-1]).abs().mean()
+        down = (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
+        total = total + across + down
+        if scale + 1 < scales:
+            difference = F.avg_pool2d(difference, 2, ceil_mode=True)
+    return total
+
+
+class DepthDistillation:
+    """A teacher's log-depth as a second target: its values and its gradients.
+
+    Loss = f(t) · (``weight`` · mean(c·|s − t|) + ``gradient_weight`` · gradient(s − t)), where s
+    and t are log-depths, f is the ``schedule`` and c = exp(−|t − truth| / ``tolerance``)
+    lowers the voice of a teacher that contradicts the truth (1 where there is no truth: there
+    the teacher is all there is).
+
+    Args:
+        weight: Weight of the values.
+        gradient_weight: Weight of the gradients; 0 turns them off.
+        tolerance: Log-depth error of the teacher at which it counts for 1/e; None: always 1.
+        scales: Resolutions of the gradient term.
+        schedule: "cosine", "linear" or "constant".
+
+    Raises:
+        ModelError: A value is out of range or a name unknown.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.5,
+        *,
+        gradient_weight: float = 0.5,
+        tolerance: float | None = 0.1,
+        scales: int = 3,
+        schedule: str = "cosine",
+    ) -> None:
+        if schedule not in _SCHEDULES:
+            raise ModelError(
+                "schedule", schedule, "unknown name", f"use one of {', '.join(_SCHEDULES)}"
+            )
+        for name, number in (("weight", weight), ("gradient_weight", gradient_weight)):
+            if not number >= 0:
+                raise ModelError(name, number, "must not be negative", "use 0 to turn it off")
+        if tolerance is not None and not tolerance > 0:
+            raise ModelError("tolerance", tolerance, "must be positive", "use None for no limit")
+        self.weight = weight
+        self.gradient_weight = gradient_weight
+        self.tolerance = tolerance
+        self.scales = scales
+        self.schedule = schedule
+
+    def __call__(self, student: Tensor, teacher: Tensor, target: Tensor, done: float) -> Tensor:
+        """Return the loss after the share ``done`` of the training, a scalar."""
+        factor = anneal(self.schedule, done)
+        loss = student.new_zeros(())
+        if factor == 0:
+            return loss
+        difference = student - teacher
+        if self.weight > 0:
+            gap = difference.abs()
+            if self.tolerance is not None:
+                known = target > 0
+                wrong = (teacher - torch.where(known, target, 1).log()).abs()
+                gap = gap * torch.where(known, torch.exp(-wrong / self.tolerance), 1)
+            loss = loss + factor * self.weight * gap.mean()
+        if self.gradient_weight > 0:
+            loss = loss + factor * self.gradient_weight * gradient_loss(difference, self.scales)
+        return loss

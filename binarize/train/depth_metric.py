@@ -1,0 +1,82 @@
+"""The usual nine numbers of monocular depth estimation (Eigen, Puhrsch, Fergus 2014)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["DEPTH_METRICS", "DepthMetric"]
+
+DEPTH_METRICS = (
+    "δ1",
+    "δ2",
+    "δ3",
+    "AbsRel",
+    "RMSE",
+    "log10",
+    "RMSElog",
+    "SILog",
+    "SqRel",
+)
+
+
+class DepthMetric(Metric):
+    """Depth metrics, each computed per image and then averaged over the images.
+
+    With d the prediction, t the truth, g = ln d − ln t, means over an image's valid pixels:
+    δk = share with max(d/t, t/d) < 1.25^k; AbsRel = mean(|d − t|/t); SqRel = mean((d − t)²/t);
+    RMSE = sqrt(mean((d − t)²)); RMSElog = sqrt(mean(g²)); log10 = mean(|log10 d − log10 t|);
+    SILog = 100 · sqrt(mean(g²) − mean(g)²). Images without a valid pixel are left out.
+    Averaging per image is what published NYUv2 and KITTI tables do; RMSE over the pooled pixels
+    of a whole set is larger.
+    """
+
+    full_state_update = False
+    totals: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        zeros = torch.zeros(len(DEPTH_METRICS), dtype=torch.float64)
+        self.add_state("totals", zeros, dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, depth: Tensor, truth: Tensor, valid: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            depth: Prediction in metres, (N, ...), positive.
+            truth: Same shape; read where valid only.
+            valid: Boolean, same shape.
+        """
+        count = valid.flatten(1).sum(1)
+        truth = torch.where(valid, truth, 1)
+        depth = torch.where(valid, depth, 1)
+        gap = (depth - truth).square()
+        log_gap = depth.log() - truth.log()
+        ratio = log_gap.abs()
+        step = torch.tensor(1.25, dtype=torch.float64).log().item()
+
+        def mean(values: Tensor) -> Tensor:
+            return values.flatten(1).double().sum(1) / count.clamp(min=1)
+
+        # Pixels that are not valid have d = t = 1: no error in any term, but a hit in each δ.
+        squared_log = mean(log_gap.square())
+        rows = [
+            *(mean((ratio < k * step) & valid) for k in (1, 2, 3)),
+            mean((depth - truth).abs() / truth),
+            mean(gap).sqrt(),
+            mean(ratio) / torch.tensor(10.0, dtype=torch.float64).log().item(),
+            squared_log.sqrt(),
+            100 * (squared_log - mean(log_gap).square()).clamp(min=0).sqrt(),
+            mean(gap / truth),
+        ]
+        seen = count > 0
+        self.totals += torch.where(seen, torch.stack(rows), 0).sum(1)
+        self.images += seen.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the metrics of all images seen so far; NaN when there were none."""
+        means = self.totals / self.images
+        return dict(zip(DEPTH_METRICS, means.unbind(), strict=True))

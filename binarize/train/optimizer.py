@@ -1,0 +1,88 @@
+"""Parameter groups, AdamW and OneCycle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from binarize.errors import ModelError
+
+__all__ = ["make_optimizer", "make_scheduler", "parameter_groups"]
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float = 1e-2, latent_weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Split a network's trainable parameters by the weight decay they get.
+
+    Weights of float layers get ``weight_decay``. Latent weights, the ``weight`` of a module that
+    has a ``binary_weight`` method, get ``latent_weight_decay``: only their sign is used, and
+    decay pulls them to zero where signs flip at random (Liu et al. 2021). Nothing else decays:
+    norms, biases, thresholds, scales, shifts and PReLU slopes, that is everything with one
+    number per channel or less, and everything inside a module's ``binarizer``.
+
+    Args:
+        model: The network.
+        weight_decay: For weights of float layers.
+        latent_weight_decay: For latent weights.
+
+    Returns:
+        Groups with ``name``, ``params`` and ``weight_decay``, those without parameters left out.
+
+    Raises:
+        ModelError: The network has no trainable parameter.
+    """
+    latent: set[int] = set()
+    undecayed: set[int] = set()
+    for module in model.modules():
+        if callable(getattr(module, "binary_weight", None)):
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, nn.Parameter):
+                latent.add(id(weight))
+        binarizer = getattr(module, "binarizer", None)
+        if isinstance(binarizer, nn.Module):
+            undecayed.update(id(parameter) for parameter in binarizer.parameters())
+    split: dict[str, list[nn.Parameter]] = {"decayed": [], "latent": [], "plain": []}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in latent:
+            split["latent"].append(parameter)
+        elif id(parameter) in undecayed or parameter.numel() == max(parameter.shape, default=1):
+            split["plain"].append(parameter)
+        else:
+            split["decayed"].append(parameter)
+    decay = {"decayed": weight_decay, "latent": latent_weight_decay, "plain": 0.0}
+    groups: list[dict[str, Any]] = [
+        {"name": name, "params": parameters, "weight_decay": decay[name]}
+        for name, parameters in split.items()
+        if parameters
+    ]
+    if not groups:
+        raise ModelError(
+            "student",
+            type(model).__name__,
+            "has no trainable parameter",
+            "set requires_grad on the parameters to train",
+        )
+    return groups
+
+
+def make_optimizer(
+    model: nn.Module, lr: float, weight_decay: float, latent_weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over :func:`parameter_groups`, in its fused form where the device has one."""
+    groups = parameter_groups(model, weight_decay, latent_weight_decay)
+    kinds = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, lr=lr, fused=kinds <= {"cpu", "cuda"})
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """OneCycle over ``steps`` steps with its peak ``lr`` after the share ``warmup`` of them."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=lr, total_steps=steps, pct_start=warmup
+    )

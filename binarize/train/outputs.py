@@ -1,0 +1,54 @@
+"""Take the dense map out of whatever a network returns, at the size of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from binarize.errors import ModelError
+
+__all__ = ["dense_output", "resize_to"]
+
+_KEYS = ("out", "logits", "masks", "mask", "depth", "predicted_depth")
+
+
+def dense_output(output: Any) -> Tensor:
+    """Return the dense map (N, C, H, W) of a network's output.
+
+    Args:
+        output: The map itself, a list or tuple that starts with it (segmentation_models_pytorch
+            with a classification head), or a mapping that holds it under one of ``out``,
+            ``logits``, ``masks``, ``mask``, ``depth``, ``predicted_depth``, or as its first value
+            (torchvision, transformers). A map (N, H, W) gets a channel dimension.
+
+    Raises:
+        ModelError: There is no such tensor.
+    """
+    found: Any = output
+    if isinstance(found, Mapping):
+        named = [found[key] for key in _KEYS if key in found]
+        found = named[0] if named else next(iter(found.values()), None)
+    elif isinstance(found, Sequence) and not isinstance(found, str):
+        found = found[0] if found else None
+    if isinstance(found, Tensor) and found.ndim == 3:
+        found = found.unsqueeze(1)
+    if not isinstance(found, Tensor) or found.ndim != 4:
+        shown = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
+        raise ModelError(
+            "output",
+            shown,
+            "the network must return a map of shape (N, C, H, W)",
+            "return it directly, first in a tuple, or under 'out' or 'logits'",
+        )
+    return found
+
+
+def resize_to(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (N, C, h, w) to ``size`` bilinearly, when they differ, as float32 or better."""
+    values = values.float() if values.element_size() < 4 else values
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,160 @@
+"""Show how a training goes: a live display on a terminal, a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+__all__ = ["LineProgress", "Progress", "RichProgress", "SilentProgress", "describe"]
+
+
+class Progress(Protocol):
+    """What the trainer tells while it runs; every method is called by the main process only."""
+
+    def begin(self, epochs: int, steps: int, done: int) -> None:
+        """A training of ``epochs`` epochs of ``steps`` steps starts after ``done`` epochs."""
+        ...
+
+    def step(self, epoch: int, step: int, loss: float | None) -> None:
+        """Step ``step`` (from 1) of epoch ``epoch`` (from 1) is done; the loss if it is known."""
+        ...
+
+    def evaluate(self, batch: int, batches: int | None) -> None:
+        """Batch ``batch`` (from 1) of an evaluation is done."""
+        ...
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """An epoch is done; ``record`` is its entry of the history."""
+        ...
+
+    def end(self) -> None:
+        """The training is over, or was stopped by an error."""
+        ...
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """One line of an epoch's numbers: "loss 0.512  mIoU 0.431 ... 12.3 s"."""
+    numbers = [
+        f"{name} {value:.4g}"
+        for name, value in record.items()
+        if isinstance(value, float) and name not in ("lr", "seconds")
+    ]
+    return "  ".join([*numbers, f"{record.get('seconds', 0.0):.1f} s"])
+
+
+class SilentProgress:
+    """Show nothing."""
+
+    def begin(self, epochs: int, steps: int, done: int) -> None:
+        """Show nothing."""
+
+    def step(self, epoch: int, step: int, loss: float | None) -> None:
+        """Show nothing."""
+
+    def evaluate(self, batch: int, batches: int | None) -> None:
+        """Show nothing."""
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Show nothing."""
+
+    def end(self) -> None:
+        """Show nothing."""
+
+
+class LineProgress(SilentProgress):
+    """One line per epoch, for logs.
+
+    Args:
+        stream: Where to write; None is the standard error stream.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream
+        self.epochs = 0
+
+    def begin(self, epochs: int, steps: int, done: int) -> None:
+        """Remember the number of epochs."""
+        self.epochs = epochs
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Write the epoch's line."""
+        stream = self.stream or sys.stderr
+        print(f"epoch {record['epoch']}/{self.epochs}  {describe(record)}", file=stream, flush=True)
+
+
+class RichProgress:
+    """Bars for the training and the current epoch, with time left, loss and metrics.
+
+    Args:
+        console: A rich console; None is one on the standard error stream.
+    """
+
+    def __init__(self, console: Any = None) -> None:
+        self.console = console
+        self._bars: Any = None
+        self._steps = 0
+
+    def begin(self, epochs: int, steps: int, done: int) -> None:
+        """Start the display."""
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.end()
+        self._bars = Progress(
+            TextColumn("{task.description:<8}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console or Console(stderr=True),
+        )
+        self._steps = steps
+        self._epochs = epochs
+        self._all = self._bars.add_task(
+            "training", total=epochs * steps, completed=done * steps, note=""
+        )
+        self._part = self._bars.add_task("epoch", total=steps, note="")
+        self._bars.start()
+
+    def step(self, epoch: int, step: int, loss: float | None) -> None:
+        """Move both bars."""
+        note = {} if loss is None else {"note": f"loss {loss:.4g}"}
+        self._bars.update(
+            self._part, description=f"epoch {epoch}", total=self._steps, completed=step, **note
+        )
+        self._bars.update(self._all, completed=(epoch - 1) * self._steps + step)
+
+    def evaluate(self, batch: int, batches: int | None) -> None:
+        """Use the epoch's bar for the evaluation."""
+        if self._bars is not None:
+            self._bars.update(self._part, description="evaluate", total=batches, completed=batch)
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Print the epoch's line above the bars."""
+        line = f"epoch {record['epoch']:>3}/{self._epochs}  {describe(record)}"
+        self._bars.console.print(line, highlight=True, markup=False)
+
+    def end(self) -> None:
+        """Stop the display."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+def open_progress(progress: Progress | bool | None) -> Progress:
+    """The display asked for: an object, False for none, None or True for what fits the stream."""
+    if progress is False:
+        return SilentProgress()
+    if progress is None or progress is True:
+        return RichProgress() if sys.stderr.isatty() else LineProgress()
+    return progress

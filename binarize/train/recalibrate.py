@@ -1,0 +1,85 @@
+"""Estimate BatchNorm statistics anew, after the layers before them have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from binarize.errors import DataError, ModelError
+from binarize.train.batches import batch_image
+
+__all__ = ["recalibrate"]
+
+
+def recalibrate(
+    model: nn.Module, batches: Iterable[Any], *, device: torch.device | str | None = None
+) -> nn.Module:
+    """Replace the running statistics of every BatchNorm by averages over some batches.
+
+    Conversion changes what a layer hands to its norm, and pretrained files may carry folded
+    norms: in either case the stored means and variances are wrong until they are measured again.
+    They become the plain average over the batches, all of which count the same. Everything but
+    the BatchNorms runs in evaluation mode, no gradient is made, no parameter changes.
+
+    Args:
+        model: The network; changed in place.
+        batches: Images as tensors (N, C, H, W), or tuples that start with them, or dicts with
+            "image": a data loader, or a list.
+        device: Where to run; None is where the network is. The network is not moved.
+
+    Returns:
+        The same network, each module's training flag as it was.
+
+    Raises:
+        ModelError: There is no BatchNorm with running statistics.
+        DataError: There is no batch, or its images are unfit. The statistics are as before.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if not norms:
+        raise ModelError(
+            "model",
+            type(model).__name__,
+            "has no BatchNorm with running statistics",
+            "leave recalibrate out, there is nothing to estimate",
+        )
+    if device is None:
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    flags = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    saved = [
+        {name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms
+    ]
+    done = False
+    try:
+        model.eval()
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+        with torch.no_grad():
+            for batch in batches:
+                model(batch_image(batch).to(device))
+                done = True
+        if not done:
+            raise DataError(
+                "batches", type(batches).__name__, "is empty", "give at least one batch of images"
+            )
+    except BaseException:
+        for norm, buffers in zip(norms, saved, strict=True):
+            for name, value in buffers.items():
+                getattr(norm, name).copy_(value)
+        raise
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, flag in flags:
+            module.training = flag
+    return model

@@ -1,0 +1,85 @@
+"""Find a checkpoint and put its state into a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from binarize.errors import FileError
+
+__all__ = ["checkpoint_path", "restore"]
+
+
+def checkpoint_path(resume: str | Path | None, output_dir: Path | None) -> Path | None:
+    """Return the file to resume from, None to start anew.
+
+    Args:
+        resume: None, "auto" (``last.pt`` of the output folder, if there is one), a file, or a
+            folder with ``last.pt``.
+        output_dir: The output folder.
+
+    Raises:
+        FileError: The file does not exist, or "auto" has no output folder.
+    """
+    if resume is None:
+        return None
+    if str(resume) == "auto":
+        if output_dir is None:
+            raise FileError("resume", "auto", "needs output_dir", "give the folder of the run")
+        path = output_dir / "last.pt"
+        return path if path.is_file() else None
+    path = Path(resume).expanduser()
+    path = path / "last.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileError("resume", str(resume), "no such file", "give a checkpoint, or 'auto'")
+    return path
+
+
+def restore(
+    path: Path,
+    state: dict[str, Any],
+    settings: dict[str, Any],
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """Put a checkpoint's state into the student, the optimizer and the scheduler.
+
+    Raises:
+        FileError: It is of another task, schedule, seed or network; nothing has changed then.
+    """
+    if "optimizer" not in state:
+        raise FileError(
+            "resume", str(path), "has the weights only", "give the last.pt of the training"
+        )
+    for name, value in settings.items():
+        if state["settings"].get(name) != value:
+            raise FileError(
+                "resume",
+                str(path),
+                f"was made with {name}={state['settings'].get(name)!r}, this run has {value!r}",
+                f"use the same {name}, or start again without resume",
+            )
+    ours, theirs = student.state_dict(), state["student"]
+    for key in (*ours, *theirs):
+        if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape:
+            raise FileError(
+                "resume",
+                str(path),
+                f"does not fit the network at {key}",
+                "build the network as it was, or start again without resume",
+            )
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise FileError(
+            "resume",
+            str(path),
+            "was made with other trainable parameters",
+            "freeze the same layers, or start again without resume",
+        ) from error
+    scheduler.load_state_dict(state["scheduler"])
+    student.load_state_dict(theirs)

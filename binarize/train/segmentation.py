@@ -1,0 +1,163 @@
+"""Semantic segmentation: cross-entropy, pixAcc and mIoU.
+
+Shape legend: N samples, C classes, H, W rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from binarize.errors import DataError, ModelError
+from binarize.train.outputs import dense_output, resize_to
+from binarize.train.segmentation_distillation import SegmentationDistillation
+
+__all__ = ["Segmentation", "SegmentationMetric"]
+
+
+class SegmentationMetric(MulticlassConfusionMatrix):
+    """Pixel accuracy and mean intersection over union, from one confusion matrix.
+
+    The matrix is summed over the whole set (and over all processes) before anything is divided.
+    IoU_c = TP_c / (TP_c + FP_c + FN_c); mIoU is its mean over the classes that occur in the
+    targets or in the predictions. Ignored pixels count nowhere.
+
+    ``compute`` returns ``pixAcc``, ``mIoU`` and ``IoU`` (C,), NaN where a class does not occur.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        super().__init__(num_classes, ignore_index=ignore_index, validate_args=False)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Return the metrics of all pixels seen so far; NaN when there were none."""
+        matrix = self.confmat.double()
+        hits, truth, guessed = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+        iou = hits / (truth + guessed - hits)
+        return {"mIoU": iou.nanmean(), "pixAcc": hits.sum() / matrix.sum(), "IoU": iou}
+
+
+class Segmentation:
+    """Semantic segmentation on maps of class indices.
+
+    The network returns logits (N, C, H, W); other sizes are resized bilinearly to the target's.
+    The loss is the mean cross-entropy over all pixels that are not ignored, weighted by
+    ``class_weights`` when given.
+
+    Args:
+        num_classes: C.
+        ignore_index: Label of pixels that do not count.
+        class_weights: One weight per class.
+        label_smoothing: Share of the target spread evenly over all classes.
+
+    Raises:
+        DataError: The class weights are not one positive number per class.
+    """
+
+    name = "segmentation"
+    target = "mask"
+    monitor = "mIoU"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self._weights: Tensor | None = None
+        if class_weights is not None:
+            weights = torch.as_tensor(class_weights, dtype=torch.float32)
+            if weights.shape != (num_classes,) or not bool((weights >= 0).all()):
+                raise DataError(
+                    "class_weights",
+                    weights.tolist(),
+                    f"must be {num_classes} numbers, none negative",
+                    "give one weight per class",
+                )
+            self._weights = weights
+
+    def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """Return the logits (N, C, H, W) at ``size``, float32 or better.
+
+        Raises:
+            ModelError: The network returns another number of classes.
+        """
+        logits = dense_output(output)
+        if logits.shape[1] != self.num_classes:
+            raise ModelError(
+                "num_classes",
+                self.num_classes,
+                f"the network returns {logits.shape[1]} channels",
+                "build the network with as many classes as the data has",
+            )
+        return resize_to(logits, size)
+
+    def check(self, target: Tensor) -> None:
+        """Refuse labels that are neither a class nor ignored.
+
+        Raises:
+            DataError: There is such a label, or the map is not an integer one of (N, H, W).
+        """
+        if target.ndim != 3 or target.is_floating_point():
+            raise DataError(
+                "mask",
+                f"{target.dtype} {tuple(target.shape)}",
+                "must be class indices of shape (N, H, W)",
+                "convert with mask.long() and remove the channel dimension",
+            )
+        bad = (target < 0) | (target >= self.num_classes)
+        bad &= target != self.ignore_index
+        if bool(bad.any()):
+            raise DataError(
+                "label",
+                int(target[bad][0]),
+                f"must be from 0 to {self.num_classes - 1}, or {self.ignore_index} (ignored)",
+                "map it to a class or to the ignored label",
+            )
+
+    def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy over the pixels that count; 0 when there are none."""
+        weights = self._weights
+        if weights is not None:
+            weights = weights.to(prepared.device, prepared.dtype)
+        total = F.cross_entropy(
+            prepared,
+            target,
+            weight=weights,
+            ignore_index=self.ignore_index,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        valid = target != self.ignore_index
+        if weights is None:
+            return total / valid.sum().clamp(min=1)
+        norm = torch.where(valid, weights[torch.where(valid, target, 0)], 0).sum()
+        return total / norm.clamp(min=torch.finfo(prepared.dtype).tiny)
+
+    def metric(self) -> Metric:
+        """Return an empty :class:`SegmentationMetric`."""
+        return SegmentationMetric(self.num_classes, self.ignore_index)
+
+    def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
+        """Count a batch."""
+        metric.update(prepared.argmax(1), target)
+
+    def decode(self, output: Any, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the class of each pixel, int64 (N, H, W)."""
+        logits = dense_output(output)
+        return resize_to(logits, size or (logits.shape[-2], logits.shape[-1])).argmax(1)
+
+    def distillation(self) -> SegmentationDistillation:
+        """Return the default distillation loss."""
+        return SegmentationDistillation(ignore_index=self.ignore_index)

@@ -1,0 +1,177 @@
+"""Learn segmentation from a teacher's logits without learning its mistakes.
+
+Shape legend: N samples, C classes, H, W rows and columns; logits (N, C, H, W).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from binarize.errors import ModelError
+
+__all__ = ["SegmentationDistillation", "anneal", "channel_wise_loss", "pixel_wise_loss"]
+
+_TRUST = ("agree", "mix", "all")
+_SCHEDULES = ("constant", "linear", "cosine")
+
+
+def anneal(schedule: str, done: float) -> float:
+    """Factor of the weight after the share ``done`` of the training: 1 at first, 0 at the end."""
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - done
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def pixel_wise_loss(
+    student: Tensor,
+    teacher: Tensor,
+    trusted: Tensor,
+    temperature: float = 1.0,
+    truth: Tensor | None = None,
+    share: float = 0.0,
+) -> Tensor:
+    """T² · mean over trusted pixels of KL(p_T ‖ q_T) (Hinton, Vinyals, Dean 2015, section 2).
+
+    p is the teacher's distribution at temperature T, or with ``truth`` the mixture
+    (1 − share)·p + share·onehot(truth).
+
+    Args:
+        student: Logits.
+        teacher: Logits, same shape.
+        trusted: Boolean (N, H, W).
+        temperature: T.
+        truth: Labels (N, H, W); read where trusted only.
+        share: Part of the label in the mixture.
+
+    Returns:
+        Scalar; 0 when no pixel is trusted.
+    """
+    log_q = F.log_softmax(student / temperature, 1)
+    log_p = F.log_softmax(teacher / temperature, 1)
+    p = log_p.exp()
+    if truth is None or share == 0:
+        divergence = (p * (log_p - log_q)).sum(1)
+    else:
+        index = torch.where(trusted, truth, 0).unsqueeze(1)
+        p = (1 - share) * p
+        p = p.scatter_add(1, index, torch.full_like(p[:, :1], share))
+        divergence = (torch.xlogy(p, p) - p * log_q).sum(1)
+    total = torch.where(trusted, divergence, 0).sum()
+    return temperature**2 * total / trusted.sum().clamp(min=1)
+
+
+def channel_wise_loss(
+    student: Tensor, teacher: Tensor, valid: Tensor, temperature: float = 4.0
+) -> Tensor:
+    """Channel-wise distillation (Shu, Liu, Gao, Yan, Shen 2021, Eq. 3 to 5).
+
+    Each channel's map becomes a distribution over the positions, softmax(x/T), and the loss is
+    T² times the mean over samples and channels of KL(teacher ‖ student). Every class weighs the
+    same however few pixels it has. Positions that are not valid have no part in either.
+
+    Args:
+        student: Logits.
+        teacher: Logits, same shape.
+        valid: Boolean (N, H, W).
+        temperature: T.
+
+    Returns:
+        Scalar; samples without a valid position count as 0.
+    """
+    void = ~valid.flatten(1).unsqueeze(1)
+    # A large negative number instead of −inf: a sample without a valid position stays finite.
+    log_q, log_p = (
+        F.log_softmax((x / temperature).flatten(2).masked_fill(void, -1e4), 2)
+        for x in (student, teacher)
+    )
+    divergence = (log_p.exp() * (log_p - log_q)).masked_fill(void, 0).sum(2)
+    return temperature**2 * divergence.mean()
+
+
+class SegmentationDistillation:
+    """A teacher's logits as a second target, with safeguards.
+
+    Plain distillation on every pixel was measured to hurt: it hands on the teacher's errors on
+    rare classes and what it imagines in ignored regions. Hence: ignored pixels never count, the
+    pixel-wise term listens to the teacher only where it deserves it (``trust``), the
+    channel-wise term weighs all classes alike, and the weight falls to nothing towards the end
+    of the training, when the labels have the last word.
+
+    Loss = f(t) · (``weight`` · pixel-wise + ``channel_weight`` · channel-wise), with f the
+    ``schedule``. The cross-entropy with the labels is added by the trainer.
+
+    Args:
+        weight: Weight of the pixel-wise term.
+        temperature: Its temperature.
+        channel_weight: Weight of the channel-wise term; 0 turns it off.
+        channel_temperature: Its temperature.
+        trust: "agree": only pixels where the teacher's class is the label; "mix": all labelled
+            pixels, with the label mixed in by ``truth_share``; "all": all labelled pixels.
+        truth_share: Part of the label in "mix".
+        schedule: "cosine", "linear" or "constant".
+        ignore_index: Label of pixels that do not count.
+
+    Raises:
+        ModelError: A value is out of range or a name unknown.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 2.0,
+        *,
+        channel_weight: float = 0.5,
+        channel_temperature: float = 4.0,
+        trust: str = "agree",
+        truth_share: float = 0.5,
+        schedule: str = "cosine",
+        ignore_index: int = 255,
+    ) -> None:
+        for name, value, known in (("trust", trust, _TRUST), ("schedule", schedule, _SCHEDULES)):
+            if value not in known:
+                raise ModelError(name, value, "unknown name", f"use one of {', '.join(known)}")
+        for name, number in (("weight", weight), ("channel_weight", channel_weight)):
+            if not number >= 0:
+                raise ModelError(name, number, "must not be negative", "use 0 to turn it off")
+        for name, number in (
+            ("temperature", temperature),
+            ("channel_temperature", channel_temperature),
+        ):
+            if not number > 0:
+                raise ModelError(name, number, "must be positive", "use 1 for no softening")
+        if not 0 <= truth_share <= 1:
+            raise ModelError("truth_share", truth_share, "must be from 0 to 1", "use e.g. 0.5")
+        self.weight = weight
+        self.temperature = temperature
+        self.channel_weight = channel_weight
+        self.channel_temperature = channel_temperature
+        self.trust = trust
+        self.truth_share = truth_share if trust == "mix" else 0.0
+        self.schedule = schedule
+        self.ignore_index = ignore_index
+
+    def __call__(self, student: Tensor, teacher: Tensor, target: Tensor, done: float) -> Tensor:
+        """Return the loss after the share ``done`` of the training, a scalar."""
+        factor = anneal(self.schedule, done)
+        loss = student.new_zeros(())
+        if factor == 0:
+            return loss
+        valid = target != self.ignore_index
+        if self.weight > 0:
+            trusted = valid
+            if self.trust == "agree":
+                trusted = valid & (teacher.argmax(1) == target)
+            loss = loss + factor * self.weight * pixel_wise_loss(
+                student, teacher, trusted, self.temperature, target, self.truth_share
+            )
+        if self.channel_weight > 0:
+            loss = loss + factor * self.channel_weight * channel_wise_loss(
+                student, teacher, valid, self.channel_temperature
+            )
+        return loss
