@@ -1,0 +1,8 @@
+"""Turn a trained convolutional PyTorch network into a 1-bit network."""
+
+from binarize import nn, ops
+from binarize.errors import BinarizeError
+from binarize.graph import Plan, convert, plan
+from binarize.policy import Policy, policies
+
+__all__ = ["BinarizeError", "Plan", "Policy", "convert", "nn", "ops", "plan", "policies"]

@@ -18,7 +18,7 @@ from binarize.data.images import resize_image, resize_map
 from binarize.data.palette import palette
 from binarize.errors import DataError
 
-__all__ = ["IMAGENET", "IGNORE", "DenseDataset", "normalisation"]
+__all__ = ["IGNORE", "IMAGENET", "DenseDataset", "normalisation"]
 
 IGNORE = 255
 """Label of pixels that count neither in a loss nor in a metric."""
@@ -161,16 +161,13 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         return plain
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Fill the cache now, in memory that worker processes share.
+        """Fill the cache now, so that worker processes inherit it instead of filling their own.
 
         Args:
             progress: Called with (samples done, samples in all) after each one.
         """
         for index in range(self._count):
-            stored = self._stored(index)
-            if self._cache is not None:
-                for value in stored.values():
-                    value.share_memory_()
+            self._stored(index)
             if progress is not None:
                 progress(index + 1, self._count)
 

@@ -56,9 +56,16 @@ class DistributionAdaptiveBinarizer(nn.Module):
         self.channels = channels
         self.scale = scale
         self.channel_dim = channel_dim
-        self.k = nn.Parameter(torch.ones(channels))
-        self.b = nn.Parameter(torch.zeros(channels))
-        self.a = nn.Parameter(torch.zeros(1 if scale == "layer" else channels))
+        self.k = nn.Parameter(torch.empty(channels))
+        self.b = nn.Parameter(torch.empty(channels))
+        self.a = nn.Parameter(torch.empty(1 if scale == "layer" else channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set k = 1, b = 0, a = 0."""
+        nn.init.ones_(self.k)
+        nn.init.zeros_(self.b)
+        nn.init.zeros_(self.a)
 
     @property
     def popcount_exact(self) -> bool:

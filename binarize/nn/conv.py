@@ -5,6 +5,7 @@ Shapes: (N, C_in, *spatial) to (N, C_out, *spatial of the convolution's output).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -33,11 +34,11 @@ class _BiConvNd(BinaryLayer):
         *args: Any,
         unit: UnitSpec | None = None,
         bypass: bool = True,
-        tf_same: bool = False,
+        pre_padding: str | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, bias=False, **kwargs)
-        self.tf_same = tf_same
+        self.pre_padding = pre_padding
         conv: Any = self
         self._build_unit(
             unit or UnitSpec(),
@@ -50,7 +51,7 @@ class _BiConvNd(BinaryLayer):
 
     def _resample(self) -> str | None:
         conv: Any = self
-        if self.tf_same or any(s != 1 for s in conv.stride):
+        if self.pre_padding is not None or any(s != 1 for s in conv.stride):
             return "pool"
         if conv.padding == "same":
             return None
@@ -58,7 +59,9 @@ class _BiConvNd(BinaryLayer):
         padding = [0] * self.spatial if conv.padding == "valid" else conv.padding
         return None if reach == [2 * p for p in padding] else "crop"
 
-    def _pad_like_tensorflow(self, x: Tensor) -> Tensor:
+    def _pad(self, x: Tensor) -> Tensor:
+        if not isinstance(self.pre_padding, str):
+            return F.pad(x, list(self.pre_padding or ()))
         conv: Any = self
         pads: list[int] = []
         for d in reversed(range(self.spatial)):
@@ -73,8 +76,8 @@ class _BiConvNd(BinaryLayer):
         check_floating(input)
         conv: Any = self
         binary = self.binarizer(input)
-        if self.tf_same:
-            binary = self._pad_like_tensorflow(binary)
+        if self.pre_padding is not None:
+            binary = self._pad(binary)
         y = self.norm(conv._conv_forward(binary, self.quantizer(self.weight), None))
         return y if self.bypass is None else y + self.bypass(input, y.shape[2:])
 
@@ -91,7 +94,9 @@ class BiConv2d(_BiConvNd, nn.Conv2d):
             ``bias``: the norm has one.
         unit: The parts by name; BiDense's by default.
         bypass: False leaves out the bypass whatever ``unit`` says.
-        tf_same: Pad as TensorFlow's SAME does, with a stride too; ``padding`` must then be 0.
+        pre_padding: Zero padding put around the binarized map before the convolution's own: a
+            tuple as in ``torch.nn.functional.pad`` (it may be asymmetric), or ``"same"`` for
+            TensorFlow's SAME, which depends on the size and also works with a stride.
 
     Shapes: (N, C_in, H, W) to (N, C_out, H', W') of the convolution.
 

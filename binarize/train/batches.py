@@ -9,7 +9,7 @@ from torch import Tensor
 
 from binarize.errors import DataError
 
-__all__ = ["batch_image", "batch_pair"]
+__all__ = ["batch_image", "batch_pair", "refuse_single_value"]
 
 
 def batch_image(batch: Any) -> Tensor:
@@ -64,3 +64,22 @@ def batch_pair(batch: Any, key: str) -> tuple[Tensor, Tensor]:
             f"give a tuple (image, {key}) or a dict with 'image' and {key!r}",
         )
     return image, target
+
+
+def refuse_single_value(error: ValueError, image: Tensor) -> None:
+    """Tell the one bad choice of a batch size that torch reports from deep inside a network.
+
+    Args:
+        error: What the network raised.
+        image: The images it was given.
+
+    Raises:
+        DataError: A BatchNorm had one value per channel to take statistics of.
+    """
+    if "more than 1 value per channel" in str(error):
+        raise DataError(
+            "batch size",
+            image.shape[0],
+            "a BatchNorm on a map of one pixel needs two images or more",
+            "use larger batches, and drop_last=True in the loader",
+        ) from error

@@ -17,6 +17,7 @@ from binarize.errors import DataError, ModelError
 from binarize.train.depth_distillation import DepthDistillation
 from binarize.train.depth_metric import DepthMetric
 from binarize.train.outputs import dense_output, resize_to
+from binarize.train.precision import wide
 from binarize.train.silog import silog_loss
 
 __all__ = ["Depth"]
@@ -103,9 +104,9 @@ class Depth:
         valid = self.valid(target)
         return silog_loss(prepared - torch.where(valid, target, 1).log(), valid, self.focus)
 
-    def metric(self) -> Metric:
+    def metric(self, device: torch.device) -> Metric:
         """Return an empty :class:`~binarize.train.depth_metric.DepthMetric`."""
-        return DepthMetric()
+        return DepthMetric(wide(device)).to(device)
 
     def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
         """Count a batch."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -30,17 +32,20 @@ class DepthMetric(Metric):
     SILog = 100 · sqrt(mean(g²) − mean(g)²). Images without a valid pixel are left out.
     Averaging per image is what published NYUv2 and KITTI tables do; RMSE over the pooled pixels
     of a whole set is larger.
+
+    Args:
+        dtype: Type of the sums.
     """
 
     full_state_update = False
     totals: Tensor
     images: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        zeros = torch.zeros(len(DEPTH_METRICS), dtype=torch.float64)
+        zeros = torch.zeros(len(DEPTH_METRICS), dtype=dtype)
         self.add_state("totals", zeros, dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, depth: Tensor, truth: Tensor, valid: Tensor) -> None:
         """Count a batch.
@@ -51,26 +56,25 @@ class DepthMetric(Metric):
             valid: Boolean, same shape.
         """
         count = valid.flatten(1).sum(1)
+        # Pixels that are not valid get d = t = 1, which adds nothing to any sum but δ's.
         truth = torch.where(valid, truth, 1)
         depth = torch.where(valid, depth, 1)
-        gap = (depth - truth).square()
+        gap = depth - truth
         log_gap = depth.log() - truth.log()
-        ratio = log_gap.abs()
-        step = torch.tensor(1.25, dtype=torch.float64).log().item()
+        size = log_gap.abs()
 
         def mean(values: Tensor) -> Tensor:
-            return values.flatten(1).double().sum(1) / count.clamp(min=1)
+            return values.flatten(1).sum(1, dtype=self.totals.dtype) / count.clamp(min=1)
 
-        # Pixels that are not valid have d = t = 1: no error in any term, but a hit in each δ.
         squared_log = mean(log_gap.square())
         rows = [
-            *(mean((ratio < k * step) & valid) for k in (1, 2, 3)),
-            mean((depth - truth).abs() / truth),
-            mean(gap).sqrt(),
-            mean(ratio) / torch.tensor(10.0, dtype=torch.float64).log().item(),
+            *(mean((size < k * math.log(1.25)) & valid) for k in (1, 2, 3)),
+            mean(gap.abs() / truth),
+            mean(gap.square()).sqrt(),
+            mean(size) / math.log(10),
             squared_log.sqrt(),
             100 * (squared_log - mean(log_gap).square()).clamp(min=0).sqrt(),
-            mean(gap / truth),
+            mean(gap.square() / truth),
         ]
         seen = count > 0
         self.totals += torch.where(seen, torch.stack(rows), 0).sum(1)

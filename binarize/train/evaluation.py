@@ -3,65 +3,70 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from binarize.errors import DataError
 from binarize.train.batches import batch_pair
+from binarize.train.modes import training_flags
+from binarize.train.precision import wide
 from binarize.train.task import Task
 
-__all__ = ["evaluate", "metrics_as_numbers"]
+__all__ = ["evaluate"]
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     task: Task,
-    batches: Iterable[Any],
+    batches: Any,
     device: torch.device,
+    *,
     channels_last: bool = True,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     on_batch: Callable[[int, int | None], None] | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Measure a network on batches of images and targets, in evaluation mode.
 
     Args:
         model: The network; its training flags are put back afterwards.
         task: What to measure.
-        batches: Images and targets.
+        batches: An iterable of images and targets.
         device: Where the network is.
         channels_last: Hand the images over in the channels-last memory format.
+        autocast: Makes the context of the forward pass.
         on_batch: Called with (batches done, batches in all or None).
 
     Returns:
-        The task's metrics and ``loss`` (mean over the batches), over all processes.
+        The task's metrics and ``loss`` (mean over the batches), over all processes, as floats,
+        those with several values as lists of floats.
 
     Raises:
         DataError: There is no batch, or a batch does not fit the task.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    metric = task.metric().to(device)
-    losses = torch.zeros(2, dtype=torch.float64, device=device)
+    metric = task.metric(device)
+    losses = torch.zeros(2, dtype=wide(device), device=device)
     count = len(batches) if hasattr(batches, "__len__") else None
-    model.eval()
-    try:
+    with training_flags(model):
+        model.eval()
         for index, batch in enumerate(batches):
             image, target = batch_pair(batch, task.target)
             image, target = image.to(device), target.to(device)
             task.check(target)
             if channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)
-            prepared = task.prepare(model(image), (target.shape[-2], target.shape[-1]))
+            with autocast():
+                output = model(image)
+            prepared = task.prepare(output, (target.shape[-2], target.shape[-1]))
             task.update(metric, prepared, target)
             losses[0] += task.loss(prepared, target)
             losses[1] += 1
             if on_batch is not None:
                 on_batch(index + 1, count)
-    finally:
-        for module, flag in flags:
-            module.training = flag
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(losses)
     if losses[1] == 0:
@@ -69,10 +74,6 @@ def evaluate(
     with warnings.catch_warnings():
         # A process may have had no share of a small set; the others' sums still count.
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
-        values: dict[str, Tensor] = metric.compute()
-    return {**values, "loss": losses[0] / losses[1]}
-
-
-def metrics_as_numbers(values: dict[str, Tensor]) -> dict[str, Any]:
-    """Turn metrics into floats, and those with several values into lists of floats."""
-    return {name: value.tolist() for name, value in values.items()}
+        values = metric.compute()
+    numbers = {name: value.tolist() for name, value in values.items()}
+    return {**numbers, "loss": (losses[0] / losses[1]).item()}

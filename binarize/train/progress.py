@@ -93,10 +93,22 @@ class RichProgress:
     def __init__(self, console: Any = None) -> None:
         self.console = console
         self._bars: Any = None
-        self._steps = 0
+        self._all: Any = None
+        self._part: Any = None
+        self._steps = self._epochs = 0
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
         """Start the display."""
+        self.end()
+        self._open()
+        self._steps, self._epochs = steps, epochs
+        self._all = self._bars.add_task(
+            "training", total=epochs * steps, completed=done * steps, note=""
+        )
+        self._part = self._bars.add_task("epoch", total=steps, note="")
+
+    def _open(self) -> None:
+        # Imported here: training without a terminal does without rich.
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -107,7 +119,6 @@ class RichProgress:
             TimeRemainingColumn,
         )
 
-        self.end()
         self._bars = Progress(
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=24),
@@ -118,12 +129,6 @@ class RichProgress:
             TextColumn("{task.fields[note]}"),
             console=self.console or Console(stderr=True),
         )
-        self._steps = steps
-        self._epochs = epochs
-        self._all = self._bars.add_task(
-            "training", total=epochs * steps, completed=done * steps, note=""
-        )
-        self._part = self._bars.add_task("epoch", total=steps, note="")
         self._bars.start()
 
     def step(self, epoch: int, step: int, loss: float | None) -> None:
@@ -135,9 +140,13 @@ class RichProgress:
         self._bars.update(self._all, completed=(epoch - 1) * self._steps + step)
 
     def evaluate(self, batch: int, batches: int | None) -> None:
-        """Use the epoch's bar for the evaluation."""
-        if self._bars is not None:
-            self._bars.update(self._part, description="evaluate", total=batches, completed=batch)
+        """Use the epoch's bar for the evaluation, or open one."""
+        if self._bars is None:
+            self._open()
+            self._part = self._bars.add_task("evaluate", total=batches, note="")
+        self._bars.update(
+            self._part, description="evaluate", total=batches, completed=batch, note=""
+        )
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Print the epoch's line above the bars."""

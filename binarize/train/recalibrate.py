@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize.errors import DataError, ModelError
-from binarize.train.batches import batch_image
+from binarize.train.batches import batch_image, refuse_single_value
+from binarize.train.modes import training_flags
 
 __all__ = ["recalibrate"]
 
@@ -52,21 +53,25 @@ def recalibrate(
         )
     if device is None:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    flags = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     saved = [
         {name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms
     ]
     done = False
     try:
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
-        with torch.no_grad():
+        with training_flags(model), torch.no_grad():
+            model.eval()
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average over all batches
             for batch in batches:
-                model(batch_image(batch).to(device))
+                image = batch_image(batch).to(device)
+                try:
+                    model(image)
+                except ValueError as error:
+                    refuse_single_value(error, image)
+                    raise
                 done = True
         if not done:
             raise DataError(
@@ -80,6 +85,4 @@ def recalibrate(
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, flag in flags:
-            module.training = flag
     return model

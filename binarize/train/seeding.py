@@ -31,7 +31,7 @@ def seed_epoch(seed: int, epoch: int, process: int, loader: Any) -> None:
     random.seed(own)
     np.random.seed(own % 2**32)
     torch.manual_seed(own)
-    sampler = getattr(loader, "sampler", None)
+    sampler: Any = getattr(loader, "sampler", None)
     generators = {
         id(generator): generator
         for generator in (getattr(loader, "generator", None), getattr(sampler, "generator", None))

@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from binarize.errors import DataError, ModelError
 from binarize.train.outputs import dense_output, resize_to
+from binarize.train.precision import wide
 from binarize.train.segmentation_distillation import SegmentationDistillation
 
 __all__ = ["Segmentation", "SegmentationMetric"]
@@ -36,7 +37,7 @@ class SegmentationMetric(MulticlassConfusionMatrix):
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the metrics of all pixels seen so far; NaN when there were none."""
-        matrix = self.confmat.double()
+        matrix = self.confmat.to(wide(self.confmat.device))
         hits, truth, guessed = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         iou = hits / (truth + guessed - hits)
         return {"mIoU": iou.nanmean(), "pixAcc": hits.sum() / matrix.sum(), "IoU": iou}
@@ -145,9 +146,9 @@ class Segmentation:
         norm = torch.where(valid, weights[torch.where(valid, target, 0)], 0).sum()
         return total / norm.clamp(min=torch.finfo(prepared.dtype).tiny)
 
-    def metric(self) -> Metric:
+    def metric(self, device: torch.device) -> Metric:
         """Return an empty :class:`SegmentationMetric`."""
-        return SegmentationMetric(self.num_classes, self.ignore_index)
+        return SegmentationMetric(self.num_classes, self.ignore_index).to(device)
 
     def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
         """Count a batch."""

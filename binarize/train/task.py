@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -40,8 +41,8 @@ class Task(Protocol):
         """Return the loss, a scalar; zero when no pixel counts."""
         ...
 
-    def metric(self) -> Metric:
-        """Return an empty metric whose ``compute`` gives a dict."""
+    def metric(self, device: torch.device) -> Metric:
+        """Return an empty metric on ``device`` whose ``compute`` gives a dict."""
         ...
 
     def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:

@@ -6,11 +6,12 @@ import difflib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from binarize.errors import BinarizeError, DataError
 from binarize.train.batches import batch_image
 from binarize.train.depth import Depth
+from binarize.train.modes import training_flags
 from binarize.train.outputs import dense_output
 from binarize.train.segmentation import Segmentation
 from binarize.train.task import Task
@@ -61,11 +62,7 @@ def output_channels(model: nn.Module, loader: Any, device: torch.device) -> int:
     batch = next(iter(loader), None)
     if batch is None:
         raise DataError("loader", 0, "has no batches", "give a data set with samples")
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        output: Tensor = dense_output(model(batch_image(batch)[:1].to(device)))
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    with training_flags(model):
+        model.eval()
+        output = dense_output(model(batch_image(batch)[:1].to(device)))
     return output.shape[1]

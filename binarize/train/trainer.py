@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,14 +15,16 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from binarize.errors import BinarizeError, DataError, ModelError
-from binarize.train.batches import batch_pair
+from binarize.errors import BinarizeError
 from binarize.train.checkpoint import read_checkpoint, write_checkpoint
-from binarize.train.evaluation import evaluate, metrics_as_numbers
+from binarize.train.checks import check_devices, check_positive, loader_length
+from binarize.train.evaluation import evaluate
+from binarize.train.modes import training_flags
 from binarize.train.optimizer import make_optimizer, make_scheduler
 from binarize.train.progress import Progress, open_progress
 from binarize.train.resume import checkpoint_path, restore
 from binarize.train.seeding import seed_epoch
+from binarize.train.step import TrainStep, train_epoch
 from binarize.train.task import Distillation, Task
 from binarize.train.tasks import open_task, output_channels
 
@@ -64,6 +65,8 @@ class Trainer:
         class_weights: One weight per class for the cross-entropy.
         max_depth: Largest depth in metres; None asks the data set, then takes 10.
         val_every: Validate after every so many epochs (and after the last).
+        keep: Whose weights the student has after :meth:`fit`: "last" epoch's, or those of the
+            "best" validation (read from ``output_dir``).
         progress: A display, False for none, None for what fits the error stream.
 
     Raises:
@@ -95,10 +98,15 @@ class Trainer:
         class_weights: Sequence[float] | Tensor | None = None,
         max_depth: float | None = None,
         val_every: int = 1,
+        keep: str = "last",
         progress: Progress | bool | None = None,
     ) -> None:
-        _check_numbers(epochs=epochs, val_every=val_every, lr=lr)
-        _check_devices(student, teacher)
+        check_positive(epochs=epochs, val_every=val_every, lr=lr)
+        check_devices(student, teacher)
+        if keep not in ("last", "best") or (keep == "best" and output_dir is None):
+            raise BinarizeError(
+                "keep", keep, "must be 'last', or 'best' with an output_dir", "give the folder"
+            )
         self.student = student
         self.teacher = teacher
         self.epochs = epochs
@@ -114,18 +122,16 @@ class Trainer:
         self.resume = checkpoint_path(resume, self.output_dir)
         self.seed = seed
         self.val_every = val_every
+        self.keep = keep
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self._task = task
-        self._task_options = {
-            "num_classes": num_classes,
-            "ignore_index": ignore_index,
-            "class_weights": class_weights,
-            "max_depth": max_depth,
-        }
+        self._num_classes = num_classes
+        self._ignore_index = ignore_index
+        self._class_weights = class_weights
+        self._max_depth = max_depth
         self._distillation = distillation
         self._progress = progress
-        self._show = open_progress(False)
         # Mixed precision is ours: Accelerate would rebind the student's forward for it.
         # A static graph lets networks have layers that their forward never calls.
         self.accelerator = Accelerator(
@@ -134,26 +140,26 @@ class Trainer:
         )
         self.device = self.accelerator.device
 
-    # -- public -----------------------------------------------------------------------------
-
     def fit(self, train_loader: Any, val_loader: Any = None) -> list[dict[str, Any]]:
         """Train for all epochs and return the history.
 
         Args:
             train_loader: Batches of (image, target), or dicts with "image" and "mask" or
-                "depth". Its batch size is per process.
+                "depth". Its batch size is per process; it is shared out among the processes,
+                so it needs no distributed sampler.
             val_loader: The same for validation, or None.
 
         Returns:
             One dict per epoch: ``epoch`` (from 1), ``loss``, ``distillation`` (its part of the
-            loss, with a teacher), ``lr``, ``seconds``, and the validation metrics.
+            loss, with a teacher), ``lr``, ``seconds`` of training, and after a validation
+            ``val_loss`` and the metrics.
 
         Raises:
             BinarizeError: The data or the checkpoint does not fit the network or the task, or
                 the loss is not finite.
         """
+        loader_length(train_loader, "train_loader")
         task = self._open_task(train_loader)
-        distillation = self._distillation or task.distillation()
         self._place()
         optimizer = make_optimizer(
             self.student, self.lr, self.weight_decay, self.latent_weight_decay
@@ -166,41 +172,46 @@ class Trainer:
             non_blocking=True,
         )
         steps = len(loader)
-        if steps == 0:
-            raise DataError(
-                "train_loader", 0, "has no batches", "use a smaller batch size or drop_last=False"
-            )
         scheduler = make_scheduler(optimizer, self.lr, self.epochs * steps, self.warmup)
-        self.history, self.best = [], None
         settings = {"task": task.name, "epochs": self.epochs, "steps": steps, "seed": self.seed}
+        self.history, self.best = [], None
         if self.resume is not None:
             state = read_checkpoint(self.resume)
             restore(self.resume, state, settings, self.student, optimizer, scheduler)
             self.history, self.best = state["history"], state["best"]
         network = self.accelerator.prepare_model(self.student)
-        network = torch.compile(network) if self.compile else network
-        self._show = open_progress(self._progress if self.accelerator.is_main_process else False)
-        flags = [(module, module.training) for module in self.student.modules()]
-        teacher_flags = [(m, m.training) for m in self.teacher.modules()] if self.teacher else []
+        step = TrainStep(
+            torch.compile(network) if self.compile else network,
+            [p for p in self.student.parameters() if p.requires_grad],
+            self._teacher_call(),
+            task,
+            self._distillation or task.distillation(),
+            optimizer,
+            scheduler,
+            self.accelerator,
+            clip=self.clip,
+            autocast=self._autocast,
+            channels_last=self.channels_last,
+        )
+        shared = None if val_loader is None else self._share(val_loader)
+        show = self._open_progress()
         try:
-            self._show.begin(self.epochs, steps, len(self.history))
-            for epoch in range(len(self.history), self.epochs):
-                seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
-                record = self._epoch(
-                    epoch, network, task, distillation, loader, optimizer, scheduler
-                )
-                last = epoch + 1 == self.epochs
-                if val_loader is not None and (last or (epoch + 1) % self.val_every == 0):
-                    record.update(self._validate(task, val_loader))
-                self.history.append(record)
-                self._remember(record, task, settings, optimizer, scheduler)
-                self._show.epoch(record)
+            with training_flags(self.student, self.teacher):
+                show.begin(self.epochs, steps, len(self.history))
+                for epoch in range(len(self.history), self.epochs):
+                    self.student.train()
+                    seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
+                    record = train_epoch(step, loader, epoch, self.epochs, show)
+                    due = epoch + 1 == self.epochs or (epoch + 1) % self.val_every == 0
+                    if shared is not None and due:
+                        record.update(self._validate(task, shared, show))
+                    self._remember(record, task, settings, optimizer, scheduler)
+                    show.epoch(record)
         finally:
-            self._show.end()
-            self._show = open_progress(False)
-            for module, flag in (*flags, *teacher_flags):
-                module.training = flag
+            show.end()
             self.accelerator.free_memory()
+        if self.keep == "best" and self.best is not None and self.output_dir is not None:
+            self.student.load_state_dict(read_checkpoint(self.output_dir / "best.pt")["student"])
         return self.history
 
     def evaluate(self, loader: Any) -> dict[str, Any]:
@@ -216,94 +227,33 @@ class Trainer:
         Raises:
             BinarizeError: The data does not fit the network or the task.
         """
+        loader_length(loader, "loader")
         task = self._open_task(loader)
         self._place()
-        show = open_progress(self._progress if self.accelerator.is_main_process else False)
-        return metrics_as_numbers(
-            evaluate(
+        show = self._open_progress()
+        try:
+            return evaluate(
                 self.student,
                 task,
                 self._share(loader),
                 self.device,
-                self.channels_last,
+                channels_last=self.channels_last,
                 on_batch=show.evaluate,
             )
+        finally:
+            show.end()
+
+    def _validate(self, task: Task, loader: Any, show: Progress) -> dict[str, Any]:
+        values = evaluate(
+            self.student,
+            task,
+            loader,
+            self.device,
+            channels_last=self.channels_last,
+            autocast=self._autocast,
+            on_batch=show.evaluate,
         )
-
-    # -- one epoch --------------------------------------------------------------------------
-
-    def _epoch(
-        self,
-        epoch: int,
-        network: nn.Module,
-        task: Task,
-        distillation: Distillation,
-        loader: Any,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-    ) -> dict[str, Any]:
-        started = time.perf_counter()
-        self.student.train()
-        if self.teacher is not None:
-            self.teacher.eval()
-        on_cpu = self.device.type == "cpu"
-        sums = torch.zeros(2, device=self.device)
-        before: tuple[Tensor, int] | None = None
-        steps = len(loader)
-        for step, batch in enumerate(loader):
-            image, target = batch_pair(batch, task.target)
-            if on_cpu or epoch == 0:  # on a GPU the check waits for the device
-                task.check(target)
-            if self.channels_last:
-                image = image.contiguous(memory_format=torch.channels_last)
-            size = (target.shape[-2], target.shape[-1])
-            with self._autocast():
-                output = network(image)
-                if self.teacher is not None:
-                    with torch.no_grad():
-                        taught = self.teacher(image)
-            prepared = task.prepare(output, size)
-            loss = task.loss(prepared, target)
-            extra = torch.zeros((), device=self.device)
-            if self.teacher is not None:
-                done = (epoch + step / steps) / self.epochs
-                extra = distillation(prepared, task.prepare(taught, size), target, done)
-                loss = loss + extra
-            # On a GPU look at the loss one step late, when it is there without waiting.
-            watched = (loss.detach(), step) if on_cpu else before
-            value = None if watched is None else _finite(watched[0], epoch, watched[1])
-            before = (loss.detach(), step)
-            optimizer.zero_grad(set_to_none=True)
-            self.accelerator.backward(loss)
-            if self.clip is not None:
-                self.accelerator.clip_grad_norm_(self.student.parameters(), self.clip)
-            optimizer.step()
-            scheduler.step()
-            sums[0] += loss.detach()
-            sums[1] += extra.detach()
-            self._show.step(epoch + 1, step + 1, value)
-        means = self.accelerator.reduce(sums / steps, "mean").tolist()
-        _finite(torch.tensor(means[0]), epoch, steps - 1)
-        record: dict[str, Any] = {"epoch": epoch + 1, "loss": means[0]}
-        if self.teacher is not None:
-            record["distillation"] = means[1]
-        record["lr"] = float(scheduler.get_last_lr()[0])
-        record["seconds"] = time.perf_counter() - started
-        return record
-
-    def _validate(self, task: Task, loader: Any) -> dict[str, Any]:
-        with self._autocast():
-            values = evaluate(
-                self.student,
-                task,
-                self._share(loader),
-                self.device,
-                self.channels_last,
-                on_batch=self._show.evaluate,
-            )
-        numbers = metrics_as_numbers(values)
-        numbers["val_loss"] = numbers.pop("loss")
-        return numbers
+        return {"val_loss": values.pop("loss"), **values}
 
     def _remember(
         self,
@@ -313,46 +263,47 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Note the best epoch and write the files."""
+        """Add an epoch to the history, note the best one, write the files."""
+        self.history.append(record)
         value = record.get(task.monitor)
-        improved = value is not None and (
-            self.best is None
-            or (value > self.best["value"]) == task.higher_is_better
-            and value != self.best["value"]
-        )
+        improved = value is not None and _better(value, self.best, task.higher_is_better)
         if improved:
             self.best = {"epoch": record["epoch"], "metric": task.monitor, "value": value}
         if self.output_dir is None:
             return
-        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            weights = self.student.state_dict()
             state = {
                 "settings": settings,
                 "history": self.history,
                 "best": self.best,
-                "student": weights,
+                "student": self.student.state_dict(),
             }
             if improved:
                 write_checkpoint(self.output_dir / "best.pt", state)
             state["optimizer"] = optimizer.state_dict()
             state["scheduler"] = scheduler.state_dict()
             write_checkpoint(self.output_dir / "last.pt", state)
-
-    # -- set-up -----------------------------------------------------------------------------
+        self.accelerator.wait_for_everyone()
 
     def _open_task(self, loader: Any) -> Task:
         if not isinstance(self._task, str):
             return self._task
-        options = dict(self._task_options)
+        num_classes, max_depth = self._num_classes, self._max_depth
         dataset = getattr(loader, "dataset", None)
-        for name in ("num_classes", "max_depth"):
-            if options[name] is None:
-                options[name] = getattr(dataset, name, None) or None
-        if self._task == "segmentation" and options["num_classes"] is None:
+        if num_classes is None:
+            num_classes = getattr(dataset, "num_classes", None) or None
+        if max_depth is None:
+            max_depth = getattr(dataset, "max_depth", None)
+        if self._task == "segmentation" and num_classes is None:
             self._place()
-            options["num_classes"] = output_channels(self.student, loader, self.device)
-        return open_task(self._task, **options)
+            num_classes = output_channels(self.student, loader, self.device)
+        return open_task(
+            self._task,
+            num_classes=num_classes,
+            ignore_index=self._ignore_index,
+            class_weights=self._class_weights,
+            max_depth=max_depth,
+        )
 
     def _place(self) -> None:
         for network in (self.student, self.teacher):
@@ -360,7 +311,13 @@ class Trainer:
                 continue
             network.to(self.device)
             if self.channels_last:
-                network.to(memory_format=torch.channels_last)
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _teacher_call(self) -> Any:
+        if self.teacher is None:
+            return None
+        self.teacher.eval()
+        return torch.compile(self.teacher) if self.compile else self.teacher
 
     def _share(self, loader: Any) -> Any:
         """This process's part of a loader: each sample once, none repeated to fill up."""
@@ -368,43 +325,18 @@ class Trainer:
             loader, self.device, put_on_device=True, even_batches=False, non_blocking=True
         )
 
+    def _open_progress(self) -> Progress:
+        return open_progress(self._progress if self.accelerator.is_main_process else False)
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def _finite(loss: Tensor, epoch: int, step: int) -> float:
-    value = float(loss)
-    if not math.isfinite(value):
-        raise ModelError(
-            "loss",
-            value,
-            f"is not finite at epoch {epoch + 1}, step {step + 1}",
-            "lower lr, set clip=1.0, or check the images for NaN",
-        )
-    return value
-
-
-def _check_numbers(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise BinarizeError(name, value, "must be positive", "choose a larger value")
-
-
-def _check_devices(student: nn.Module, teacher: nn.Module | None) -> None:
-    devices = []
-    for name, network in (("student", student), ("teacher", teacher)):
-        found = {str(p.device) for p in network.parameters()} if network is not None else set()
-        if len(found) > 1:
-            raise ModelError(
-                name, sorted(found), "is spread over several devices", "move it to one of them"
-            )
-        devices.append(next(iter(found), None))
-    if None not in devices and devices[0] != devices[1]:
-        raise ModelError(
-            "teacher",
-            devices[1],
-            f"is not on the student's device {devices[0]}",
-            f"move it with teacher.to({devices[0]!r})",
-        )
+def _better(value: float, best: dict[str, Any] | None, higher: bool) -> bool:
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return bool(value > best["value"] if higher else value < best["value"])

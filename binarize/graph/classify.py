@@ -1,0 +1,106 @@
+"""What the torch functions and modules seen in a trace are, for the flow of a signal."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from binarize.nn import BinaryLayer, ShiftedPReLU, ShortcutBypass
+
+__all__ = ["function_kind", "is_batch_norm", "module_kind", "normal_name"]
+
+_ACTIVATIONS = frozenset(
+    "relu relu6 leaky_relu prelu rrelu elu celu selu gelu silu swish mish hardswish hard_swish "
+    "hard_mish quick_gelu hardtanh".split()
+)
+_GATES = frozenset("sigmoid hardsigmoid hard_sigmoid tanh softmax softmin logsigmoid".split())
+_SHAPES = frozenset(
+    "view reshape permute transpose flatten unflatten squeeze unsqueeze contiguous getitem narrow "
+    "chunk split tensor_split split_with_sizes unbind pad roll clone to float half bfloat16 double "
+    "type type_as detach movedim moveaxis swapaxes swapdims pixel_unshuffle channel_shuffle expand "
+    "expand_as view_as reshape_as get t unfold select index_select flip identity alias".split()
+)
+_POOLS = frozenset("mean".split())
+_UPS = frozenset("interpolate upsample pixel_shuffle grid_sample fold".split())
+_CATS = frozenset("cat concat concatenate stack hstack vstack dstack".split())
+_PRODUCTS = frozenset("matmul bmm mm baddbmm einsum scaled_dot_product_attention".split())
+_LAYERS = frozenset("conv1d conv2d conv3d conv_transpose2d linear conv_transpose1d".split())
+
+_ACTIVATION_CLASSES = frozenset(
+    "ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Swish Mish Hardswish HardSwish "
+    "HardMish QuickGELU GELUTanh Hardtanh SwishMe MishMe HardSwishMe HardMishMe SwishJit MishJit "
+    "HardSwishJit HardMishJit MemoryEfficientSwish QuickGelu GeluTanh".split()
+)
+_LAYER_CLASSES = (
+    BinaryLayer,
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def normal_name(name: str) -> str:
+    """Bring the names of one operation together: ``__iadd__``, ``add_``, ``iadd`` are ``add``."""
+    if name == "_native_multi_head_attention":
+        return "scaled_dot_product_attention"
+    name = name.strip("_")
+    for base in ("add", "mul", "sub", "matmul"):
+        if name in (f"i{base}", f"r{base}"):
+            return base
+    return {"multiply": "mul", "subtract": "sub", "truediv": "div", "itruediv": "div"}.get(
+        name, name
+    )
+
+
+def function_kind(name: str) -> str:
+    """Kind of a torch function by its normal name; ``"other"`` if it says nothing here."""
+    if "dropout" in name:
+        return "drop"
+    if "pool" in name or name in _POOLS:
+        return "pool"
+    for kind, names in (
+        ("activation", _ACTIVATIONS),
+        ("gate", _GATES),
+        ("shape", _SHAPES),
+        ("cat", _CATS),
+        ("product", _PRODUCTS),
+        ("function-layer", _LAYERS),
+    ):
+        if name in names:
+            return kind
+    if name in _UPS or name.startswith("upsample"):
+        return "up"
+    if name in ("add", "mul"):
+        return name
+    if name.endswith("_norm"):
+        return "norm"
+    return "other"
+
+
+def module_kind(module: nn.Module) -> str | None:
+    """Kind of a module that a trace records whole, or ``None`` if it looks inside."""
+    if isinstance(module, _LAYER_CLASSES):
+        return "layer"
+    if isinstance(module, _NORMS):
+        return "norm"
+    if isinstance(module, nn.MultiheadAttention):
+        return "product"
+    if isinstance(module, ShiftedPReLU) or type(module).__name__ in _ACTIVATION_CLASSES:
+        return "activation"
+    if isinstance(module, ShortcutBypass):
+        return "pool"
+    return None
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a norm can become a unit's own."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -1,0 +1,142 @@
+"""The public calls: plan a conversion, convert."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from binarize.errors import ModelError, PolicyError
+from binarize.graph.inputs import run_example
+from binarize.graph.origin import find_origin
+from binarize.graph.plan import Plan
+from binarize.graph.planner import make_plan
+from binarize.graph.rewrite import apply_plan
+from binarize.graph.trace import Trace
+from binarize.nn.base import BinaryLayer
+from binarize.policy.loader import load_policy
+from binarize.policy.match import Overrides, with_overrides
+from binarize.policy.schema import Policy
+
+__all__ = ["convert", "plan"]
+
+
+def plan(
+    model: nn.Module,
+    policy: str | Path | Policy = "bidense",
+    *,
+    example_inputs: Any = None,
+    overrides: Overrides | None = None,
+) -> Plan:
+    """Decide what a conversion would do, without doing it.
+
+    Args:
+        model: The float network; unchanged.
+        policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
+        example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
+            named ones, on the network's device. Without it an image-like input is tried whose
+            channels the first convolution tells.
+        overrides: ``{selector: action}`` or a list of rule tables, tried before the policy's
+            rules; see :func:`binarize.policy.match.with_overrides`.
+
+    Returns:
+        The plan: print it, compare it with another by :meth:`Plan.diff`, or read ``decisions``.
+
+    Raises:
+        PolicyError: The policy or an override is wrong, or an override matched no layer.
+        ModelError: The network is already converted, has nothing to binarize, has weights that
+            are not finite, or does not accept the example inputs.
+    """
+    return _plan(model, policy, example_inputs, overrides)[0]
+
+
+def convert(
+    model: nn.Module,
+    policy: str | Path | Policy = "bidense",
+    *,
+    example_inputs: Any = None,
+    overrides: Overrides | None = None,
+) -> nn.Module:
+    """Turn a float network into a 1-bit network of the same call signature.
+
+    The float weights become the latent weights. BatchNorm statistics no longer fit: train, or
+    call :func:`binarize.recalibrate` on a few batches, before judging the result.
+
+    Args:
+        model: The float network; unchanged, it can serve as the teacher.
+        policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
+        example_inputs: As in :func:`plan`.
+        overrides: As in :func:`plan`.
+
+    Returns:
+        A deep copy of ``model`` with binary units, in the same training mode. Its attribute
+        ``binarize_plan`` holds the plan.
+
+    Raises:
+        PolicyError: As in :func:`plan`.
+        ModelError: As in :func:`plan`.
+    """
+    plan, trace = _plan(model, policy, example_inputs, overrides)
+    student = copy.deepcopy(model)
+    apply_plan(student, plan, trace.arguments)
+    return student
+
+
+def _plan(
+    model: nn.Module,
+    policy: str | Path | Policy,
+    example_inputs: Any,
+    overrides: Overrides | None,
+) -> tuple[Plan, Trace]:
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
+        )
+    chosen = with_overrides(load_policy(policy), overrides)
+    _check_model(model)
+    trace = run_example(model, example_inputs)
+    plan = make_plan(trace, chosen, find_origin(model))
+    _check_plan(model, plan, chosen)
+    return plan, trace
+
+
+def _check_model(model: nn.Module) -> None:
+    if any(isinstance(module, BinaryLayer) for module in model.modules()):
+        raise ModelError(
+            "model", type(model).__name__, "it has binary layers already",
+            "convert the float network it came from",
+        )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                "model", name, "this parameter of a lazy module has no shape yet",
+                "run the network once on a batch first",
+            )
+        if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
+            raise ModelError(
+                "model", name, "this parameter holds NaN or infinity",
+                "train or load the network again; its signs would mean nothing",
+            )
+
+
+def _check_plan(model: nn.Module, plan: Plan, policy: Policy) -> None:
+    specific = {str(rule) for rule in policy.rules if rule.match.is_specific}
+    lost = [rule for rule in plan.unmatched if rule in specific]
+    if lost:
+        names = ", ".join(d.site for d in plan.layers[:4])
+        raise PolicyError(
+            "overrides", lost[0], "this rule matched no layer",
+            f"correct its pattern; the layers are {names}, ...",
+        )
+    if not any(d.action == "binarize" for d in plan.layers):
+        kept: Mapping[str, str] = {d.site: d.reason for d in plan.layers}
+        why = "; ".join(f"{site}: {reason}" for site, reason in list(kept.items())[:3])
+        raise ModelError(
+            "model", type(model).__name__,
+            f"there is nothing to binarize ({why or 'no convolution or linear layer'})",
+            "use another network, or overrides={'layer.name': 'binarize'}",
+        )

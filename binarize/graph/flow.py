@@ -1,0 +1,189 @@
+"""What flows where: facts about a trace that rules and rewriting ask for.
+
+All functions pass once over the operations, which are in order of execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from binarize.graph.trace import Op, Trace
+
+__all__ = ["Layer", "fed_by", "find_layers", "only_prediction_follows"]
+
+_LAYER_KINDS = ("layer", "function-layer", "product")
+
+
+@dataclass
+class Layer:
+    """A convolution or linear layer of the float network.
+
+    Attributes:
+        path: Dotted name.
+        module: The layer.
+        ops: Its calls in the trace; empty if it is never called.
+        roles: Keys of ``binarize.policy.schema.ROLES``.
+        kinds: Keys of ``binarize.policy.schema.KINDS``.
+    """
+
+    path: str
+    module: nn.Module
+    ops: list[Op]
+    roles: frozenset[str]
+    kinds: frozenset[str]
+
+
+def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
+    """All convolutions and linear layers, those that run first.
+
+    Args:
+        trace: The run.
+        shortcuts: Additions that close a residual block; a layer behind one is no prediction.
+
+    Returns:
+        Layers by path.
+    """
+    before = _any_before(trace)
+    after = _any_after(trace)
+    modules = dict(trace.model.named_modules())
+    calls: dict[str, list[Op]] = {}
+    for op in trace.ops:
+        if op.kind == "layer" and op.path is not None:
+            calls.setdefault(op.path, []).append(op)
+    layers = {}
+    for path, ops in calls.items():
+        module = modules.get(path) or trace.model.get_submodule(path)
+        roles = {"input"} if not any(before[op.index] for op in ops) else set()
+        if all(not after[op.index] and _reaches_output(trace, op, shortcuts) for op in ops):
+            roles.add("prediction")
+        if all(_is_vector(op, module) for op in ops):
+            roles.add("vector")
+            if any(_is_gate(trace, op) for op in ops):
+                roles.add("gate")
+        elif isinstance(module, nn.Linear) and any(len(op.in_shape) < 4 for op in ops):
+            roles.add("tokens")
+        layers[path] = Layer(path, module, ops, frozenset(roles), _kinds(module))
+    seen = {id(layer.module) for layer in layers.values()}
+    for path, module in modules.items():
+        if _kinds(module) and id(module) not in seen:
+            layers[path] = Layer(path, module, [], frozenset({"unused"}), _kinds(module))
+    return layers
+
+
+def _kinds(module: nn.Module) -> frozenset[str]:
+    if isinstance(module, nn.Linear):
+        return frozenset({"linear"})
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        kinds = {"transposed"}
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        kinds = {"conv"}
+    else:
+        return frozenset()
+    if module.groups > 1:
+        kinds.add("depthwise" if module.groups == module.in_channels else "grouped")
+    if all(k == 1 for k in module.kernel_size):
+        kinds.add("pointwise")
+    return frozenset(kinds)
+
+
+def _is_vector(op: Op, module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear):
+        return len(op.in_shape) <= 2 or all(length == 1 for length in op.in_shape[1:-1])
+    return all(length == 1 for length in op.in_shape[2:])
+
+
+def _is_gate(trace: Trace, op: Op) -> bool:
+    """Whether a gate function lies ahead, with only layers and activations of a vector between."""
+    front, seen = [op.index], {op.index}
+    while front:
+        for consumer in trace.consumers[front.pop()]:
+            follower = trace.ops[consumer]
+            if follower.kind == "gate":
+                return True
+            small = all(length == 1 for length in follower.shape[2:])
+            if follower.kind in ("layer", "activation", "norm", "shape") and small:
+                if consumer not in seen:
+                    seen.add(consumer)
+                    front.append(consumer)
+    return False
+
+
+def _any_before(trace: Trace) -> list[bool]:
+    found: list[bool] = []
+    for op in trace.ops:
+        found.append(
+            any(found[i] or trace.ops[i].kind in _LAYER_KINDS for i in op.inputs)
+        )
+    return found
+
+
+def _any_after(trace: Trace) -> list[bool]:
+    found = [False] * len(trace.ops)
+    for op in reversed(trace.ops):
+        found[op.index] = any(
+            found[i] or trace.ops[i].kind in _LAYER_KINDS for i in trace.consumers[op.index]
+        )
+    return found
+
+
+def _reaches_output(trace: Trace, op: Op, shortcuts: set[int]) -> bool:
+    """Whether the layer's values leave the network as they are, not as a normed feature map.
+
+    An activation may stand between where the network returns vectors (a classifier that ends in
+    convolution, ReLU and pooling).
+    """
+    outputs = [o for o in trace.ops if o.kind == "output"]
+    stops = {"norm"}
+    if not all(len(o.shape) <= 2 for o in outputs):
+        stops.add("activation")
+    front, seen = [op.index], {op.index}
+    while front:
+        for index in trace.consumers[front.pop()]:
+            follower = trace.ops[index]
+            if follower.kind == "output":
+                return True
+            if follower.kind not in stops and index not in shortcuts and index not in seen:
+                seen.add(index)
+                front.append(index)
+    return False
+
+
+def fed_by(trace: Trace, is_binary: Callable[[Op], bool]) -> list[int]:
+    """For each operation the channel dimension of the binary layer that feeds it, 0 if none does.
+
+    Args:
+        trace: The run.
+        is_binary: Whether a layer's call becomes binary.
+    """
+    fed: list[int] = []
+    for op in trace.ops:
+        if op.kind == "layer":
+            own = -1 if not _has_channels_second(op) else 1
+            fed.append(own if is_binary(op) else 0)
+            continue
+        dims = [fed[i] for i in op.inputs if fed[i]]
+        dim = dims[0] if dims else 0
+        if op.kind in ("function-layer", "product", "gate"):
+            dim = 0
+        elif op.name in ("permute", "transpose", "movedim", "moveaxis", "swapaxes"):
+            dim = -dim
+        fed.append(dim)
+    return fed
+
+
+def _has_channels_second(op: Op) -> bool:
+    return "Linear" not in op.name
+
+
+def only_prediction_follows(trace: Trace, is_prediction: Callable[[Op], bool]) -> list[bool]:
+    """For each operation whether the next layers on every way out all make the prediction."""
+    found = [False] * len(trace.ops)
+    for op in reversed(trace.ops):
+        nexts = [trace.ops[i] for i in trace.consumers[op.index]]
+        found[op.index] = bool(nexts) and all(
+            is_prediction(n) if n.kind == "layer" else found[n.index] for n in nexts
+        )
+    return found

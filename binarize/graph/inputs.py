@@ -1,0 +1,129 @@
+"""Example inputs: check what the user gives, or find what the network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from binarize.errors import ModelError
+from binarize.graph.trace import Trace, trace
+
+__all__ = ["run_example"]
+
+_SIZES = {1: (256, 1024, 4096), 2: (256, 224, 128, 384, 512, 64, 32), 3: (64, 32, 96, 128)}
+
+
+def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
+    """Trace a network on the user's example inputs, or on an image-like input of a likely size.
+
+    Args:
+        model: The network.
+        example_inputs: A tensor, a tuple or list of positional arguments, a mapping of named
+            arguments, or ``None``: then the number of channels is that of the first convolution,
+            and the size the network's own default (timm) or the first that its forward accepts.
+
+    Returns:
+        The recorded run.
+
+    Raises:
+        ModelError: The inputs do not fit the network, are integers where images are wanted, lie
+            on another device, or none could be found.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if example_inputs is not None:
+        args, kwargs = _arguments(example_inputs)
+        _check(args, kwargs, device)
+        try:
+            return trace(model, args, kwargs)
+        except Exception as error:
+            raise ModelError(
+                "example_inputs",
+                _shapes((args, kwargs)),
+                f"the network's forward does not accept them ({_short(error)})",
+                "give inputs as you would call the network with",
+            ) from error
+    last: Exception | None = None
+    for shape in _candidates(model):
+        image = torch.zeros(shape, device=device, dtype=_dtype(model))
+        try:
+            return trace(model, (image,))
+        except Exception as error:
+            last = last or error
+    cause = _short(last) if last else "it has no convolution to tell the number of channels"
+    raise ModelError(
+        "example_inputs", None, f"no input could be found for the network ({cause})",
+        "give example_inputs=torch.zeros(...) or a tuple of the forward's arguments",
+    ) from last
+
+
+def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(value, Tensor):
+        return (value,), {}
+    if isinstance(value, Mapping):
+        return (), dict(value)
+    if isinstance(value, list | tuple):
+        return tuple(value), {}
+    raise ModelError(
+        "example_inputs", type(value).__name__, "neither tensor, tuple nor mapping",
+        "give a tensor, a tuple of arguments or a mapping of named arguments",
+    )
+
+
+def _check(args: Any, kwargs: Any, device: torch.device) -> None:
+    tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+    if not tensors:
+        raise ModelError(
+            "example_inputs", _shapes((args, kwargs)), "there is no tensor in it", "give a tensor"
+        )
+    for tensor in tensors:
+        if tensor.device != device:
+            raise ModelError(
+                "example_inputs", str(tensor.device), f"the network is on {str(device)!r}",
+                "move one of them with .to(device)",
+            )
+    if not any(tensor.is_floating_point() for tensor in tensors):
+        raise ModelError(
+            "example_inputs", str(tensors[0].dtype), "images must be floating point",
+            "convert them: x.float() / 255",
+        )
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    return kinds[0] if kinds else torch.float32
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, attribute, None)
+        size = config.get("input_size") if isinstance(config, Mapping) else None
+        if size:
+            yield (1, _channels(model) or size[0], *size[1:])
+    for module in model.modules():
+        for spatial, kind in ((2, nn.Conv2d), (3, nn.Conv3d), (1, nn.Conv1d)):
+            if isinstance(module, kind):
+                for length in _SIZES[spatial]:
+                    yield (1, module.in_channels, *[length] * spatial)
+                return
+
+
+def _channels(model: nn.Module) -> int | None:
+    convs = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    return next(convs, None)
+
+
+def _shapes(value: Any) -> str:
+    parts = [
+        f"{str(x.dtype).removeprefix('torch.')}{tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+        for x in tree_iter(value)
+    ]
+    return ", ".join(parts)
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"

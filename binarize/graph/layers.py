@@ -1,0 +1,68 @@
+"""How a float layer is read: its padding, its effective weight, and whether a unit can replace it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["effective_weight", "extra_padding", "obstacle", "scope_name"]
+
+_PLAIN = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+_TENSORFLOW_SAME = frozenset(
+    "Conv2dSame Conv2dSameExport StdConv2dSame ScaledStdConv2dSame Conv2dDynamicSamePadding".split()
+)
+_STANDARDIZED = frozenset("StdConv2d StdConv2dSame ScaledStdConv2d ScaledStdConv2dSame".split())
+_KNOWN = _TENSORFLOW_SAME | _STANDARDIZED | {"Conv2dStaticSamePadding", "Linear"}
+
+
+def obstacle(layer: nn.Module) -> str | None:
+    """Why a unit cannot stand in for a layer, or ``None`` if it can."""
+    base = next((cls for cls in _PLAIN if isinstance(layer, cls)), None)
+    if base is None:
+        return f"{type(layer).__name__} is not a convolution or linear layer of torch"
+    own = type(layer).__name__
+    if type(layer).forward is not base.forward and own not in _KNOWN:
+        return f"{own} computes its output in a forward of its own"
+    if not layer.weight.is_floating_point():
+        return f"its weight is {layer.weight.dtype}, not floating point"
+    if layer.weight.numel() == 0:
+        return "its weight has no elements"
+    return None
+
+
+def extra_padding(layer: nn.Module) -> str | Sequence[int] | None:
+    """Padding that a convolution's own forward adds, as ``pre_padding`` of a binary one."""
+    name = type(layer).__name__
+    if name in _TENSORFLOW_SAME and (name != "StdConv2dSame" or getattr(layer, "same_pad", True)):
+        return "same"
+    if name == "Conv2dStaticSamePadding":
+        padding = getattr(getattr(layer, "static_padding", None), "padding", None)
+        return tuple(padding) if padding is not None else None
+    return None
+
+
+def effective_weight(layer: nn.Module) -> Tensor | nn.Parameter:
+    """The weight that becomes the latent one: the parameter itself where there is one."""
+    weight = layer.weight
+    if type(layer).__name__ in _STANDARDIZED:
+        # The layer subtracts the mean of each filter before use, and the sign would miss it.
+        detached = weight.detach()
+        return detached - detached.mean(tuple(range(1, detached.dim())), keepdim=True)
+    if parametrize.is_parametrized(layer, "weight") or not isinstance(weight, nn.Parameter):
+        return weight.detach().clone()
+    return weight
+
+
+def scope_name(path: str) -> str:
+    """A scope's name for people; the network itself has the empty path."""
+    return path or "(root)"

@@ -1,0 +1,157 @@
+"""A conversion as data: every decision, who made it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from binarize.policy.loader import from_dict
+from binarize.policy.schema import Policy
+
+__all__ = ["Decision", "Plan"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one place of the network, and why.
+
+    Attributes:
+        site: Dotted name of the layer or activation, or ``scope:operation#n`` for the n-th such
+            operation in a module's own forward.
+        part: ``"layer"``, ``"activation"``, ``"addition"`` or ``"scale"``.
+        kind: Class of the module or name of the function.
+        action: Layers: ``"binarize"``, ``"keep"``, ``"bypass"`` (a projection shortcut becomes the
+            parameter-free bypass) or ``"remove"`` (a projection whose block addition is gone).
+            Activations: ``"replace"`` or ``"keep"``. Additions and scales: ``"drop"`` or ``"keep"``.
+        reason: Why, for people.
+        rule: Which rule decided; ``"contract"`` is the pass itself.
+        shape: Shape of the layer's weight.
+        norm: Layers: name of the norm that becomes the unit's own (or goes with a removed layer).
+        carries: Binary layers: whether the unit has the full-precision bypass.
+        scope: Name of the module whose forward holds the operation.
+        ordinal: Position among the scope's operations of this kind.
+        rewrite: Whether the scope's forward is rewritten for it (else a module is exchanged).
+        operand: Additions and scales: which operand stays.
+        channels: Activations: number of channels.
+        channel_dim: Activations: 1, or -1 for channels-last tensors.
+    """
+
+    site: str
+    part: str
+    kind: str
+    action: str
+    reason: str
+    rule: str
+    shape: tuple[int, ...] = ()
+    norm: str | None = None
+    carries: bool = True
+    scope: str = ""
+    ordinal: int = 0
+    rewrite: bool = False
+    operand: int = 0
+    channels: int = 0
+    channel_dim: int = 1
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of a layer."""
+        count = 1 if self.shape else 0
+        for length in self.shape:
+            count *= length
+        return count
+
+
+_DEFAULTS = {
+    name: value.default for name, value in Decision.__dataclass_fields__.items() if name != "site"
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions of a conversion.
+
+    Attributes:
+        policy: The policy, overrides included.
+        decisions: In the order in which the network runs; layers that never run come last.
+        opaque: Modules whose own forward could not be rewritten, with the cause.
+        origin: How to build the float network by name, if it came from timm or smp.
+        unmatched: Rules of the policy that matched no layer.
+    """
+
+    policy: Policy
+    decisions: tuple[Decision, ...]
+    opaque: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] | None = None
+    unmatched: tuple[str, ...] = ()
+
+    def part(self, part: str) -> tuple[Decision, ...]:
+        """The decisions about one part: layers, activations, additions or scales."""
+        return tuple(d for d in self.decisions if d.part == part)
+
+    @property
+    def layers(self) -> tuple[Decision, ...]:
+        """The decisions about convolutions and linear layers."""
+        return self.part("layer")
+
+    @property
+    def binary_share(self) -> float:
+        """Share of the remaining layers' weights that become binary, 0 to 1."""
+        total = sum(d.weights for d in self.layers if d.action in ("binarize", "keep"))
+        return sum(d.weights for d in self.layers if d.action == "binarize") / max(total, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; :meth:`from_dict` reads it."""
+        rows = []
+        for decision in self.decisions:
+            row = asdict(decision)
+            rows.append(
+                {k: v for k, v in row.items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
+            )
+        return {
+            "policy": self.policy.to_dict(),
+            "decisions": rows,
+            "opaque": dict(self.opaque),
+            "origin": self.origin,
+            "unmatched": list(self.unmatched),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Read what :meth:`to_dict` wrote."""
+        decisions = tuple(
+            Decision(**{**row, "shape": tuple(row.get("shape", ()))}) for row in data["decisions"]
+        )
+        return cls(
+            from_dict(data["policy"]),
+            decisions,
+            dict(data["opaque"]),
+            data["origin"],
+            tuple(data["unmatched"]),
+        )
+
+    def diff(self, other: Plan) -> list[str]:
+        """Tell the sites that another plan treats differently, a line each."""
+        mine = {d.site: d for d in self.decisions}
+        theirs = {d.site: d for d in other.decisions}
+        lines = []
+        for site in dict.fromkeys([*mine, *theirs]):
+            a = mine[site].action if site in mine else "absent"
+            b = theirs[site].action if site in theirs else "absent"
+            if a != b:
+                lines.append(f"{site}: {a} -> {b}")
+        return lines
+
+    def __str__(self) -> str:
+        counts: dict[tuple[str, str], int] = {}
+        for d in self.decisions:
+            counts[d.part, d.action] = counts.get((d.part, d.action), 0) + 1
+        told = ", ".join(f"{n} {part}(s) {action}" for (part, action), n in counts.items())
+        lines = [f"Plan by policy {self.policy.name!r}: {told}"]
+        lines += [
+            f"  {d.action:<9} {d.site}  [{d.kind}{list(d.shape) or ''}] {d.reason} ({d.rule})"
+            for d in self.decisions
+        ]
+        lines += [f"  not traced {scope or '(root)'}: {why}" for scope, why in self.opaque.items()]
+        lines += [f"  rule matched nothing: {rule}" for rule in self.unmatched]
+        return "\n".join(lines)

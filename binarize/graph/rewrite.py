@@ -1,0 +1,313 @@
+"""Carry out a plan: exchange modules, rewrite the forwards that hold what has to go."""
+
+from __future__ import annotations
+
+import linecache
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from binarize import nn as bnn
+from binarize.errors import ModelError
+from binarize.graph.layers import effective_weight, extra_padding
+from binarize.graph.plan import Decision, Plan
+from binarize.graph.scopes import ScopeGraph, trace_scope
+from binarize.nn.activations import ACTIVATIONS
+from binarize.nn.base import BinaryLayer
+from binarize.nn.spec import UnitSpec
+
+__all__ = ["apply_plan"]
+
+
+def apply_plan(model: nn.Module, plan: Plan, arguments: dict[str, Any] | None = None) -> None:
+    """Make a float network binary, in place.
+
+    Args:
+        model: The float network.
+        plan: A plan for a network of this structure.
+        arguments: Recorded arguments per scope, as a trace holds them; only needed for forwards
+            with optional arguments.
+
+    Raises:
+        ModelError: The network is not the one that was planned for. It may then be changed in
+            part: call this on a copy.
+    """
+    edits: dict[str, list[Decision]] = defaultdict(list)
+    for decision in plan.decisions:
+        if decision.rewrite:
+            edits[decision.scope].append(decision)
+    # The graphs are taken from the float network, before any module changes.
+    graphs = {scope: _trace(model, scope, arguments) for scope in edits}
+    for scope, decisions in edits.items():
+        _rewrite_scope(_module(model, scope), graphs[scope], scope, decisions, plan.policy.unit)
+    for decision in plan.part("activation"):
+        if decision.action == "replace" and not decision.rewrite:
+            new = _activation(decision, plan.policy.unit, _module(model, decision.site))
+            _exchange(model, decision.site, new)
+    for decision in plan.layers:
+        if decision.action == "binarize":
+            _binarize(model, decision, plan.policy.unit)
+        elif decision.action == "bypass":
+            _bypass_projection(model, decision, plan.policy.unit)
+    object.__setattr__(model, "binarize_plan", plan)
+
+
+def _trace(model: nn.Module, scope: str, arguments: dict[str, Any] | None) -> ScopeGraph:
+    args, kwargs = (arguments or {}).get(scope, ((), {}))
+    return trace_scope(_module(model, scope), args, kwargs)
+
+
+def _module(model: nn.Module, path: str) -> Any:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise ModelError(
+            "model", type(model).__name__, f"it has no module {path!r}, which the plan names",
+            "give the network that the plan was made for",
+        ) from None
+
+
+def _exchange(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put ``new`` at ``path``, and wherever else the same module is registered."""
+    old = _module(model, path)
+    if old is model:
+        raise ModelError(
+            "model", type(model).__name__, "the network is a single layer",
+            "wrap it: torch.nn.Sequential(layer)",
+        )
+    owners = [
+        (owner, name)
+        for owner in model.modules()
+        for name, child in owner._modules.items()
+        if child is old
+    ]
+    for owner, name in owners:
+        owner._modules[name] = new
+    new.train(old.training)
+
+
+def _exchange_here(model: nn.Module, path: str, new: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    old = _module(model, path)
+    _module(model, parent)._modules[name] = new
+    new.train(old.training)
+
+
+# Layers
+
+
+def _binarize(model: nn.Module, decision: Decision, spec: UnitSpec) -> None:
+    layer = _module(model, decision.site)
+    if tuple(layer.weight.shape) != decision.shape:
+        raise ModelError(
+            "model",
+            f"{decision.site}.weight of shape {tuple(layer.weight.shape)}",
+            f"the plan says {decision.shape}",
+            "give the network that the plan was made for",
+        )
+    unit = _unit(layer, decision, spec)
+    weight = effective_weight(layer)
+    if isinstance(weight, nn.Parameter):
+        unit.weight = weight
+    else:
+        unit.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    bias = None if layer.bias is None else layer.bias.detach()
+    if decision.norm is not None:
+        _adopt(model, unit, decision.norm, bias)
+    elif bias is not None:
+        with torch.no_grad():
+            unit.norm.bias.copy_(bias)  # type: ignore[operator]
+    _exchange(model, decision.site, unit)
+
+
+def _unit(layer: Any, decision: Decision, spec: UnitSpec) -> BinaryLayer:
+    options: dict[str, Any] = {
+        "unit": spec,
+        "bypass": decision.carries,
+        # Built without storage: the float layer's own weight is put in its place.
+        "device": "meta",
+        "dtype": layer.weight.dtype,
+    }
+    if isinstance(layer, nn.Linear):
+        unit: Any = bnn.BiLinear(layer.in_features, layer.out_features, **options)
+    else:
+        geometry = {
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+        }
+        spatial = layer.weight.dim() - 2
+        if layer.transposed:
+            geometry["output_padding"] = layer.output_padding
+            cls = (bnn.BiConvTranspose1d, bnn.BiConvTranspose2d, bnn.BiConvTranspose3d)
+        else:
+            geometry["padding_mode"] = layer.padding_mode
+            options["pre_padding"] = extra_padding(layer)
+            cls = (bnn.BiConv1d, bnn.BiConv2d, bnn.BiConv3d)
+        geometry = {key: _plain(value) for key, value in geometry.items()}
+        unit = cls[spatial - 1](
+            layer.in_channels, layer.out_channels, tuple(layer.kernel_size), **geometry, **options
+        )
+    weight = unit.weight
+    unit.weight = None
+    unit.to_empty(device=layer.weight.device)
+    for part in (unit.binarizer, unit.norm):
+        part.reset_parameters()
+    unit.weight = weight
+    return unit
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _adopt(model: nn.Module, unit: BinaryLayer, path: str, bias: torch.Tensor | None) -> None:
+    norm = _module(model, path)
+    follower = getattr(norm, "act", None) or nn.Identity()
+    plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    if plain:
+        unit.norm = norm
+    else:
+        own: Any = unit.norm
+        fresh = type(own)(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
+            device=unit.weight.device, dtype=own.weight.dtype,
+        )
+        with torch.no_grad():
+            for name, value in (*norm.named_parameters(recurse=False),
+                                *norm.named_buffers(recurse=False)):
+                target = getattr(fresh, name, None)
+                if target is not None:
+                    target.copy_(value)
+        unit.norm = fresh
+    unit.norm.train(norm.training)
+    if bias is not None and unit.norm.running_mean is not None:
+        # The unit has no bias: the norm sees its input shifted by that much.
+        unit.norm.running_mean.sub_(bias.to(unit.norm.running_mean.dtype))  # type: ignore[operator]
+    _exchange(model, path, follower)
+
+
+def _bypass_projection(model: nn.Module, decision: Decision, spec: UnitSpec) -> None:
+    layer = _module(model, decision.site)
+    new = bnn.ShortcutBypass(
+        layer.out_channels,
+        kernel_size=layer.kernel_size,
+        stride=layer.stride,
+        padding=(0,) * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding,
+        dilation=layer.dilation,
+        grouping=spec.bypass or "contiguous",
+    )
+    _exchange(model, decision.site, new)
+    if decision.norm is not None:
+        norm = _module(model, decision.norm)
+        _exchange(model, decision.norm, getattr(norm, "act", None) or nn.Identity())
+
+
+def _activation(decision: Decision, spec: UnitSpec, like: nn.Module | None) -> nn.Module:
+    new = ACTIVATIONS[spec.activation or ""](
+        decision.channels, channel_dim=decision.channel_dim, **spec.activation_options
+    )
+    return new
+
+
+# Forwards
+
+
+def _rewrite_scope(
+    module: nn.Module,
+    scope_graph: ScopeGraph,
+    scope: str,
+    decisions: list[Decision],
+    spec: UnitSpec,
+) -> None:
+    graph, nodes = scope_graph.graph, scope_graph.nodes
+    prefix = f"{scope}." if scope else ""
+    called = {str(n.target) for n in graph.nodes if n.op == "call_module"}
+    fresh: dict[str, nn.Module] = {}
+    for decision in decisions:
+        if decision.part == "activation":
+            name = decision.site.removeprefix(prefix) if ":" not in decision.site else "activation"
+        else:
+            name = {"addition": "add", "scale": "mul"}[decision.part]
+        node = nodes.get((name, decision.ordinal))
+        if node is None:
+            raise ModelError(
+                "model", type(module).__name__,
+                f"its forward has no {name} number {decision.ordinal}, which the plan names",
+                "give the network that the plan was made for",
+            )
+        if decision.part == "activation":
+            new_name = _free_name(module, fresh, f"prelu_{decision.ordinal}")
+            fresh[new_name] = _activation(decision, spec, None)
+            with graph.inserting_before(node):
+                stand_in = graph.create_node("call_module", new_name, (node.all_input_nodes[0],))
+        else:
+            tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
+            stand_in = _computed(graph, tensors)[decision.operand]
+        node.replace_all_uses_with(stand_in)
+        _erase(graph, node)
+    parameter = next(module.parameters(), None)
+    for name, child in fresh.items():
+        child.train(module.training)
+        if parameter is not None:
+            child.to(device=parameter.device, dtype=parameter.dtype)
+        module.add_module(name, child)
+    still = {str(n.target).split(".")[0] for n in graph.nodes if n.op == "call_module"}
+    for name in {target.split(".")[0] for target in called} - still:
+        module._modules[name] = None
+    _set_forward(module, graph)
+
+
+def _computed(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+    """The operands that are computed, as the trace counts them: parameters are left out."""
+    return [node for node in nodes if node.op != "get_attr"]
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Erase a node and what was computed for it alone (a projection, say)."""
+    sources = node.all_input_nodes
+    graph.erase_node(node)
+    for source in sources:
+        in_place = source.op == "call_method" and str(source.target).endswith("_")
+        if not source.users and source.op not in ("placeholder", "output") and not in_place:
+            _erase(graph, source)
+
+
+def _free_name(module: nn.Module, taken: dict[str, nn.Module], name: str) -> str:
+    while hasattr(module, name) or name in taken:
+        name += "_"
+    return name
+
+
+def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
+    code = graph.python_code("self")
+    base = type(module)
+    module.__class__ = _subclass(base, code.src, dict(code.globals))
+
+
+def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
+    """A subclass of a module's class with another forward; instances pickle by their source."""
+    filename = f"<binarize {base.__module__}.{base.__qualname__} {abs(hash(source)):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    names.pop("__builtins__", None)
+    namespace: dict[str, Any] = dict(names)
+    exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - fx's own code generation
+
+    def reduce(self: nn.Module, protocol: Any = None) -> Any:
+        return _restore, (base, source, names), self.__dict__
+
+    members = {
+        "forward": namespace["forward"],
+        "__reduce_ex__": reduce,
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+    }
+    return type(f"Binarized{base.__name__}", (base,), members)
+
+
+def _restore(base: type, source: str, names: dict[str, Any]) -> nn.Module:
+    cls = _subclass(base, source, dict(names))
+    return cls.__new__(cls)

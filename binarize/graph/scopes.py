@@ -1,0 +1,203 @@
+"""The forward of a single module as a graph whose operations are those of the trace.
+
+A residual addition or a functional activation can only go if the forward that makes the call is
+rewritten. Only that one module is traced symbolically, its children stay calls; a forward that
+cannot be traced, or whose graph does not repeat the recorded operations, is left as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from typing import Any
+
+from torch import fx, nn
+
+from binarize.errors import ModelError
+from binarize.graph.classify import function_kind, module_kind, normal_name
+from binarize.graph.trace import Trace
+
+__all__ = ["ScopeGraph", "fits", "trace_scope"]
+
+# (kind, ordinal) for functions, (path of the child below the scope, ordinal) for modules.
+Key = tuple[str, int]
+
+
+class ScopeGraph:
+    """A traced forward and the node of every recorded operation.
+
+    Attributes:
+        graph: The forward; children are ``call_module`` nodes.
+        nodes: Node per operation, see ``Key``.
+    """
+
+    def __init__(self, graph: fx.Graph, nodes: dict[Key, fx.Node]) -> None:
+        self.graph = graph
+        self.nodes = nodes
+
+
+class _ChildrenAreLeaves(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def trace_scope(module: nn.Module, args: Any = None, kwargs: Any = None) -> ScopeGraph:
+    """Trace the forward of one module.
+
+    Args:
+        module: The module; its training flag is put back.
+        args: Positional arguments of a recorded call; those that are not tensors become constants
+            of the graph.
+        kwargs: Named arguments of a recorded call.
+
+    Returns:
+        The graph. Where the forward hands on its ``training`` flag, so does the graph.
+
+    Raises:
+        ModelError: The forward cannot be traced, or takes another path when training.
+    """
+    concrete = _constants(module, args or (), kwargs or {})
+    graphs = []
+    was_training = module.training
+    try:
+        for training in (False, True):
+            module.training = training
+            graphs.append(_ChildrenAreLeaves().trace(module, concrete_args=dict(concrete)))
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ModelError(
+            "model", type(module).__name__,
+            f"its forward cannot be traced ({type(error).__name__}: {text[:140]})",
+            "it is kept as written",
+        ) from error
+    finally:
+        module.training = was_training
+    graph = graphs[0]
+    _restore_training_flag(module, graph, graphs[1])
+    return ScopeGraph(graph, _keys(module, graph))
+
+
+def fits(scope: ScopeGraph, trace: Trace, path: str) -> str | None:
+    """Compare a graph with what the scope was recorded to do.
+
+    Args:
+        scope: The traced forward.
+        trace: The run.
+        path: The scope's dotted name.
+
+    Returns:
+        ``None`` if every operation of interest has its node, else what differs.
+    """
+    prefix = f"{path}." if path else ""
+    calls: dict[int, set[Key]] = defaultdict(set)
+    for op in trace.ops:
+        if op.scope != path or op.kind in ("input", "output"):
+            continue
+        name = op.path.removeprefix(prefix) if op.path is not None else op.kind
+        if op.path is not None or op.kind in _TRACKED:
+            calls[op.call].add((name, op.ordinal))
+    for call, recorded in calls.items():
+        missing = recorded - set(scope.nodes)
+        if missing:
+            return f"call {call} did {sorted(missing)[0]}, which its graph has not"
+    unused = [key for key, node in scope.nodes.items() if not node.users]
+    if unused:
+        return f"{unused[0]} works in place and its result is not used"
+    tracked = {key for key in scope.nodes if key[0] in _TRACKED}
+    for call, recorded in calls.items():
+        if tracked - recorded:
+            return f"its graph has {sorted(tracked - recorded)[0]}, which call {call} did not do"
+    return None
+
+
+_TRACKED = ("add", "mul", "activation")
+
+
+def _constants(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return {}
+    constants = {}
+    for name, value in bound.arguments.items():
+        if value is None or isinstance(value, bool | str):
+            constants[name] = value
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        default = parameter.default
+        if name not in bound.arguments and (default is None or isinstance(default, bool | str)):
+            constants[name] = default
+    return constants
+
+
+def _restore_training_flag(module: nn.Module, graph: fx.Graph, training: fx.Graph) -> None:
+    """Where the two graphs differ by False against True only, hand on ``self.training``."""
+    ours, theirs = list(graph.nodes), list(training.nodes)
+    same = len(ours) == len(theirs) and all(
+        a.op == b.op and str(a.target) == str(b.target) for a, b in zip(ours, theirs, strict=True)
+    )
+    if not same:
+        raise ModelError(
+            "model", type(module).__name__, "its forward takes another path when training",
+            "it is kept as written",
+        )
+    for node, twin in zip(ours, theirs, strict=True):
+        flags = [
+            (place, value)
+            for place, value in (*enumerate(node.args), *node.kwargs.items())
+            if value is False and _argument(twin, place) is True
+        ]
+        for place, _ in flags:
+            with graph.inserting_before(node):
+                flag = graph.create_node("get_attr", "training")
+            if isinstance(place, int):
+                node.update_arg(place, flag)
+            else:
+                node.update_kwarg(place, flag)
+        if not flags and str(node.args) != str(twin.args):
+            raise ModelError(
+                "model", type(module).__name__, "its forward depends on the training flag",
+                "it is kept as written",
+            )
+
+
+def _argument(node: fx.Node, place: Any) -> Any:
+    return node.args[place] if isinstance(place, int) else node.kwargs.get(place)
+
+
+def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:
+    counts: dict[str, int] = defaultdict(int)
+    nodes: dict[Key, fx.Node] = {}
+    tensors = _tensor_nodes(graph)
+    for node in graph.nodes:
+        if node.op == "call_module":
+            child = module.get_submodule(str(node.target))
+            if module_kind(child) is None:
+                continue
+            name = str(node.target)
+        elif node.op in ("call_function", "call_method") and node in tensors:
+            raw = node.target if isinstance(node.target, str) else node.target.__name__
+            name = function_kind(normal_name(raw))
+            if name not in _TRACKED:
+                continue
+        else:
+            continue
+        nodes[name, counts[name]] = node
+        counts[name] += 1
+    return nodes
+
+
+def _tensor_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that give tensors, not sizes: what descends from a size alone is a number."""
+    numbers: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in ("size", "dim", "numel", "stride"):
+            numbers.add(node)
+        elif node.op == "call_function" and node.target is getattr:
+            if node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda"):
+                numbers.add(node)
+        elif node.op == "call_function":
+            sources = node.all_input_nodes
+            if sources and all(source in numbers for source in sources):
+                if not (getattr(node.target, "__module__", "") or "").startswith("torch"):
+                    numbers.add(node)
+    return {node for node in graph.nodes if node not in numbers}

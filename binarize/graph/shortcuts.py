@@ -1,0 +1,182 @@
+"""Which additions close a residual block, and what becomes of them.
+
+A unit carries its input through by its own bypass. An addition that carries the same signal once
+more would double it at every block, so that exactly one of the two may stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from binarize.graph.trace import Op, Trace
+
+__all__ = ["Shortcut", "carry", "find_shortcuts"]
+
+_PASSING = ("activation", "drop", "pool", "shape", "cat")
+_PLAIN = ("drop", "pool", "shape")
+
+MERGED, BROKEN, GATED, WHOLE = -1, 0, 1, 2
+
+
+@dataclass
+class Shortcut:
+    """A residual addition ``shortcut + branch``.
+
+    Attributes:
+        op: The addition.
+        fork: Operation whose result both sides start from.
+        branch: Position of the branch among the addition's operands.
+        projection: Layer calls on the shortcut side (a 1x1 projection), if any.
+        carries: How much of the fork's signal the branch delivers: ``WHOLE`` (through bypasses
+            only), ``GATED`` (times a computed gate), ``BROKEN`` (a norm or a float layer between).
+        scales: Multiplications by a parameter on the branch (LayerScale).
+        last: Binary layers that end the branch.
+    """
+
+    op: Op
+    fork: int
+    branch: int
+    projection: list[Op]
+    carries: int
+    scales: list[Op] = field(default_factory=list)
+    last: list[Op] = field(default_factory=list)
+
+
+def find_shortcuts(
+    trace: Trace,
+    is_binary: Callable[[Op], bool],
+    is_adopted: Callable[[Op], bool],
+) -> list[Shortcut]:
+    """Find the residual additions of a run, in order of execution.
+
+    Args:
+        trace: The run.
+        is_binary: Whether a layer's call becomes a binary unit.
+        is_adopted: Whether a norm's call becomes a unit's own norm.
+    """
+    found = []
+    for op in trace.ops:
+        if op.kind != "add" or len(op.inputs) != 2 or op.inputs[0] == op.inputs[1]:
+            continue
+        roots = [_roots(trace, side) for side in op.inputs]
+        # An identity is tried on either side before a projection is.
+        tries = [(side, r) for projected in (False, True) for side in (0, 1)
+                 for r in roots[side] if bool(r[1]) is projected]
+        for side, (fork, projection) in tries:
+            shortcut = _examine(trace, op, fork, 1 - side, projection, is_binary, is_adopted)
+            if shortcut is not None:
+                found.append(shortcut)
+                break
+    return found
+
+
+def _roots(trace: Trace, index: int) -> list[tuple[int, list[Op]]]:
+    """Walk up a shortcut side: identity, pooling, and at most one 1x1 convolution with a norm."""
+    roots: list[tuple[int, list[Op]]] = [(index, [])]
+    projection: list[Op] = []
+    while True:
+        op = trace.ops[index]
+        if len(op.inputs) != 1:
+            return roots
+        if op.kind == "layer" and not projection and _is_projection(trace, op):
+            projection = [op]
+        elif op.kind not in _PLAIN and not (op.kind == "norm" and not projection):
+            return roots
+        index = op.inputs[0]
+        roots.append((index, projection))
+
+
+def _is_projection(trace: Trace, op: Op) -> bool:
+    module = trace.model.get_submodule(op.path or "")
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and all(
+        k == 1 or k == s for k, s in zip(module.kernel_size, module.stride, strict=True)
+    )
+
+
+def carry(
+    trace: Trace,
+    fork: int,
+    end: int,
+    is_binary: Callable[[Op], bool],
+    is_adopted: Callable[[Op], bool],
+) -> dict[int, int]:
+    """How much of a fork's signal reaches the operations up to ``end``.
+
+    Args:
+        trace: The run.
+        fork: Index of the operation that makes the signal.
+        end: Index behind the last operation to look at.
+        is_binary: Whether a layer's call becomes a binary unit.
+        is_adopted: Whether a norm's call becomes a unit's own norm.
+
+    Returns:
+        Per operation that the signal reaches: ``WHOLE``, ``GATED``, ``BROKEN``, or ``MERGED``
+        where only a way through an upsampling leads there.
+    """
+    state = {fork: WHOLE}
+    for op in trace.ops[fork + 1 : end]:
+        arriving = [state[i] for i in op.inputs if i in state]
+        if not arriving:
+            continue
+        level = max(arriving)
+        if level == MERGED or op.kind == "up":
+            state[op.index] = MERGED
+        elif op.kind == "layer":
+            upsampling = "Transpose" in op.name
+            state[op.index] = MERGED if upsampling else level if is_binary(op) else BROKEN
+        elif op.kind == "norm":
+            state[op.index] = level if is_adopted(op) else BROKEN
+        elif op.kind == "mul":
+            gate = len(op.inputs) > 1
+            state[op.index] = min(level, GATED) if gate else level
+        elif op.kind in (*_PASSING, "add"):
+            state[op.index] = level
+        else:
+            state[op.index] = BROKEN
+    return state
+
+
+def _examine(
+    trace: Trace,
+    op: Op,
+    fork: int,
+    branch: int,
+    projection: list[Op],
+    is_binary: Callable[[Op], bool],
+    is_adopted: Callable[[Op], bool],
+) -> Shortcut | None:
+    end = op.inputs[branch]
+    if end <= fork:
+        return None
+    state = carry(trace, fork, op.index, is_binary, is_adopted)
+    if state.get(end, MERGED) == MERGED:
+        return None
+    shortcut = Shortcut(op, fork, branch, projection, state[end])
+    # Walk the branch back to the fork: its layers, its scales, the layers that end it.
+    layers: list[Op] = []
+    front, seen, ended = [(end, True)], {end}, set()
+    while front:
+        index, at_end = front.pop()
+        here = trace.ops[index]
+        if here.kind == "layer":
+            layers.append(here)
+            if at_end and is_binary(here):
+                shortcut.last.append(here)
+                ended.add(index)
+            at_end = False
+        if here.kind == "mul" and len(here.inputs) == 1 and here.constant:
+            shortcut.scales.append(here)
+        for source in here.inputs:
+            if source in state and source != fork and source not in seen:
+                seen.add(source)
+                front.append((source, at_end))
+    own = {p.index for p in projection}
+    layers = [layer for layer in layers if layer.index not in own]
+    if not any(is_binary(layer) for layer in layers):
+        return None
+    if projection and len(layers) == 1 and _is_projection(trace, layers[0]):
+        return None
+    return shortcut

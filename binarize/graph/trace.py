@@ -1,0 +1,330 @@
+"""One run of a network, recorded as a list of operations.
+
+The network is run, not interpreted: control flow takes the branch that the example inputs take,
+and lists, dictionaries and dataclasses of tensors pass as they are. The run uses fake tensors
+(shapes without values), so that it costs neither time nor memory, and falls back to real ones
+where a value is asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map_only
+
+from binarize.errors import ModelError
+from binarize.graph.classify import function_kind, module_kind, normal_name
+
+__all__ = ["Op", "Trace", "skeleton", "trace"]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of a run.
+
+    Attributes:
+        index: Position in the run; operations are in order of execution.
+        kind: See :mod:`binarize.graph.classify`; also ``"input"`` and ``"output"``.
+        name: Normal name of the function, or class of the module.
+        scope: Dotted path of the module whose forward made the call.
+        call: How many times that module had been called before.
+        ordinal: Position among the operations of this kind (functions) or of this module (modules)
+            that the scope made directly, in this call.
+        path: Dotted path of the module, for modules recorded whole.
+        inputs: Operations that made the tensor operands, in the order of the operands.
+        constant: Whether a parameter, a buffer or a number is among the operands.
+        in_shape: Shape of the first operand made by an operation.
+        shape: Shape of the (first) result.
+        macs: Multiply-accumulates of products of two computed tensors and of functional layers,
+            ``None`` if unknown; 0 for the rest (layers are counted where their weights are known).
+    """
+
+    index: int
+    kind: str
+    name: str
+    scope: str
+    call: int
+    ordinal: int
+    path: str | None
+    inputs: tuple[int, ...]
+    constant: bool
+    in_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    macs: int | None = 0
+
+
+@dataclass
+class Trace:
+    """A recorded run.
+
+    Attributes:
+        ops: All operations, in order.
+        model: The copy that ran; its parameters are the original's own tensors.
+        arguments: Positional and named arguments per scope path, from the scope's first call.
+        calls: Number of calls per module path.
+        fake: The mode the run used, or ``None`` if it used real tensors.
+        direct: Identities (``id``) of the parameters that functions took as operands.
+    """
+
+    ops: list[Op]
+    model: nn.Module
+    arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
+    calls: dict[str, int]
+    fake: FakeTensorMode | None
+    direct: frozenset[int]
+    consumers: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.consumers = [[] for _ in self.ops]
+        for op in self.ops:
+            for source in dict.fromkeys(op.inputs):
+                self.consumers[source].append(op.index)
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """Copy the modules of a network, sharing parameters and buffers with the original."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        memo[id(tensor)] = tensor
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            "model",
+            type(model).__name__,
+            f"it cannot be deep-copied ({type(error).__name__}: {error})",
+            "make copy.deepcopy(model) work",
+        ) from error
+
+
+def trace(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> Trace:
+    """Run a copy of ``model`` in eval mode and record its operations.
+
+    Args:
+        model: The network; neither its tensors nor its modules are changed.
+        args: Positional arguments; only shapes, types and devices of tensors matter.
+        kwargs: Named arguments.
+
+    Returns:
+        The recorded run.
+
+    Raises:
+        Exception: Whatever the network's forward raises on these arguments.
+    """
+    kwargs = dict(kwargs or {})
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        return _record(skeleton(model), args, kwargs, fake)
+    except Exception:
+        # Values may matter (data-dependent control flow): run once for real, on real copies.
+        return _record(copy.deepcopy(model), args, kwargs, None)
+
+
+def _record(
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: FakeTensorMode | None
+) -> Trace:
+    model.eval()
+    recorder = _Recorder(model)
+    if fake is not None:
+        make: Any = fake.from_tensor
+        args = tree_map_only(Tensor, make, tuple(args))
+        kwargs = tree_map_only(Tensor, make, kwargs)
+    with torch.no_grad(), recorder.hooked(), fake if fake is not None else _nothing():
+        recorder.add_inputs((args, kwargs))
+        with recorder:
+            outputs = model(*args, **kwargs)
+        recorder.add_outputs(outputs)
+    return Trace(
+        recorder.ops,
+        model,
+        recorder.arguments,
+        dict(recorder.calls),
+        fake,
+        frozenset(recorder.direct),
+    )
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.ops: list[Op] = []
+        self.arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.calls: dict[str, int] = defaultdict(int)
+        self.direct: set[int] = set()
+        self._producer: dict[int, int] = {}
+        self._alive: list[Tensor] = []
+        self._scopes: list[tuple[str, int, dict[Any, int]]] = [("", 0, defaultdict(int))]
+        self._whole = 0
+        self._paths: dict[int, list[str]] = defaultdict(list)
+        for path, module in model.named_modules(remove_duplicate=False):
+            self._paths[id(module)].append(path)
+
+    def _path(self, module: nn.Module) -> str:
+        """Of several paths of a shared module, the one below the scope that calls it."""
+        paths = self._paths[id(module)]
+        scope = self._scopes[-1][0]
+        below = [path for path in paths if not scope or path.startswith(scope + ".")]
+        return (below or paths)[0]
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        handles = []
+        for module in self.model.modules():
+            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._whole:
+            self._whole += 1
+            return
+        if module_kind(module) is not None:
+            self._whole = 1
+            return
+        path = "" if module is self.model else self._path(module)
+        call = self.calls[path]
+        self.calls[path] += 1
+        if call == 0:
+            self.arguments[path] = (args, kwargs)
+        self._scopes.append((path, call, defaultdict(int)))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._whole > 1:
+            self._whole -= 1
+            return
+        if self._whole == 0:
+            self._scopes.pop()
+            return
+        self._whole = 0
+        path = self._path(module)
+        self.calls[path] += 1
+        kind = module_kind(module) or "other"
+        self._add(kind, type(module).__name__, path, (args, kwargs), output, path)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if not self._whole and any(isinstance(x, Tensor) for x in tree_iter(output)):
+            name = normal_name(getattr(func, "__name__", str(func)))
+            kind = function_kind(name)
+            self._add(kind, name, kind, (args, kwargs), output, None)
+        return output
+
+    def _add(
+        self, kind: str, name: str, count: Any, operands: Any, output: Any, path: str | None
+    ) -> None:
+        inputs: list[int] = []
+        constant = False
+        in_shape: tuple[int, ...] = ()
+        tensors = []
+        for value in tree_iter(operands):
+            if isinstance(value, Tensor):
+                tensors.append(value)
+                source = self._producer.get(id(value))
+                if source is None:
+                    constant = True
+                    if path is None:
+                        self.direct.add(id(value))
+                    continue
+                in_shape = in_shape or tuple(value.shape)
+                inputs.append(source)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                constant = True
+        results = [x for x in tree_iter(output) if isinstance(x, Tensor)]
+        if not inputs and kind in ("other", "shape"):
+            # Made of constants alone (anchors, position grids): not part of the signal's flow.
+            return
+        scope, call, counts = self._scopes[-1]
+        index = len(self.ops)
+        self.ops.append(
+            Op(
+                index=index,
+                kind=kind,
+                name=name,
+                scope=scope,
+                call=call,
+                ordinal=counts[count],
+                path=path,
+                inputs=tuple(inputs),
+                constant=constant,
+                in_shape=in_shape,
+                shape=tuple(results[0].shape) if results else (),
+                macs=_macs(kind, name, tensors, results),
+            )
+        )
+        counts[count] += 1
+        for result in results:
+            self._producer[id(result)] = index
+            self._alive.append(result)
+
+    def add_inputs(self, values: Any) -> None:
+        for value in tree_iter(values):
+            if isinstance(value, Tensor):
+                index = len(self.ops)
+                shape = tuple(value.shape)
+                self.ops.append(
+                    Op(index, "input", "input", "", 0, index, None, (), False, (), shape)
+                )
+                self._producer[id(value)] = index
+                self._alive.append(value)
+
+    def add_outputs(self, values: Any) -> None:
+        for value in _tensors(values):
+            source = self._producer.get(id(value))
+            if source is not None:
+                index = len(self.ops)
+                shape = tuple(value.shape)
+                self.ops.append(
+                    Op(index, "output", "output", "", 0, 0, None, (source,), False, shape, shape)
+                )
+
+
+def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Tensors in nested containers, also in dataclasses and plain objects that pytree leaves."""
+    for leaf in tree_iter(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type) and depth < 4:
+            yield from _tensors(list(vars(leaf).values()), depth + 1)
+
+
+def _macs(kind: str, name: str, tensors: list[Tensor], results: list[Tensor]) -> int | None:
+    if kind == "product":
+        if name in ("matmul", "bmm", "mm", "baddbmm") and len(tensors) >= 2 and results:
+            return results[0].numel() * tensors[-1 if name == "baddbmm" else 0].shape[-1]
+        if name == "scaled_dot_product_attention" and len(tensors) >= 3:
+            query, key, value = tensors[:3]
+            pairs = query.numel() // query.shape[-1] * key.shape[-2]
+            return pairs * (query.shape[-1] + value.shape[-1])
+        return None
+    if kind == "function-layer":
+        if len(tensors) < 2 or not results:
+            return None
+        weight = tensors[1]
+        if "transpose" in name:
+            return tensors[0].numel() * weight[0].numel()
+        return results[0].numel() * weight[0].numel()
+    return 0

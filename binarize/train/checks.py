@@ -1,0 +1,65 @@
+"""Refuse arguments that no training could run with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from binarize.errors import BinarizeError, DataError, ModelError
+
+__all__ = ["check_devices", "check_positive", "loader_length"]
+
+
+def check_positive(**values: float) -> None:
+    """Refuse values that are not greater than zero.
+
+    Raises:
+        BinarizeError: One of them is not; NaN is not either.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise BinarizeError(name, value, "must be positive", "choose a larger value")
+
+
+def check_devices(student: nn.Module, teacher: nn.Module | None) -> None:
+    """Refuse networks that are not each on one device, the same for both.
+
+    Raises:
+        ModelError: They are spread, or apart.
+    """
+    devices = []
+    for name, network in (("student", student), ("teacher", teacher)):
+        found = {str(p.device) for p in network.parameters()} if network is not None else set()
+        if len(found) > 1:
+            raise ModelError(
+                name, sorted(found), "is spread over several devices", "move it to one of them"
+            )
+        devices.append(next(iter(found), None))
+    if None not in devices and devices[0] != devices[1]:
+        raise ModelError(
+            "teacher",
+            devices[1],
+            f"is not on the student's device, {devices[0]}",
+            f"move it with teacher.to({devices[0]!r})",
+        )
+
+
+def loader_length(loader: Any, name: str) -> int:
+    """Return the number of batches of a loader, at least 1.
+
+    Raises:
+        DataError: It has none, or does not know.
+    """
+    try:
+        length = len(loader)
+    except TypeError:
+        raise DataError(
+            name,
+            type(loader).__name__,
+            "does not know its length, which the learning rate's schedule needs",
+            "use a map-style data set",
+        ) from None
+    if length == 0:
+        raise DataError(name, 0, "has no batches", "use a smaller batch size, or drop_last=False")
+    return length
