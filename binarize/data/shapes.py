@@ -3,19 +3,20 @@
 Camera coordinates in metres: x to the right, y down, z into the picture; the camera is at the
 origin. A ray is the set t·(x, y, 1), so that t is the depth z of the point itself.
 
-Shape legend: R rays; every array is float32 (R,), points and normals are tuples of three.
+Shape legend: R rays; every array is (R,), points and normals are tuples of three.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Hit", "Solid", "hit_ball", "hit_box", "hit_cone", "hit_cylinder"]
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Triple = tuple[Array, Array, Array]
 
 

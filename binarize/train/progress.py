@@ -100,14 +100,14 @@ class RichProgress:
     def begin(self, epochs: int, steps: int, done: int) -> None:
         """Start the display."""
         self.end()
-        self._open()
+        self._bars = self._open()
         self._steps, self._epochs = steps, epochs
         self._all = self._bars.add_task(
             "training", total=epochs * steps, completed=done * steps, note=""
         )
         self._part = self._bars.add_task("epoch", total=steps, note="")
 
-    def _open(self) -> None:
+    def _open(self) -> Any:
         # Imported here: training without a terminal does without rich.
         from rich.console import Console
         from rich.progress import (
@@ -119,7 +119,7 @@ class RichProgress:
             TimeRemainingColumn,
         )
 
-        self._bars = Progress(
+        bars = Progress(
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -128,11 +128,16 @@ class RichProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console or Console(stderr=True),
+            # Long enough to average over training and validation.
+            speed_estimate_period=300,
         )
-        self._bars.start()
+        bars.start()
+        return bars
 
     def step(self, epoch: int, step: int, loss: float | None) -> None:
         """Move both bars."""
+        if step == 1:
+            self._bars.reset(self._part)
         note = {} if loss is None else {"note": f"loss {loss:.4g}"}
         self._bars.update(
             self._part, description=f"epoch {epoch}", total=self._steps, completed=step, **note
@@ -142,8 +147,10 @@ class RichProgress:
     def evaluate(self, batch: int, batches: int | None) -> None:
         """Use the epoch's bar for the evaluation, or open one."""
         if self._bars is None:
-            self._open()
+            self._bars = self._open()
             self._part = self._bars.add_task("evaluate", total=batches, note="")
+        if batch == 1:
+            self._bars.reset(self._part)
         self._bars.update(
             self._part, description="evaluate", total=batches, completed=batch, note=""
         )

@@ -154,7 +154,7 @@ def train_epoch(
 
 
 def _finite(loss: Tensor, epoch: int, index: int) -> float:
-    value = float(loss)
+    value = float(loss.detach())
     if not math.isfinite(value):
         raise ModelError(
             "loss",
