@@ -16,7 +16,6 @@ from binarize.graph.origin import find_origin
 from binarize.graph.plan import Plan
 from binarize.graph.planner import make_plan
 from binarize.graph.rewrite import apply_plan
-from binarize.graph.trace import Trace
 from binarize.nn.base import BinaryLayer
 from binarize.policy.loader import load_policy
 from binarize.policy.match import Overrides, with_overrides
@@ -51,7 +50,7 @@ def plan(
         ModelError: The network is already converted, has nothing to binarize, has weights that
             are not finite, or does not accept the example inputs.
     """
-    return _plan(model, policy, example_inputs, overrides)[0]
+    return _plan(model, policy, example_inputs, overrides)
 
 
 def convert(
@@ -80,9 +79,9 @@ def convert(
         PolicyError: As in :func:`plan`.
         ModelError: As in :func:`plan`.
     """
-    plan, trace = _plan(model, policy, example_inputs, overrides)
+    plan = _plan(model, policy, example_inputs, overrides)
     student = copy.deepcopy(model)
-    apply_plan(student, plan, trace.arguments)
+    apply_plan(student, plan)
     return student
 
 
@@ -91,7 +90,7 @@ def _plan(
     policy: str | Path | Policy,
     example_inputs: Any,
     overrides: Overrides | None,
-) -> tuple[Plan, Trace]:
+) -> Plan:
     if not isinstance(model, nn.Module):
         raise ModelError(
             "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
@@ -101,7 +100,7 @@ def _plan(
     trace = run_example(model, example_inputs)
     plan = make_plan(trace, chosen, find_origin(model))
     _check_plan(model, plan, chosen)
-    return plan, trace
+    return plan
 
 
 def _check_model(model: nn.Module) -> None:

@@ -35,6 +35,8 @@ class Decision:
         operand: Additions and scales: which operand stays.
         channels: Activations: number of channels.
         channel_dim: Activations: 1, or -1 for channels-last tensors.
+        like: Removed layers: a remaining layer whose output has as many positions whatever the
+            input's size, so that what was removed can be counted; ``None`` if there is none.
     """
 
     site: str
@@ -52,6 +54,7 @@ class Decision:
     operand: int = 0
     channels: int = 0
     channel_dim: int = 1
+    like: str | None = None
 
     @property
     def weights(self) -> int:
@@ -77,6 +80,9 @@ class Plan:
         opaque: Modules whose own forward could not be rewritten, with the cause.
         origin: How to build the float network by name, if it came from timm or smp.
         unmatched: Rules of the policy that matched no layer.
+        arguments: Per rewritten forward the arguments that are no tensors (``None``, flags,
+            strings), as the run had them; they tell which way it takes.
+        reference: Size of the float network: ``"params"``, and ``"bytes"`` of its state_dict.
     """
 
     policy: Policy
@@ -84,6 +90,8 @@ class Plan:
     opaque: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] | None = None
     unmatched: tuple[str, ...] = ()
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reference: Mapping[str, int] = field(default_factory=dict)
 
     def part(self, part: str) -> tuple[Decision, ...]:
         """The decisions about one part: layers, activations, additions or scales."""
@@ -114,6 +122,8 @@ class Plan:
             "opaque": dict(self.opaque),
             "origin": self.origin,
             "unmatched": list(self.unmatched),
+            "arguments": {scope: dict(given) for scope, given in self.arguments.items()},
+            "reference": dict(self.reference),
         }
 
     @classmethod
@@ -128,6 +138,8 @@ class Plan:
             dict(data["opaque"]),
             data["origin"],
             tuple(data["unmatched"]),
+            dict(data["arguments"]),
+            dict(data["reference"]),
         )
 
     def diff(self, other: Plan) -> list[str]:

@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from binarize.errors import ModelError
 from binarize.graph.classify import is_batch_norm
 from binarize.graph.flow import Layer, fed_by, find_layers, only_prediction_follows
 from binarize.graph.layers import obstacle, scope_name
 from binarize.graph.plan import Decision, Plan
-from binarize.graph.scopes import fits, trace_scope
+from binarize.graph.scopes import constants, fits, trace_scope
 from binarize.graph.shortcuts import GATED, WHOLE, Shortcut, find_shortcuts
 from binarize.graph.trace import Op, Trace
 from binarize.policy.match import matches
@@ -45,6 +45,8 @@ class _Planner:
         self.modules = dict(trace.model.named_modules(remove_duplicate=False))
         self.opaque: dict[str, str] = {}
         self._rewritable: dict[str, bool] = {}
+        self._arguments: dict[str, dict[str, Any]] = {}
+        self._alike: dict[str, str | None] = {}
         self.norms = self._adoptable()
         norm_paths = set(self.norms.values())
 
@@ -78,6 +80,7 @@ class _Planner:
                 shape=tuple(layer.module.weight.shape),
                 norm=self.norms.get(path) if action != "keep" else None,
                 carries=carries,
+                like=self._alike.get(path),
             )
             first = layer.ops[0].index if layer.ops else len(self.trace.ops)
             found.append((first, decision))
@@ -85,8 +88,15 @@ class _Planner:
         found.sort(key=lambda pair: pair[0])
         used = {rule for _, _, rule in self.decided.values()}
         unmatched = tuple(str(r) for r in self.policy.rules if str(r) not in used)
+        rewritten = {d.scope for _, d in found if d.rewrite}
         return Plan(
-            self.policy, tuple(d for _, d in found), dict(self.opaque), origin, unmatched
+            self.policy,
+            tuple(d for _, d in found),
+            dict(self.opaque),
+            origin,
+            unmatched,
+            {scope: given for scope in sorted(rewritten) if (given := self._arguments[scope])},
+            _size(self.trace.model),
         )
 
     # Layers
@@ -171,6 +181,7 @@ class _Planner:
                 dropped |= {s.op.index for s in calls}
                 for path in own:
                     projections[path] = ("remove", "projection of a shortcut that is gone")
+                    self._alike[path] = self._layer_alike(first)
                 for scale in {(s.scope, s.ordinal): s for c in calls for s in c.scales}.values():
                     decisions.append((scale.index, self._scale(scale)))
             else:
@@ -231,12 +242,25 @@ class _Planner:
         calls = self.layers[projection.path or ""].ops
         return len({op.scope for op in calls}) == 1
 
+    def _layer_alike(self, shortcut: Shortcut) -> str | None:
+        """The layer that ends the branch, if both sides reach the addition at their own size."""
+        ends = []
+        for end in shortcut.op.inputs:
+            op = self.trace.ops[end]
+            while op.kind in ("norm", "drop", "activation") and len(op.inputs) == 1:
+                op = self.trace.ops[op.inputs[0]]
+            ends.append(op)
+        branch, other = ends[shortcut.branch], ends[1 - shortcut.branch]
+        same = branch.shape[2:] == other.shape[2:] and len(branch.shape) > 2
+        return branch.path if branch.kind == other.kind == "layer" and same else None
+
     def _can_rewrite(self, scope: str) -> bool:
         if scope not in self._rewritable:
             module = self.modules[scope]
-            args, kwargs = self.trace.arguments.get(scope, ((), {}))
+            given = constants(module, *self.trace.arguments.get(scope, ((), {})))
+            self._arguments[scope] = given
             try:
-                cause = fits(trace_scope(module, args, kwargs), self.trace, scope)
+                cause = fits(trace_scope(module, given), self.trace, scope)
             except ModelError as error:
                 cause = error.rule
             self._rewritable[scope] = cause is None
@@ -314,3 +338,12 @@ class _Planner:
             return False
         act = getattr(self.modules[op.path], "act", None)
         return isinstance(act, nn.Module) and not isinstance(act, nn.Identity)
+
+
+def _size(model: nn.Module) -> dict[str, int]:
+    """Parameters of a network and bytes of its state_dict, each tensor once."""
+    tensors = {id(x): x for x in model.state_dict(keep_vars=True).values() if isinstance(x, Tensor)}
+    return {
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": sum(x.numel() * x.element_size() for x in tensors.values()),
+    }

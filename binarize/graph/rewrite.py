@@ -21,14 +21,12 @@ from binarize.nn.spec import UnitSpec
 __all__ = ["apply_plan"]
 
 
-def apply_plan(model: nn.Module, plan: Plan, arguments: dict[str, Any] | None = None) -> None:
+def apply_plan(model: nn.Module, plan: Plan) -> None:
     """Make a float network binary, in place.
 
     Args:
         model: The float network.
         plan: A plan for a network of this structure.
-        arguments: Recorded arguments per scope, as a trace holds them; only needed for forwards
-            with optional arguments.
 
     Raises:
         ModelError: The network is not the one that was planned for. It may then be changed in
@@ -39,24 +37,21 @@ def apply_plan(model: nn.Module, plan: Plan, arguments: dict[str, Any] | None = 
         if decision.rewrite:
             edits[decision.scope].append(decision)
     # The graphs are taken from the float network, before any module changes.
-    graphs = {scope: _trace(model, scope, arguments) for scope in edits}
+    graphs = {
+        scope: trace_scope(_module(model, scope), plan.arguments.get(scope)) for scope in edits
+    }
     for scope, decisions in edits.items():
         _rewrite_scope(_module(model, scope), graphs[scope], scope, decisions, plan.policy.unit)
     for decision in plan.part("activation"):
         if decision.action == "replace" and not decision.rewrite:
-            new = _activation(decision, plan.policy.unit, _module(model, decision.site))
-            _exchange(model, decision.site, new)
+            new = _activation(decision, plan.policy.unit)
+            _exchange(model, decision.site, _to_like(new, model))
     for decision in plan.layers:
         if decision.action == "binarize":
             _binarize(model, decision, plan.policy.unit)
         elif decision.action == "bypass":
             _bypass_projection(model, decision, plan.policy.unit)
     object.__setattr__(model, "binarize_plan", plan)
-
-
-def _trace(model: nn.Module, scope: str, arguments: dict[str, Any] | None) -> ScopeGraph:
-    args, kwargs = (arguments or {}).get(scope, ((), {}))
-    return trace_scope(_module(model, scope), args, kwargs)
 
 
 def _module(model: nn.Module, path: str) -> Any:
@@ -206,11 +201,19 @@ def _bypass_projection(model: nn.Module, decision: Decision, spec: UnitSpec) -> 
         _exchange(model, decision.norm, getattr(norm, "act", None) or nn.Identity())
 
 
-def _activation(decision: Decision, spec: UnitSpec, like: nn.Module | None) -> nn.Module:
+def _activation(decision: Decision, spec: UnitSpec) -> nn.Module:
     new = ACTIVATIONS[spec.activation or ""](
         decision.channels, channel_dim=decision.channel_dim, **spec.activation_options
     )
     return new
+
+
+def _to_like(new: nn.Module, model: nn.Module) -> nn.Module:
+    """Move a new module to where a network's parameters are."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return new
+    return new.to(device=parameter.device, dtype=parameter.dtype)
 
 
 # Forwards
@@ -241,7 +244,7 @@ def _rewrite_scope(
             )
         if decision.part == "activation":
             new_name = _free_name(module, fresh, f"prelu_{decision.ordinal}")
-            fresh[new_name] = _activation(decision, spec, None)
+            fresh[new_name] = _activation(decision, spec)
             with graph.inserting_before(node):
                 stand_in = graph.create_node("call_module", new_name, (node.all_input_nodes[0],))
         else:
@@ -249,12 +252,9 @@ def _rewrite_scope(
             stand_in = _computed(graph, tensors)[decision.operand]
         node.replace_all_uses_with(stand_in)
         _erase(graph, node)
-    parameter = next(module.parameters(), None)
     for name, child in fresh.items():
         child.train(module.training)
-        if parameter is not None:
-            child.to(device=parameter.device, dtype=parameter.dtype)
-        module.add_module(name, child)
+        module.add_module(name, _to_like(child, module))
     still = {str(n.target).split(".")[0] for n in graph.nodes if n.op == "call_module"}
     for name in {target.split(".")[0] for target in called} - still:
         module._modules[name] = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -17,7 +18,7 @@ from binarize.errors import ModelError
 from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.trace import Trace
 
-__all__ = ["ScopeGraph", "fits", "trace_scope"]
+__all__ = ["ScopeGraph", "constants", "fits", "trace_scope"]
 
 # (kind, ordinal) for functions, (path of the child below the scope, ordinal) for modules.
 Key = tuple[str, int]
@@ -41,14 +42,12 @@ class _ChildrenAreLeaves(fx.Tracer):
         return True
 
 
-def trace_scope(module: nn.Module, args: Any = None, kwargs: Any = None) -> ScopeGraph:
+def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> ScopeGraph:
     """Trace the forward of one module.
 
     Args:
         module: The module; its training flag is put back.
-        args: Positional arguments of a recorded call; those that are not tensors become constants
-            of the graph.
-        kwargs: Named arguments of a recorded call.
+        given: Arguments that are constants of the graph, see :func:`constants`.
 
     Returns:
         The graph. Where the forward hands on its ``training`` flag, so does the graph.
@@ -56,13 +55,12 @@ def trace_scope(module: nn.Module, args: Any = None, kwargs: Any = None) -> Scop
     Raises:
         ModelError: The forward cannot be traced, or takes another path when training.
     """
-    concrete = _constants(module, args or (), kwargs or {})
     graphs = []
     was_training = module.training
     try:
         for training in (False, True):
             module.training = training
-            graphs.append(_ChildrenAreLeaves().trace(module, concrete_args=dict(concrete)))
+            graphs.append(_ChildrenAreLeaves().trace(module, concrete_args=dict(given or {})))
     except Exception as error:
         text = " ".join(str(error).split())
         raise ModelError(
@@ -113,20 +111,30 @@ def fits(scope: ScopeGraph, trace: Trace, path: str) -> str | None:
 _TRACKED = ("add", "mul", "activation")
 
 
-def _constants(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+def constants(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Of a recorded call's arguments those that choose the way through the forward.
+
+    Args:
+        module: The module that was called.
+        args: Positional arguments of the call.
+        kwargs: Named arguments of the call.
+
+    Returns:
+        By name what is ``None``, a flag or a string, defaults included.
+    """
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return {}
-    constants = {}
+    given = {}
     for name, value in bound.arguments.items():
         if value is None or isinstance(value, bool | str):
-            constants[name] = value
+            given[name] = value
     for name, parameter in inspect.signature(module.forward).parameters.items():
         default = parameter.default
         if name not in bound.arguments and (default is None or isinstance(default, bool | str)):
-            constants[name] = default
-    return constants
+            given[name] = default
+    return given
 
 
 def _restore_training_flag(module: nn.Module, graph: fx.Graph, training: fx.Graph) -> None:
