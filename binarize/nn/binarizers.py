@@ -5,11 +5,13 @@ Shapes: (N, C, *spatial) with ``channel_dim=1``, or (N, *positions, C) with ``ch
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
-from binarize.ops.sign import sign
+from binarize.ops.sign import scaled_sign
 
 __all__ = ["BINARIZERS", "DistributionAdaptiveBinarizer"]
 
@@ -87,19 +89,25 @@ class DistributionAdaptiveBinarizer(nn.Module):
         detached = x.detach()
         mean = detached.mean(positions, keepdim=True) if positions else detached
         beta = self.k.view(shape) * mean + self.b.view(shape)
-        shifted = x - beta.to(x.dtype)
-        spread = shifted.detach().abs()
+        # As "0 - beta" is never -0.0, neither is the sum: its sign bit says x >= beta.
+        shifted = x + (0.0 - beta).to(x.dtype)
         if self.scale == "layer":
-            deviation = spread.mean(list(range(1, x.dim())), keepdim=True)
-            a = self.a
+            over, a = list(range(1, x.dim())), self.a
         else:
-            deviation = spread.mean(positions, keepdim=True) if positions else spread
-            a = self.a.view(shape)
+            over, a = positions, self.a.view(shape)
+        deviation = _mean_magnitude(shifted.detach(), over)
         alpha = torch.exp(a * (deviation - 1))
-        return alpha.to(x.dtype) * sign(shifted)
+        return scaled_sign(shifted, alpha.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.channels}, scale={self.scale!r}"
+
+
+def _mean_magnitude(x: Tensor, dims: list[int]) -> Tensor:
+    if not dims:
+        return x.abs()
+    count = math.prod(x.shape[d] for d in dims)
+    return torch.linalg.vector_norm(x, 1, dims, keepdim=True, dtype=torch.float32) / count
 
 
 BINARIZERS = {"dab": DistributionAdaptiveBinarizer}

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from binarize.ops.sign import clip_gradient
+
 __all__ = ["WEIGHTS", "ScaledSign"]
 
 
@@ -14,12 +16,12 @@ class _ScaledSignFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return torch.where(weight < 0, -scale, scale)
+        return torch.copysign(scale, weight + 0.0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (weight,) = ctx.saved_tensors
-        return torch.where(weight.abs() <= 1, grad, 0), None
+        return clip_gradient(grad, weight), None
 
 
 class ScaledSign(nn.Module):
