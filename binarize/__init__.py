@@ -5,4 +5,6 @@ from binarize.errors import BinarizeError
 from binarize.graph import Plan, convert, plan
 from binarize.policy import Policy, policies
 
+__version__ = "0.1.0"
+
 __all__ = ["BinarizeError", "Plan", "Policy", "convert", "nn", "ops", "plan", "policies"]

@@ -29,10 +29,12 @@ _REPLACE = ("all", "all-but-head", "none")
 
 def policy_files() -> dict[str, Path]:
     """Bundled rule files by policy name, sorted."""
-    folder = Path(str(resources.files("binarize"))) / "rules"
+    # An editable install gives a traversable that is no path, but whose entries are.
+    folder = resources.files("binarize") / "rules"
     if not folder.is_dir():
-        folder = folder.parent.parent / "rules"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+        folder = Path(__file__).resolve().parents[2] / "rules"
+    files = [Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    return {path.stem: path for path in sorted(files)}
 
 
 def policies() -> dict[str, Policy]:
@@ -192,7 +194,9 @@ def _rule(number: int, data: Any, problems: list[str]) -> Rule | None:
     if isinstance(match, Mapping):
         _unknown_keys(f"{where}match.", match, _MATCH, problems)
     else:
-        problems.append(f"{where}match={match!r}: not a table; write for example {{name = 'head.*'}}")
+        problems.append(
+            f"{where}match={match!r}: not a table; write for example {{name = 'head.*'}}"
+        )
         match = {}
     values: dict[str, tuple[str, ...]] = {}
     for key, known in _MATCH.items():

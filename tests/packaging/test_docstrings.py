@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
+from pathlib import Path
 
 import pytest
 
 import binarize
 
+ROOT = Path(binarize.__file__).parent
 MODULES = [
-    found.name
-    for found in pkgutil.walk_packages(binarize.__path__, "binarize.")
-    if not any(part.startswith("_") for part in found.name.split("."))
+    ".".join(("binarize", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.name == "__init__.py" or not path.name.startswith("_")
 ]
 
 
