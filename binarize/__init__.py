@@ -2,9 +2,21 @@
 
 from binarize import nn, ops
 from binarize.errors import BinarizeError
+from binarize.file import load, save
 from binarize.graph import Plan, convert, plan
 from binarize.policy import Policy, policies
 
 __version__ = "0.1.0"
 
-__all__ = ["BinarizeError", "Plan", "Policy", "convert", "nn", "ops", "plan", "policies"]
+__all__ = [
+    "BinarizeError",
+    "Plan",
+    "Policy",
+    "convert",
+    "load",
+    "nn",
+    "ops",
+    "plan",
+    "policies",
+    "save",
+]

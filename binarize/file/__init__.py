@@ -1,0 +1,7 @@
+"""One safetensors file per network: binary weights as bits, the plan in the header."""
+
+from binarize.file.contents import Contents, float_contents, network_contents
+from binarize.file.load import load
+from binarize.file.save import save
+
+__all__ = ["Contents", "float_contents", "load", "network_contents", "save"]

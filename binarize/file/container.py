@@ -1,0 +1,186 @@
+"""The container: entries and strings to a safetensors file and back.
+
+Layout: 8 bytes of header length (little-endian), a JSON header, the tensors' bytes. It is written
+here, and not by the safetensors package, because the same entries then always give the same bytes,
+the size is known before a tensor is read, and the tensors are never all copied at once. Files are
+read by the safetensors package, which checks the header against the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from binarize.errors import FileError, ModelError
+
+__all__ = ["Entry", "file_size", "read_file", "write_file"]
+
+_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file.
+
+    Attributes:
+        name: Its name in the file.
+        dtype: Its type.
+        shape: Its shape.
+        keys: Keys of the state_dict that it stands for.
+        read: Gives the tensor; called once, when the file is written.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count * self.dtype.itemsize
+
+
+def _ordered(entries: Sequence[Entry]) -> list[Entry]:
+    # The widest types first, so that every tensor starts at a multiple of its element's size.
+    return sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
+
+
+def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for entry in _ordered(entries):
+        if entry.dtype not in _CODES:
+            raise ModelError(
+                "model",
+                f"{entry.keys[0]} of {entry.dtype}",
+                "a file cannot hold tensors of this type",
+                f"use one of {', '.join(str(kind).removeprefix('torch.') for kind in _CODES)}",
+            )
+        header[entry.name] = {
+            "dtype": _CODES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [start, start + entry.size],
+        }
+        start += entry.size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_size(entries: Sequence[Entry], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file that :func:`write_file` would write."""
+    return len(_header(entries, metadata)) + sum(entry.size for entry in entries)
+
+
+def write_file(
+    path: str | os.PathLike[str], entries: Sequence[Entry], metadata: Mapping[str, str]
+) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        path: Where to; a file that is there is replaced.
+        entries: The tensors.
+        metadata: Strings for the header.
+
+    Raises:
+        FileError: The folder is missing or cannot be written to, or the disk is full. Nothing is
+            left behind, and a file that was there is still there.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise FileError("path", str(path), "this is a folder", "give the name of a file in it")
+    if not target.parent.is_dir():
+        raise FileError(
+            "path", str(path), f"there is no folder {str(target.parent)!r}", "make the folder first"
+        )
+    header = _header(entries, metadata)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(header)
+            for entry in _ordered(entries):
+                file.write(_to_bytes(entry))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise FileError(
+            "path",
+            str(path),
+            f"it cannot be written ({error.strerror or error})",
+            "check the rights and the space on the disk",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _to_bytes(entry: Entry) -> bytes:
+    tensor = entry.read().detach().cpu().contiguous()
+    if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+        raise RuntimeError(f"{entry.name} changed while it was written")
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read a file.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        The header's strings, and the tensors by name.
+
+    Raises:
+        FileError: There is no such file, or it is not a whole safetensors file.
+    """
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise FileError("path", str(path), "there is no such file", "check the path")
+    if os.path.isdir(name):
+        raise FileError("path", str(path), "this is a folder", "give the file itself")
+    try:
+        with safe_open(name, framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return dict(file.metadata() or {}), tensors
+    except SafetensorError as error:
+        raise FileError(
+            "path",
+            str(path),
+            f"not a safetensors file, or not all of it ({_short(error)})",
+            "get it again from where it was saved",
+        ) from error
+    except OSError as error:
+        raise FileError(
+            "path", str(path), f"it cannot be read ({_short(error)})", "check the rights"
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:100]

@@ -1,0 +1,170 @@
+"""What a network's file holds, as a value: the file, its size and the report follow from it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize.file.container import Entry, file_size
+from binarize.file.slots import Slot, find_slots
+from binarize.graph.plan import Plan
+
+__all__ = [
+    "COUNTERS",
+    "FORMAT",
+    "VERSION",
+    "Contents",
+    "decode",
+    "float_contents",
+    "network_contents",
+]
+
+FORMAT = "binarize"
+VERSION = 1
+COUNTERS = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Tensors and header strings of a file.
+
+    Attributes:
+        entries: The tensors.
+        metadata: The strings.
+    """
+
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return file_size(self.entries, self.metadata)
+
+
+def network_contents(model: nn.Module, plan: Plan) -> Contents:
+    """Tell what the file of a converted network holds; depends on its structure alone.
+
+    Tensors: ``<layer>.weight.bits`` (uint8, see :func:`binarize.ops.pack_signs`) and
+    ``<layer>.weight.scale`` for each binary layer, all other entries of the state_dict under their
+    own names, each tensor once, and the batch counters of all norms together.
+
+    Strings: ``format``, ``format_version``, ``policy``, ``padding_value`` (what zero padding is in
+    a binarized map), ``origin`` (JSON; how to build the float network, if it is known), ``plan``
+    and ``layout`` (JSON, compressed, base64).
+
+    Args:
+        model: The converted network.
+        plan: Its plan.
+    """
+    slots = find_slots(model)
+    recipe = plan.to_dict()
+    origin = recipe.pop("origin")
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "policy": plan.policy.name,
+        "padding_value": "0",
+    }
+    if origin is not None:
+        metadata["origin"] = json.dumps(origin, sort_keys=True)
+    metadata["plan"] = _encode(recipe)
+    metadata["layout"] = _encode(_layout(slots))
+    return Contents(tuple(_entries(slots)), metadata)
+
+
+def float_contents(model: nn.Module) -> Contents:
+    """Tell what a safetensors file of a float network's state_dict holds."""
+    slots = find_slots(model)
+    return Contents(tuple(_plain(slot.name, slot.keys, slot.tensor) for slot in slots), {})
+
+
+def _entries(slots: Sequence[Slot]) -> list[Entry]:
+    entries = []
+    for slot in slots:
+        if slot.layer is not None:
+            entries += _packed(slot)
+        elif not slot.is_counter:
+            entries.append(_plain(slot.name, slot.keys, slot.tensor))
+    counters = [slot for slot in slots if slot.is_counter]
+    if counters:
+        entries.append(
+            Entry(
+                COUNTERS,
+                torch.int64,
+                (len(counters),),
+                tuple(slot.name for slot in counters),
+                lambda: torch.stack([slot.tensor for slot in counters]),
+            )
+        )
+    return entries
+
+
+def _plain(name: str, keys: tuple[str, ...], tensor: Tensor) -> Entry:
+    return Entry(name, tensor.dtype, tuple(tensor.shape), keys, lambda: tensor)
+
+
+def _packed(slot: Slot) -> list[Entry]:
+    layer: Any = slot.layer
+    # Shapes without values, so that the size of a network on the meta device is known too.
+    scale = layer.quantizer.scale(layer.weight.detach().to("meta"))
+    count = (layer.weight.numel() + 7) // 8
+    keys = slot.keys
+    return [
+        Entry(f"{slot.name}.bits", torch.uint8, (count,), keys, lambda: layer.packed_weight()[0]),
+        Entry(
+            f"{slot.name}.scale",
+            scale.dtype,
+            tuple(scale.shape),
+            keys,
+            lambda: layer.packed_weight()[1],
+        ),
+    ]
+
+
+def _layout(slots: Sequence[Slot]) -> dict[str, Any]:
+    """What the entries do not say: kernels choose by strides, so these decide the last bit."""
+    kinds = {slot.tensor.dtype for slot in slots if slot.tensor.is_floating_point()}
+    return {
+        "aliases": {key: slot.name for slot in slots for key in slot.keys[1:]},
+        "counters": [slot.name for slot in slots if slot.is_counter],
+        "dtype": str(kinds.pop()).removeprefix("torch.") if len(kinds) == 1 else None,
+        "strides": {
+            slot.name: list(slot.tensor.stride())
+            for slot in slots
+            if not slot.tensor.is_contiguous() and _is_dense(slot.tensor)
+        },
+    }
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    expected = 1
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def _encode(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
+
+
+def decode(text: str) -> Any:
+    """Undo the coding of ``plan`` and ``layout``.
+
+    Raises:
+        ValueError: The text is damaged.
+    """
+    try:
+        return json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
+    except zlib.error as error:
+        raise ValueError(str(error)) from error

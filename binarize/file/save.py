@@ -1,0 +1,64 @@
+"""Save a converted network."""
+
+from __future__ import annotations
+
+import os
+
+from torch import nn
+
+from binarize.errors import FileError, ModelError
+from binarize.file.container import write_file
+from binarize.file.contents import network_contents
+from binarize.graph.plan import Plan
+
+__all__ = ["converted_plan", "save"]
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Save a converted network as one safetensors file, binary weights one bit each.
+
+    The file holds all that the network's outputs depend on, and how to build the network if it
+    came from timm or segmentation-models-pytorch. It does not hold the magnitudes of the latent
+    weights: keep the trainer's checkpoints to go on training where it stopped.
+
+    Args:
+        model: What :func:`binarize.convert` returned, trained or not; unchanged.
+        path: Where to. The file is replaced as a whole, or left as it was.
+
+    Raises:
+        ModelError: The network is not converted, has no values (meta device), or has state that
+            a file of tensors cannot hold.
+        FileError: The path cannot be written.
+    """
+    model, plan = converted_plan(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type == "meta":
+            raise ModelError(
+                "model", name, "a tensor on the meta device has no values", "load weights first"
+            )
+    if not isinstance(path, str | os.PathLike):
+        raise FileError("path", path, "not a path", "give a file name such as 'unet.safetensors'")
+    contents = network_contents(model, plan)
+    write_file(path, contents.entries, contents.metadata)
+
+
+def converted_plan(model: nn.Module) -> tuple[nn.Module, Plan]:
+    """The converted network, without the wrapper of ``torch.compile``, and its plan.
+
+    Raises:
+        ModelError: It is not a converted network.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
+        )
+    model = getattr(model, "_orig_mod", model)
+    plan = getattr(model, "binarize_plan", None)
+    if not isinstance(plan, Plan):
+        raise ModelError(
+            "model",
+            type(model).__name__,
+            "it was not made by binarize.convert",
+            "convert it first; of a wrapper (DataParallel, say) give the network inside",
+        )
+    return model, plan

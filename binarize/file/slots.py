@@ -1,0 +1,86 @@
+"""The places of a network that a file fills: its parameters and buffers, each once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from binarize.errors import ModelError
+from binarize.nn import BinaryLayer
+
+__all__ = ["Slot", "find_slots"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter or buffer.
+
+    Attributes:
+        keys: Its keys in the state_dict; several where modules or tensors are shared.
+        tensor: The parameter or buffer itself.
+        layer: The binary layer whose latent weight it is, so that bits and scales say it all;
+            ``None`` for tensors that are stored as they are.
+    """
+
+    keys: tuple[str, ...]
+    tensor: Tensor
+    layer: BinaryLayer | None
+
+    @property
+    def name(self) -> str:
+        """The first key."""
+        return self.keys[0]
+
+    @property
+    def is_counter(self) -> bool:
+        """Whether it is the batch counter of a norm, of which there are too many to list."""
+        return (
+            self.name.rpartition(".")[2] == "num_batches_tracked"
+            and self.tensor.dtype == torch.int64
+            and self.tensor.dim() == 0
+        )
+
+
+def find_slots(model: nn.Module) -> list[Slot]:
+    """List what a network's state_dict holds, in its order.
+
+    Args:
+        model: Any network.
+
+    Raises:
+        ModelError: The state_dict holds something that is neither parameter nor buffer.
+    """
+    owned = {id(x) for x in (*model.parameters(), *model.buffers())}
+    keys: dict[int, list[str]] = defaultdict(list)
+    tensors: dict[int, Tensor] = {}
+    for key, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor) or id(value) not in owned:
+            raise ModelError(
+                "model",
+                key,
+                "this entry of the state_dict is neither a parameter nor a buffer",
+                "keep such state outside of the network, or register it as a buffer",
+            )
+        keys[id(value)].append(key)
+        tensors[id(value)] = value
+    packed = _packed(model)
+    return [Slot(tuple(keys[i]), tensor, packed.get(i)) for i, tensor in tensors.items()]
+
+
+def _packed(model: nn.Module) -> dict[int, BinaryLayer]:
+    """Latent weights that nobody reads as they are, by identity."""
+    users: dict[int, list[nn.Module]] = defaultdict(list)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_latent = isinstance(module, BinaryLayer) and name == "weight"
+            users[id(parameter)].append(module if is_latent else model)
+    packed = {}
+    for identity, modules in users.items():
+        first = modules[0]
+        alike = {str(m.quantizer) if isinstance(m, BinaryLayer) else None for m in modules}
+        if isinstance(first, BinaryLayer) and len(alike) == 1:
+            packed[identity] = first
+    return packed
