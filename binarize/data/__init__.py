@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binarize.data.augment import Augment
+from binarize.data.balance import balanced_weights
 from binarize.data.camvid import CamVid
 from binarize.data.dense import IGNORE, IMAGENET, DenseDataset
 from binarize.data.image_mask_folder import ImageMaskFolder
@@ -19,6 +20,7 @@ __all__ = [
     "ImageMaskFolder",
     "NYUv2",
     "Scenes",
+    "balanced_weights",
     "dataset_names",
     "open_dataset",
 ]

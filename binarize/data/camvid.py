@@ -63,6 +63,9 @@ class CamVid(DenseDataset):
             asked for; on reading, a label outside 0..11.
     """
 
+    classes = CLASSES
+    num_classes = len(CLASSES)
+
     def __init__(
         self,
         root: str | Path,

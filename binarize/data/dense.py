@@ -81,6 +81,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         DataError: No sample, an unknown task or normalisation, a size without pixels.
     """
 
+    classes: tuple[str, ...] = ()
+    num_classes: int = 0
+
     def __init__(
         self,
         count: int,
@@ -170,6 +173,22 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             self._stored(index)
             if progress is not None:
                 progress(index + 1, self._count)
+
+    def class_counts(self) -> Tensor:
+        """Count the pixels of each class over the whole set, without augmentation.
+
+        Returns:
+            int64 tensor of ``num_classes`` entries; ignored pixels are not counted.
+
+        Raises:
+            DataError: The data set has no label maps (its task is depth).
+        """
+        if "mask" not in self.keys or not self.classes:
+            raise DataError("task", "depth", "there are no labels", "open it for segmentation")
+        counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
+        for index in range(self._count):
+            counts += torch.bincount(self._stored(index)["mask"].flatten(), minlength=IGNORE + 1)
+        return counts[: self.num_classes]
 
     def denormalize(self, image: Tensor) -> Tensor:
         """Turn normalised pictures (..., 3, H, W) back into uint8 ones."""

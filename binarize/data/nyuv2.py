@@ -74,6 +74,9 @@ class NYUv2(DenseDataset):
             label outside 0..39.
     """
 
+    classes = CLASSES
+    num_classes = len(CLASSES)
+
     def __init__(
         self,
         root: str | Path,

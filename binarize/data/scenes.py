@@ -52,6 +52,9 @@ class Scenes(DenseDataset):
             :class:`~binarize.data.dense.DenseDataset`.
     """
 
+    classes = CLASSES
+    num_classes = len(CLASSES)
+
     def __init__(
         self,
         count: int = 256,

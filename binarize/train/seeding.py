@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import RandomSampler
 
 __all__ = ["seed_epoch"]
 
@@ -22,7 +23,8 @@ def seed_epoch(seed: int, epoch: int, process: int, loader: Any) -> None:
         seed: Seed of the run.
         epoch: Number of the epoch.
         process: Index of the process.
-        loader: The data loader; generators of its own are seeded too.
+        loader: The data loader; the generators of it and of its sampler are seeded too, and a
+            random sampler without one gets one.
     """
     shared, own = (
         int(word) for word in np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
@@ -32,6 +34,9 @@ def seed_epoch(seed: int, epoch: int, process: int, loader: Any) -> None:
     np.random.seed(own % 2**32)
     torch.manual_seed(own)
     sampler: Any = getattr(loader, "sampler", None)
+    if isinstance(sampler, RandomSampler) and sampler.generator is None:
+        # Its own generator makes the order the same for any number of processes.
+        sampler.generator = torch.Generator()
     generators = {
         id(generator): generator
         for generator in (getattr(loader, "generator", None), getattr(sampler, "generator", None))

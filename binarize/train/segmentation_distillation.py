@@ -91,7 +91,7 @@ def channel_wise_loss(
         for x in (student, teacher)
     )
     divergence = (log_p.exp() * (log_p - log_q)).masked_fill(void, 0).sum(2)
-    return temperature**2 * divergence.mean()
+    return temperature**2 * divergence.sum() / max(1, divergence.numel())
 
 
 class SegmentationDistillation:

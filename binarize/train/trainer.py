@@ -200,6 +200,8 @@ class Trainer:
                 show.begin(self.epochs, steps, len(self.history))
                 for epoch in range(len(self.history), self.epochs):
                     self.student.train()
+                    if self.teacher is not None:
+                        self.teacher.eval()
                     seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
                     record = train_epoch(step, loader, epoch, self.epochs, show)
                     due = epoch + 1 == self.epochs or (epoch + 1) % self.val_every == 0
@@ -316,7 +318,6 @@ class Trainer:
     def _teacher_call(self) -> Any:
         if self.teacher is None:
             return None
-        self.teacher.eval()
         return torch.compile(self.teacher) if self.compile else self.teacher
 
     def _share(self, loader: Any) -> Any:

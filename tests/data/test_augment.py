@@ -1,0 +1,104 @@
+"""Augmentation keeps picture, mask and depth together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from binarize.data import Augment, Scenes
+from binarize.data.augment import Depth, RandomZoom
+from binarize.data.images import resize_map
+from binarize.errors import DataError
+
+
+def test_flip_moves_everything() -> None:
+    plain = Scenes(1, (24, 32))[0]
+    flipped = Scenes(1, (24, 32), augment=Augment(flip=1.0))[0]
+    for key, value in plain.items():
+        assert torch.equal(flipped[key], value.flip(-1)), key
+
+
+def test_off_changes_nothing() -> None:
+    plain = Scenes(1, (24, 32))[0]
+    same = Scenes(1, (24, 32), augment=Augment(flip=0.0))[0]
+    assert all(torch.equal(plain[key], same[key]) for key in plain)
+
+
+def test_the_cache_stays_as_it_was() -> None:
+    data = Scenes(1, (24, 32), augment=Augment(flip=0.5, zoom=2.0, jitter=0.5))
+    plain = Scenes(1, (24, 32), augment=Augment(flip=0.0, zoom=2.0))
+    before = {key: value.clone() for key, value in plain._stored(0).items()}
+    for _ in range(5):
+        item = data[0]
+        item["image"].zero_()
+        item["mask"].zero_()
+        item["depth"].zero_()
+    assert all(torch.equal(value, data._stored(0)[key]) for key, value in before.items())
+
+
+def test_zoom_brings_the_scene_nearer() -> None:
+    """Seen z times larger, a plane at depth d is a plane at depth d / z."""
+    zoom = RandomZoom((20, 30), (2.0, 2.0))
+    sample = zoom(
+        {
+            "image": tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8)),
+            "mask": tv_tensors.Mask(torch.full((40, 60), 7, dtype=torch.uint8)),
+            "depth": Depth(torch.full((1, 40, 60), 6.0)),
+        }
+    )
+    assert [tuple(sample[key].shape[-2:]) for key in sample] == [(20, 30)] * 3
+    assert (sample["mask"] == 7).all()
+    assert torch.equal(sample["depth"].as_subclass(torch.Tensor), torch.full((1, 20, 30), 3.0))
+
+
+def test_zoom_keeps_picture_and_mask_aligned() -> None:
+    """A mask that is a threshold of the picture stays one through the zoom, but at edges."""
+    rows = torch.arange(80).view(80, 1).expand(80, 80)
+    image = (rows >= 40).to(torch.uint8).mul(255).expand(3, 80, 80)
+    depth = (rows >= 40).float().mul(4).add(2).unsqueeze(0)
+    zoom = RandomZoom((40, 40), (1.0, 2.0))
+    for _ in range(10):
+        moved = zoom(
+            {
+                "image": tv_tensors.Image(image),
+                "mask": tv_tensors.Mask((rows >= 40).to(torch.uint8)),
+                "depth": Depth(depth),
+            }
+        )
+        white = moved["image"][0].as_subclass(torch.Tensor) > 127
+        assert (white != moved["mask"].as_subclass(torch.Tensor).bool()).sum() <= 40
+        levels = moved["depth"].as_subclass(torch.Tensor).unique()
+        assert len(levels) <= 2
+        if len(levels) == 2:
+            assert levels[1] / levels[0] == pytest.approx(3.0)
+
+
+def test_maps_are_resized_by_the_nearest_pixel_centre() -> None:
+    assert resize_map(torch.arange(4).view(1, 4).byte(), (1, 2)).tolist() == [[1, 3]]
+    assert resize_map(torch.arange(6).view(1, 6).int(), (1, 2)).tolist() == [[1, 4]]
+    labels = torch.randint(0, 256, (31, 17), dtype=torch.uint8)
+    assert set(resize_map(labels, (64, 9)).unique().tolist()) <= set(labels.unique().tolist())
+    assert torch.equal(resize_map(labels, (31, 17)), labels)
+
+
+def test_jitter_changes_the_picture_only() -> None:
+    plain = Scenes(1, (24, 32))[0]
+    jittered = Scenes(1, (24, 32), augment=Augment(flip=0.0, jitter=0.5))[0]
+    assert not torch.equal(plain["image"], jittered["image"])
+    assert torch.equal(plain["mask"], jittered["mask"])
+    assert torch.equal(plain["depth"], jittered["depth"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": 1.5}, "flip=1.5: must be from 0 to 1; choose a value in range"),
+        ({"zoom": 0.5}, "zoom=0.5: must be from 1 to 8; choose a value in range"),
+        ({"jitter": -1}, "jitter=-1: must be from 0 to 1; choose a value in range"),
+    ],
+)
+def test_values_out_of_range(options: dict[str, float], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        Augment(**options)
+    assert str(caught.value) == message
