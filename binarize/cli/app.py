@@ -1,0 +1,120 @@
+"""Parse the command line, run the sub-command, turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from binarize.cli.output import Output
+from binarize.cli.parser import Parser
+from binarize.errors import BinarizeError
+
+__all__ = ["BUG", "INTERRUPTED", "MISTAKE", "OK", "build_parser", "main"]
+
+OK, MISTAKE, BUG, INTERRUPTED = 0, 1, 70, 130
+
+_DESCRIPTION = "Turn a convolutional PyTorch network into a 1-bit one and train it back to use."
+_EPILOG = """\
+examples:
+  # see all of it at work, without any download
+  binarize demo
+
+  # what would happen to this network, and why
+  binarize convert smp:Unet:resnet34 --classes 11 --plan-only
+
+  # train the float network, then its 1-bit twin with the float one as the teacher
+  binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\
+      --policy none --output runs/float
+  binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\
+      --init runs/float/float.safetensors --teacher runs/float/float.safetensors \\
+      --output runs/binary
+
+Every command has its own help with examples: binarize train --help
+Exit codes: 0 done, 1 a mistake in what was asked, 2 a mistake in the command line,
+70 a bug in binarize, 130 interrupted."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of the whole command line."""
+    from importlib import import_module
+
+    parser = Parser(prog="binarize", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    for name in _COMMANDS:
+        import_module(f"binarize.cli.{name}").add(commands)
+    return parser
+
+
+_COMMANDS = ("train",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    # A person may pipe a picture of δ1 or × through a terminal that speaks ASCII only.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        return _version()
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return OK
+    debug = args.debug or os.environ.get("BINARIZE_DEBUG", "") not in ("", "0")
+    return _guarded(args, debug)
+
+
+def _guarded(args: Any, debug: bool) -> int:
+    out = Output(as_json=args.json, quiet=args.quiet)
+    try:
+        return args.run(args, out) or OK
+    except BinarizeError as error:
+        return _fail(str(error), MISTAKE, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED, False)
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        return _fail(f"{error.filename or 'file'}: {error.strerror}", MISTAKE, debug)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = " ".join(str(error).split())[:300]
+        return _fail(
+            f"{type(error).__name__}: {text} (a bug in binarize, or an input it did not foresee: "
+            "run again with --debug for the traceback)",
+            BUG,
+            False,
+        )
+
+
+def _fail(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    lead = "" if code == INTERRUPTED else "error: "
+    print(f"{lead}{' '.join(text.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _version() -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"binarize {version('binarize-torch')}")
+    except PackageNotFoundError:
+        print("binarize (not installed, run from a checkout)")
+    return OK

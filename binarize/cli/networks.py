@@ -1,0 +1,240 @@
+"""Build a network from the words of a command line: ``smp:Unet:resnet18``, ``timm:resnet50``..."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from binarize.cli.parser import pair
+from binarize.errors import ModelError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import nn
+
+__all__ = ["FORMS", "Recipe", "add_network_options", "build", "nearest", "recipe_from"]
+
+FORMS = "smp:ARCHITECTURE:ENCODER, timm:NAME or FILE.py:FACTORY"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build a network.
+
+    Attributes:
+        spec: ``smp:ARCHITECTURE:ENCODER``, ``timm:NAME`` or ``FILE.py:FACTORY``.
+        classes: Number of output channels; None leaves the library's default.
+        in_channels: Number of input channels.
+        arguments: Further keyword arguments of the constructor.
+    """
+
+    spec: str
+    classes: int | None = None
+    in_channels: int = 3
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as the constructor takes it."""
+        return asdict(self)
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a network named by a specification is built."""
+    group = parser.add_argument_group("network")
+    group.add_argument("--classes", type=int, metavar="N", help="number of output channels")
+    group.add_argument(
+        "--in-channels", type=int, default=3, metavar="N", help="input channels (default 3)"
+    )
+    group.add_argument(
+        "--model-arg",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="argument of the network's constructor, e.g. decoder_channels=[64,48,32,24,16]",
+    )
+
+
+def recipe_from(args: argparse.Namespace, spec: str, classes: int | None = None) -> Recipe:
+    """Make a recipe of a specification and the options of :func:`add_network_options`."""
+    return Recipe(
+        spec, args.classes if classes is None else classes, args.in_channels, dict(args.model_arg)
+    )
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """Build the network, with random weights.
+
+    Raises:
+        ModelError: The specification, a name or an argument is wrong.
+    """
+    for name, value in (("classes", recipe.classes), ("in-channels", recipe.in_channels)):
+        if value is not None and value < 1:
+            raise ModelError(name, value, "must be at least 1", "correct the number")
+    head, colon, rest = recipe.spec.partition(":")
+    if head == "smp" and colon:
+        return _smp(recipe, *rest.partition(":")[::2])
+    if head == "timm" and colon:
+        return _timm(recipe, rest)
+    file, colon, factory = recipe.spec.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _own(recipe, Path(file).expanduser(), factory)
+    if recipe.spec.endswith(".py"):
+        raise ModelError(
+            "model", recipe.spec, "names no factory", f"write {recipe.spec}:FUNCTION_OR_CLASS"
+        )
+    near = difflib.get_close_matches(head, ("smp", "timm"), n=1, cutoff=0.5) if colon else []
+    hint = f"did you mean {near[0]}:{rest}?" if near else _guess(recipe.spec)
+    raise ModelError("model", recipe.spec, f"is none of {FORMS}", hint)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Tell the names nearest to a word."""
+    names = list(known)
+    lower = {name.lower(): name for name in names}
+    close = [lower[n] for n in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=0.55)]
+    if close:
+        return f"did you mean {' or '.join(repr(name) for name in close)}?"
+    shown = ", ".join(names[:12])
+    return f"use one of {shown}" + (", ..." if len(names) > 12 else "")
+
+
+def _guess(spec: str) -> str:
+    """The likely meaning of a bare name: an architecture of one of the two libraries."""
+    if "/" in spec or "." in spec or ":" in spec:
+        return "write it in one of these forms"
+    import timm
+
+    names = timm.list_models()
+    if spec in names:
+        return f"write timm:{spec}"
+    close = difflib.get_close_matches(spec.lower(), names, n=1, cutoff=0.7)
+    return f"did you mean timm:{close[0]}?" if close else "write it in one of these forms"
+
+
+def _smp(recipe: Recipe, architecture: str, encoder: str) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    known = sorted(
+        name
+        for name, cls in vars(smp).items()
+        if inspect.isclass(cls) and issubclass(cls, smp.base.SegmentationModel)
+    )
+    if architecture not in known:
+        raise ModelError(
+            "model", recipe.spec, f"smp has no {architecture!r}", nearest(architecture, known)
+        )
+    encoder = encoder or "resnet34"
+    if encoder.startswith("tu-"):
+        import timm
+
+        name = encoder.removeprefix("tu-")
+        if not timm.is_model(name):
+            raise ModelError(
+                "model", recipe.spec, f"timm has no {name!r}", nearest(name, timm.list_models())
+            )
+    elif encoder not in smp.encoders.get_encoder_names():
+        raise ModelError(
+            "model",
+            recipe.spec,
+            f"smp has no encoder {encoder!r}",
+            nearest(encoder, smp.encoders.get_encoder_names()),
+        )
+    arguments = {"encoder_weights": None, "in_channels": recipe.in_channels, **recipe.arguments}
+    if recipe.classes is not None:
+        arguments["classes"] = recipe.classes
+    return _call(recipe, getattr(smp, architecture), {"encoder_name": encoder, **arguments})
+
+
+def _timm(recipe: Recipe, name: str) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise ModelError(
+            "model", recipe.spec, f"timm has no {name!r}", nearest(name, timm.list_models())
+        )
+    arguments: dict[str, Any] = dict(recipe.arguments)
+    if recipe.classes is not None:
+        arguments.setdefault("num_classes", recipe.classes)
+    if recipe.in_channels != 3:
+        arguments.setdefault("in_chans", recipe.in_channels)
+
+    def create(**options: Any) -> nn.Module:
+        return timm.create_model(name, pretrained=False, **options)
+
+    return _call(recipe, create, arguments)
+
+
+def _own(recipe: Recipe, file: Path, factory: str) -> nn.Module:
+    if not file.is_file():
+        raise ModelError("model", recipe.spec, f"there is no file {file}", "check the path")
+    spec = importlib.util.spec_from_file_location(f"binarize_user_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Like `python file.py`: what lies beside the file can be imported by it.
+    sys.path.insert(0, str(file.resolve().parent))
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _refused(recipe, f"importing {file.name}", error) from error
+    finally:
+        sys.path.remove(str(file.resolve().parent))
+    make = getattr(module, factory, None)
+    if not callable(make):
+        own = (
+            name
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == spec.name
+        )
+        raise ModelError(
+            "model", recipe.spec, f"{file.name} has no {factory!r}", nearest(factory, sorted(own))
+        )
+    arguments: dict[str, Any] = dict(recipe.arguments)
+    try:
+        accepted = inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        accepted = {}  # type: ignore[assignment]
+    for names, value in (
+        (("classes", "num_classes"), recipe.classes),
+        (("in_channels", "in_chans"), recipe.in_channels),
+    ):
+        for name in names:
+            if name in accepted and value is not None:
+                arguments.setdefault(name, value)
+    return _call(recipe, make, arguments)
+
+
+def _call(recipe: Recipe, make: Any, arguments: dict[str, Any]) -> nn.Module:
+    from torch import nn
+
+    try:
+        network = make(**arguments)
+    except Exception as error:
+        raise _refused(recipe, "building it", error) from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            "model",
+            recipe.spec,
+            f"gave a {type(network).__name__}, not a torch.nn.Module",
+            "return the network",
+        )
+    return network
+
+
+def _refused(recipe: Recipe, doing: str, error: Exception) -> ModelError:
+    text = " ".join(str(error).split())[:200]
+    return ModelError(
+        "model",
+        recipe.spec,
+        f"{doing} failed ({type(error).__name__}: {text})",
+        "correct the arguments (--model-arg) or the file; --debug shows where",
+    )

@@ -1,0 +1,108 @@
+"""Where a command's words go: results to stdout, progress to stderr, JSON instead on request."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Output", "jsonable"]
+
+
+class Output:
+    """The streams of one command.
+
+    Args:
+        as_json: Standard output carries one JSON document and nothing else.
+        quiet: No progress.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    @property
+    def console(self) -> Console:
+        """A rich console for results: stdout, or stderr when stdout carries JSON."""
+        from rich.console import Console
+
+        return Console(stderr=self.as_json, highlight=False)
+
+    def print(self, *values: Any, wrap: bool = True) -> None:
+        """Show results to a person; ``wrap=False`` leaves long lines, such as paths, whole."""
+        self.console.print(*values, markup=False, soft_wrap=not wrap)
+
+    def emit(self, answer: Any) -> None:
+        """Print the answer for a program, if one asked."""
+        if self.as_json:
+            text = json.dumps(jsonable(answer), indent=2, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """Tell on stderr what is going on."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Show that something without a known length is going on."""
+        if self.quiet or not sys.stderr.isatty():
+            self.note(text)
+            yield
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status(text):
+            yield
+        self.note(text)
+
+    @contextmanager
+    def bar(self, text: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
+        """Show a bar on a terminal; yields a callback for (items done, items in all)."""
+        if self.quiet or not sys.stderr.isatty():
+            if total is None or total > 0:
+                self.note(text)
+            yield lambda done, total: None
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        with bars:
+            task = bars.add_task(text, total=total)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def jsonable(value: Any) -> Any:
+    """Turn a value into what JSON knows; NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return str(value)

@@ -1,0 +1,97 @@
+"""Argument parsing that answers in one line and shows examples."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+__all__ = ["Parser", "Subparsers", "add_command", "pair", "size"]
+
+Subparsers = Any  # argparse names the type of add_subparsers() privately
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose usage errors are one line, with the nearest name and where to read more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake and leave with code 2."""
+        found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if found is not None:
+            names = [name.strip(" '\"") for name in found[2].split(",")]
+            near = difflib.get_close_matches(found[1], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+            argument = message.partition(":")[0].removeprefix("argument ")
+            message = f"{argument}: unknown {found[1]!r}; {hint}"
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown.split()[0].partition("=")[0], known, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
+        sys.stderr.write(f"error: {message}\ntry: {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+def add_command(
+    commands: Subparsers,
+    name: str,
+    run: Callable[..., int | None],
+    *,
+    help: str,
+    description: str,
+    examples: Sequence[tuple[str, str]],
+) -> Parser:
+    """Add a sub-command.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+        name: The sub-command's name.
+        run: Called with the parsed arguments and the :class:`~binarize.cli.output.Output`.
+        help: The line in the list of commands.
+        description: The paragraph at the top of ``--help``.
+        examples: (command line, what it does) pairs, shown at the end of ``--help``.
+
+    Returns:
+        The sub-command's parser, for its arguments.
+    """
+    shown = "\n\n".join(f"  # {what}\n  {line}" for line, what in examples)
+    parser: Parser = commands.add_parser(
+        name, help=help, description=description, epilog=f"examples:\n{shown}"
+    )
+    parser.set_defaults(run=run, parser=parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--json", action="store_true", help="print JSON on stdout; everything else goes to stderr"
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read ``WIDTHxHEIGHT`` and return (rows, columns)."""
+    found = re.fullmatch(r"(\d+)[x×,](\d+)", text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 192x144")
+    return int(found[2]), int(found[1])
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """Read ``KEY=VALUE``; numbers, lists, True, False and None become what they look like."""
+    import ast
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key.strip(), ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        return key.strip(), value.strip()

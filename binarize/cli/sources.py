@@ -1,0 +1,108 @@
+"""Open the network a command is about: by specification, from a weight file, or converted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from binarize.cli.networks import FORMS, Recipe, build
+from binarize.cli.weights import KEY, load_weights, read_header
+from binarize.errors import FileError, ModelError
+
+__all__ = ["Source", "is_file", "known_about", "open_source"]
+
+_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened network.
+
+    Attributes:
+        network: The network, in evaluation mode.
+        recipe: How its float form is built; None when that is not known.
+        binary: Whether it is a converted network.
+        settings: What is known of its training: ``task``, ``size``, ``normalize``, ``classes``...
+    """
+
+    network: nn.Module
+    recipe: Recipe | None
+    binary: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_file(reference: str) -> bool:
+    """Whether the words name a weight file, and not how to build a network."""
+    return reference.endswith(_SUFFIXES) or Path(reference).is_file()
+
+
+def known_about(path: Path) -> dict[str, Any]:
+    """What a training run wrote about a file: into it, or into ``metrics.json`` beside it."""
+    header = read_header(path, "file")
+    if KEY in header:
+        try:
+            return dict(json.loads(header[KEY]))
+        except (ValueError, TypeError):
+            return {}
+    try:
+        record = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
+        if path.name in record["files"].values():
+            return dict(record["description"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {}
+
+
+def open_source(
+    reference: str, fallback: Recipe | None = None, *, argument: str = "model"
+) -> Source:
+    """Open a network by specification or from a file.
+
+    Args:
+        reference: A specification, a file that ``binarize`` wrote, or a file of float weights.
+        fallback: How to build the network of a file that does not tell.
+        argument: Name of the option, for messages.
+
+    Raises:
+        ModelError: The specification is wrong, or the file needs one.
+        FileError: The file is missing, damaged, or does not fit.
+    """
+    if not is_file(reference):
+        recipe = Recipe(reference) if fallback is None else fallback
+        return Source(build(recipe).eval(), recipe, False)
+    path = Path(reference).expanduser()
+    header = read_header(path, argument)
+    known = known_about(path)
+    recipe = fallback
+    if recipe is None and known.get("recipe"):
+        recipe = Recipe(**known["recipe"])
+    settings = known.get("settings", {})
+    if header.get("format") == "binarize" or "binarize_plan" in header:
+        return Source(_load_binary(path, recipe, argument), recipe, True, settings)
+    if recipe is None:
+        raise ModelError(
+            argument,
+            reference,
+            "the file does not tell which network it belongs to",
+            f"say it with --model ({FORMS})",
+        )
+    network = build(recipe)
+    load_weights(network, path, argument=argument)
+    return Source(network.eval(), recipe, False, settings)
+
+
+def _load_binary(path: Path, recipe: Recipe | None, argument: str) -> nn.Module:
+    from binarize.file import load
+
+    try:
+        return load(path).eval()
+    except FileError:
+        # Networks that are not from a library do not rebuild themselves.
+        if recipe is None:
+            raise
+    return load(path, model=build(recipe)).eval()

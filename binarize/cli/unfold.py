@@ -1,0 +1,76 @@
+"""Give folded norms their scale back, so that a pretrained network can be trained.
+
+Files for inference often carry norms that are folded into the convolutions: weight 1, mean 0,
+variance 1, and the folded bias. In evaluation mode nothing is lost. In training mode such a norm
+takes each batch's own mean and deviation out and puts nothing back: the pretrained features are
+gone before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["unfold_norms"]
+
+
+def unfold_norms(network: nn.Module, batches: Iterable[Any]) -> int:
+    """Turn folded norms into ordinary ones that compute the same.
+
+    With m and s the mean and the deviation of what a norm reads, measured over the batches, a
+    folded norm x + b becomes s·(x − m)/s + (m + b): weight s, bias m + b, running mean m and
+    running variance s². Evaluation mode gives the same as before, and now training mode does too.
+
+    Args:
+        network: The network; changed in place.
+        batches: Dicts with "image" (N, C, H, W).
+
+    Returns:
+        Number of norms that were folded.
+    """
+    folded = [module for module in network.modules() if _is_folded(module)]
+    sums: dict[nn.Module, Tensor] = {}
+
+    def watch(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach().transpose(0, 1).flatten(1).double()
+        row = torch.stack((x.sum(1), x.square().sum(1), torch.full_like(x[:, 0], x.shape[1])))
+        sums[norm] = sums[norm] + row if norm in sums else row
+
+    if not folded:
+        return 0
+    hooks = [norm.register_forward_pre_hook(watch) for norm in folded]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        with torch.no_grad():
+            for batch in batches:
+                network(batch["image"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    for norm, (total, squares, count) in sums.items():
+        assert isinstance(norm, _BatchNorm)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            norm.weight.copy_((variance + norm.eps).sqrt())
+            norm.bias.add_(mean)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+    return len(sums)
+
+
+def _is_folded(module: nn.Module) -> bool:
+    if not isinstance(module, _BatchNorm) or not module.affine or module.running_var is None:
+        return False
+    assert module.running_mean is not None
+    plain = (module.weight == 1).all() and (module.running_mean == 0).all()
+    return bool(plain and (module.running_var == 1).all() and (module.bias != 0).any())

@@ -1,0 +1,258 @@
+"""Read weight files and put them into networks; write those of float networks."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from binarize.cli.networks import nearest
+from binarize.errors import FileError
+
+__all__ = [
+    "Matched",
+    "load_encoder",
+    "load_weights",
+    "read_header",
+    "read_tensors",
+    "save_float",
+]
+
+KEY = "binarize_network"
+_WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
+
+
+@dataclass(frozen=True)
+class Matched:
+    """How much of a file went into a network.
+
+    Attributes:
+        loaded: Number of tensors that were loaded.
+        total: Number of tensors in the file.
+        missing: Names of the network's tensors that the file does not have.
+        unused: Names of the file's tensors that the network has no place for.
+    """
+
+    loaded: int
+    total: int
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        told = f"{self.loaded} of {self.total} tensors loaded"
+        if self.missing:
+            told += f", {len(self.missing)} of the network's stay as they were"
+        return told
+
+
+def _existing(path: Path, argument: str) -> Path:
+    if not path.is_file():
+        near = sorted(
+            str(file)
+            for pattern in ("*.safetensors", "*.pt", "*.pth")
+            for file in path.parent.glob(pattern)
+        )
+        hint = nearest(str(path), near) if near else "check the path"
+        rule = "is a folder" if path.is_dir() else "no such file"
+        raise FileError(argument, str(path), rule, hint)
+    return path
+
+
+def read_header(path: Path, argument: str) -> dict[str, str]:
+    """Return the metadata of a safetensors file; empty for other weight files.
+
+    Raises:
+        FileError: The file is missing or damaged.
+    """
+    if _existing(path, argument).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(str(path), "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, argument, error) from error
+
+
+def read_tensors(path: Path, argument: str) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors file or of a .pt checkpoint, without running code of it.
+
+    Raises:
+        FileError: The file is missing, damaged, or holds no tensors by name.
+    """
+    _existing(path, argument)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise _damaged(path, argument, error) from error
+    except pickle.UnpicklingError as error:
+        raise FileError(
+            argument,
+            str(path),
+            "holds more than weights (a pickled network?)",
+            "save network.state_dict() instead",
+        ) from error
+    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
+        inner = next((found[key] for key in _WRAPPERS if key in found), None)
+        if inner is None:
+            break
+        found = inner
+    if not isinstance(found, Mapping) or not found:
+        raise FileError(argument, str(path), "holds no weights by name", "give a state_dict")
+    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def load_weights(
+    network: nn.Module, path: Path, *, partial: bool = False, argument: str = "weights"
+) -> Matched:
+    """Put a file's weights into a network.
+
+    Args:
+        network: The network; unchanged when this fails.
+        path: The file.
+        partial: Load what fits by name and shape, instead of insisting on everything.
+        argument: Name of the option, for messages.
+
+    Raises:
+        FileError: The file is missing or damaged, or does not fit.
+    """
+    if "binarize" in read_header(path, argument).get("format", ""):
+        raise FileError(
+            argument,
+            str(path),
+            "is the file of a converted network, not of a float one",
+            "give float weights here, or this file in the place of the model",
+        )
+    tensors = read_tensors(path, argument)
+    own = network.state_dict()
+    fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    missing = tuple(name for name in own if name not in fits)
+    unused = tuple(name for name in tensors if name not in fits)
+    if not fits:
+        raise FileError(
+            argument,
+            str(path),
+            f"no tensor fits: the file has {_some(tensors)}, the network {_some(own)}",
+            "give the weights of this network, or the network of these weights",
+        )
+    wanted = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if not partial and (wanted or unused):
+        raise FileError(argument, str(path), _misfit(tensors, own, wanted, unused), _MEND)
+    network.load_state_dict(fits, strict=False)
+    return Matched(len(fits), len(tensors), missing, unused)
+
+
+_MEND = "give the weights of this very network, or --partial to load what fits"
+
+
+def _misfit(
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    missing: list[str],
+    unused: tuple[str, ...],
+) -> str:
+    for name in unused:
+        if name in own:
+            return (
+                f"does not fit: {name} is {tuple(tensors[name].shape)} in the file and "
+                f"{tuple(own[name].shape)} in the network"
+            )
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing ({_some(missing)})")
+    if unused:
+        parts.append(f"{len(unused)} unknown ({_some(unused)})")
+    return f"does not fit: {' and '.join(parts)}"
+
+
+def load_encoder(network: nn.Module, path: Path, argument: str = "encoder-weights") -> Matched:
+    """Put a backbone's weights into a network's encoder, as far as they fit.
+
+    Looked for in ``network.encoder``, ``network.backbone``, the timm network inside either, and
+    the network itself; the one with most tensors of the same name and shape gets them.
+
+    Raises:
+        FileError: The file is missing or damaged, or nothing fits.
+    """
+    tensors = read_tensors(path, argument)
+    places: list[nn.Module] = []
+    for name in ("encoder", "backbone"):
+        place = getattr(network, name, None)
+        if isinstance(place, nn.Module):
+            places.append(place)
+            inner = getattr(place, "model", None)
+            if isinstance(inner, nn.Module):
+                places.append(inner)
+    places.append(network)
+
+    def fitting(place: nn.Module) -> dict[str, Tensor]:
+        own = place.state_dict()
+        return {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+
+    best = max(places, key=lambda place: len(fitting(place)))
+    fits = fitting(best)
+    if not fits:
+        raise FileError(
+            argument,
+            str(path),
+            f"no tensor fits: the file has {_some(tensors)}, "
+            f"the encoder {_some(places[0].state_dict())}",
+            "give weights of the same backbone, with its library's or torchvision's names",
+        )
+    best.load_state_dict(fits, strict=False)
+    return Matched(
+        len(fits),
+        len(tensors),
+        tuple(name for name in best.state_dict() if name not in fits),
+        tuple(name for name in tensors if name not in fits),
+    )
+
+
+def save_float(network: nn.Module, path: Path, description: Mapping[str, Any]) -> None:
+    """Write a float network's weights, with a description that says how to build it.
+
+    Raises:
+        FileError: The file cannot be written.
+    """
+    # A parameter used twice is written twice: safetensors refuses shared memory.
+    tensors = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in network.state_dict().items()
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, {"format": "pt", KEY: json.dumps(dict(description))})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise FileError(
+            "output", str(path), f"cannot be written ({error})", "choose another place"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _some(names: Any, count: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")
+
+
+def _damaged(path: Path, argument: str, error: BaseException) -> FileError:
+    text = " ".join(str(error).split())[:120]
+    return FileError(
+        argument, str(path), f"cannot be read ({text})", "it may be cut off: fetch or save it again"
+    )
