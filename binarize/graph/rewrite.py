@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import linecache
 from collections import defaultdict
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -296,8 +298,12 @@ def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
     namespace: dict[str, Any] = dict(names)
     exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - fx's own code generation
 
+    # Modules cannot be pickled or deep-copied; their names can.
+    imports = {k: v.__name__ for k, v in names.items() if isinstance(v, ModuleType)}
+    objects = {k: v for k, v in names.items() if k not in imports}
+
     def reduce(self: nn.Module, protocol: Any = None) -> Any:
-        return _restore, (base, source, names), self.__dict__
+        return _restore, (base, source, imports, objects), self.__dict__
 
     members = {
         "forward": namespace["forward"],
@@ -308,6 +314,9 @@ def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
     return type(f"Binarized{base.__name__}", (base,), members)
 
 
-def _restore(base: type, source: str, names: dict[str, Any]) -> nn.Module:
-    cls = _subclass(base, source, dict(names))
+def _restore(
+    base: type, source: str, imports: dict[str, str], objects: dict[str, Any]
+) -> nn.Module:
+    modules = {name: importlib.import_module(module) for name, module in imports.items()}
+    cls: Any = _subclass(base, source, {**objects, **modules})
     return cls.__new__(cls)
