@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     return parser
 
 
-_COMMANDS = ("train",)
+_COMMANDS = ("train", "eval")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from binarize.data import DenseDataset
 
-__all__ = ["add_data_options", "has_split", "make_loader", "open_data"]
+__all__ = ["add_data_options", "has_split", "make_loader", "open_data", "task_of"]
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -14,7 +14,7 @@ from binarize.cli.networks import FORMS, Recipe, build
 from binarize.cli.weights import KEY, load_weights, read_header
 from binarize.errors import FileError, ModelError
 
-__all__ = ["Source", "is_file", "known_about", "open_source"]
+__all__ = ["Source", "is_file", "known_about", "open_file", "open_source"]
 
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -82,7 +82,7 @@ def open_source(
     if recipe is None and known.get("recipe"):
         recipe = Recipe(**known["recipe"])
     settings = known.get("settings", {})
-    if header.get("format") == "binarize" or "binarize_plan" in header:
+    if header.get("format") == "binarize":
         return Source(_load_binary(path, recipe, argument), recipe, True, settings)
     if recipe is None:
         raise ModelError(
@@ -94,6 +94,23 @@ def open_source(
     network = build(recipe)
     load_weights(network, path, argument=argument)
     return Source(network.eval(), recipe, False, settings)
+
+
+def open_file(file: str, fallback: Recipe | None = None) -> Source:
+    """Open the network of a weight file, as :func:`open_source` does, and nothing but a file.
+
+    Raises:
+        ModelError: The file needs to be told its network.
+        FileError: The file is missing, damaged, or does not fit.
+    """
+    if not is_file(file):
+        raise FileError(
+            "file",
+            file,
+            "is not a file of weights",
+            "give a .safetensors or .pt file (binarize train writes one)",
+        )
+    return open_source(file, fallback, argument="file")
 
 
 def _load_binary(path: Path, recipe: Recipe | None, argument: str) -> nn.Module:

@@ -130,7 +130,7 @@ def load_weights(
     Raises:
         FileError: The file is missing or damaged, or does not fit.
     """
-    if "binarize" in read_header(path, argument).get("format", ""):
+    if read_header(path, argument).get("format") == "binarize":
         raise FileError(
             argument,
             str(path),

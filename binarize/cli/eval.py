@@ -1,0 +1,95 @@
+"""``binarize eval``: measure a saved network on a split of a data set."""
+
+from __future__ import annotations
+
+import argparse
+
+from binarize.cli.datasets import add_data_options, make_loader, open_data, task_of
+from binarize.cli.networks import add_network_options, recipe_from
+from binarize.cli.output import Output
+from binarize.cli.parser import Subparsers, add_command
+from binarize.errors import BinarizeError
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """\
+Measure a network on images with masks or depth. Files that binarize wrote know their network;
+task, size and normalisation of the training are found in the file or in metrics.json beside it,
+and can be given anew."""
+
+_EXAMPLES = [
+    (
+        "binarize eval runs/binary/binary.safetensors --data camvid --root data/camvid",
+        "the test split, at the size it was trained at",
+    ),
+    (
+        "binarize eval runs/float/float.safetensors --data scenes --split val --json",
+        "the validation split, for a program",
+    ),
+    (
+        "binarize eval mine.safetensors --model nets.py:make --classes 4 --data folder \\\n"
+        "      --root data/mine --size 256x192",
+        "a network of your own, on a folder of images and masks",
+    ),
+]
+
+
+def add(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands,
+        "eval",
+        run,
+        help="measure a saved network on a data set",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("file", metavar="FILE", help="a file of weights, float or binary")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
+    )
+    add_network_options(parser)
+    add_data_options(parser)
+    parser.add_argument("--split", default="test", help="train, val or test (default test)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default 16")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
+
+
+def run(args: argparse.Namespace, out: Output) -> int | None:
+    """Measure."""
+    for name in ("batch_size", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise BinarizeError(name.replace("_", "-"), value, "must be positive", "use 1 or more")
+    import torch
+
+    from binarize.cli.records import show_metrics
+    from binarize.cli.sources import open_file
+    from binarize.cli.start import try_out
+    from binarize.train import Trainer
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    fallback = None if args.model is None else recipe_from(args, args.model)
+    with out.step(f"loading {args.file}"):
+        source = open_file(args.file, fallback)
+    task = task_of(args, source.settings)
+    data = open_data(args, args.split, out, known=source.settings)
+    try_out(source.network, data[0]["image"][None])
+    trainer = Trainer(source.network, task=task, progress=False if out.quiet else None)
+    values = trainer.evaluate(make_loader(data, args.batch_size, workers=args.workers))
+    show_metrics({args.split: values}, out)
+    rows, columns = data[0]["image"].shape[-2:]
+    out.emit(
+        {
+            "file": args.file,
+            "data": args.data,
+            "split": args.split,
+            "task": task,
+            "size": f"{columns}x{rows}",
+            "pictures": len(data),
+            "binary": source.binary,
+            "metrics": values,
+        }
+    )
+    return None

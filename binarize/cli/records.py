@@ -1,0 +1,130 @@
+"""What a training leaves behind: the network's file and ``metrics.json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from binarize.cli.output import Output, jsonable
+from binarize.errors import FileError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from binarize.cli.networks import Recipe
+    from binarize.data import DenseDataset
+    from binarize.train import Trainer
+
+__all__ = ["make_folder", "make_record", "save_network", "show_metrics", "write_json"]
+
+_NOT_OPTIONS = ("run", "parser", "json", "quiet", "debug", "version")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the output folder, or tell at once that it cannot be written to.
+
+    Raises:
+        FileError: It cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            "output",
+            str(folder),
+            f"cannot be made ({error.strerror})",
+            "choose a folder that can be written to",
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise FileError("output", str(folder), "cannot be written to", "choose another folder")
+
+
+def make_record(
+    args: argparse.Namespace,
+    task: str,
+    data: DenseDataset,
+    recipe: Recipe | None,
+    trainer: Trainer,
+    results: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Put together what ``metrics.json`` says; ``description`` is enough to use the network."""
+    import torch
+
+    from binarize.nn import BinaryLayer
+
+    is_binary = any(isinstance(module, BinaryLayer) for module in trainer.student.modules())
+    segmentation = task == "segmentation"
+    settings = {
+        "task": task,
+        "data": args.data,
+        "size": list(data.size) if data.size else None,
+        "normalize": args.normalize or "imagenet",
+        "max_depth": None if segmentation else data.max_depth,
+        "classes": list(data.classes) if segmentation else [],
+        "palette": [list(color) for color in data.palette] if segmentation else [],
+    }
+    return {
+        "command": ["binarize", *sys.argv[1:]],
+        "description": {
+            "recipe": None if recipe is None else recipe.to_dict(),
+            "settings": settings,
+        },
+        "options": {key: value for key, value in vars(args).items() if key not in _NOT_OPTIONS},
+        "torch": torch.__version__,
+        "files": {"model": "binary.safetensors" if is_binary else "float.safetensors"},
+        "history": trainer.history,
+        "best": trainer.best,
+        **results,
+    }
+
+
+def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: Output) -> None:
+    """Write the network and ``metrics.json``; adds the file's ``bytes`` to the record.
+
+    Raises:
+        FileError: A file cannot be written.
+    """
+    from binarize.cli.weights import save_float
+    from binarize.file import save
+
+    path = folder / record["files"]["model"]
+    write_json(folder / "metrics.json", record)  # the numbers are safe whatever happens next
+    with out.step(f"saving {path}"):
+        if path.name == "binary.safetensors":
+            save(network.cpu(), path)
+        else:
+            save_float(network, path, record["description"])
+    record["bytes"] = path.stat().st_size
+    write_json(folder / "metrics.json", record)
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def show_metrics(results: Mapping[str, Mapping[str, Any]], out: Output) -> None:
+    """Print a table of metrics, a column for each split."""
+    from rich.table import Table
+
+    if not results:
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    for name in results:
+        table.add_column(name, justify="right")
+    for metric, value in next(iter(results.values())).items():
+        if isinstance(value, float):
+            table.add_row(metric, *(f"{values[metric]:.4f}" for values in results.values()))
+    out.print(table)

@@ -1,0 +1,153 @@
+"""What a training starts from: the student, built, filled and converted, and its teacher."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from binarize.cli.networks import recipe_from
+from binarize.cli.output import Output
+from binarize.cli.sources import is_file, known_about, open_source
+from binarize.cli.unfold import unfold_norms
+from binarize.cli.weights import load_encoder, load_weights
+from binarize.errors import BinarizeError, ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from binarize.cli.networks import Recipe
+
+__all__ = ["make_student", "make_teacher", "overrides", "try_out"]
+
+
+def make_student(
+    args: argparse.Namespace, classes: int, loader: Any, out: Output
+) -> tuple[nn.Module, Recipe | None, dict[str, Any]]:
+    """Build the network, load what it starts from, convert it.
+
+    Args:
+        args: Parsed options of ``binarize train``.
+        classes: Number of output channels.
+        loader: Training batches, to measure norms on.
+        out: Where progress goes.
+
+    Returns:
+        The network, how its float form is built, and what there is to record about it.
+
+    Raises:
+        BinarizeError: A part of this is not possible.
+    """
+    told: dict[str, Any] = {}
+    if is_file(args.model):
+        source = open_source(args.model)
+        for name in ("init", "encoder_weights"):
+            if getattr(args, name) is not None:
+                raise BinarizeError(
+                    name.replace("_", "-"),
+                    str(getattr(args, name)),
+                    "cannot be loaded over the file given as --model",
+                    "leave one of them out",
+                )
+    else:
+        source = open_source(args.model, recipe_from(args, args.model, classes))
+    network, recipe = source.network, source.recipe
+    example = next(iter(loader))["image"][:1]
+    try_out(network, example)
+    if source.binary:
+        return network, recipe, told
+    if args.encoder_weights is not None:
+        matched = load_encoder(network, args.encoder_weights)
+        out.note(f"encoder: {matched}")
+        told["encoder_tensors"] = matched.loaded
+    if args.init is not None:
+        matched = load_weights(network, args.init, partial=args.partial, argument="init")
+        out.note(f"start: {matched}")
+    if args.encoder_weights is not None or args.init is not None:
+        told["norms_unfolded"] = unfold_norms(network, _some(loader, args.recalibrate))
+        if told["norms_unfolded"]:
+            out.note(f"{told['norms_unfolded']} folded norms have their scale back")
+    if args.policy == "none":
+        return network, recipe, told
+    return _convert(args, network, example, loader, told, out), recipe, told
+
+
+def _convert(
+    args: argparse.Namespace,
+    network: nn.Module,
+    example: Any,
+    loader: Any,
+    told: dict[str, Any],
+    out: Output,
+) -> nn.Module:
+    from binarize.graph import convert
+    from binarize.train import recalibrate
+
+    with out.step(f"converting by policy {args.policy}"):
+        student: Any = convert(
+            network, args.policy, example_inputs=example, overrides=overrides(args)
+        )
+    told["binary_share"] = student.binarize_plan.binary_share
+    out.note(f"binary: {told['binary_share']:.1%} of the weights of its layers")
+    if args.recalibrate:
+        with out.step(f"measuring the norms on {args.recalibrate} batches"):
+            recalibrate(student, _some(loader, args.recalibrate))
+    network_out: nn.Module = student
+    return network_out
+
+
+def overrides(args: argparse.Namespace) -> dict[str, str] | None:
+    """The overrides that ``--keep`` and ``--binarize`` stand for."""
+    return {**dict.fromkeys(args.keep, "keep"), **dict.fromkeys(args.binarize, "binarize")} or None
+
+
+def try_out(network: nn.Module, example: Any) -> None:
+    """Run a network once on an image of the size asked for, before anything slow happens.
+
+    Raises:
+        ModelError: Its forward does not accept the image.
+    """
+    import torch
+
+    try:
+        with torch.no_grad():
+            network(example)
+    except Exception as error:
+        rows, columns = example.shape[-2:]
+        raise ModelError(
+            "size",
+            f"{columns}x{rows}",
+            f"the network does not accept it ({' '.join(str(error).split())[:200]})",
+            "choose another --size, or --in-channels 3",
+        ) from error
+
+
+def make_teacher(
+    args: argparse.Namespace, recipe: Recipe | None, classes: int, out: Output
+) -> nn.Module | None:
+    """Open the teacher, if there is one.
+
+    Args:
+        args: Parsed options of ``binarize train``.
+        recipe: How the student's float form is built, for files that do not tell.
+        classes: Number of output channels.
+        out: Where progress goes.
+
+    Raises:
+        BinarizeError: The file does not fit.
+    """
+    if args.teacher is None:
+        return None
+    fallback = recipe
+    if args.teacher_model is not None:
+        fallback = recipe_from(args, args.teacher_model, classes)
+    elif is_file(args.teacher) and known_about(Path(args.teacher).expanduser()).get("recipe"):
+        fallback = None
+    with out.step("loading the teacher"):
+        return open_source(args.teacher, fallback, argument="teacher").network
+
+
+def _some(loader: Any, batches: int) -> Iterator[Any]:
+    return itertools.islice(iter(loader), max(1, batches))

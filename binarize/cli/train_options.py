@@ -1,0 +1,113 @@
+"""The options of ``binarize train``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from binarize.cli.parser import pair
+
+__all__ = ["add_augment_options", "add_start_options", "add_training_options"]
+
+
+def add_start_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what the network starts and learns from."""
+    start = parser.add_argument_group("start and teacher")
+    start.add_argument(
+        "--init",
+        "--weights",
+        dest="init",
+        type=Path,
+        metavar="FILE",
+        help="float weights to start from (.safetensors, or a .pt checkpoint)",
+    )
+    start.add_argument(
+        "--partial", action="store_true", help="--init may fit the network in parts only"
+    )
+    start.add_argument(
+        "--encoder-weights", type=Path, metavar="FILE", help="backbone weights for its encoder"
+    )
+    start.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay float"
+    )
+    start.add_argument(
+        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
+    )
+    start.add_argument("--teacher", metavar="FILE", help="weights of the network to learn from")
+    start.add_argument(
+        "--teacher-model", metavar="MODEL", help="the teacher's network (default: --model)"
+    )
+    start.add_argument(
+        "--distill",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="distillation setting: weight, temperature, channel_weight, channel_temperature, "
+        "trust (agree, mix, all), truth_share, schedule (cosine, linear, constant); for depth: "
+        "weight, gradient_weight, tolerance, scales, schedule",
+    )
+    start.add_argument(
+        "--recalibrate",
+        type=int,
+        default=8,
+        metavar="N",
+        help="batches to measure the norms on before training (default 8, 0 for none)",
+    )
+
+
+def add_augment_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the augmentation."""
+    group = parser.add_argument_group("augmentation")
+    group.add_argument(
+        "--flip", type=float, default=0.5, metavar="P", help="probability of a flip (default 0.5)"
+    )
+    group.add_argument(
+        "--zoom", type=float, default=1.0, metavar="Z", help="largest zoom (default 1, none)"
+    )
+    group.add_argument(
+        "--jitter", type=float, default=0.0, metavar="J", help="strength of colour jitter (0 to 1)"
+    )
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the optimisation."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=int, default=25, metavar="N", help="default 25")
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="default 16")
+    group.add_argument(
+        "--lr", type=float, default=2e-3, metavar="X", help="peak learning rate (default 0.002)"
+    )
+    group.add_argument(
+        "--weight-decay", type=float, default=1e-2, metavar="X", help="of float layers (0.01)"
+    )
+    group.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient")
+    group.add_argument(
+        "--warmup", type=float, default=0.3, metavar="SHARE", help="until the peak (default 0.3)"
+    )
+    group.add_argument(
+        "--balance",
+        type=float,
+        metavar="POWER",
+        help="weigh classes by their share of the pixels to the power -POWER (0 to 1)",
+    )
+    group.add_argument("--bf16", action="store_true", default=None, help="bfloat16 autocast")
+    group.add_argument("--compile", action="store_true", help="use torch.compile")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
+    group.add_argument(
+        "--val-every", type=int, default=1, metavar="N", help="validate every N epochs (default 1)"
+    )
+    group.add_argument(
+        "--final",
+        choices=("last", "best"),
+        default="last",
+        help="which epoch's weights are measured and saved (default last)",
+    )
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="go on from last.pt in --output if there is one, or from FILE",
+    )
