@@ -1,0 +1,6 @@
+"""How large a network is, layer by layer, and what was decided about each layer."""
+
+from binarize.report.measure import report
+from binarize.report.numbers import Report, Row
+
+__all__ = ["Report", "Row", "report"]

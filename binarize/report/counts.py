@@ -1,0 +1,95 @@
+"""Multiply-accumulates of a recorded run.
+
+Counted are convolutions and linear layers, as in BiDense (Section 4); and, in networks with
+attention, the transformer's parts as the FLOPs table of a published multi-task supplement has them,
+with N tokens of D features: a projection N·D·D, attention 4N·D·D + 2N·N·D (its four projections and
+two products), LayerNorm one per value of its map. Patch merging follows: a LayerNorm and a
+projection. BatchNorm, activations, pooling and resizing count nothing. What cannot be counted is
+``None``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from binarize.graph.trace import Op, Trace
+
+__all__ = ["count", "has_attention", "layer_macs"]
+
+# Operations that multiply and accumulate, which the trace does not measure.
+_UNMEASURED = frozenset(
+    (
+        *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell"),
+        *("rnn_relu_cell", "bilinear", "deform_conv2d", "conv_transpose3d", "conv_tbc", "addmm"),
+        *("addbmm", "addmv", "mv", "dot", "vdot", "inner", "outer", "tensordot", "chain_matmul"),
+        *("multi_dot", "kron", "multi_head_attention_forward", "cdist"),
+    )
+)
+
+
+def has_attention(trace: Trace) -> bool:
+    """Whether tensors are multiplied that are both computed."""
+    return any(op.kind == "product" for op in trace.ops)
+
+
+def count(trace: Trace, op: Op, *, attention: bool) -> int | None:
+    """Multiply-accumulates of one operation, over the whole batch.
+
+    Args:
+        trace: The run.
+        op: One of its operations.
+        attention: Whether LayerNorms count, see :func:`has_attention`.
+
+    Returns:
+        Their number; ``None`` if it is not known.
+    """
+    if op.kind == "layer":
+        return layer_macs(trace.model.get_submodule(op.path or ""), op.in_shape, op.shape)
+    if op.kind == "product" and op.path is not None:
+        module = trace.model.get_submodule(op.path)
+        return _attention_macs(trace, op, module)
+    if op.kind == "norm":
+        is_layer_norm = op.name == "layer_norm" or (
+            op.path is not None and isinstance(trace.model.get_submodule(op.path), nn.LayerNorm)
+        )
+        return math.prod(op.shape) if attention and is_layer_norm else 0
+    if op.name in _UNMEASURED:
+        return None
+    return op.macs
+
+
+def layer_macs(layer: Any, in_shape: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+    """Multiply-accumulates of one call of a convolution or linear layer.
+
+    Args:
+        layer: The layer; its ``weight`` counts.
+        in_shape: Shape of the input, () if it is not known.
+        shape: Shape of the output.
+    """
+    if isinstance(layer, nn.Linear):
+        return math.prod(shape[:-1]) * layer.weight.numel()
+    spatial = layer.weight.dim() - 2
+    # Each weight meets each position of the output, in a transposed convolution of the input.
+    over = in_shape if layer.transposed else shape
+    if len(over) <= spatial:
+        return None
+    return math.prod(over[: -spatial - 1]) * math.prod(over[-spatial:]) * layer.weight.numel()
+
+
+def _attention_macs(trace: Trace, op: Op, module: Any) -> int | None:
+    """A ``torch.nn.MultiheadAttention``, whose projections are not modules that are called."""
+    if not isinstance(module, nn.MultiheadAttention) or len(op.shape) != 3:
+        return None
+    shapes = [trace.ops[i].shape for i in op.inputs]
+    if len(shapes) < 3 or any(len(shape) != 3 for shape in shapes[:3]):
+        return None
+    query, key, value = shapes[:3]
+    batch, tokens, width = query if module.batch_first else (query[1], query[0], query[2])
+    others = key[1] if module.batch_first else key[0]
+    if module.bias_k is not None or module.add_zero_attn:
+        return None
+    projections = tokens * width * width * 2 + others * width * (key[2] + value[2])
+    return batch * (projections + 2 * tokens * others * width)

@@ -1,0 +1,217 @@
+"""Book every parameter, byte and operation of a network to one row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from binarize.file import Contents
+from binarize.graph.classify import module_kind
+from binarize.graph.plan import Decision, Plan
+from binarize.graph.trace import Op, Trace
+from binarize.nn import BinaryLayer
+from binarize.report.counts import count, has_attention
+from binarize.report.numbers import Row
+
+__all__ = ["Ledger"]
+
+_PARTS = {"norm": "norm", "activation": "activation"}
+
+
+@dataclass
+class _Account:
+    """A row that is still being filled; the fields are those of the row."""
+
+    name: str
+    part: str
+    kind: str
+    shape: tuple[int, ...] = ()
+    decision: str = ""
+    reason: str = ""
+    rule: str = ""
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    float_params: int = 0
+    binary_params: int = 0
+    float_ops: int | None = None
+    binary_ops: int | None = None
+    bytes: int = 0
+    calls: int | None = None
+
+    def add_operations(self, macs: int | None, *, binary: bool) -> None:
+        name = "binary_ops" if binary else "float_ops"
+        so_far = getattr(self, name)
+        setattr(self, name, None if macs is None or so_far is None else so_far + macs)
+        self.calls = (self.calls or 0) + 1
+
+
+class Ledger:
+    """Rows of a network: its layers first, then what else has parameters or makes products.
+
+    Args:
+        model: The network.
+        plan: Its plan, if it is converted.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan | None) -> None:
+        self.model = model
+        self.plan = plan
+        self._accounts: list[_Account] = []
+        self._by_module: dict[int, _Account] = {}
+        self._by_tensor: dict[int, _Account] = {}
+        self._operations: dict[tuple[str, str], _Account] = {}
+        self._open_layers()
+        self._open_others()
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows as they stand."""
+        return tuple(Row(**vars(account)) for account in self._accounts)
+
+    # Parameters
+
+    def _open_layers(self) -> None:
+        decided = self.plan.layers if self.plan is not None else ()
+        for decision in decided:
+            module = _submodule(self.model, decision.site)
+            self._open_layer(decision.site, module, decision)
+        for path, module in self.model.named_modules():
+            if module_kind(module) == "layer" and id(module) not in self._by_module:
+                self._open_layer(path, module, None)
+
+    def _open_layer(self, path: str, module: nn.Module | None, decision: Decision | None) -> None:
+        account = _Account(path, "layer", type(module).__name__)
+        if decision is not None:
+            account.kind = decision.kind
+            account.shape = decision.shape
+            account.decision = decision.action
+            account.reason = decision.reason
+            account.rule = decision.rule
+        self._accounts.append(account)
+        if module is None:
+            return
+        self._by_module[id(module)] = account
+        weight: Any = getattr(module, "weight", None)
+        if module_kind(module) == "layer" and isinstance(weight, Tensor):
+            account.shape = tuple(weight.shape)
+            binary = isinstance(module, BinaryLayer)
+            account.weight_bits = account.activation_bits = 8 * weight.element_size()
+            if binary:
+                account.weight_bits = account.activation_bits = 1
+        for child in module.modules():
+            self._claim(account, child)
+
+    def _open_others(self) -> None:
+        decided = () if self.plan is None else self.plan.part("activation")
+        # A rewritten forward calls a new module, whose name tells which call it stands for.
+        decisions = {
+            f"{d.scope}.prelu_{d.ordinal}".lstrip(".") if d.rewrite else d.site: d for d in decided
+        }
+        for path, module in self.model.named_modules():
+            part = _PARTS.get(module_kind(module) or "", "other")
+            account = _Account(path or "(root)", part, type(module).__name__)
+            if not self._claim(account, module):
+                continue
+            decision = decisions.get(path)
+            if decision is not None and part == "activation":
+                account.decision, account.reason = decision.action, decision.reason
+                account.rule = decision.rule
+            self._accounts.append(account)
+            self._by_module[id(module)] = account
+
+    def _claim(self, account: _Account, module: nn.Module) -> bool:
+        """Book what a module holds itself, if nobody did; tell whether there was anything."""
+        found = False
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in self._by_tensor:
+                self._by_tensor[id(parameter)] = account
+                found = True
+                if isinstance(module, BinaryLayer) and name == "weight":
+                    account.binary_params += parameter.numel()
+                else:
+                    account.float_params += parameter.numel()
+        for name, buffer in module.named_buffers(recurse=False):
+            stored = name not in module._non_persistent_buffers_set
+            if stored and id(buffer) not in self._by_tensor:
+                self._by_tensor[id(buffer)] = account
+                found = True
+        return found
+
+    # Bytes
+
+    def enter_bytes(self, contents: Contents) -> None:
+        """Book the bytes of a file; what is no tensor's becomes a row of its own."""
+        state = self.model.state_dict(keep_vars=True)
+        booked = 0
+        for entry in contents.entries:
+            holders = {id(state[key]) for key in entry.keys}
+            for identity in holders:
+                self._by_tensor[identity].bytes += entry.size // len(holders)
+            booked += entry.size
+        self._accounts.append(
+            _Account(
+                "header and metadata",
+                "file",
+                "safetensors",
+                float_ops=0,
+                binary_ops=0,
+                bytes=contents.size - booked,
+            )
+        )
+
+    # Operations
+
+    def enter_operations(self, trace: Trace) -> None:
+        """Book the multiply-accumulates and calls of a run."""
+        for account in self._accounts:
+            account.float_ops = account.binary_ops = 0
+            account.calls = None if account.part == "file" else 0
+        attention = has_attention(trace)
+        for op in trace.ops:
+            macs = count(trace, op, attention=attention)
+            module = self._module(op)
+            known = None if module is None else self._by_module.get(id(module))
+            if known is not None:
+                known.add_operations(macs, binary=isinstance(module, BinaryLayer))
+            elif macs != 0:
+                self._open_operation(op).add_operations(macs, binary=False)
+
+    def _open_operation(self, op: Op) -> _Account:
+        place = op.path or op.scope
+        if (place, op.name) not in self._operations:
+            account = _Account(
+                f"{place or '(root)'}:{op.name}", "operation", op.name, float_ops=0, binary_ops=0
+            )
+            self._operations[place, op.name] = account
+            self._accounts.insert(len(self._accounts) - 1, account)
+        return self._operations[place, op.name]
+
+    def _module(self, op: Op) -> nn.Module | None:
+        return None if op.path is None else _submodule(self.model, op.path)
+
+    def reference_operations(self, trace: Trace) -> int | None:
+        """Multiply-accumulates of the float network: also of the layers that are gone."""
+        total = 0
+        for account in self._accounts:
+            if account.float_ops is None or account.binary_ops is None:
+                return None
+            total += account.float_ops + account.binary_ops
+        for decision in self.plan.layers if self.plan is not None else ():
+            if decision.action in ("remove", "bypass"):
+                place = decision.site if decision.action == "bypass" else decision.like
+                if place is None:
+                    return None
+                module = _submodule(self.model, place)
+                for op in trace.ops:
+                    if module is not None and self._module(op) is module:
+                        total += op.shape[0] * math.prod(op.shape[2:]) * decision.weights
+        return total
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None

@@ -1,0 +1,89 @@
+"""Measure a network: a report with one row for each of its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from binarize.errors import ModelError
+from binarize.file import float_contents, network_contents
+from binarize.graph.inputs import run_example
+from binarize.graph.plan import Plan
+from binarize.graph.trace import Trace
+from binarize.report.ledger import Ledger
+from binarize.report.numbers import Report
+
+__all__ = ["report"]
+
+
+def report(model: nn.Module, example_inputs: Any = None) -> Report:
+    """Count a network's parameters, operations and bytes, part by part.
+
+    Args:
+        model: A converted network, or a float one; unchanged.
+        example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
+            named ones. Operations are counted for them as they are, over the whole batch; without
+            them they are unknown. Only shapes matter, nothing is computed.
+
+    Returns:
+        The report: print it, read its numbers, or take ``to_dict()``.
+
+    Raises:
+        ModelError: ``model`` is no network, or does not accept the example inputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
+        )
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    plan = getattr(model, "binarize_plan", None)
+    contents = float_contents(model) if plan is None else network_contents(model, plan)
+    trace = None if example_inputs is None else run_example(model, example_inputs)
+    ledger = Ledger(model, plan)
+    ledger.enter_bytes(contents)
+    if trace is not None:
+        ledger.enter_operations(trace)
+    rows = ledger.rows()
+    params, size = sum(r.float_params + r.binary_params for r in rows), 0
+    if plan is not None:
+        params, size = plan.reference["params"], plan.reference["bytes"]
+    else:
+        size = sum(entry.size for entry in contents.entries)
+    return Report(
+        network=_name(model, plan),
+        policy=None if plan is None else plan.policy.name,
+        inputs=None if trace is None else _inputs(trace),
+        layers=rows,
+        file_bytes=contents.size,
+        reference_params=params,
+        reference_ops=None if trace is None else ledger.reference_operations(trace),
+        reference_bytes=size,
+        notes=() if plan is None else _notes(plan),
+    )
+
+
+def _name(model: nn.Module, plan: Plan | None) -> str:
+    # A rewritten root is a subclass that is named after the float network's class.
+    rewritten = plan is not None and any(d.rewrite and not d.scope for d in plan.decisions)
+    return type(model).__bases__[0].__name__ if rewritten else type(model).__name__
+
+
+def _inputs(trace: Trace) -> str:
+    shapes = [op.shape for op in trace.ops if op.kind == "input"]
+    return ", ".join("×".join(map(str, shape)) or "scalar" for shape in shapes)
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    notes = []
+    additions = plan.part("addition")
+    if additions:
+        dropped = sum(d.action == "drop" for d in additions)
+        notes.append(f"block shortcuts: {dropped} dropped, {len(additions) - dropped} kept")
+    activations = plan.part("activation")
+    if activations:
+        replaced = sum(d.action == "replace" for d in activations)
+        notes.append(f"activations: {replaced} replaced, {len(activations) - replaced} kept")
+    notes += [f"forward of {scope or '(root)'} kept: {why}" for scope, why in plan.opaque.items()]
+    notes += [f"rule matched nothing: {rule}" for rule in plan.unmatched]
+    return tuple(notes)

@@ -1,0 +1,183 @@
+"""The numbers of a report; printing them is up to its views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Report", "Row"]
+
+# BiDense, Section 4: one 64-bit instruction does 64 binary operations, a float has 32 bits.
+_OPS_PER_WORD = 64
+_BITS_PER_FLOAT = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of a network; the rows of a report add up to its totals.
+
+    Attributes:
+        name: Dotted name of the layer or module.
+        part: ``"layer"`` (convolutions and linear layers), ``"norm"``, ``"activation"``,
+            ``"operation"`` (products made by a forward itself), ``"other"``, or ``"file"``.
+        kind: Class of the float module (``ShiftedPReLU`` for what replaced an activation), or
+            name of the operation.
+        shape: Shape of a layer's weight.
+        decision: What the plan did: ``"binarize"``, ``"keep"``, ``"bypass"``, ``"remove"`` or
+            ``"replace"``; empty where there was nothing to decide.
+        reason: Why.
+        rule: Which rule decided.
+        weight_bits: Bits per weight in use; ``None`` without weights.
+        activation_bits: Bits per input value of a layer; ``None`` for other parts.
+        float_params: Parameters in floating point.
+        binary_params: Parameters of one bit.
+        float_ops: Multiply-accumulates in floating point; ``None`` if unknown.
+        binary_ops: Multiply-accumulates of one bit by one bit; ``None`` if unknown.
+        bytes: Bytes in the file.
+        calls: Calls in one run of the network; ``None`` if unknown.
+    """
+
+    name: str
+    part: str
+    kind: str
+    shape: tuple[int, ...] = ()
+    decision: str = ""
+    reason: str = ""
+    rule: str = ""
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    float_params: int = 0
+    binary_params: int = 0
+    float_ops: int | None = None
+    binary_ops: int | None = None
+    bytes: int = 0
+    calls: int | None = None
+
+    @property
+    def params(self) -> float:
+        """Effective parameters: float + binary / 32."""
+        return self.float_params + self.binary_params / _BITS_PER_FLOAT
+
+    @property
+    def ops(self) -> float | None:
+        """Effective operations: float + binary / 64."""
+        return _effective_ops(self.float_ops, self.binary_ops)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Size of a network by the accounting of BiDense (Section 4), and of its file.
+
+    Attributes:
+        network: Class of the network.
+        policy: Name of the policy; ``None`` for a float network.
+        inputs: The example inputs that operations were counted for; ``None`` if there were none.
+        layers: The rows, layers first in the order in which they run.
+        file_bytes: Size of the file that :func:`binarize.save` writes; for a float network that of
+            a safetensors file of its state_dict.
+        reference_params: Parameters of the float network.
+        reference_ops: Multiply-accumulates of the float network; ``None`` if unknown.
+        reference_bytes: Bytes of the float network's state_dict.
+        notes: What else the plan tells, a line each.
+    """
+
+    network: str
+    policy: str | None
+    inputs: str | None
+    layers: tuple[Row, ...]
+    file_bytes: int
+    reference_params: int
+    reference_ops: int | None
+    reference_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def float_params(self) -> int:
+        """Parameters in floating point."""
+        return sum(row.float_params for row in self.layers)
+
+    @property
+    def binary_params(self) -> int:
+        """Parameters of one bit."""
+        return sum(row.binary_params for row in self.layers)
+
+    @property
+    def params(self) -> float:
+        """Effective parameters: float + binary / 32."""
+        return self.float_params + self.binary_params / _BITS_PER_FLOAT
+
+    @property
+    def float_ops(self) -> int | None:
+        """Multiply-accumulates in floating point; ``None`` if a row's are unknown."""
+        return self._sum(lambda row: row.float_ops)
+
+    @property
+    def binary_ops(self) -> int | None:
+        """Multiply-accumulates of one bit by one bit; ``None`` if a row's are unknown."""
+        return self._sum(lambda row: row.binary_ops)
+
+    @property
+    def ops(self) -> float | None:
+        """Effective operations: float + binary / 64; ``None`` if unknown."""
+        return _effective_ops(self.float_ops, self.binary_ops)
+
+    def _sum(self, value: Callable[[Row], int | None]) -> int | None:
+        values = [value(row) for row in self.layers]
+        return None if None in values else sum(v for v in values if v is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; unknown numbers are ``None``."""
+        return {
+            "network": self.network,
+            "policy": self.policy,
+            "inputs": self.inputs,
+            "params": self.params,
+            "float_params": self.float_params,
+            "binary_params": self.binary_params,
+            "ops": self.ops,
+            "float_ops": self.float_ops,
+            "binary_ops": self.binary_ops,
+            "file_bytes": self.file_bytes,
+            "reference_params": self.reference_params,
+            "reference_ops": self.reference_ops,
+            "reference_bytes": self.reference_bytes,
+            "notes": list(self.notes),
+            "layers": [
+                {
+                    **asdict(row),
+                    "shape": list(row.shape),
+                    "params": row.params,
+                    "ops": row.ops,
+                }
+                for row in self.layers
+            ],
+        }
+
+    def table(self, depth: int | None = None) -> Any:
+        """A view for rich.
+
+        Args:
+            depth: Layers are told together that share this many parts of their names; ``None``
+                tells each by itself.
+
+        Returns:
+            An object that ``rich.print`` prints in the width of the terminal.
+        """
+        from binarize.report.terminal import View
+
+        return View(self, depth)
+
+    def __rich__(self) -> Any:
+        return self.table()
+
+    def __str__(self) -> str:
+        from binarize.report.terminal import to_text
+
+        return to_text(self.table())
+
+
+def _effective_ops(float_ops: int | None, binary_ops: int | None) -> float | None:
+    if float_ops is None or binary_ops is None:
+        return None
+    return float_ops + binary_ops / _OPS_PER_WORD

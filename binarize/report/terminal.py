@@ -1,0 +1,249 @@
+"""The report for the terminal: as many columns as its width holds."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from binarize.report.numbers import Report, Row
+
+__all__ = ["View", "readable", "to_text"]
+
+_STYLES = {"binarize": "green", "replace": "green", "keep": "", "remove": "dim", "bypass": "cyan"}
+_OTHERS = {
+    "norm": "other norms",
+    "activation": "activations",
+    "operation": "products in forwards",
+    "other": "other parameters",
+}
+_WIDE, _WIDEST = 112, 150
+_NOT_KNOWN = "unknown"
+
+_Ground = tuple[str, str, str]
+
+
+def readable(number: float | None, unit: str = "") -> str:
+    """Write a count with four digits and a prefix, ``"unknown"`` for ``None``."""
+    if number is None:
+        return _NOT_KNOWN
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        # Compared after rounding, so that 999,999 is 1.000 M and not 1000 K.
+        if number >= factor * 0.99995:
+            digits = number / factor
+            places = 3 if digits < 9.9995 else 2 if digits < 99.995 else 1
+            return f"{digits:.{places}f} {prefix}{unit}"
+    whole = f"{number:.0f}" if number == int(number) else f"{number:.1f}"
+    return f"{whole} {unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What is printed in one line: a row, or several told together."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    def text(self, attribute: str) -> str:
+        """The value that the rows share."""
+        values = {getattr(row, attribute) for row in self.rows}
+        return str(values.pop()) if len(values) == 1 else "mixed"
+
+    def total(self, attribute: str) -> float | None:
+        values = [getattr(row, attribute) for row in self.rows]
+        return None if None in values else sum(values)
+
+    @property
+    def shape(self) -> str:
+        shapes = {row.shape for row in self.rows if row.shape}
+        return "×".join(map(str, shapes.pop())) if len(shapes) == 1 else ""
+
+    @property
+    def bits(self) -> str:
+        pairs = dict.fromkeys((row.weight_bits, row.activation_bits) for row in self.rows)
+        return " ".join(f"{w}/{a}" for w, a in pairs if w is not None)  # weight/activation
+
+    @property
+    def calls(self) -> str:
+        calls = {row.calls for row in self.rows}
+        only = calls.pop() if len(calls) == 1 else None
+        return f" ×{only}" if only is not None and only > 1 else ""
+
+
+class View:
+    """A report as rich prints it.
+
+    Args:
+        report: The report.
+        depth: Layers that share so many parts of their names are told together.
+    """
+
+    def __init__(self, report: Report, depth: int | None = None) -> None:
+        self.report = report
+        self.depth = depth
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        report = self.report
+        width = options.max_width
+        title = Text(f"{report.network}, ", style="bold")
+        title.append("float" if report.policy is None else f"1-bit by policy {report.policy!r}")
+        title.append(f", operations for {report.inputs}" if report.inputs else "")
+        yield title
+        yield self._layers(width)
+        yield self._totals()
+        yield from self._reasons()
+        for note in report.notes:
+            yield Text(note, style="dim")
+        if not report.inputs:
+            yield Text("OPs are unknown: they need example inputs", style="dim")
+
+    # The rows
+
+    def _layers(self, width: int) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=width)
+        wide, widest = width >= _WIDE, width >= _WIDEST
+        reasons = list(self._grounds())
+        table.add_column("Layer", ratio=1, no_wrap=True)
+        if wide:
+            table.add_column("Kind", no_wrap=True)
+            table.add_column("Shape", no_wrap=True)
+        table.add_column("Decision", no_wrap=True)
+        table.add_column("Bits", no_wrap=True)
+        for name in ("Params", "OPs", "Bytes"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("Why", no_wrap=True, ratio=1 if widest else None, overflow="ellipsis")
+        lines = list(self._lines())
+        room = (width - _fixed_width(lines, wide)) // (2 if widest else 1)
+        for line in lines:
+            cells = [_shorten(line.name, max(room, 12), line.calls)]
+            if wide:
+                cells += [line.text("kind"), line.shape]
+            cells += [line.text("decision"), line.bits, *_numbers(line)]
+            why = [i for i, ground in enumerate(reasons, 1) if ground in map(_ground, line.rows)]
+            cells.append(",".join(map(str, why)))
+            if widest and len(why) == 1:
+                cells[-1] += f" {reasons[why[0] - 1][1]}"
+            table.add_row(*map(Text, cells), style=_STYLES.get(line.text("decision")))
+        return table
+
+    def _lines(self) -> Iterator[_Line]:
+        layers = [row for row in self.report.layers if row.part == "layer"]
+        if self.depth is None:
+            yield from (_Line(row.name, (row,)) for row in layers)
+        else:
+            groups: dict[str, list[Row]] = {}
+            for row in layers:
+                head = ".".join(row.name.split(".")[: max(self.depth, 1)])
+                groups.setdefault(head, []).append(row)
+            for head, rows in groups.items():
+                name = f"{head} ({len(rows)} layers)" if len(rows) > 1 else rows[0].name
+                yield _Line(name, tuple(rows))
+        for part, words in _OTHERS.items():
+            rows = [row for row in self.report.layers if row.part == part]
+            if rows:
+                yield _Line(f"{words} ({len(rows)})", tuple(rows))
+        for row in self.report.layers:
+            if row.part == "file":
+                yield _Line(row.name, (row,))
+
+    # What they come to
+
+    def _totals(self) -> Table:
+        report = self.report
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("Total", style="bold")
+        for name in ("1-bit", "float", "counted as", "float network", "smaller"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_row(
+            "Params",
+            readable(report.binary_params),
+            readable(report.float_params),
+            readable(report.params),
+            readable(report.reference_params),
+            _ratio(report.reference_params, report.params),
+        )
+        table.add_row(
+            "OPs",
+            readable(report.binary_ops),
+            readable(report.float_ops),
+            readable(report.ops),
+            readable(report.reference_ops),
+            _ratio(report.reference_ops, report.ops),
+        )
+        table.add_row(
+            "File",
+            "",
+            "",
+            readable(report.file_bytes, "B"),
+            readable(report.reference_bytes, "B"),
+            _ratio(report.reference_bytes, report.file_bytes),
+        )
+        return table
+
+    def _grounds(self) -> dict[_Ground, int]:
+        """The decisions with their reasons, each once, and how many rows they are about."""
+        grounds: dict[_Ground, int] = {}
+        for row in self.report.layers:
+            if row.decision:
+                grounds[_ground(row)] = grounds.get(_ground(row), 0) + 1
+        return grounds
+
+    def _reasons(self) -> Iterable[Text]:
+        for number, ((decision, reason, rule), rows) in enumerate(self._grounds().items(), 1):
+            text = Text(f"{number} ", style="dim")
+            text.append(decision, style=_STYLES.get(decision, ""))
+            text.append(f" ({rows}): {reason} ")
+            text.append(f"[{rule}]", style="dim")
+            yield text
+
+
+def _ground(row: Row) -> _Ground:
+    return row.decision, row.reason, row.rule
+
+
+def _fixed_width(lines: Sequence[_Line], wide: bool) -> int:
+    """What the columns take that are as wide as their longest entry."""
+    columns = [
+        ["Decision", *(line.text("decision") for line in lines)],
+        ["Bits", *(line.bits for line in lines)],
+        *[["Params", *(_numbers(line)[i] for line in lines)] for i in range(3)],
+        ["Why"],
+    ]
+    if wide:
+        columns += [[line.text("kind") for line in lines], [line.shape for line in lines]]
+    return sum(max(map(len, column)) + 1 for column in columns)
+
+
+def _numbers(line: _Line) -> tuple[str, str, str]:
+    return (
+        readable(line.total("params")),
+        readable(line.total("ops")),
+        readable(line.total("bytes")),
+    )
+
+
+def _shorten(name: str, room: int, suffix: str) -> str:
+    room -= len(suffix)
+    # The end of a name tells more than its beginning.
+    return (name if len(name) <= room else "…" + name[-(room - 1) :]) + suffix
+
+
+def _ratio(whole: float | None, part: float | None) -> str:
+    if whole is None or part is None:
+        return _NOT_KNOWN
+    return f"{whole / part:.2f}×" if part else ""
+
+
+def to_text(view: View) -> str:
+    """Print a view to a string, as wide as the terminal."""
+    width = shutil.get_terminal_size((100, 24)).columns
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    console.print(view)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines())
