@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ class BinaryLayer(nn.Module):
         spatial: int,
         scale_dim: int = 0,
         groups: int = 1,
-        resample: str | None = None,
+        stride: Sequence[int] = (),
+        surplus: Sequence[int] = (),
         bypass: bool = True,
     ) -> None:
         channel_dim = 1 if spatial else -1
@@ -73,7 +75,11 @@ class BinaryLayer(nn.Module):
         self.bypass = None
         if bypass and spec.bypass is not None:
             self.bypass = ChannelAdaptiveBypass(
-                out_channels, grouping=spec.bypass, resample=resample, channel_dim=channel_dim
+                out_channels,
+                grouping=spec.bypass,
+                stride=stride,
+                surplus=surplus,
+                channel_dim=channel_dim,
             )
         self.to(device=self.weight.device, dtype=self.weight.dtype)
 

@@ -5,8 +5,6 @@ Shapes: (N, C, *spatial) with ``channel_dim=1``, or (N, *positions, C) with ``ch
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -106,8 +104,12 @@ class DistributionAdaptiveBinarizer(nn.Module):
 def _mean_magnitude(x: Tensor, dims: list[int]) -> Tensor:
     if not dims:
         return x.abs()
-    count = math.prod(x.shape[d] for d in dims)
-    return torch.linalg.vector_norm(x, 1, dims, keepdim=True, dtype=torch.float32) / count
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    # Sums of bfloat16 would lose what a mean needs.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, 1, dims, keepdim=True, dtype=wide) / count
 
 
 BINARIZERS = {"dab": DistributionAdaptiveBinarizer}

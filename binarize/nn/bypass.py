@@ -17,8 +17,9 @@ class ChannelAdaptiveBypass(nn.Module):
     Args:
         out_channels: Channels of the layer's output.
         grouping: Channel groups of the fusion-down, ``"contiguous"`` or ``"interleaved"``.
-        resample: How a map of another size is brought to the output's: ``"pool"``, ``"crop"`` or
-            ``"nearest"`` (see :func:`binarize.ops.resample_bypass`); ``None`` where sizes agree.
+        stride: The convolution's stride, in pixels per spatial dimension.
+        surplus: See :func:`binarize.ops.resample_bypass`. With stride 1 and surplus 0 everywhere
+            the size is left alone.
         channel_dim: 1 for maps (N, C, *spatial), -1 for channels-last tensors.
     """
 
@@ -27,27 +28,30 @@ class ChannelAdaptiveBypass(nn.Module):
         out_channels: int,
         *,
         grouping: str = "contiguous",
-        resample: str | None = None,
+        stride: Sequence[int] = (),
+        surplus: Sequence[int] = (),
         channel_dim: int = 1,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.grouping = grouping
-        self.resample = resample
+        self.stride = tuple(stride)
+        self.surplus = tuple(surplus)
         self.channel_dim = channel_dim
+        self.resamples = any(s != 1 for s in self.stride) or any(self.surplus)
 
-    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """Carry ``x`` to ``out_channels`` channels and spatial ``size``."""
-        if self.resample is not None:
-            x = resample_bypass(x, size, mode=self.resample)
+    def forward(self, x: Tensor) -> Tensor:
+        """Carry ``x`` to the channels and the spatial size of the layer's output."""
+        if self.resamples:
+            x = resample_bypass(x, self.stride, self.surplus)
         dim = self.channel_dim % x.dim()
         return channel_adaptive_bypass(x, self.out_channels, grouping=self.grouping, dim=dim)
 
     def extra_repr(self) -> str:
-        return f"{self.out_channels}, grouping={self.grouping!r}, resample={self.resample!r}"
+        return f"{self.out_channels}, grouping={self.grouping!r}, stride={self.stride}"
 
 
-class ShortcutBypass(nn.Module):
+class ShortcutBypass(ChannelAdaptiveBypass):
     """Stands where a projection shortcut (strided 1x1 convolution and norm) stood.
 
     Args:
@@ -69,16 +73,8 @@ class ShortcutBypass(nn.Module):
         dilation: Sequence[int],
         grouping: str = "contiguous",
     ) -> None:
-        super().__init__()
-        self.geometry = tuple(zip(kernel_size, stride, padding, dilation, strict=True))
-        self.bypass = ChannelAdaptiveBypass(out_channels, grouping=grouping, resample="pool")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool and fuse ``x`` to the shape that the projection would have returned."""
-        size = [
-            (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for length, (kernel, stride, padding, dilation) in zip(
-                x.shape[2:], self.geometry, strict=True
-            )
+        surplus = [
+            2 * p - d * (k - 1) - 1 + s
+            for k, s, p, d in zip(kernel_size, stride, padding, dilation, strict=True)
         ]
-        return self.bypass(x, size)
+        super().__init__(out_channels, grouping=grouping, stride=stride, surplus=surplus)

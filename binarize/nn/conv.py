@@ -45,23 +45,38 @@ class _BiConvNd(BinaryLayer):
             conv.in_channels,
             conv.out_channels,
             spatial=self.spatial,
-            resample=self._resample(),
+            stride=conv.stride,
+            surplus=self._surplus(),
             bypass=bypass,
         )
 
-    def _resample(self) -> str | None:
+    def _surplus(self) -> list[int]:
+        """Outputs per input, see :func:`binarize.ops.resample_bypass`."""
         conv: Any = self
-        if self.pre_padding is not None or any(s != 1 for s in conv.stride):
-            return "pool"
+        reach = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
         if conv.padding == "same":
-            return None
-        reach = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-        padding = [0] * self.spatial if conv.padding == "valid" else conv.padding
-        return None if reach == [2 * p for p in padding] else "crop"
+            padding = [r - 1 for r in reach]
+        else:
+            single = (0,) * self.spatial if conv.padding == "valid" else conv.padding
+            padding = [2 * p for p in single]
+        # Padding to SAME depends on the size: the bypass pads its map likewise, see forward.
+        pairs = [] if isinstance(self.pre_padding, str) else list(self.pre_padding or ())
+        for d in range(self.spatial):
+            # Pairs are in the order of torch.nn.functional.pad: the last dimension comes first.
+            padding[d] += sum(int(p) for p in pairs[2 * (self.spatial - 1 - d) :][:2])
+        return [p - r + s for p, r, s in zip(padding, reach, conv.stride, strict=True)]
 
-    def _pad(self, x: Tensor) -> Tensor:
+    @property
+    def popcount_exact(self) -> bool:
+        """As in the base class; a scale per channel also leaves a depthwise convolution's sum."""
+        conv: Any = self
+        depthwise = conv.groups == conv.in_channels
+        return (self.binarizer.popcount_exact or depthwise) and self.quantizer.popcount_exact
+
+    def _pads(self, x: Tensor) -> list[int]:
+        """Padding before the convolution's own, as torch.nn.functional.pad takes it."""
         if not isinstance(self.pre_padding, str):
-            return F.pad(x, list(self.pre_padding or ()))
+            return list(self.pre_padding or ())
         conv: Any = self
         pads: list[int] = []
         for d in reversed(range(self.spatial)):
@@ -69,7 +84,7 @@ class _BiConvNd(BinaryLayer):
             length = x.shape[2 + d]
             total = max((-(-length // conv.stride[d]) - 1) * conv.stride[d] + reach - length, 0)
             pads += [total // 2, total - total // 2]
-        return F.pad(x, pads)
+        return pads
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the unit on a map (N, C_in, *spatial)."""
@@ -77,9 +92,12 @@ class _BiConvNd(BinaryLayer):
         conv: Any = self
         binary = self.binarizer(input)
         if self.pre_padding is not None:
-            binary = self._pad(binary)
+            pads = self._pads(input)
+            binary = F.pad(binary, pads)
+            if isinstance(self.pre_padding, str) and self.bypass is not None:
+                input = F.pad(input, pads, mode="replicate")
         y = self.norm(conv._conv_forward(binary, self.quantizer(self.weight), None))
-        return y if self.bypass is None else y + self.bypass(input, y.shape[2:])
+        return y if self.bypass is None else y + self.bypass(input)
 
 
 class BiConv2d(_BiConvNd, nn.Conv2d):
@@ -138,7 +156,6 @@ class _BiConvTransposeNd(BinaryLayer):
             spatial=self.spatial,
             scale_dim=1 if per_output else 0,
             groups=conv.groups if per_output else 1,
-            resample="nearest",
             bypass=bypass,
         )
 
@@ -171,7 +188,9 @@ class _BiConvTransposeNd(BinaryLayer):
             conv.dilation,
         )
         y = self.norm(y)
-        return y if self.bypass is None else y + self.bypass(input, y.shape[2:])
+        if self.bypass is None:
+            return y
+        return y + self.bypass(F.interpolate(input, size=y.shape[2:], mode="nearest"))
 
 
 _CONV_TRANSPOSE: dict[int, Any] = {

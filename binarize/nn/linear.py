@@ -56,4 +56,4 @@ class BiLinear(BinaryLayer, nn.Linear):
         check_floating(input)
         y = F.linear(self.binarizer(input), self.quantizer(self.weight))
         y = self.norm(y.reshape(-1, self.out_features)).view(y.shape)
-        return y if self.bypass is None else y + self.bypass(input, ())
+        return y if self.bypass is None else y + self.bypass(input)

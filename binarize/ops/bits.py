@@ -56,4 +56,4 @@ def unpack_signs(packed: Tensor, shape: Sequence[int], dtype: torch.dtype = torc
         )
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = (packed.view(-1, 1) >> shifts) & 1
-    return (bits.flatten()[:count].to(dtype) * 2 - 1).view(*shape)
+    return (bits.flatten()[:count].to(dtype) * 2 - 1).view(tuple(shape))

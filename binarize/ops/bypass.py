@@ -5,7 +5,7 @@ Shapes: maps are (N, C, *spatial) with any number of spatial dimensions; ``dim``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,11 @@ __all__ = ["GROUPINGS", "channel_adaptive_bypass", "resample_bypass"]
 
 GROUPINGS = ("contiguous", "interleaved")
 
-_ADAPTIVE_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {
+    1: F.avg_pool1d,
+    2: F.avg_pool2d,
+    3: F.avg_pool3d,
+}
 
 
 def _fuse_down(x: Tensor, channels: int, grouping: str, dim: int) -> Tensor:
@@ -83,26 +87,38 @@ def channel_adaptive_bypass(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def resample_bypass(x: Tensor, size: Sequence[int], *, mode: str) -> Tensor:
-    """Bring the spatial size of a bypassed map to that of the convolution's output.
+def resample_bypass(x: Tensor, stride: Sequence[int], surplus: Sequence[int]) -> Tensor:
+    """Bring a bypassed map to the spatial size that a convolution's output has.
+
+    A convolution of stride s, kernel reach r = dilation * (kernel - 1) + 1 and total padding p
+    makes ``(H + surplus) // s`` outputs of H inputs, with ``surplus = p - r + s``. Here they are
+    means over windows of ``s`` pixels. Where an odd size leaves a part of a window at the end,
+    the last pixel is repeated to fill it; where an unpadded convolution makes fewer outputs, both
+    sides are cropped; where it makes more, both borders are repeated.
 
     Args:
         x: Map (N, C, *spatial).
-        size: Wanted spatial size, in pixels.
-        mode: ``"pool"`` for strided convolutions: average pooling to ``size`` (windows may
-            overlap by a pixel where an odd size does not divide). ``"crop"`` for unpadded ones:
-            the middle of the map. ``"nearest"`` for transposed ones.
+        stride: Of the convolution, per spatial dimension, in pixels.
+        surplus: As above, per spatial dimension, in pixels.
 
     Returns:
-        Map (N, C, *size).
+        Map (N, C, *spatial of the convolution's output).
+
+    Nothing here depends on the size's value, so that networks export with dynamic sizes (pooling
+    with ``ceil_mode`` would).
     """
-    size = list(size)
-    if list(x.shape[2:]) == size:
+    pads: list[int] = []
+    for dim, (s, c) in enumerate(zip(stride, surplus, strict=True), start=2):
+        if c < 0:
+            x = x.narrow(dim, -c // 2, x.shape[dim] + c)
+        before = c // 2 if c >= s else 0
+        pads = [before, max(c, 0) - before, *pads]
+    if any(pads):
+        x = F.pad(x, pads, mode="replicate")
+    if all(s == 1 for s in stride):
         return x
-    if mode == "nearest":
-        return F.interpolate(x, size=size, mode="nearest")
-    if mode == "crop" and all(have >= want for have, want in zip(x.shape[2:], size, strict=True)):
-        for dim, want in enumerate(size, start=2):
-            x = x.narrow(dim, (x.shape[dim] - want) // 2, want)
-        return x
-    return _ADAPTIVE_POOL[len(size)](x, size)
+    window = tuple(stride)
+    if len(window) == 3 and x.dtype in (torch.float16, torch.bfloat16):
+        # There is no 3-D pooling in half precision on a CPU.
+        return F.avg_pool3d(x.float(), window, window).to(x.dtype)
+    return _AVERAGE_POOL[len(window)](x, window, window)
