@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import zlib
 from collections import defaultdict
 from types import ModuleType
 from typing import Any
@@ -223,59 +224,88 @@ def _to_like(new: nn.Module, model: nn.Module) -> nn.Module:
 
 def _rewrite_scope(
     module: nn.Module,
-    scope_graph: ScopeGraph,
+    traced: ScopeGraph,
     scope: str,
     decisions: list[Decision],
     spec: UnitSpec,
 ) -> None:
-    graph, nodes = scope_graph.graph, scope_graph.nodes
     prefix = f"{scope}." if scope else ""
-    called = {str(n.target) for n in graph.nodes if n.op == "call_module"}
+    graphs = [graph for graph in (traced.graph, traced.training) if graph is not None]
+    called = {name for graph in graphs for name in _children(graph)}
     fresh: dict[str, nn.Module] = {}
     for decision in decisions:
         if decision.part == "activation":
             name = decision.site.removeprefix(prefix) if ":" not in decision.site else "activation"
         else:
             name = {"addition": "add", "scale": "mul"}[decision.part]
-        node = nodes.get((name, decision.ordinal))
+        node = traced.nodes.get((name, decision.ordinal))
         if node is None:
             raise ModelError(
-                "model", type(module).__name__,
+                "model",
+                type(module).__name__,
                 f"its forward has no {name} number {decision.ordinal}, which the plan names",
                 "give the network that the plan was made for",
             )
+        twin = traced.twins.get(node)
         if decision.part == "activation":
             new_name = _free_name(module, fresh, f"prelu_{decision.ordinal}")
             fresh[new_name] = _activation(decision, spec)
-            with graph.inserting_before(node):
-                stand_in = graph.create_node("call_module", new_name, (node.all_input_nodes[0],))
+            for each in (node, twin):
+                if each is not None:
+                    source = each.all_input_nodes[0]
+                    with each.graph.inserting_before(each):
+                        call = each.graph.create_node("call_module", new_name, (source,))
+                    _replace(each, call)
         else:
-            tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
-            stand_in = _computed(graph, tensors)[decision.operand]
-        node.replace_all_uses_with(stand_in)
-        _erase(graph, node)
+            stand_in = _kept_operand(module, node, decision.operand)
+            if twin is not None:
+                # What only training does to the branch (a drop-path) goes with the shortcut: it
+                # would drop the whole signal.
+                _replace(twin, traced.twins.get(stand_in) or _kept_operand(
+                    module, twin, decision.operand
+                ))
+            _replace(node, stand_in)
     for name, child in fresh.items():
         child.train(module.training)
         module.add_module(name, _to_like(child, module))
-    still = {str(n.target).split(".")[0] for n in graph.nodes if n.op == "call_module"}
-    for name in {target.split(".")[0] for target in called} - still:
+    for name in called - {name for graph in graphs for name in _children(graph)}:
         module._modules[name] = None
-    _set_forward(module, graph)
+    _set_forward(module, graphs)
 
 
-def _computed(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
-    """The operands that are computed, as the trace counts them: parameters are left out."""
-    return [node for node in nodes if node.op != "get_attr"]
+def _children(graph: fx.Graph) -> set[str]:
+    """Names of the direct children that a forward calls."""
+    return {str(n.target).split(".")[0] for n in graph.nodes if n.op == "call_module"}
 
 
-def _erase(graph: fx.Graph, node: fx.Node) -> None:
+def _kept_operand(module: nn.Module, node: fx.Node, operand: int) -> fx.Node:
+    """The operand of an addition that stays, counted as the trace does: without parameters."""
+    tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
+    kept = [tensor for tensor in tensors if tensor.op != "get_attr"][operand]
+    while kept.op == "call_module":
+        child = module.get_submodule(str(kept.target))
+        if type(child).__name__ not in _DROP_PATHS:
+            break
+        kept = kept.all_input_nodes[0]
+    return kept
+
+
+_DROP_PATHS = ("DropPath", "StochasticDepth", "DropConnect")
+
+
+def _replace(node: fx.Node, stand_in: fx.Node) -> None:
+    node.replace_all_uses_with(stand_in)
+    _erase(node)
+
+
+def _erase(node: fx.Node) -> None:
     """Erase a node and what was computed for it alone (a projection, say)."""
     sources = node.all_input_nodes
-    graph.erase_node(node)
+    node.graph.erase_node(node)
     for source in sources:
         in_place = source.op == "call_method" and str(source.target).endswith("_")
         if not source.users and source.op not in ("placeholder", "output") and not in_place:
-            _erase(graph, source)
+            _erase(source)
 
 
 def _free_name(module: nn.Module, taken: dict[str, nn.Module], name: str) -> str:
@@ -284,15 +314,27 @@ def _free_name(module: nn.Module, taken: dict[str, nn.Module], name: str) -> str
     return name
 
 
-def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
-    code = graph.python_code("self")
+def _set_forward(module: nn.Module, graphs: list[fx.Graph]) -> None:
+    codes = [graph.python_code("self") for graph in graphs]
+    names = {name: value for code in codes for name, value in code.globals.items()}
+    source = codes[0].src
+    if len(codes) == 2:
+        # One forward per mode, and one in front that chooses.
+        source = source.replace("def forward(", "def _forward_eval(", 1) + codes[1].src.replace(
+            "def forward(", "def _forward_train(", 1
+        )
+        source += """
+def forward(self, *args, **kwargs):
+    run = self._forward_train if self.training else self._forward_eval
+    return run(*args, **kwargs)
+"""
     base = type(module)
-    module.__class__ = _subclass(base, code.src, dict(code.globals))
+    module.__class__ = _subclass(base, source, names)
 
 
 def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
     """A subclass of a module's class with another forward; instances pickle by their source."""
-    filename = f"<binarize {base.__module__}.{base.__qualname__} {abs(hash(source)):x}>"
+    filename = f"<binarize {base.__module__}.{base.__qualname__} {zlib.crc32(source.encode()):x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     names.pop("__builtins__", None)
     namespace: dict[str, Any] = dict(names)
@@ -306,7 +348,7 @@ def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
         return _restore, (base, source, imports, objects), self.__dict__
 
     members = {
-        "forward": namespace["forward"],
+        **{name: f for name, f in namespace.items() if name.lstrip("_").startswith("forward")},
         "__reduce_ex__": reduce,
         "__module__": base.__module__,
         "__doc__": base.__doc__,

@@ -7,9 +7,11 @@ cannot be traced, or whose graph does not repeat the recorded operations, is lef
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -24,17 +26,21 @@ __all__ = ["ScopeGraph", "constants", "fits", "trace_scope"]
 Key = tuple[str, int]
 
 
+@dataclass
 class ScopeGraph:
     """A traced forward and the node of every recorded operation.
 
     Attributes:
-        graph: The forward; children are ``call_module`` nodes.
+        graph: The forward in eval mode; children are ``call_module`` nodes.
         nodes: Node per operation, see ``Key``.
+        training: The forward in training mode where it is another one, else ``None``.
+        twins: Node of ``training`` per node of ``graph``.
     """
 
-    def __init__(self, graph: fx.Graph, nodes: dict[Key, fx.Node]) -> None:
-        self.graph = graph
-        self.nodes = nodes
+    graph: fx.Graph
+    nodes: dict[Key, fx.Node]
+    training: fx.Graph | None
+    twins: dict[fx.Node, fx.Node]
 
 
 class _ChildrenAreLeaves(fx.Tracer):
@@ -50,10 +56,12 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
         given: Arguments that are constants of the graph, see :func:`constants`.
 
     Returns:
-        The graph. Where the forward hands on its ``training`` flag, so does the graph.
+        The graphs. Functions that take ``training=self.training``, drop-paths and the like make
+        the training graph another one.
 
     Raises:
-        ModelError: The forward cannot be traced, or takes another path when training.
+        ModelError: The forward cannot be traced, or its training graph does not have the nodes of
+            the eval graph.
     """
     graphs = []
     was_training = module.training
@@ -64,15 +72,39 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
     except Exception as error:
         text = " ".join(str(error).split())
         raise ModelError(
-            "model", type(module).__name__,
+            "model",
+            type(module).__name__,
             f"its forward cannot be traced ({type(error).__name__}: {text[:140]})",
             "it is kept as written",
         ) from error
     finally:
         module.training = was_training
-    graph = graphs[0]
-    _restore_training_flag(module, graph, graphs[1])
-    return ScopeGraph(graph, _keys(module, graph))
+    graph, other = graphs
+    nodes = _keys(module, graph)
+    if str(graph) == str(other):
+        return ScopeGraph(graph, nodes, None, {})
+    twins = _align(graph, other)
+    lost = next((key for key, node in nodes.items() if node not in twins), None)
+    if lost is not None:
+        raise ModelError(
+            "model",
+            type(module).__name__,
+            f"its forward has {lost[0]} number {lost[1]} in eval mode, but not when training",
+            "it is kept as written",
+        )
+    return ScopeGraph(graph, nodes, other, twins)
+
+
+def _align(graph: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Pair the nodes of two graphs that do the same in the same order."""
+    ours, theirs = list(graph.nodes), list(other.nodes)
+    words = [[(node.op, str(node.target)) for node in nodes] for nodes in (ours, theirs)]
+    matcher = difflib.SequenceMatcher(None, *words, autojunk=False)
+    return {
+        ours[block.a + i]: theirs[block.b + i]
+        for block in matcher.get_matching_blocks()
+        for i in range(block.size)
+    }
 
 
 def fits(scope: ScopeGraph, trace: Trace, path: str) -> str | None:
@@ -120,7 +152,7 @@ def constants(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
         kwargs: Named arguments of the call.
 
     Returns:
-        By name what is ``None``, a flag or a string, defaults included.
+        By name what is ``None``, a flag, a number or a string, defaults included.
     """
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
@@ -128,48 +160,17 @@ def constants(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
         return {}
     given = {}
     for name, value in bound.arguments.items():
-        if value is None or isinstance(value, bool | str):
+        if _chooses(value):
             given[name] = value
     for name, parameter in inspect.signature(module.forward).parameters.items():
         default = parameter.default
-        if name not in bound.arguments and (default is None or isinstance(default, bool | str)):
+        if name not in bound.arguments and _chooses(default):
             given[name] = default
     return given
 
 
-def _restore_training_flag(module: nn.Module, graph: fx.Graph, training: fx.Graph) -> None:
-    """Where the two graphs differ by False against True only, hand on ``self.training``."""
-    ours, theirs = list(graph.nodes), list(training.nodes)
-    same = len(ours) == len(theirs) and all(
-        a.op == b.op and str(a.target) == str(b.target) for a, b in zip(ours, theirs, strict=True)
-    )
-    if not same:
-        raise ModelError(
-            "model", type(module).__name__, "its forward takes another path when training",
-            "it is kept as written",
-        )
-    for node, twin in zip(ours, theirs, strict=True):
-        flags = [
-            (place, value)
-            for place, value in (*enumerate(node.args), *node.kwargs.items())
-            if value is False and _argument(twin, place) is True
-        ]
-        for place, _ in flags:
-            with graph.inserting_before(node):
-                flag = graph.create_node("get_attr", "training")
-            if isinstance(place, int):
-                node.update_arg(place, flag)
-            else:
-                node.update_kwarg(place, flag)
-        if not flags and str(node.args) != str(twin.args):
-            raise ModelError(
-                "model", type(module).__name__, "its forward depends on the training flag",
-                "it is kept as written",
-            )
-
-
-def _argument(node: fx.Node, place: Any) -> Any:
-    return node.args[place] if isinstance(place, int) else node.kwargs.get(place)
+def _chooses(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:
