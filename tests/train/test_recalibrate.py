@@ -19,6 +19,7 @@ def _network() -> nn.Sequential:
 def test_statistics_are_the_average_over_the_batches() -> None:
     network = _network().double()
     network[1].running_mean.fill_(99)
+    network[1].num_batches_tracked.fill_(4)  # as after a training
     batches = [torch.randn(n, 3, 6, 7, dtype=torch.float64) * n for n in (2, 3, 5)]
     assert recalibrate(network, batches) is network
     outputs = [network[0](batch).transpose(0, 1).flatten(1) for batch in batches]

@@ -16,6 +16,8 @@ from binarize.data import Augment, Scenes
 from binarize.errors import BinarizeError, DataError, FileError, ModelError
 from binarize.train import Depth, Segmentation, SilentProgress, Trainer
 
+_IMAGE, _MASK = torch.zeros(4, 3, 16, 16), torch.zeros(4, 16, 16, dtype=torch.int64)
+
 
 def _network(classes: int = 6, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
@@ -75,7 +77,11 @@ def test_a_teacher_is_followed_and_left_alone(task: str) -> None:
     teacher[3].eval()
     state = {key: value.clone() for key, value in teacher.state_dict().items()}
     flags = [module.training for module in teacher.modules()]
+    graphs: list[bool] = []
+    teacher.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
     history = _trainer(student, teacher=teacher, task=task).fit(_loader(task))
+    assert not any(graphs)
+    assert len(graphs) == 6
     assert history[0]["distillation"] > history[1]["distillation"] > 0
     assert all(torch.equal(value, state[key]) for key, value in teacher.state_dict().items())
     assert [module.training for module in teacher.modules()] == flags
@@ -188,17 +194,54 @@ def test_checkpoints_hold_plain_data_and_are_written_whole(
     assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "best.pt"}
 
 
-def test_keep_best(tmp_path: Path) -> None:
+def test_keep_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.1, 0.9, math.nan, 0.5])
+    weights: list[torch.Tensor] = []
+
+    def scripted(network: nn.Module, *_: Any, **__: Any) -> dict[str, Any]:
+        weights.append(network.state_dict()["0.weight"].clone())
+        return {"mIoU": next(scores), "loss": 0.0}
+
+    monkeypatch.setattr("binarize.train.trainer.evaluate", scripted)
     network = _network()
-    trainer = _trainer(network, epochs=4, lr=0.3, output_dir=tmp_path, keep="best")
-    history = trainer.fit(_loader("segmentation"), _loader("segmentation", seed=1))
-    values = [record["mIoU"] for record in history]
-    assert trainer.best == {
-        "epoch": values.index(max(values)) + 1,
-        "metric": "mIoU",
-        "value": max(values),
-    }
-    assert trainer.evaluate(_loader("segmentation", seed=1))["mIoU"] == pytest.approx(max(values))
+    trainer = _trainer(network, epochs=4, output_dir=tmp_path, keep="best")
+    trainer.fit(_loader("segmentation", 4), _loader("segmentation", 4, seed=1))
+    assert trainer.best == {"epoch": 2, "metric": "mIoU", "value": 0.9}
+    assert torch.equal(network.state_dict()["0.weight"], weights[1])
+    assert not torch.equal(weights[1], weights[3])
+
+
+def test_best_may_be_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.3, 0.2, 0.4])
+    monkeypatch.setattr(
+        "binarize.train.trainer.evaluate", lambda *_, **__: {"AbsRel": next(scores), "loss": 0.0}
+    )
+    trainer = _trainer(_network(1), task="depth", epochs=3)
+    trainer.fit(_loader("depth", 4), _loader("depth", 4, seed=1))
+    assert trainer.best == {"epoch": 2, "metric": "AbsRel", "value": 0.2}
+
+
+class _Noted(torch.utils.data.Dataset[Any]):
+    """Notes the order in which samples are read, and the noise drawn for each."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[int, float]] = []
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.read.append((index, torch.rand(()).item()))
+        return {"image": _IMAGE[0], "mask": _MASK[0]}
+
+
+def test_epochs_differ_in_order_and_in_noise() -> None:
+    data = _Noted()
+    _trainer(_network(), num_classes=6).fit(DataLoader(data, batch_size=4, shuffle=True))
+    first, second = data.read[:8], data.read[8:]
+    assert sorted(index for index, _ in first) == sorted(index for index, _ in second)
+    assert [index for index, _ in first] != [index for index, _ in second]
+    assert len({noise for _, noise in data.read}) == 16
 
 
 def test_val_every() -> None:
@@ -333,9 +376,6 @@ def test_devices_must_agree() -> None:
     torn[0].to("meta")
     with pytest.raises(ModelError, match=r"student=\['cpu', 'meta'\]: is spread over several"):
         _trainer(torn)
-
-
-_IMAGE, _MASK = torch.zeros(4, 3, 16, 16), torch.zeros(4, 16, 16, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
