@@ -78,7 +78,7 @@ def open_source(
     path = Path(reference).expanduser()
     header = read_header(path, argument)
     known = known_about(path)
-    recipe = fallback
+    recipe: Recipe | None = fallback
     if recipe is None and known.get("recipe"):
         recipe = Recipe(**known["recipe"])
     settings = known.get("settings", {})

@@ -1,0 +1,213 @@
+"""``binarize convert``: make a network binary, or only tell what that would do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from binarize.cli.networks import FORMS, add_network_options, recipe_from
+from binarize.cli.output import Output
+from binarize.cli.parser import Subparsers, add_command, size
+from binarize.errors import BinarizeError, FileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from binarize.graph import Plan
+
+__all__ = ["add", "example_image", "run"]
+
+_DESCRIPTION = """\
+Decide layer by layer what becomes binary, convert, and save one bit per binary weight. The float
+weights become the latent ones, so give --weights; afterwards the network has to be trained
+(binarize train), the report says what it costs."""
+
+_EXAMPLES = [
+    (
+        "binarize convert smp:Unet:resnet34 --classes 11 --plan-only",
+        "look before you convert: every decision and its reason",
+    ),
+    (
+        "binarize convert timm:resnet50 --weights resnet50.pt -o resnet50.safetensors",
+        "convert a network with its trained weights",
+    ),
+    (
+        "binarize convert smp:Unet:resnet18 --classes 11 --keep 'decoder.blocks.4.*' \\\n"
+        "      --policy mine.toml -o unet.safetensors",
+        "your own rules, and one part of the network left as it is",
+    ),
+    (
+        "binarize convert nets.py:make --size 256x192 --plan-only --json",
+        "a network of your own; the plan for a program",
+    ),
+]
+
+
+def add(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands,
+        "convert",
+        run,
+        help="make a network binary, or only show the plan",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL", help=FORMS)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to save it")
+    parser.add_argument(
+        "--plan-only", action="store_true", help="show the decisions, change and write nothing"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="with --plan-only: name activations and additions too"
+    )
+    parser.add_argument(
+        "--policy", default="bidense", metavar="NAME|FILE", help="the rules (default bidense)"
+    )
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay float"
+    )
+    parser.add_argument(
+        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
+    )
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="size of an image it accepts (default: found)"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="the float network's weights")
+    parser.add_argument(
+        "--encoder-weights", type=Path, metavar="FILE", help="weights of its backbone only"
+    )
+    parser.add_argument(
+        "--partial", action="store_true", help="--weights may fit the network in parts only"
+    )
+    add_network_options(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int | None:
+    """Plan, and unless told not to, convert and save."""
+    if args.output is None and not args.plan_only:
+        raise BinarizeError("output", None, "is needed", "give -o FILE, or --plan-only to look")
+    if args.output is not None and not args.output.parent.is_dir():
+        raise FileError("output", str(args.output), "its folder does not exist", "make it first")
+    from binarize.cli.sources import open_source
+    from binarize.cli.start import overrides
+    from binarize.cli.weights import load_encoder, load_weights
+    from binarize.graph import convert, plan
+    from binarize.policy import load_policy
+
+    load_policy(args.policy)
+    with out.step(f"building {args.model}"):
+        network = open_source(args.model, recipe_from(args, args.model)).network
+    if args.encoder_weights is not None:
+        out.note(f"encoder: {load_encoder(network, args.encoder_weights)}")
+    if args.weights is not None:
+        out.note(f"weights: {load_weights(network, args.weights, partial=args.partial)}")
+    example = example_image(network, args.size)
+    options: dict[str, Any] = {"example_inputs": example, "overrides": overrides(args)}
+    if args.plan_only:
+        with out.step("tracing and planning"):
+            made = plan(network, args.policy, **options)
+        show_plan(made, out, everything=args.all)
+        show_summary(made, out)
+        out.emit(describe(made))
+        return None
+
+    from binarize.file import float_contents, save
+
+    if args.weights is None:
+        out.note("note: without --weights the network starts from random weights")
+    with out.step("tracing, planning, rewriting"):
+        student: Any = convert(network, args.policy, **options)
+    with out.step(f"saving {args.output}"):
+        save(student, args.output)
+    bytes_, before = args.output.stat().st_size, float_contents(network).size
+    show_summary(student.binarize_plan, out)
+    out.print(
+        f"{args.output}: {bytes_:,} bytes, {before / bytes_:.1f} times smaller than the float "
+        f"network's {before:,}",
+        wrap=False,
+    )
+    out.print(
+        f"next: binarize report {args.output}, binarize train --model {args.output}", wrap=False
+    )
+    out.emit(
+        {
+            "file": args.output,
+            "bytes": bytes_,
+            "float_bytes": before,
+            "ratio": before / bytes_,
+            **describe(student.binarize_plan),
+        }
+    )
+    return None
+
+
+def example_image(network: Any, size: tuple[int, int] | None) -> Tensor | None:
+    """An image of the size asked for, with as many channels as the first convolution reads."""
+    if size is None:
+        return None
+    import torch
+    from torch import nn
+
+    channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
+    if min(size) < 1:
+        raise BinarizeError("size", f"{size[1]}x{size[0]}", "must be positive", "give e.g. 224x224")
+    return torch.zeros(1, channels, *size)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """A plan for a program: the counts, and all of its decisions."""
+    return {"binary_share": plan.binary_share, "counts": _counts(plan), **plan.to_dict()}
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for decision in plan.decisions:
+        key = f"{decision.part} {decision.action}"
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
+    """Print the decisions, those of one kind and reason together.
+
+    Args:
+        plan: The plan.
+        out: Where to.
+        everything: Name each activation and addition, and not the layers only.
+    """
+    from rich.markup import escape
+
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for decision in plan.decisions:
+        groups.setdefault((decision.part, decision.action, decision.reason), []).append(decision)
+    console = out.console
+    width = max(len(decision.site) for decision in plan.layers)
+    for (part, action, reason), members in groups.items():
+        plural = part if len(members) == 1 else f"{part}s"
+        title = f"{action} {len(members)} {plural}"
+        console.print(f"[bold]{title}[/]: {escape(reason)}")
+        if part != "layer" and not everything:
+            continue
+        for decision in members:
+            shape = "×".join(str(n) for n in decision.shape)
+            line = f"    {decision.site:<{width}}  {decision.kind:<10} {shape}".rstrip()
+            console.print(line, markup=False, style="dim", soft_wrap=True)
+
+
+def show_summary(plan: Plan, out: Output) -> None:
+    """Print the counts of a plan in a line, and what to know about it."""
+    words = {
+        "layer binarize": "layers become binary",
+        "layer keep": "stay float",
+        "layer bypass": "projection shortcuts become bypasses",
+        "layer remove": "projections go with their addition",
+        "addition drop": "block shortcuts are re-anchored",
+    }
+    counts: Mapping[str, int] = _counts(plan)
+    told = ", ".join(f"{counts[key]} {text}" for key, text in words.items() if key in counts)
+    out.print(f"{plan.policy.name}: {plan.binary_share:.1%} of the weights binary; {told}")
+    for scope, cause in plan.opaque.items():
+        out.print(f"not traced: {scope or 'the network itself'}: {cause}")

@@ -1,0 +1,220 @@
+"""``binarize doctor``: what is installed, what the machine can do, and whether it works."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from binarize.cli.output import Output
+from binarize.cli.parser import Subparsers, add_command
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """\
+Tell versions, processor, devices and policies, and convert, save and load a small network to see
+that it works. Exit code 1 if something that binarize needs does not work."""
+
+_EXAMPLES = [
+    ("binarize doctor", "for a person"),
+    ("binarize doctor --json > doctor.json", "to attach to a bug report"),
+]
+
+# Import name and distribution of everything the package needs.
+_NEEDED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
+    "accelerate": "accelerate",
+    "torchmetrics": "torchmetrics",
+    "safetensors": "safetensors",
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+}
+# Instruction sets that binary arithmetic profits from, as Linux names them.
+_FEATURES = ("popcnt", "avx2", "fma", "avx512f", "avx512bw", "avx512_vpopcntdq", "avx512_bf16",
+             "amx_bf16", "neon", "asimd", "sve")  # fmt: skip
+
+
+def add(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    add_command(
+        commands,
+        "doctor",
+        run,
+        help="tell versions, devices and policies, and try it out",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> int | None:
+    """Look, try, tell."""
+    facts: dict[str, Any] = {"system": _system(), "packages": {}, "checks": {}}
+    with out.step("importing the packages"):
+        for module, distribution in _NEEDED.items():
+            facts["packages"][distribution] = _package(module, distribution)
+    broken = [name for name, found in facts["packages"].items() if "error" in found]
+    if "torch" not in broken:
+        facts["torch"] = _torch()
+    facts["policies"] = {}
+    for name, check in (("policies", _policies), ("round trip", _round_trip)):
+        with out.step(f"checking: {name}"):
+            try:
+                facts["checks"][name] = check(facts)
+            except Exception as error:
+                facts["checks"][name] = f"failed: {type(error).__name__}: {error}"
+    well = not broken and not any(str(c).startswith("failed") for c in facts["checks"].values())
+    facts["ok"] = well
+    _show(facts, out)
+    out.emit(facts)
+    return None if well else 1
+
+
+def _system() -> dict[str, Any]:
+    flags = _cpu_flags()
+    return {
+        "binarize": _version("binarize-torch"),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "features": [name for name in _FEATURES if name in flags],
+    }
+
+
+def _cores() -> int | None:
+    """Cores this process may use, which a container may have fewer of than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed (run from a checkout)"
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _cpu_flags() -> set[str]:
+    found = (
+        line for line in _cpu_lines() if line.partition(":")[0].strip() in ("flags", "Features")
+    )
+    return set(next(found, ":").partition(":")[2].split())
+
+
+def _cpu_name() -> str:
+    found = (line for line in _cpu_lines() if line.startswith("model name"))
+    return next(found, ":").partition(":")[2].strip() or platform.processor() or platform.machine()
+
+
+def _package(module: str, distribution: str) -> dict[str, str]:
+    try:
+        import_module(module)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"version": _version(distribution)}
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    devices = ["cpu"]
+    devices += [
+        f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": torch.backends.mkldnn.is_available(),
+        "cuda": torch.version.cuda,
+        "devices": devices,
+        "kernels": "pure PyTorch",
+    }
+
+
+def _policies(facts: dict[str, Any]) -> str:
+    from binarize.policy import policies, policy_files
+
+    facts["policies"] = policy_files()
+    found = policies()
+    if "bidense" not in found:
+        return "failed: the bundled policies are missing; install the package again"
+    return f"{len(found)} good"
+
+
+def _round_trip(facts: dict[str, Any]) -> str:
+    """Convert a small network, save it, load it, compare."""
+    import torch
+    from torch import nn
+
+    from binarize.file import load, save
+    from binarize.graph import convert
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    network = nn.Sequential(*block(3, 8), *block(8, 8), nn.Conv2d(8, 2, 1)).eval()
+    image = torch.randn(1, 3, 16, 16)
+    student = convert(network, example_inputs=image).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        save(student, path)
+        again = load(path, model=network)
+    with torch.no_grad():
+        same = torch.equal(student(image), again(image))
+    return "convert, save and load agree" if same else "failed: a loaded network answers otherwise"
+
+
+def _show(facts: dict[str, Any], out: Output) -> None:
+    from rich.table import Table
+
+    system, torch = facts["system"], facts.get("torch", {})
+    rows = [
+        ("binarize", system["binarize"]),
+        ("python", f"{system['python']}  {system['executable']}"),
+        ("platform", system["platform"]),
+        ("processor", f"{system['cpu']}, {system['cores']} cores"),
+        ("", " ".join(system["features"]) or "no features known"),
+    ]
+    if torch:
+        rows += [
+            ("devices", ", ".join(torch["devices"])),
+            ("threads", f"{torch['threads']}  ({torch['capability']} kernels of torch)"),
+            ("binary kernels", torch["kernels"]),
+        ]
+    for name, found in facts["packages"].items():
+        rows.append((name, found.get("version") or f"MISSING  {found['error']}"))
+    for name, path in facts["policies"].items():
+        rows.append((f"policy {name}", str(path)))
+    rows += [(f"check {name}", result) for name, result in facts["checks"].items()]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        bad = value.startswith(("MISSING", "failed"))
+        table.add_row(name, value, style="red" if bad else None)
+    out.print(table)
+    out.print("all well" if facts["ok"] else "something is missing, see above")

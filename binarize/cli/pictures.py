@@ -1,0 +1,89 @@
+"""Predictions as pictures: label maps in the classes' colours, depth in a colour map.
+
+Shape legend: H, W rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from binarize.errors import FileError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = ["beside", "depth_picture", "label_picture", "legend", "save_picture"]
+
+Colors = Sequence[Sequence[int]]
+
+
+def label_picture(labels: Tensor, colors: Colors) -> Image:
+    """A label map as a palette picture: its values are the class indices, its look the colours.
+
+    Args:
+        labels: Integers (H, W), 255 where nothing is known (shown black).
+        colors: One RGB triple per class.
+    """
+    import torch
+    from PIL import Image
+
+    picture = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
+    table = [int(value) for color in colors for value in color][:765]
+    picture.putpalette(table + [0] * (768 - len(table)))  # of a grey picture makes a palette one
+    return picture
+
+
+def depth_picture(depth: Tensor, near: float, far: float) -> Image:
+    """A depth map (H, W) in metres in colours, bright and warm where near."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    share = ((depth.cpu() - near) / max(far - near, 1e-6)).clamp(0, 1)
+    return Image.fromarray(colormaps["magma_r"](share.numpy(), bytes=True)[..., :3])
+
+
+def beside(pictures: Sequence[Image], gap: int = 4) -> Image:
+    """Pictures of one height side by side, on white."""
+    from PIL import Image
+
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    row = Image.new("RGB", (width, max(p.height for p in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        row.paste(picture.convert("RGB"), (left, 0))
+        left += picture.width + gap
+    return row
+
+
+def legend(names: Sequence[str], colors: Colors) -> Image:
+    """A picture that tells which colour is which class."""
+    from PIL import Image, ImageDraw
+
+    height, box = 18, 12
+    sheet = Image.new("RGB", (220, height * len(names) + 6), "white")
+    draw: Any = ImageDraw.Draw(sheet)
+    for index, (name, color) in enumerate(zip(names, colors, strict=False)):
+        top = 3 + index * height
+        draw.rectangle((6, top + 3, 6 + box, top + 3 + box), fill=tuple(color))
+        draw.text((26, top + 3), name, fill="black")
+    return sheet
+
+
+def save_picture(picture: Image, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        FileError: It cannot be written.
+    """
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise FileError(
+            "output",
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "choose another place",
+        ) from error

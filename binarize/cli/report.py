@@ -1,0 +1,91 @@
+"""``binarize report``: how large a network is, layer by layer, and why."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from binarize.cli.networks import FORMS, add_network_options, recipe_from
+from binarize.cli.output import Output
+from binarize.cli.parser import Subparsers, add_command, size
+from binarize.errors import BinarizeError
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """\
+Print every layer with what was decided about it and what it costs, and the totals against the
+float network. Bytes are those of the file, to the byte. Operations need the size of an image."""
+
+_EXAMPLES = [
+    ("binarize report runs/binary/binary.safetensors", "a saved network"),
+    (
+        "binarize report smp:Unet:resnet34 --classes 11 --policy bidense --size 480x352",
+        "what a network would come to, without saving anything",
+    ),
+    (
+        "binarize report unet.safetensors --size 480x352 --depth 2",
+        "layers told together by the first two parts of their names",
+    ),
+    ("binarize report unet.safetensors --json", "all numbers, for a program"),
+]
+
+
+def add(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands,
+        "report",
+        run,
+        help="tell size and cost of a network, layer by layer",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL", help=f"a saved network, or {FORMS}")
+    parser.add_argument(
+        "--policy", metavar="NAME|FILE", help="convert the float network by this policy first"
+    )
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="size of the image that operations are for"
+    )
+    parser.add_argument(
+        "--depth", type=int, metavar="N", help="tell layers together by N parts of their names"
+    )
+    parser.add_argument(
+        "--model",
+        dest="network",
+        metavar="MODEL",
+        help="the network of the file, if it does not tell (see train)",
+    )
+    add_network_options(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int | None:
+    """Report."""
+    if args.depth is not None and args.depth < 1:
+        raise BinarizeError("depth", args.depth, "must be at least 1", "use e.g. 2")
+    from binarize.cli.convert import example_image
+    from binarize.cli.sources import is_file, open_source
+    from binarize.graph import convert
+    from binarize.report import report
+
+    fallback = None if is_file(args.model) else recipe_from(args, args.model)
+    if args.network is not None:
+        fallback = recipe_from(args, args.network)
+    with out.step(f"opening {args.model}"):
+        source = open_source(args.model, fallback)
+    network: Any = source.network
+    known = source.settings.get("size")
+    shape = args.size or (None if known is None else tuple(known))
+    example = example_image(network, shape)
+    if args.policy is not None:
+        with out.step(f"converting by policy {args.policy}"):
+            network = convert(network, args.policy, example_inputs=example)
+    with out.step("counting"):
+        made = report(network, example)
+    out.console.print(made.table(args.depth))
+    told = made.to_dict()
+    if source.binary:
+        told["file"] = Path(args.model)
+    out.emit(told)
+    return None
