@@ -86,6 +86,14 @@ def test_hits_lie_on_the_surface(hit) -> None:
     nx, ny, nz = (np.broadcast_to(part, x.shape)[seen] for part in found.normal)
     assert np.allclose(nx**2 + ny**2 + nz**2, 1, atol=1e-4)
     assert (nx * x[seen] + ny * y[seen] + nz < 1e-4).all()
+    # from one pixel to the next one goes along the surface
+    normal = np.stack([np.broadcast_to(part, x.shape) for part in found.normal])
+    place = np.stack([x, y, np.ones_like(x)]) * np.where(seen, found.depth, np.nan)
+    for axis in (1, 2):
+        step = np.diff(place, axis=axis)
+        length = np.linalg.norm(step, axis=0)
+        along = (np.delete(normal, 0, axis) * step).sum(0)[np.isfinite(length)]
+        assert np.abs(along / length[np.isfinite(length)]).mean() < 0.05
 
 
 def test_windows_do_not_cut_solids() -> None:
