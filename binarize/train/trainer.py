@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
 from binarize.train.checkpoint import read_checkpoint, write_checkpoint
 from binarize.train.checks import check_devices, check_positive, loader_length
 from binarize.train.evaluation import evaluate
+from binarize.train.launch import launched_bf16, open_accelerator
 from binarize.train.modes import training_flags
 from binarize.train.optimizer import make_optimizer, make_scheduler
 from binarize.train.progress import Progress, open_progress
@@ -115,7 +113,7 @@ class Trainer:
         self.latent_weight_decay = latent_weight_decay
         self.warmup = warmup
         self.clip = clip
-        self.bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" if bf16 is None else bf16
+        self.bf16 = launched_bf16() if bf16 is None else bf16
         self.compile = compile
         self.channels_last = channels_last
         self.output_dir = None if output_dir is None else Path(output_dir).expanduser()
@@ -132,12 +130,7 @@ class Trainer:
         self._max_depth = max_depth
         self._distillation = distillation
         self._progress = progress
-        # Mixed precision is ours: Accelerate would rebind the student's forward for it.
-        # A static graph lets networks have layers that their forward never calls.
-        self.accelerator = Accelerator(
-            mixed_precision="no",
-            kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
-        )
+        self.accelerator = open_accelerator()
         self.device = self.accelerator.device
 
     def fit(self, train_loader: Any, val_loader: Any = None) -> list[dict[str, Any]]:

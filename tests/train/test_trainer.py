@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -280,6 +282,23 @@ def test_launcher_asks_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert _trainer(_network()).bf16
     assert not _trainer(_network(), bf16=False).bf16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(BinarizeError) as caught:
+        _trainer(_network())
+    assert str(caught.value) == (
+        "mixed_precision='fp16': training runs in float32 or bfloat16; "
+        "launch with --mixed_precision bf16, or no"
+    )
+
+
+def test_an_accelerator_that_is_there_already() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        Accelerator(mixed_precision="bf16")
+        with pytest.raises(BinarizeError, match="Accelerator='mixed_precision': this process has"):
+            _trainer(_network())
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_compiled_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
