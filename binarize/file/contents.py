@@ -137,14 +137,16 @@ def _layout(slots: Sequence[Slot]) -> dict[str, Any]:
         "counters": [slot.name for slot in slots if slot.is_counter],
         "dtype": str(kinds.pop()).removeprefix("torch.") if len(kinds) == 1 else None,
         "strides": {
-            slot.name: list(slot.tensor.stride())
-            for slot in slots
-            if not slot.tensor.is_contiguous() and _is_dense(slot.tensor)
+            slot.name: list(slot.tensor.stride()) for slot in slots if _is_permuted(slot.tensor)
         },
     }
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def _is_permuted(tensor: Tensor) -> bool:
+    """Whether a tensor fills its memory, but not in the order of its dimensions."""
+    # is_contiguous() leaves out dimensions of length 1, whose strides still choose a kernel.
+    if tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
+        return False
     expected = 1
     for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if length != 1 and stride != expected:

@@ -53,6 +53,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     try:
         student = _copy(model) if model is not None else build_origin(stored.plan.origin or {})
         apply_plan(student, stored.plan)
+        if stored.dtype is not None:
+            student.to(stored.dtype)  # also what no file holds: buffers that are not persistent
         slots = find_slots(student)
         _compare(slots, stored, type(student).__name__)
     except ModelError as error:
@@ -64,9 +66,6 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
             f"the network built by its name is another one ({error.rule})",
             "install the library's version it was saved with, or give model=...",
         ) from error
-    if stored.dtype is not None:
-        # Buffers that no file holds follow the network's type.
-        student.to(stored.dtype)
     for slot in slots:
         _fill(slot, stored)
     return student.eval()

@@ -69,6 +69,7 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
         for training in (False, True):
             module.training = training
             graphs.append(_ChildrenAreLeaves().trace(module, concrete_args=dict(given or {})))
+            _restore_names(module, graphs[-1])
     except Exception as error:
         text = " ".join(str(error).split())
         raise ModelError(
@@ -93,6 +94,15 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
             "it is kept as written",
         )
     return ScopeGraph(graph, nodes, other, twins)
+
+
+def _restore_names(module: nn.Module, graph: fx.Graph) -> None:
+    """Undo the renaming of constant arguments, which the network may pass by name."""
+    known = inspect.signature(module.forward).parameters
+    for node in graph.find_nodes(op="placeholder"):
+        name = str(node.target)
+        if name not in known and name.rpartition("_")[0] in known:
+            node.target = name.rpartition("_")[0]
 
 
 def _align(graph: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
