@@ -106,18 +106,24 @@ def _plan(
 def _check_model(model: nn.Module) -> None:
     if any(isinstance(module, BinaryLayer) for module in model.modules()):
         raise ModelError(
-            "model", type(model).__name__, "it has binary layers already",
+            "model",
+            type(model).__name__,
+            "it has binary layers already",
             "convert the float network it came from",
         )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(
-                "model", name, "this parameter of a lazy module has no shape yet",
+                "model",
+                name,
+                "this parameter of a lazy module has no shape yet",
                 "run the network once on a batch first",
             )
         if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
             raise ModelError(
-                "model", name, "this parameter holds NaN or infinity",
+                "model",
+                name,
+                "this parameter holds NaN or infinity",
                 "train or load the network again; its signs would mean nothing",
             )
 
@@ -128,14 +134,17 @@ def _check_plan(model: nn.Module, plan: Plan, policy: Policy) -> None:
     if lost:
         names = ", ".join(d.site for d in plan.layers[:4])
         raise PolicyError(
-            "overrides", lost[0], "this rule matched no layer",
+            "overrides",
+            lost[0],
+            "this rule matched no layer",
             f"correct its pattern; the layers are {names}, ...",
         )
     if not any(d.action == "binarize" for d in plan.layers):
         kept: Mapping[str, str] = {d.site: d.reason for d in plan.layers}
         why = "; ".join(f"{site}: {reason}" for site, reason in list(kept.items())[:3])
         raise ModelError(
-            "model", type(model).__name__,
+            "model",
+            type(model).__name__,
             f"there is nothing to binarize ({why or 'no convolution or linear layer'})",
             "use another network, or overrides={'layer.name': 'binarize'}",
         )

@@ -114,9 +114,7 @@ def _is_gate(trace: Trace, op: Op) -> bool:
 def _any_before(trace: Trace) -> list[bool]:
     found: list[bool] = []
     for op in trace.ops:
-        found.append(
-            any(found[i] or trace.ops[i].kind in _LAYER_KINDS for i in op.inputs)
-        )
+        found.append(any(found[i] or trace.ops[i].kind in _LAYER_KINDS for i in op.inputs))
     return found
 
 

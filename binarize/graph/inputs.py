@@ -55,7 +55,9 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
             last = last or error
     cause = _short(last) if last else "it has no convolution to tell the number of channels"
     raise ModelError(
-        "example_inputs", None, f"no input could be found for the network ({cause})",
+        "example_inputs",
+        None,
+        f"no input could be found for the network ({cause})",
         "give example_inputs=torch.zeros(...) or a tuple of the forward's arguments",
     ) from last
 
@@ -68,7 +70,9 @@ def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(value, list | tuple):
         return tuple(value), {}
     raise ModelError(
-        "example_inputs", type(value).__name__, "neither tensor, tuple nor mapping",
+        "example_inputs",
+        type(value).__name__,
+        "neither tensor, tuple nor mapping",
         "give a tensor, a tuple of arguments or a mapping of named arguments",
     )
 
@@ -82,12 +86,16 @@ def _check(args: Any, kwargs: Any, device: torch.device) -> None:
     for tensor in tensors:
         if tensor.device != device:
             raise ModelError(
-                "example_inputs", str(tensor.device), f"the network is on {str(device)!r}",
+                "example_inputs",
+                str(tensor.device),
+                f"the network is on {str(device)!r}",
                 "move one of them with .to(device)",
             )
     if not any(tensor.is_floating_point() for tensor in tensors):
         raise ModelError(
-            "example_inputs", str(tensors[0].dtype), "images must be floating point",
+            "example_inputs",
+            str(tensors[0].dtype),
+            "images must be floating point",
             "convert them: x.float() / 255",
         )
 
@@ -118,7 +126,9 @@ def _channels(model: nn.Module) -> int | None:
 
 def _shapes(value: Any) -> str:
     parts = [
-        f"{str(x.dtype).removeprefix('torch.')}{tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+        f"{str(x.dtype).removeprefix('torch.')}{tuple(x.shape)}"
+        if isinstance(x, Tensor)
+        else repr(x)
         for x in tree_iter(value)
     ]
     return ", ".join(parts)

@@ -93,7 +93,8 @@ def build_origin(origin: Mapping[str, Any]) -> nn.Module:
             return getattr(smp, name)(**arguments)
     except Exception as error:
         raise FileError(
-            "path", f"{library}:{name}",
+            "path",
+            f"{library}:{name}",
             f"the network cannot be built here ({type(error).__name__}: {error})",
             "give model=... yourself, or install the library's version it was saved with",
         ) from error

@@ -113,9 +113,7 @@ class Plan:
         rows = []
         for decision in self.decisions:
             row = asdict(decision)
-            rows.append(
-                {k: v for k, v in row.items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
-            )
+            rows.append({k: v for k, v in row.items() if k not in _DEFAULTS or v != _DEFAULTS[k]})
         return {
             "policy": self.policy.to_dict(),
             "decisions": rows,

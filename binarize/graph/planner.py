@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from binarize.errors import ModelError
 from binarize.graph.classify import is_batch_norm
 from binarize.graph.flow import Layer, fed_by, find_layers, only_prediction_follows
+from binarize.graph.growth import layers_to_stop
 from binarize.graph.layers import obstacle, scope_name
 from binarize.graph.plan import Decision, Plan
 from binarize.graph.scopes import constants, fits, trace_scope
@@ -60,15 +61,25 @@ class _Planner:
 
     def plan(self, origin: Mapping[str, Any] | None) -> Plan:
         shortcuts = find_shortcuts(self.trace, self._is_binary, self._is_adopted)
-        dropped, without_bypass, projections, at_shortcuts = self._settle(shortcuts)
+        branches, without_bypass, projections, at_shortcuts = self._settle(shortcuts)
+        merged = layers_to_stop(
+            self.trace,
+            self._is_binary,
+            self._is_adopted,
+            branches,
+            {shortcut.op.index for shortcut in shortcuts} - set(branches),
+            without_bypass,
+        )
         found: list[tuple[int, Decision]] = list(at_shortcuts)
         for path, layer in self.layers.items():
             action, reason, rule = self.decided[path]
             if path in projections:
                 action, reason = projections[path]
                 rule = CONTRACT
-            carries = path not in without_bypass
-            if not carries and action == "binarize":
+            carries = path not in without_bypass and path not in merged
+            if action == "binarize" and path in merged:
+                reason += "; no bypass, the signal would grow at every merge"
+            elif action == "binarize" and not carries:
                 reason += "; no bypass, the block's own shortcut carries the signal"
             decision = Decision(
                 site=path,
@@ -84,7 +95,7 @@ class _Planner:
             )
             first = layer.ops[0].index if layer.ops else len(self.trace.ops)
             found.append((first, decision))
-        found += self._activations(projections, dropped)
+        found += self._activations(projections)
         found.sort(key=lambda pair: pair[0])
         used = {rule for _, _, rule in self.decided.values()}
         unmatched = tuple(str(r) for r in self.policy.rules if str(r) not in used)
@@ -158,8 +169,8 @@ class _Planner:
 
     def _settle(
         self, shortcuts: list[Shortcut]
-    ) -> tuple[set[int], set[str], dict[str, tuple[str, str]], list[tuple[int, Decision]]]:
-        dropped: set[int] = set()
+    ) -> tuple[dict[int, int], set[str], dict[str, tuple[str, str]], list[tuple[int, Decision]]]:
+        branches: dict[int, int] = {}
         without: set[str] = set()
         projections: dict[str, tuple[str, str]] = {}
         decisions: list[tuple[int, Decision]] = []
@@ -178,7 +189,7 @@ class _Planner:
             if can_go and self._can_rewrite(scope):
                 action = "drop"
                 reason = "every layer of the block carries the signal by its own bypass"
-                dropped |= {s.op.index for s in calls}
+                branches.update({s.op.index: s.op.inputs[s.branch] for s in calls})
                 for path in own:
                     projections[path] = ("remove", "projection of a shortcut that is gone")
                     self._alike[path] = self._layer_alike(first)
@@ -187,13 +198,17 @@ class _Planner:
             else:
                 action = "keep"
                 if carries >= GATED:
-                    why = "a gate damps the signal on the branch" if carries == GATED else (
-                        self.opaque.get(scope) or "its shortcut is used elsewhere too"
+                    why = (
+                        "a gate damps the signal on the branch"
+                        if carries == GATED
+                        else (self.opaque.get(scope) or "its shortcut is used elsewhere too")
                     )
                     without |= {layer.path or "" for s in calls for layer in s.last}
                     reason = f"{why}; the branch ends without a bypass instead"
                 else:
-                    reason = "the branch does not carry the signal through (a norm or a float layer)"
+                    reason = (
+                        "the branch does not carry the signal through (a norm or a float layer)"
+                    )
                 if removable:
                     for path in own:
                         projections[path] = ("bypass", "projection shortcut becomes the bypass")
@@ -214,7 +229,7 @@ class _Planner:
                     ),
                 )
             )
-        return dropped, without, projections, decisions
+        return branches, without, projections, decisions
 
     def _scale(self, op: Op) -> Decision:
         ok = self._can_rewrite(op.scope)
@@ -270,9 +285,7 @@ class _Planner:
 
     # Activations
 
-    def _activations(
-        self, projections: Mapping[str, Any], dropped: set[int]
-    ) -> list[tuple[int, Decision]]:
+    def _activations(self, projections: Mapping[str, Any]) -> list[tuple[int, Decision]]:
         def unit(op: Op) -> bool:
             return op.path in self.binary and op.path not in projections
 

@@ -62,7 +62,9 @@ def _module(model: nn.Module, path: str) -> Any:
         return model.get_submodule(path)
     except AttributeError:
         raise ModelError(
-            "model", type(model).__name__, f"it has no module {path!r}, which the plan names",
+            "model",
+            type(model).__name__,
+            f"it has no module {path!r}, which the plan names",
             "give the network that the plan was made for",
         ) from None
 
@@ -72,7 +74,9 @@ def _exchange(model: nn.Module, path: str, new: nn.Module) -> None:
     old = _module(model, path)
     if old is model:
         raise ModelError(
-            "model", type(model).__name__, "the network is a single layer",
+            "model",
+            type(model).__name__,
+            "the network is a single layer",
             "wrap it: torch.nn.Sequential(layer)",
         )
     owners = [
@@ -171,12 +175,19 @@ def _adopt(model: nn.Module, unit: BinaryLayer, path: str, bias: torch.Tensor | 
     else:
         own: Any = unit.norm
         fresh = type(own)(
-            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
-            device=unit.weight.device, dtype=own.weight.dtype,
+            norm.num_features,
+            norm.eps,
+            norm.momentum,
+            norm.affine,
+            norm.track_running_stats,
+            device=unit.weight.device,
+            dtype=own.weight.dtype,
         )
         with torch.no_grad():
-            for name, value in (*norm.named_parameters(recurse=False),
-                                *norm.named_buffers(recurse=False)):
+            for name, value in (
+                *norm.named_parameters(recurse=False),
+                *norm.named_buffers(recurse=False),
+            ):
                 target = getattr(fresh, name, None)
                 if target is not None:
                     target.copy_(value)
@@ -232,7 +243,6 @@ def _rewrite_scope(
     prefix = f"{scope}." if scope else ""
     graphs = [graph for graph in (traced.graph, traced.training) if graph is not None]
     called = {name for graph in graphs for name in _children(graph)}
-    fresh: dict[str, nn.Module] = {}
     for decision in decisions:
         if decision.part == "activation":
             name = decision.site.removeprefix(prefix) if ":" not in decision.site else "activation"
@@ -248,8 +258,9 @@ def _rewrite_scope(
             )
         twin = traced.twins.get(node)
         if decision.part == "activation":
-            new_name = _free_name(module, fresh, f"prelu_{decision.ordinal}")
-            fresh[new_name] = _activation(decision, spec)
+            new_name = _free_name(module, f"prelu_{decision.ordinal}")
+            child = _to_like(_activation(decision, spec), module)
+            module.add_module(new_name, child.train(module.training))
             for each in (node, twin):
                 if each is not None:
                     source = each.all_input_nodes[0]
@@ -261,13 +272,11 @@ def _rewrite_scope(
             if twin is not None:
                 # What only training does to the branch (a drop-path) goes with the shortcut: it
                 # would drop the whole signal.
-                _replace(twin, traced.twins.get(stand_in) or _kept_operand(
-                    module, twin, decision.operand
-                ))
+                _replace(
+                    twin,
+                    traced.twins.get(stand_in) or _kept_operand(module, twin, decision.operand),
+                )
             _replace(node, stand_in)
-    for name, child in fresh.items():
-        child.train(module.training)
-        module.add_module(name, _to_like(child, module))
     for name in called - {name for graph in graphs for name in _children(graph)}:
         module._modules[name] = None
     _set_forward(module, graphs)
@@ -308,8 +317,8 @@ def _erase(node: fx.Node) -> None:
             _erase(source)
 
 
-def _free_name(module: nn.Module, taken: dict[str, nn.Module], name: str) -> str:
-    while hasattr(module, name) or name in taken:
+def _free_name(module: nn.Module, name: str) -> str:
+    while hasattr(module, name):
         name += "_"
     return name
 

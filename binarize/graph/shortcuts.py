@@ -63,8 +63,13 @@ def find_shortcuts(
             continue
         roots = [_roots(trace, side) for side in op.inputs]
         # An identity is tried on either side before a projection is.
-        tries = [(side, r) for projected in (False, True) for side in (0, 1)
-                 for r in roots[side] if bool(r[1]) is projected]
+        tries = [
+            (side, r)
+            for projected in (False, True)
+            for side in (0, 1)
+            for r in roots[side]
+            if bool(r[1]) is projected
+        ]
         for side, (fork, projection) in tries:
             shortcut = _examine(trace, op, fork, 1 - side, projection, is_binary, is_adopted)
             if shortcut is not None:

@@ -106,9 +106,7 @@ def skeleton(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def trace(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
-) -> Trace:
+def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
     """Run a copy of ``model`` in eval mode and record its operations.
 
     Args:
@@ -222,9 +220,7 @@ class _Recorder(TorchFunctionMode):
         kind = module_kind(module) or "other"
         self._add(kind, type(module).__name__, path, (args, kwargs), output, path)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if not self._whole and any(isinstance(x, Tensor) for x in tree_iter(output)):

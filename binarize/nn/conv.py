@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.spec import UnitSpec
+from binarize.ops.bypass import repeat_border
 
 __all__ = [
     "BiConv1d",
@@ -95,7 +96,8 @@ class _BiConvNd(BinaryLayer):
             pads = self._pads(input)
             binary = F.pad(binary, pads)
             if isinstance(self.pre_padding, str) and self.bypass is not None:
-                input = F.pad(input, pads, mode="replicate")
+                for d in range(self.spatial):
+                    input = repeat_border(input, input.dim() - 1 - d, *pads[2 * d : 2 * d + 2])
         y = self.norm(conv._conv_forward(binary, self.quantizer(self.weight), None))
         return y if self.bypass is None else y + self.bypass(input)
 

@@ -47,9 +47,7 @@ class BiLinear(BinaryLayer, nn.Linear):
         **kwargs: Any,
     ) -> None:
         super().__init__(in_features, out_features, bias=False, **kwargs)
-        self._build_unit(
-            unit or UnitSpec(), in_features, out_features, spatial=0, bypass=bypass
-        )
+        self._build_unit(unit or UnitSpec(), in_features, out_features, spatial=0, bypass=bypass)
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the unit on a tensor (N, *positions, C_in)."""

@@ -32,7 +32,9 @@ def pack_signs(signs: Tensor) -> Tensor:
     return (bits * weights).sum(1, dtype=torch.uint8)
 
 
-def unpack_signs(packed: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def unpack_signs(
+    packed: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Undo :func:`pack_signs`.
 
     Args:

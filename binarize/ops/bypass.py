@@ -13,7 +13,7 @@ from torch import Tensor
 
 from binarize.errors import BinarizeError
 
-__all__ = ["GROUPINGS", "channel_adaptive_bypass", "resample_bypass"]
+__all__ = ["GROUPINGS", "channel_adaptive_bypass", "repeat_border", "resample_bypass"]
 
 GROUPINGS = ("contiguous", "interleaved")
 
@@ -107,14 +107,12 @@ def resample_bypass(x: Tensor, stride: Sequence[int], surplus: Sequence[int]) ->
     Nothing here depends on the size's value, so that networks export with dynamic sizes (pooling
     with ``ceil_mode`` would).
     """
-    pads: list[int] = []
     for dim, (s, c) in enumerate(zip(stride, surplus, strict=True), start=2):
         if c < 0:
             x = x.narrow(dim, -c // 2, x.shape[dim] + c)
-        before = c // 2 if c >= s else 0
-        pads = [before, max(c, 0) - before, *pads]
-    if any(pads):
-        x = F.pad(x, pads, mode="replicate")
+        elif c > 0:
+            before = c // 2 if c >= s else 0
+            x = repeat_border(x, dim, before, c - before)
     if all(s == 1 for s in stride):
         return x
     window = tuple(stride)
@@ -122,3 +120,23 @@ def resample_bypass(x: Tensor, stride: Sequence[int], surplus: Sequence[int]) ->
         # There is no 3-D pooling in half precision on a CPU.
         return F.avg_pool3d(x.float(), window, window).to(x.dtype)
     return _AVERAGE_POOL[len(window)](x, window, window)
+
+
+def repeat_border(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """Repeat the first and the last slice of one dimension.
+
+    Args:
+        x: Tensor with at least one slice.
+        dim: The dimension.
+        before: How often the first slice is put in front.
+        after: How often the last slice is put behind.
+
+    Unlike torch's replicating pad this is compiled in any memory format and in half precision.
+    """
+    length = x.shape[dim]
+    sizes = [-1] * x.dim()
+    parts = []
+    for start, count in ((0, before), (length - 1, after)):
+        sizes[dim] = count
+        parts.append(x.narrow(dim, start, 1).expand(sizes))
+    return torch.cat([parts[0], x, parts[1]], dim)

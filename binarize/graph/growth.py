@@ -1,0 +1,95 @@
+"""How far a signal grows, and where bypasses have to stop so that it does not grow too far.
+
+Networks that merge maps again and again (HRNet) would add up what every bypass carries: a merge
+of four maps at every module multiplies by four. The estimate is the standard deviation that a
+random network shows: a norm's output has 1, a bypass adds the input's to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from binarize.graph.trace import Op, Trace
+
+__all__ = ["LIMIT", "ends_in", "layers_to_stop"]
+
+# A map may reach LIMIT * sqrt(n) after n binary layers.
+LIMIT = 3.0
+
+_TRANSPARENT = ("drop", "pool", "shape", "activation", "up", "mul")
+
+
+def ends_in(trace: Trace, index: int, is_binary: Callable[[Op], bool]) -> list[Op]:
+    """The binary layers whose output an operation hands on without another layer between."""
+    found: list[Op] = []
+    front, seen = [index], {index}
+    while front:
+        op = trace.ops[front.pop()]
+        if op.kind == "layer":
+            if is_binary(op):
+                found.append(op)
+            continue
+        if op.kind in (*_TRANSPARENT, "norm"):
+            for source in op.inputs:
+                if source not in seen:
+                    seen.add(source)
+                    front.append(source)
+    return found
+
+
+def layers_to_stop(
+    trace: Trace,
+    is_binary: Callable[[Op], bool],
+    is_adopted: Callable[[Op], bool],
+    branches: Mapping[int, int],
+    shortcuts: set[int],
+    stopped: set[str],
+) -> set[str]:
+    """Binary layers that lose their bypass so that no merge lets the signal grow too far.
+
+    Args:
+        trace: The run.
+        is_binary: Whether a layer's call becomes a binary unit.
+        is_adopted: Whether a norm's call becomes a unit's own norm.
+        branches: Per dropped addition the operation that takes its place.
+        shortcuts: Residual additions that stay; their sides are taken as independent.
+        stopped: Layers that have lost their bypass already.
+
+    Returns:
+        Names of further layers.
+    """
+    size: list[float] = []
+    depth: list[int] = []
+    more: set[str] = set()
+
+    def unit(op: Op, arriving: float) -> float:
+        path = op.path or ""
+        return 1.0 if path in stopped or path in more else math.hypot(1.0, arriving)
+
+    for op in trace.ops:
+        arriving = [size[i] for i in op.inputs] or [1.0]
+        layers = max((depth[i] for i in op.inputs), default=0)
+        own = max(arriving)
+        if op.kind == "layer":
+            layers += is_binary(op)
+            own = unit(op, own) if is_binary(op) else 1.0
+        elif op.kind == "norm":
+            own = own if is_adopted(op) else 1.0
+        elif op.kind in ("product", "function-layer", "gate"):
+            own = 1.0
+        elif op.index in branches:
+            own = size[branches[op.index]]
+        elif op.kind == "add" and op.index in shortcuts:
+            own = math.hypot(*arriving)
+        elif op.kind == "add" and len(op.inputs) > 1:
+            own = sum(arriving)
+            if own > LIMIT * math.sqrt(max(layers, 1)):
+                own = 0.0
+                for source in op.inputs:
+                    last = ends_in(trace, source, is_binary)
+                    more |= {layer.path or "" for layer in last}
+                    own += 1.0 if last else size[source]
+        size.append(own)
+        depth.append(layers)
+    return more
