@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from binarize.errors import ModelError
-from binarize.train.segmentation_distillation import _SCHEDULES, anneal
+from binarize.train.anneal import SCHEDULES, anneal
 
 __all__ = ["DepthDistillation", "gradient_loss"]
 
@@ -64,9 +64,9 @@ class DepthDistillation:
         scales: int = 3,
         schedule: str = "cosine",
     ) -> None:
-        if schedule not in _SCHEDULES:
+        if schedule not in SCHEDULES:
             raise ModelError(
-                "schedule", schedule, "unknown name", f"use one of {', '.join(_SCHEDULES)}"
+                "schedule", schedule, "unknown name", f"use one of {', '.join(SCHEDULES)}"
             )
         for name, number in (("weight", weight), ("gradient_weight", gradient_weight)):
             if not number >= 0:

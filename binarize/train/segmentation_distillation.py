@@ -5,27 +5,16 @@ Shape legend: N samples, C classes, H, W rows and columns; logits (N, C, H, W).
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from binarize.errors import ModelError
+from binarize.train.anneal import SCHEDULES, anneal
 
-__all__ = ["SegmentationDistillation", "anneal", "channel_wise_loss", "pixel_wise_loss"]
+__all__ = ["SegmentationDistillation", "channel_wise_loss", "pixel_wise_loss"]
 
 _TRUST = ("agree", "mix", "all")
-_SCHEDULES = ("constant", "linear", "cosine")
-
-
-def anneal(schedule: str, done: float) -> float:
-    """Factor of the weight after the share ``done`` of the training: 1 at first, 0 at the end."""
-    if schedule == "constant":
-        return 1.0
-    if schedule == "linear":
-        return 1.0 - done
-    return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def pixel_wise_loss(
@@ -133,7 +122,7 @@ class SegmentationDistillation:
         schedule: str = "cosine",
         ignore_index: int = 255,
     ) -> None:
-        for name, value, known in (("trust", trust, _TRUST), ("schedule", schedule, _SCHEDULES)):
+        for name, value, known in (("trust", trust, _TRUST), ("schedule", schedule, SCHEDULES)):
             if value not in known:
                 raise ModelError(name, value, "unknown name", f"use one of {', '.join(known)}")
         for name, number in (("weight", weight), ("channel_weight", channel_weight)):
