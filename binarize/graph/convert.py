@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from binarize.graph.rewrite import apply_plan
 from binarize.nn.base import BinaryLayer
 from binarize.policy.loader import load_policy
 from binarize.policy.match import Overrides, with_overrides
-from binarize.policy.schema import Policy
+from binarize.policy.schema import Policy, Rule
 
 __all__ = ["convert", "plan"]
 
@@ -99,7 +99,7 @@ def _plan(
     _check_model(model)
     trace = run_example(model, example_inputs)
     plan = make_plan(trace, chosen, find_origin(model))
-    _check_plan(model, plan, chosen)
+    _check_plan(model, plan, chosen.rules[: len(overrides or ())])
     return plan
 
 
@@ -128,13 +128,15 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def _check_plan(model: nn.Module, plan: Plan, policy: Policy) -> None:
-    specific = {str(rule) for rule in policy.rules if rule.match.is_specific}
-    lost = [rule for rule in plan.unmatched if rule in specific]
+def _check_plan(model: nn.Module, plan: Plan, overrides: Sequence[Rule]) -> None:
+    # An override is about this network, and so is a rule that names layers or classes.
+    about_this = {str(rule) for rule in plan.policy.rules if rule.match.is_specific}
+    about_this |= {str(rule) for rule in overrides}
+    lost = [rule for rule in plan.unmatched if rule in about_this]
     if lost:
         names = ", ".join(d.site for d in plan.layers[:4])
         raise PolicyError(
-            "overrides",
+            "overrides" if lost[0] in {str(rule) for rule in overrides} else "policy",
             lost[0],
             "this rule matched no layer",
             f"correct its pattern; the layers are {names}, ...",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,7 @@ class Layer:
     """
 
     path: str
-    module: nn.Module
+    module: Any
     ops: list[Op]
     roles: frozenset[str]
     kinds: frozenset[str]
@@ -104,10 +105,10 @@ def _is_gate(trace: Trace, op: Op) -> bool:
             if follower.kind == "gate":
                 return True
             small = all(length == 1 for length in follower.shape[2:])
-            if follower.kind in ("layer", "activation", "norm", "shape") and small:
-                if consumer not in seen:
-                    seen.add(consumer)
-                    front.append(consumer)
+            passing = follower.kind in ("layer", "activation", "norm", "shape")
+            if passing and small and consumer not in seen:
+                seen.add(consumer)
+                front.append(consumer)
     return False
 
 

@@ -1,8 +1,9 @@
-"""How a float layer is read: its padding, its effective weight, and whether a unit can replace it."""
+"""How a float layer is read: its padding, its effective weight, what forbids a unit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -25,7 +26,7 @@ _STANDARDIZED = frozenset("StdConv2d StdConv2dSame ScaledStdConv2d ScaledStdConv
 _KNOWN = _TENSORFLOW_SAME | _STANDARDIZED | {"Conv2dStaticSamePadding", "Linear"}
 
 
-def obstacle(layer: nn.Module) -> str | None:
+def obstacle(layer: Any) -> str | None:
     """Why a unit cannot stand in for a layer, or ``None`` if it can."""
     base = next((cls for cls in _PLAIN if isinstance(layer, cls)), None)
     if base is None:
@@ -51,7 +52,7 @@ def extra_padding(layer: nn.Module) -> str | Sequence[int] | None:
     return None
 
 
-def effective_weight(layer: nn.Module) -> Tensor | nn.Parameter:
+def effective_weight(layer: Any) -> Tensor | nn.Parameter:
     """The weight that becomes the latent one: the parameter itself where there is one."""
     weight = layer.weight
     if type(layer).__name__ in _STANDARDIZED:

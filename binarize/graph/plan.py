@@ -23,7 +23,7 @@ class Decision:
         kind: Class of the module or name of the function.
         action: Layers: ``"binarize"``, ``"keep"``, ``"bypass"`` (a projection shortcut becomes the
             parameter-free bypass) or ``"remove"`` (a projection whose block addition is gone).
-            Activations: ``"replace"`` or ``"keep"``. Additions and scales: ``"drop"`` or ``"keep"``.
+            Activations: ``"replace"`` or ``"keep"``. Additions, scales: ``"drop"`` or ``"keep"``.
         reason: Why, for people.
         rule: Which rule decided; ``"contract"`` is the pass itself.
         shape: Shape of the layer's weight.

@@ -18,7 +18,7 @@ from binarize.graph.scopes import constants, fits, trace_scope
 from binarize.graph.shortcuts import GATED, WHOLE, Shortcut, find_shortcuts
 from binarize.graph.trace import Op, Trace
 from binarize.policy.match import matches
-from binarize.policy.schema import Policy
+from binarize.policy.schema import Policy, Rule
 
 __all__ = ["make_plan"]
 
@@ -97,8 +97,11 @@ class _Planner:
             found.append((first, decision))
         found += self._activations(projections)
         found.sort(key=lambda pair: pair[0])
-        used = {rule for _, _, rule in self.decided.values()}
-        unmatched = tuple(str(r) for r in self.policy.rules if str(r) not in used)
+        unmatched = tuple(
+            str(rule)
+            for rule in self.policy.rules
+            if not any(self._matches(rule, layer) for layer in self.layers.values())
+        )
         rewritten = {d.scope for _, d in found if d.rewrite}
         return Plan(
             self.policy,
@@ -119,13 +122,7 @@ class _Planner:
         if hindrance is None and id(layer.module.weight) in self.trace.direct:
             hindrance = "its weight is used outside of its own forward"
         for rule in self.policy.rules:
-            if matches(
-                rule,
-                name=layer.path,
-                roles=layer.roles,
-                kinds=layer.kinds,
-                cls=type(layer.module).__name__,
-            ):
+            if self._matches(rule, layer):
                 if rule.action == "binarize" and hindrance is not None:
                     return "keep", hindrance, CONTRACT
                 reason = rule.reason
@@ -133,6 +130,16 @@ class _Planner:
                     reason += "; the forward pass never calls it"
                 return rule.action, reason, str(rule)
         return "keep", "no rule of the policy matches it", CONTRACT
+
+    @staticmethod
+    def _matches(rule: Rule, layer: Layer) -> bool:
+        return matches(
+            rule,
+            name=layer.path,
+            roles=layer.roles,
+            kinds=layer.kinds,
+            cls=type(layer.module).__name__,
+        )
 
     def _is_binary(self, op: Op) -> bool:
         return op.path in self.binary

@@ -144,7 +144,11 @@ def _unit(layer: Any, decision: Decision, spec: UnitSpec) -> BinaryLayer:
         spatial = layer.weight.dim() - 2
         if layer.transposed:
             geometry["output_padding"] = layer.output_padding
-            cls = (bnn.BiConvTranspose1d, bnn.BiConvTranspose2d, bnn.BiConvTranspose3d)
+            cls: tuple[Any, ...] = (
+                bnn.BiConvTranspose1d,
+                bnn.BiConvTranspose2d,
+                bnn.BiConvTranspose3d,
+            )
         else:
             geometry["padding_mode"] = layer.padding_mode
             options["pre_padding"] = extra_padding(layer)
@@ -195,7 +199,8 @@ def _adopt(model: nn.Module, unit: BinaryLayer, path: str, bias: torch.Tensor | 
     unit.norm.train(norm.training)
     if bias is not None and unit.norm.running_mean is not None:
         # The unit has no bias: the norm sees its input shifted by that much.
-        unit.norm.running_mean.sub_(bias.to(unit.norm.running_mean.dtype))  # type: ignore[operator]
+        mean: Any = unit.norm.running_mean
+        mean.sub_(bias.to(mean.dtype))
     _exchange(model, path, follower)
 
 
@@ -347,7 +352,7 @@ def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     names.pop("__builtins__", None)
     namespace: dict[str, Any] = dict(names)
-    exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - fx's own code generation
+    exec(compile(source, filename, "exec"), namespace)
 
     # Modules cannot be pickled or deep-copied; their names can.
     imports = {k: v.__name__ for k, v in names.items() if isinstance(v, ModuleType)}

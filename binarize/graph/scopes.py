@@ -109,7 +109,7 @@ def _align(graph: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Pair the nodes of two graphs that do the same in the same order."""
     ours, theirs = list(graph.nodes), list(other.nodes)
     words = [[(node.op, str(node.target)) for node in nodes] for nodes in (ours, theirs)]
-    matcher = difflib.SequenceMatcher(None, *words, autojunk=False)
+    matcher = difflib.SequenceMatcher(a=words[0], b=words[1], autojunk=False)
     return {
         ours[block.a + i]: theirs[block.b + i]
         for block in matcher.get_matching_blocks()
@@ -216,7 +216,7 @@ def _tensor_nodes(graph: fx.Graph) -> set[fx.Node]:
                 numbers.add(node)
         elif node.op == "call_function":
             sources = node.all_input_nodes
-            if sources and all(source in numbers for source in sources):
-                if not (getattr(node.target, "__module__", "") or "").startswith("torch"):
-                    numbers.add(node)
+            makes_tensor = (getattr(node.target, "__module__", "") or "").startswith("torch")
+            if sources and not makes_tensor and all(source in numbers for source in sources):
+                numbers.add(node)
     return {node for node in graph.nodes if node not in numbers}

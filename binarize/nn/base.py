@@ -45,7 +45,7 @@ class BinaryLayer(nn.Module):
         spec: The parts by name.
     """
 
-    weight: nn.Parameter
+    weight: Any
     binarizer: Any
     quantizer: Any
     norm: nn.Module

@@ -89,10 +89,9 @@ class DistributionAdaptiveBinarizer(nn.Module):
         beta = self.k.view(shape) * mean + self.b.view(shape)
         # As "0 - beta" is never -0.0, neither is the sum: its sign bit says x >= beta.
         shifted = x + (0.0 - beta).to(x.dtype)
-        if self.scale == "layer":
-            over, a = list(range(1, x.dim())), self.a
-        else:
-            over, a = positions, self.a.view(shape)
+        per_layer = self.scale == "layer"
+        over = list(range(1, x.dim())) if per_layer else positions
+        a = self.a if per_layer else self.a.view(shape)
         deviation = _mean_magnitude(shifted.detach(), over)
         alpha = torch.exp(a * (deviation - 1))
         return scaled_sign(shifted, alpha.to(x.dtype))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from binarize.errors import PolicyError
+from binarize.errors import BinarizeError, PolicyError
 from binarize.nn.activations import ACTIVATIONS
 from binarize.nn.binarizers import BINARIZERS
 from binarize.nn.weights import WEIGHTS
@@ -53,6 +54,26 @@ class UnitSpec:
             self._check("bypass", self.bypass, GROUPINGS)
         if self.activation is not None:
             self._check("activation", self.activation, ACTIVATIONS)
+            self._try("activation_options", ACTIVATIONS[self.activation], self.activation_options)
+        self._try("binarizer_options", BINARIZERS[self.binarizer], self.binarizer_options)
+
+    @staticmethod
+    def _try(key: str, part: Callable[..., Any], options: Any) -> None:
+        """Build a part once, so that a wrong option is told with the policy, not with a layer."""
+        if not isinstance(options, Mapping):
+            raise PolicyError(f"unit.{key}", options, "not a table", "write {option = value}")
+        known = [
+            n for n in inspect.signature(part).parameters if n not in ("channels", "channel_dim")
+        ]
+        for name in options:
+            if name not in known:
+                raise PolicyError(
+                    f"unit.{key}", name, "no such option", f"use one of {', '.join(known)}"
+                )
+        try:
+            part(1, **options)
+        except BinarizeError as error:
+            raise PolicyError(f"unit.{key}", dict(options), error.rule, error.remedy) from None
 
     @staticmethod
     def _check(key: str, value: object, known: Any) -> None:

@@ -34,7 +34,7 @@ def policy_files() -> dict[str, Path]:
     if not folder.is_dir():
         folder = Path(__file__).resolve().parents[2] / "rules"
     files = [Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".toml")]
-    return {path.stem: path for path in sorted(files)}
+    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
 def policies() -> dict[str, Policy]:
@@ -60,6 +60,10 @@ def load_policy(source: str | Path | Policy) -> Policy:
     """
     if isinstance(source, Policy):
         return source
+    if not isinstance(source, str | Path):
+        raise PolicyError(
+            "policy", source, "neither a name, a path nor a Policy", "give for example 'bidense'"
+        )
     path = _find(source)
     policy, problems = _read(path, ())
     if problems or policy is None:
@@ -127,6 +131,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Policy | None, list[str]]
         problems: list[str] = []
         return _build(data, problems), problems
     base_name = data["extends"]
+    own_rules, own_unit = data.get("rules", []), data.get("unit", {})
+    if not isinstance(own_rules, list) or not isinstance(own_unit, Mapping):
+        return None, ["rules must be [[rules]] tables and unit a [unit] table"]
     try:
         if not isinstance(base_name, str):
             raise PolicyError("extends", base_name, "not a name", "give a policy's name or path")
@@ -139,9 +146,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Policy | None, list[str]]
     if base is None:
         return None, problems
     merged = base.to_dict()
-    unit = {**merged["unit"], **data.get("unit", {})}
+    unit = {**merged["unit"], **own_unit}
     # The file's own rules come first, so that they win over the inherited ones.
-    rules = [*data.get("rules", []), *merged["rules"]]
+    rules = [*own_rules, *merged["rules"]]
     merged.update({key: value for key, value in data.items() if key != "extends"})
     merged.update(unit=unit, rules=rules)
     return _build(merged, problems), problems
@@ -155,9 +162,11 @@ def _build(data: Mapping[str, Any], problems: list[str]) -> Policy | None:
     if replace not in _REPLACE:
         problems.append(f"replace_activations={replace!r}: {nearest(str(replace), _REPLACE)}")
     unit = _unit(data.get("unit", {}), problems)
-    rules = [_rule(i, rule, problems) for i, rule in enumerate(data.get("rules", []), start=1)]
-    if not data.get("rules"):
-        problems.append("rules: a policy needs at least one rule")
+    listed = data.get("rules", [])
+    if not isinstance(listed, list) or not listed:
+        problems.append("rules: a policy needs a list of at least one [[rules]] table")
+        listed = []
+    rules = [_rule(i, rule, problems) for i, rule in enumerate(listed, start=1)]
     if problems or unit is None:
         return None
     return Policy(
@@ -170,7 +179,10 @@ def _build(data: Mapping[str, Any], problems: list[str]) -> Policy | None:
     )
 
 
-def _unit(data: Mapping[str, Any], problems: list[str]) -> UnitSpec | None:
+def _unit(data: Any, problems: list[str]) -> UnitSpec | None:
+    if not isinstance(data, Mapping):
+        problems.append(f"unit={data!r}: not a table; write its keys below [unit]")
+        return None
     _unknown_keys("unit.", data, _UNIT, problems)
     values = {key: value for key, value in data.items() if key in _UNIT}
     for key in ("bypass", "activation"):
@@ -201,7 +213,11 @@ def _rule(number: int, data: Any, problems: list[str]) -> Rule | None:
     values: dict[str, tuple[str, ...]] = {}
     for key, known in _MATCH.items():
         given = match.get(key, ())
-        given = (given,) if isinstance(given, str) else tuple(given)
+        given = (given,) if isinstance(given, str) else given
+        if not isinstance(given, list | tuple) or not all(isinstance(v, str) for v in given):
+            problems.append(f"{where}match.{key}={given!r}: not a word or a list of words")
+            given = ()
+        given = tuple(given)
         for value in given:
             if known is not None and value not in known:
                 problems.append(f"{where}match.{key}={value!r}: {nearest(str(value), known)}")

@@ -57,8 +57,15 @@ def with_overrides(policy: Policy, overrides: Overrides | None) -> Policy:
         return policy
     if isinstance(overrides, Mapping):
         tables: list[Any] = [_table(selector, action) for selector, action in overrides.items()]
-    else:
+    elif isinstance(overrides, Sequence) and not isinstance(overrides, str):
         tables = list(overrides)
+    else:
+        raise PolicyError(
+            "overrides",
+            overrides,
+            "neither a mapping nor a list of rules",
+            "give for example {'decoder.*': 'keep'}",
+        )
     ready = Policy("overrides", rules=tuple(t for t in tables if isinstance(t, Rule))).to_dict()
     plain = iter(ready["rules"])
     rules = [next(plain) if isinstance(table, Rule) else table for table in tables]

@@ -15,7 +15,8 @@ ACTIONS = ("binarize", "keep")
 ROLES = {
     "input": "reads the network's input, no other layer comes before it",
     "prediction": "makes the network's output, neither a norm, an activation nor a layer follows",
-    "vector": "works on a map of one position, such as a squeeze-excite gate",
+    "vector": "works on a map of one position",
+    "gate": "a vector layer whose result gates a map, as in squeeze-excite",
     "tokens": "linear layer over tokens, such as those of a transformer",
     "unused": "is not called by the forward pass",
 }
