@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["FORMS", "Recipe", "add_network_options", "build", "nearest", "recipe_from"]
+__all__ = ["DEMO", "FORMS", "Recipe", "add_network_options", "build", "nearest", "recipe_from"]
 
+DEMO = "demo:UNet"
 FORMS = "smp:ARCHITECTURE:ENCODER, timm:NAME or FILE.py:FACTORY"
 
 
@@ -83,6 +84,8 @@ def build(recipe: Recipe) -> nn.Module:
         return _smp(recipe, *rest.partition(":")[::2])
     if head == "timm" and colon:
         return _timm(recipe, rest)
+    if recipe.spec == DEMO:
+        return _own(recipe, Path(__file__).with_name("demo_network.py"), "UNet")
     file, colon, factory = recipe.spec.rpartition(":")
     if colon and file.endswith(".py"):
         return _own(recipe, Path(file).expanduser(), factory)
@@ -90,7 +93,9 @@ def build(recipe: Recipe) -> nn.Module:
         raise ModelError(
             "model", recipe.spec, "names no factory", f"write {recipe.spec}:FUNCTION_OR_CLASS"
         )
-    near = difflib.get_close_matches(head, ("smp", "timm"), n=1, cutoff=0.5) if colon else []
+    near = (
+        difflib.get_close_matches(head, ("smp", "timm", "demo"), n=1, cutoff=0.5) if colon else []
+    )
     hint = f"did you mean {near[0]}:{rest}?" if near else _guess(recipe.spec)
     raise ModelError("model", recipe.spec, f"is none of {FORMS}", hint)
 

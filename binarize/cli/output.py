@@ -21,7 +21,7 @@ class Output:
 
     Args:
         as_json: Standard output carries one JSON document and nothing else.
-        quiet: No progress.
+        quiet: No progress, and with ``as_json`` nothing but the JSON.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
@@ -33,7 +33,7 @@ class Output:
         """A rich console for results: stdout, or stderr when stdout carries JSON."""
         from rich.console import Console
 
-        return Console(stderr=self.as_json, highlight=False)
+        return Console(stderr=self.as_json, quiet=self.as_json and self.quiet, highlight=False)
 
     def print(self, *values: Any, wrap: bool = True) -> None:
         """Show results to a person; ``wrap=False`` leaves long lines, such as paths, whole."""

@@ -73,12 +73,12 @@ def open_source(
         FileError: The file is missing, damaged, or does not fit.
     """
     if not is_file(reference):
-        recipe = Recipe(reference) if fallback is None else fallback
-        return Source(build(recipe).eval(), recipe, False)
+        named = Recipe(reference) if fallback is None else fallback
+        return Source(build(named).eval(), named, False)
     path = Path(reference).expanduser()
     header = read_header(path, argument)
     known = known_about(path)
-    recipe: Recipe | None = fallback
+    recipe = fallback
     if recipe is None and known.get("recipe"):
         recipe = Recipe(**known["recipe"])
     settings = known.get("settings", {})

@@ -1,0 +1,239 @@
+"""``binarize demo``: the whole way of a network, on made-up scenes, in about two minutes."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from binarize.cli.networks import DEMO, Recipe, build
+from binarize.cli.output import Output
+from binarize.cli.parser import Subparsers, add_command
+from binarize.errors import BinarizeError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+    from binarize.data import Scenes
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """\
+Build a small float U-Net, train it briefly on scenes that are drawn from a seed, convert it to
+1 bit, let the float network teach the 1-bit one, save both, and draw a picture with input, truth
+and both predictions side by side. Needs no download and, on two processor cores, about two
+minutes."""
+
+_EXAMPLES = [
+    ("binarize demo", "everything, into the folder binarize-demo"),
+    ("binarize demo --quick --output /tmp/demo", "a glimpse in a few seconds, hardly trained"),
+    ("binarize demo --seed 7", "other scenes, another start"),
+]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long the demonstration takes."""
+
+    size: tuple[int, int] = (96, 128)
+    train: int = 256
+    val: int = 48
+    epochs: int = 10
+    batch: int = 8
+    rows: int = 4
+
+
+_FULL = Plan()
+_QUICK = Plan(size=(48, 64), train=48, val=12, epochs=3, rows=2)
+
+
+def add(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands,
+        "demo",
+        run,
+        help="see all of it at work, without any download",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("binarize-demo"),
+        metavar="DIR",
+        help="folder for everything written (default binarize-demo)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument("--quick", action="store_true", help="a few seconds, hardly any training")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
+
+
+def run(args: argparse.Namespace, out: Output) -> int | None:
+    """Show the whole way."""
+    for name, least in (("threads", 1), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise BinarizeError(name, value, f"must be at least {least}", "correct the number")
+    started = time.perf_counter()
+    import torch
+
+    from binarize.cli.demo_picture import draw
+    from binarize.cli.records import make_folder, write_json
+    from binarize.cli.weights import save_float
+    from binarize.data import Scenes
+    from binarize.file import load, save
+    from binarize.graph import convert
+    from binarize.report import report
+    from binarize.train import recalibrate
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    make_folder(args.output)
+    plan = _QUICK if args.quick else _FULL
+    folder: Path = args.output
+
+    out.note("1/5  drawing scenes: floor, wall, and four kinds of textured solids")
+    sets = {
+        split: Scenes(count, plan.size, seed=2 * args.seed + odd, task="segmentation", augment=flip)
+        for split, count, odd, flip in (("train", plan.train, 0, True), ("val", plan.val, 1, False))
+    }
+    for split, scenes in sets.items():
+        with out.bar(f"     {len(scenes)} {split}", len(scenes)) as move:
+            scenes.preload(move)
+    torch.manual_seed(args.seed)
+    recipe = Recipe(DEMO, classes=sets["train"].num_classes)
+    teacher = build(recipe)
+
+    out.note("2/5  training the float network")
+    measured = {"float": _train(teacher, None, sets, plan, args.seed, out)}
+    settings = _settings(plan, sets["train"])
+    description = {"recipe": recipe.to_dict(), "settings": settings}
+    save_float(teacher, folder / "float.safetensors", description)
+
+    out.note("3/5  converting it: one bit per weight and per activation")
+    example = torch.zeros(1, 3, *plan.size)
+    student: Any = convert(teacher, example_inputs=example)
+    batches = _loader(sets["train"], plan, shuffle=True)
+    recalibrate(student, itertools.islice(batches, 4))
+    counts = [decision.action for decision in student.binarize_plan.layers]
+    out.note(
+        f"     {counts.count('binarize')} of {len(counts)} layers, "
+        f"{student.binarize_plan.binary_share:.1%} of their weights"
+    )
+
+    out.note("4/5  training the 1-bit network, with the float one as its teacher")
+    measured["binary"] = _train(student, teacher, sets, plan, args.seed, out)
+
+    out.note("5/5  saving, loading again, drawing")
+    save(student, folder / "binary.safetensors")
+    again = load(folder / "binary.safetensors", model=build(recipe))
+    told = report(again, example)
+    draw(folder / "demo.png", sets["val"], teacher, again, plan.rows, measured)
+    answer = {
+        "description": description,
+        "files": {
+            "float": "float.safetensors",
+            "model": "binary.safetensors",
+            "picture": "demo.png",
+            "numbers": "metrics.json",
+        },
+        "metrics": measured,
+        "bytes": {
+            name: (folder / f"{name}.safetensors").stat().st_size for name in ("float", "binary")
+        },
+        "ops": {"float": told.reference_ops, "binary": told.ops},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_json(folder / "metrics.json", answer)
+    _show(answer, folder, out)
+    out.emit({"folder": folder, **answer})
+    return None
+
+
+def _settings(plan: Plan, scenes: Scenes) -> dict[str, Any]:
+    return {
+        "task": "segmentation",
+        "data": "scenes",
+        "size": list(plan.size),
+        "normalize": "imagenet",
+        "max_depth": None,
+        "classes": list(scenes.classes),
+        "palette": [list(color) for color in scenes.palette],
+    }
+
+
+def _loader(scenes: Scenes, plan: Plan, *, shuffle: bool) -> DataLoader[Any]:
+    from torch.utils.data import DataLoader
+
+    return DataLoader(scenes, batch_size=plan.batch, shuffle=shuffle, drop_last=shuffle)
+
+
+def _train(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    sets: dict[str, Scenes],
+    plan: Plan,
+    seed: int,
+    out: Output,
+) -> dict[str, Any]:
+    """Train, and measure on the validation scenes."""
+    from binarize.train import Trainer
+
+    trainer = Trainer(
+        student,
+        teacher=teacher,
+        task="segmentation",
+        epochs=plan.epochs,
+        lr=4e-3,
+        seed=seed,
+        val_every=plan.epochs,
+        progress=False if out.quiet else None,
+    )
+    history = trainer.fit(
+        _loader(sets["train"], plan, shuffle=True), _loader(sets["val"], plan, shuffle=False)
+    )
+    last = history[-1]
+    return {"mIoU": last["mIoU"], "pixAcc": last["pixAcc"]}
+
+
+def _show(answer: dict[str, Any], folder: Path, out: Output) -> None:
+    from rich.table import Table
+
+    from binarize.report.terminal import readable
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for name in ("float", "1-bit", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("mIoU", "pixAcc"):
+        values = [answer["metrics"][kind][name] for kind in ("float", "binary")]
+        table.add_row(name, *(f"{value:.3f}" for value in values), "")
+    for name, title, unit in (("bytes", "file", "B"), ("ops", "operations", "")):
+        before, after = answer[name]["float"], answer[name]["binary"]
+        table.add_row(
+            title,
+            readable(before, unit),
+            readable(after, unit),
+            f"{before / after:.1f} times smaller" if name == "bytes" else f"{before / after:.1f}×",
+        )
+    out.print()
+    out.print(table)
+    out.print()
+    binary = folder / "binary.safetensors"
+    for text, path in (
+        ("picture", folder / "demo.png"),
+        ("1-bit network", binary),
+        ("float network", folder / "float.safetensors"),
+        ("numbers", folder / "metrics.json"),
+    ):
+        out.print(f"{text:<14} {path}", wrap=False)
+    out.print("\nnext, look at every layer, then at your own network:", wrap=False)
+    out.print(f"  binarize report {binary}", wrap=False)
+    out.print("  binarize convert smp:Unet:resnet34 --classes 11 --plan-only", wrap=False)
+    out.print("  binarize train --help", wrap=False)
+    out.print(f"({answer['seconds']:.0f} s)", wrap=False)
