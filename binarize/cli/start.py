@@ -65,7 +65,8 @@ def make_student(
     if args.init is not None:
         matched = load_weights(network, args.init, partial=args.partial, argument="init")
         out.note(f"start: {matched}")
-    if args.encoder_weights is not None or args.init is not None:
+    loaded = args.encoder_weights is not None or args.init is not None
+    if loaded and not args.keep_folded:
         told["norms_unfolded"] = unfold_norms(network, _some(loader, args.recalibrate))
         if told["norms_unfolded"]:
             out.note(f"{told['norms_unfolded']} folded norms have their scale back")

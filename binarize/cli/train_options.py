@@ -28,6 +28,12 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "--encoder-weights", type=Path, metavar="FILE", help="backbone weights for its encoder"
     )
     start.add_argument(
+        "--keep-folded",
+        action="store_true",
+        help="leave norms that were folded into the loaded weights as they are, instead of giving "
+        "them back the scale that training needs",
+    )
+    start.add_argument(
         "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay float"
     )
     start.add_argument(
