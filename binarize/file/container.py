@@ -112,10 +112,11 @@ def write_file(
         FileError: The folder is missing or cannot be written to, or the disk is full. Nothing is
             left behind, and a file that was there is still there.
     """
+    _check_path(path)
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if os.path.isdir(target):
         raise FileError("path", str(path), "this is a folder", "give the name of a file in it")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise FileError(
             "path", str(path), f"there is no folder {str(target.parent)!r}", "make the folder first"
         )
@@ -141,6 +142,11 @@ def write_file(
             temporary.unlink(missing_ok=True)
 
 
+def _check_path(path: object) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise FileError("path", path, "not a path", "give a file name such as 'unet.safetensors'")
+
+
 def _to_bytes(entry: Entry) -> bytes:
     tensor = entry.read().detach().cpu().contiguous()
     if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
@@ -160,6 +166,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
     Raises:
         FileError: There is no such file, or it is not a whole safetensors file.
     """
+    _check_path(path)
     name = os.fspath(path)
     if not os.path.exists(name):
         raise FileError("path", str(path), "there is no such file", "check the path")

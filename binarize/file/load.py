@@ -50,13 +50,14 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
             "the file does not say how to build its network",
             "give the float network: load(path, model=...)",
         )
+    student = _copy(model) if model is not None else build_origin(stored.plan.origin or {})
+    name = type(student).__name__
     try:
-        student = _copy(model) if model is not None else build_origin(stored.plan.origin or {})
-        apply_plan(student, stored.plan)
+        _apply(stored.plan, student)
         if stored.dtype is not None:
             student.to(stored.dtype)  # also what no file holds: buffers that are not persistent
         slots = find_slots(student)
-        _compare(slots, stored, type(student).__name__)
+        _compare(slots, stored, name)
     except ModelError as error:
         if model is not None:
             raise
@@ -142,6 +143,22 @@ def _check_model(model: Any) -> None:
             raise ModelError(
                 "model", name, "it is on the meta device", "build the network on a real device"
             )
+
+
+def _apply(plan: Plan, network: nn.Module) -> None:
+    name = type(network).__name__
+    try:
+        apply_plan(network, plan)
+    except ModelError:
+        raise
+    except Exception as error:
+        # Whatever a network of other layers may cause: it is not the one that was planned for.
+        raise ModelError(
+            "model",
+            name,
+            f"the file's plan does not fit it ({type(error).__name__}: {error})",
+            "give the float network that was converted",
+        ) from error
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ import os
 
 from torch import nn
 
-from binarize.errors import FileError, ModelError
+from binarize.errors import ModelError
 from binarize.file.container import write_file
 from binarize.file.contents import network_contents
 from binarize.graph.plan import Plan
@@ -36,8 +36,6 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             raise ModelError(
                 "model", name, "a tensor on the meta device has no values", "load weights first"
             )
-    if not isinstance(path, str | os.PathLike):
-        raise FileError("path", path, "not a path", "give a file name such as 'unet.safetensors'")
     contents = network_contents(model, plan)
     write_file(path, contents.entries, contents.metadata)
 
