@@ -27,6 +27,10 @@ def installation() -> str:
 
 INSTALLATION = installation()
 
+# Maps are small in here: a second thread costs more than it gives. Set before torch comes in,
+# and inherited by child processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if INSTALLATION == "wheel":
     # `python -m pytest` puts the current directory first, and there lies the source folder
     # of the same name. Take it away, here and (Python 3.11 on) in every child process.
