@@ -110,7 +110,9 @@ def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
         config = getattr(model, attribute, None)
         size = config.get("input_size") if isinstance(config, Mapping) else None
         if size:
-            yield (1, _channels(model) or size[0], *size[1:])
+            # The first convolution tells a changed in_chans, if it is the one on the image.
+            for channels in dict.fromkeys((_channels(model) or size[0], size[0])):
+                yield (1, channels, *size[1:])
     for module in model.modules():
         for spatial, kind in ((2, nn.Conv2d), (3, nn.Conv3d), (1, nn.Conv1d)):
             if isinstance(module, kind):
