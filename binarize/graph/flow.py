@@ -58,7 +58,9 @@ def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
     for path, ops in calls.items():
         module = modules.get(path) or trace.model.get_submodule(path)
         roles = {"input"} if not any(before[op.index] for op in ops) else set()
-        if all(not after[op.index] and _reaches_output(trace, op, shortcuts) for op in ops):
+        ends = not any(after[op.index] for op in ops)
+        # A head that several maps share makes the prediction if one of its calls does.
+        if ends and any(_reaches_output(trace, op, shortcuts) for op in ops):
             roles.add("prediction")
         if all(_is_vector(op, module) for op in ops):
             roles.add("vector")

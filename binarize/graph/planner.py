@@ -279,12 +279,20 @@ class _Planner:
     def _can_rewrite(self, scope: str) -> bool:
         if scope not in self._rewritable:
             module = self.modules[scope]
-            given = constants(module, *self.trace.arguments.get(scope, ((), {})))
-            self._arguments[scope] = given
-            try:
-                cause = fits(trace_scope(module, given), self.trace, scope)
-            except ModelError as error:
-                cause = error.rule
+            called = self.trace.arguments.get(scope, ((), {}))
+            # Numbers stay arguments if they can. Where one chooses the way, it becomes a constant,
+            # but not in the network's own signature: that is the user's to call.
+            tries = [constants(module, *called)]
+            if scope:
+                tries.append(constants(module, *called, numbers=True))
+            for given in tries:
+                self._arguments[scope] = given
+                try:
+                    cause = fits(trace_scope(module, given), self.trace, scope)
+                except ModelError as error:
+                    cause = error.rule
+                if cause is None:
+                    break
             self._rewritable[scope] = cause is None
             if cause is not None:
                 self.opaque[scope] = cause

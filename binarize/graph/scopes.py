@@ -153,34 +153,38 @@ def fits(scope: ScopeGraph, trace: Trace, path: str) -> str | None:
 _TRACKED = ("add", "mul", "activation")
 
 
-def constants(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+def constants(
+    module: nn.Module, args: Any, kwargs: Any, *, numbers: bool = False
+) -> dict[str, Any]:
     """Of a recorded call's arguments those that choose the way through the forward.
 
     Args:
         module: The module that was called.
         args: Positional arguments of the call.
         kwargs: Named arguments of the call.
+        numbers: Whether numbers count too.
 
     Returns:
-        By name what is ``None``, a flag, a number or a string, defaults included.
+        By name what is ``None``, a flag, a string or a number, defaults included.
     """
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return {}
+    kinds = (bool, str, int, float) if numbers else (bool, str)
+
+    def chooses(value: Any) -> bool:
+        return value is None or isinstance(value, kinds)
+
     given = {}
     for name, value in bound.arguments.items():
-        if _chooses(value):
+        if chooses(value):
             given[name] = value
     for name, parameter in inspect.signature(module.forward).parameters.items():
         default = parameter.default
-        if name not in bound.arguments and _chooses(default):
+        if name not in bound.arguments and chooses(default):
             given[name] = default
     return given
-
-
-def _chooses(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:
