@@ -158,7 +158,8 @@ def test_compiles_as_one_graph_with_gradients(name: str) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, msg=key, atol=1e-4, rtol=1e-4)
 
 
-EXPORTED = ["dense", "released", "strided", "same with stride", "transposed", "linear"]
+# Not "same with stride": its padding depends on the size, and float layers do not export either.
+EXPORTED = ["dense", "released", "strided", "depthwise", "reflect", "transposed", "linear"]
 
 
 @pytest.mark.parametrize("name", EXPORTED)

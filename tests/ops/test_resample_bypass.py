@@ -5,64 +5,79 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from binarize.ops import resample_bypass
 
+QUIET = settings(max_examples=150, deadline=None, database=None, derandomize=True)
+
+
+def windows(x: Tensor, stride: int, start: int, count: int) -> Tensor:
+    """Means of ``count`` windows of ``stride`` pixels; beyond the map its border is repeated."""
+    length = x.shape[2]
+    columns = []
+    for i in range(count):
+        place = [min(max(start + i * stride + j, 0), length - 1) for j in range(stride)]
+        columns.append(sum(x[:, :, p] for p in place) / stride)
+    return torch.stack(columns, dim=2)
+
+
+@QUIET
+@given(
+    length=st.integers(1, 20),
+    stride=st.integers(1, 4),
+    reach=st.integers(1, 9),
+    padding=st.integers(0, 8),
+)
+def test_outputs_are_means_of_windows_under_the_kernel(
+    length: int, stride: int, reach: int, padding: int
+) -> None:
+    count = (length + padding - reach) // stride + 1
+    assume(count >= 1)
+    surplus = padding - reach + stride
+    # More than a map's length of padding on one side is no convolution anyone builds.
+    assume(surplus <= 2 * length)
+    x = torch.randn(2, 3, length, dtype=torch.float64)
+    y = resample_bypass(x, (stride,), (surplus,))
+    assert y.shape == (2, 3, count)
+    # The window's middle lies where the kernel's does, to half a stride and the odd pixel.
+    starts = [s for s in range(-20, 21) if abs(s + surplus / 2) <= stride / 2 + 0.5]
+    assert any(torch.allclose(y, windows(x, stride, s, count), atol=1e-12) for s in starts)
+
 
 @pytest.mark.parametrize(("height", "width", "stride"), [(8, 12, 2), (9, 6, 3), (16, 8, 4)])
-def test_pooling_of_sizes_that_divide_is_average_pooling(
-    height: int, width: int, stride: int
-) -> None:
+def test_sizes_that_divide_are_average_pooled(height: int, width: int, stride: int) -> None:
     x = torch.randn(2, 3, height, width)
-    y = resample_bypass(x, (height // stride, width // stride), mode="pool")
-    torch.testing.assert_close(y, F.avg_pool2d(x, stride))
+    for surplus in (0, stride // 2):
+        y = resample_bypass(x, (stride, stride), (surplus, surplus))
+        torch.testing.assert_close(y, F.avg_pool2d(x, stride))
 
 
-@pytest.mark.parametrize("size", [(7, 9), (5, 5), (13, 6), (1, 1), (3, 2)])
-@pytest.mark.parametrize("stride", [2, 3, 4])
-def test_pooling_of_odd_sizes_averages_every_pixel(size: tuple[int, int], stride: int) -> None:
-    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    wanted = tuple(-(-length // stride) for length in size)
-    y = resample_bypass(x, wanted, mode="pool")
-    assert y.shape == (2, 3, *wanted)
-    y.sum().backward()
-    # Averages: all weights of an output sum to one, and no pixel is left out.
-    assert torch.all(x.grad > 0)
-    assert x.grad.sum().item() == pytest.approx(y.numel())
-    constant = torch.full_like(x, 0.7).detach()
-    torch.testing.assert_close(
-        resample_bypass(constant, wanted, mode="pool"), torch.full_like(y, 0.7)
-    )
+def test_unpadded_maps_are_cropped_to_the_middle() -> None:
+    x = torch.randn(1, 2, 9, 7)
+    assert torch.equal(resample_bypass(x, (1, 1), (-4, -2)), x[:, :, 2:-2, 1:-1])
 
 
-@pytest.mark.parametrize(("length", "wanted"), [(8, 6), (7, 4), (9, 3), (5, 5), (6, 1)])
-def test_cropping_takes_the_middle(length: int, wanted: int) -> None:
-    x = torch.arange(float(length)).reshape(1, 1, length, 1)
-    y = resample_bypass(x, (wanted, 1), mode="crop").flatten()
-    start = int(y[0])
-    assert y.tolist() == [float(start + i) for i in range(wanted)]
-    # As much is cut before as after, up to the one pixel that does not divide.
-    assert abs(start - (length - wanted - start)) <= 1
-
-
-@pytest.mark.parametrize(("length", "wanted"), [(4, 8), (4, 9), (5, 15), (3, 7), (4, 4)])
-def test_nearest_repeats_pixels(length: int, wanted: int) -> None:
-    x = torch.randn(2, 3, length, length)
-    y = resample_bypass(x, (wanted, wanted), mode="nearest")
-    assert y.shape == (2, 3, wanted, wanted)
-    torch.testing.assert_close(y, F.interpolate(x, size=(wanted, wanted), mode="nearest"))
-
-
-@pytest.mark.parametrize("mode", ["pool", "crop", "nearest"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_maps_of_every_rank_and_empty_batches(mode: str, rank: int) -> None:
-    size = (6,) * rank if mode == "nearest" else (3,) * rank
-    for samples in (2, 0):
-        y = resample_bypass(torch.randn(samples, 3, *(5,) * rank), size, mode=mode)
-        assert y.shape == (samples, 3, *size)
-
-
-@pytest.mark.parametrize("mode", ["pool", "crop", "nearest"])
-def test_equal_sizes_change_nothing(mode: str) -> None:
+def test_nothing_changes_without_stride_and_surplus() -> None:
     x = torch.randn(1, 2, 5, 7)
-    torch.testing.assert_close(resample_bypass(x, (5, 7), mode=mode), x)
+    assert torch.equal(resample_bypass(x, (1, 1), (0, 0)), x)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("surplus", [-2, 0, 1, 3])
+def test_maps_of_every_rank_and_empty_batches(surplus: int, rank: int) -> None:
+    for samples in (2, 0):
+        x = torch.randn(samples, 3, *(7,) * rank)
+        y = resample_bypass(x, (2,) * rank, (surplus,) * rank)
+        assert y.shape == (samples, 3, *((7 + surplus) // 2,) * rank)
+
+
+@pytest.mark.parametrize("value", [0.7, -3.0])
+def test_equal_values_stay(value: float) -> None:
+    x = torch.full((1, 2, 7, 9), value)
+    for stride in ((1, 1), (2, 3)):
+        for surplus in ((-1, -2), (0, 0), (1, 2)):
+            y = resample_bypass(x, stride, surplus)
+            torch.testing.assert_close(y, torch.full_like(y, value))

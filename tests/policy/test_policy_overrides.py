@@ -136,8 +136,16 @@ def test_rules_of_a_policy_are_tried_in_order() -> None:
     assert actions(policy=Policy(name="x", unit=BIDENSE.unit, rules=(everything,)))["2.0"] == (
         "binarize"
     )
-    with pytest.raises(PolicyError, match="matched no layer"):
-        actions(policy=late)
+    assert actions(policy=late)["2.0"] == "binarize"
+    # A rule that names layers must match one; others only are told to have matched nothing.
+    lost = Policy(name="x", unit=BIDENSE.unit, rules=(rule(name=("9.*",)), everything))
+    with pytest.raises(PolicyError, match=r"9\.\*.*matched no layer"):
+        actions(policy=lost)
+    general = Policy(name="x", unit=BIDENSE.unit, rules=(rule(kind=("grouped",)), everything))
+    plan = binarize.plan(net(), general, example_inputs=X)
+    assert len(plan.unmatched) == 1
+    assert "grouped" in plan.unmatched[0]
+    assert plan.unmatched[0] in str(plan)
 
 
 def test_the_policy_itself_is_not_changed() -> None:

@@ -1,0 +1,184 @@
+"""What cannot be converted is refused in one line, and nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import binarize
+from binarize.errors import ModelError
+
+X = torch.randn(1, 3, 16, 16)
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 2, 1),
+    )
+
+
+@pytest.fixture
+def refuse(told: Callable[[BaseException], str], lab: SimpleNamespace) -> Callable[..., str]:
+    def check(model: Any, **how: Any) -> str:
+        before = lab.snapshot(model) if type(model) is nn.Sequential else None
+        messages = []
+        for call in (binarize.plan, binarize.convert):
+            with pytest.raises(ModelError) as raised:
+                call(model, **how)
+            messages.append(told(raised.value))
+        assert messages[0] == messages[1]
+        if before is not None:
+            assert lab.same(before, lab.snapshot(model))
+        return messages[0]
+
+    return check
+
+
+@pytest.mark.parametrize("model", [None, 3, "resnet18", nn.Conv2d, [net()]])
+def test_not_a_module(model: Any, refuse: Callable[..., str]) -> None:
+    message = refuse(model, example_inputs=X)
+    assert message.startswith("model=")
+    assert "Module" in message
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.ReLU()),
+        nn.Sequential(nn.Conv2d(3, 2, 1)),
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+    ],
+)
+def test_nothing_to_binarize(model: nn.Module, refuse: Callable[..., str]) -> None:
+    message = refuse(model, example_inputs=X)
+    assert message.startswith("model=")
+    assert "nothing to binarize" in message
+
+
+def test_everything_overridden_away(refuse: Callable[..., str]) -> None:
+    assert "nothing to binarize" in refuse(net(), example_inputs=X, overrides={"*": "keep"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["0.weight", "2.weight", "2.bias", "1.weight"])
+def test_weights_that_are_not_finite(place: str, value: float, refuse: Callable[..., str]) -> None:
+    model = net()
+    with torch.no_grad():
+        model.get_parameter(place).view(-1)[1] = value
+    message = refuse(model, example_inputs=X)
+    assert message.startswith("model=")
+    assert place in message
+    assert "NaN" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integer_images(dtype: torch.dtype, refuse: Callable[..., str]) -> None:
+    message = refuse(net(), example_inputs=torch.zeros(1, 3, 16, 16, dtype=dtype))
+    assert message.startswith("example_inputs=")
+    assert str(dtype) in message
+    assert "float" in message.split("; ")[-1]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        torch.zeros(1, 4, 16, 16),
+        torch.zeros(3),
+        (X, X),
+        {"image": X},
+        "image.png",
+        3,
+        (),
+    ],
+)
+def test_inputs_that_do_not_fit(inputs: Any, refuse: Callable[..., str]) -> None:
+    message = refuse(net(), example_inputs=inputs)
+    assert message.startswith("example_inputs=")
+
+
+def test_inputs_of_another_precision(refuse: Callable[..., str]) -> None:
+    message = refuse(net().double(), example_inputs=X)
+    assert message.startswith("example_inputs=")
+
+
+def test_inputs_on_another_device(refuse: Callable[..., str]) -> None:
+    message = refuse(net(), example_inputs=X.to("meta"))
+    assert message.startswith("example_inputs=")
+    assert "meta" in message
+    assert "cpu" in message
+    message = refuse(net().to("meta"), example_inputs=X)
+    assert "meta" in message
+    assert "cpu" in message
+
+
+def test_a_lazy_layer(refuse: Callable[..., str]) -> None:
+    model = nn.Sequential(nn.LazyConv2d(8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+    with pytest.raises(ModelError) as raised:
+        binarize.convert(model, example_inputs=X)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert message.startswith("model=")
+    assert "lazy" in message.lower() or "uninitialized" in message.lower()
+    assert isinstance(model[0], nn.LazyConv2d), "nothing may be initialised on the way"
+
+
+def test_a_forward_that_fails(refuse: Callable[..., str]) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("first line\nsecond line")
+
+    message = refuse(Broken(), example_inputs=X)
+    assert "first line" in message
+    refuse(Broken())
+
+
+def test_no_input_can_be_found(refuse: Callable[..., str]) -> None:
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.inner(x + y)
+
+    message = refuse(TwoInputs())
+    assert "example_inputs" in message
+    assert binarize.convert(TwoInputs(), example_inputs=(X, X)) is not None
+
+
+@pytest.mark.parametrize("policy", ["bidens", 3, None])
+def test_policies_are_refused_before_the_model_is_read(
+    policy: Any, told: Callable[[BaseException], str]
+) -> None:
+    with pytest.raises(binarize.BinarizeError) as raised:
+        binarize.convert(net(), policy, example_inputs=X)
+    assert told(raised.value).startswith("policy=")
+
+
+def test_a_model_converted_already(refuse: Callable[..., str]) -> None:
+    student = binarize.convert(net(), example_inputs=X)
+    message = refuse(student, example_inputs=X)
+    assert message.startswith("model=")
+    assert "already" in message
+    # Also where the converted network is a part of a larger one.
+    wrapped = nn.Sequential(student, nn.Identity())
+    assert "already" in refuse(wrapped, example_inputs=X)
+
+
+def test_a_scripted_model(refuse: Callable[..., str]) -> None:
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        scripted = torch.jit.script(net())
+    refuse(scripted, example_inputs=X)
