@@ -59,6 +59,8 @@ class Ledger:
     def __init__(self, model: nn.Module, plan: Plan | None) -> None:
         self.model = model
         self.plan = plan
+        decisions = () if plan is None else plan.decisions
+        self._rewritten = {decision.scope for decision in decisions if decision.rewrite}
         self._accounts: list[_Account] = []
         self._by_module: dict[int, _Account] = {}
         self._by_tensor: dict[int, _Account] = {}
@@ -69,6 +71,11 @@ class Ledger:
     def rows(self) -> tuple[Row, ...]:
         """The rows as they stand."""
         return tuple(Row(**vars(account)) for account in self._accounts)
+
+    def class_name(self, path: str) -> str:
+        """Name of a module's class as its author wrote it: a rewritten one is a subclass."""
+        cls = type(self.model.get_submodule(path))
+        return cls.__bases__[0].__name__ if path in self._rewritten else cls.__name__
 
     # Parameters
 
@@ -111,7 +118,7 @@ class Ledger:
         }
         for path, module in self.model.named_modules():
             part = _PARTS.get(module_kind(module) or "", "other")
-            account = _Account(path or "(root)", part, type(module).__name__)
+            account = _Account(path or "(root)", part, self.class_name(path))
             if not self._claim(account, module):
                 continue
             decision = decisions.get(path)

@@ -51,7 +51,7 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
     else:
         size = sum(entry.size for entry in contents.entries)
     return Report(
-        network=_name(model, plan),
+        network=ledger.class_name(""),
         policy=None if plan is None else plan.policy.name,
         inputs=None if trace is None else _inputs(trace),
         layers=rows,
@@ -61,12 +61,6 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
         reference_bytes=size,
         notes=() if plan is None else _notes(plan),
     )
-
-
-def _name(model: nn.Module, plan: Plan | None) -> str:
-    # A rewritten root is a subclass that is named after the float network's class.
-    rewritten = plan is not None and any(d.rewrite and not d.scope for d in plan.decisions)
-    return type(model).__bases__[0].__name__ if rewritten else type(model).__name__
 
 
 def _inputs(trace: Trace) -> str:

@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -23,10 +24,11 @@ _OTHERS = {
     "operation": "products in forwards",
     "other": "other parameters",
 }
-_WIDE, _WIDEST = 112, 150
+_NARROW, _WIDE, _WIDEST = 72, 112, 150
 _NOT_KNOWN = "unknown"
 
 _Ground = tuple[str, str, str]
+_Column = tuple[str, list[str], Literal["left", "right"]]
 
 
 def readable(number: float | None, unit: str = "") -> str:
@@ -103,34 +105,64 @@ class View:
         if not report.inputs:
             yield Text("OPs are unknown: they need example inputs", style="dim")
 
+    def __str__(self) -> str:
+        return to_text(self)
+
     # The rows
 
     def _layers(self, width: int) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=width)
-        wide, widest = width >= _WIDE, width >= _WIDEST
-        reasons = list(self._grounds())
-        table.add_column("Layer", ratio=1, no_wrap=True)
-        if wide:
-            table.add_column("Kind", no_wrap=True)
-            table.add_column("Shape", no_wrap=True)
-        table.add_column("Decision", no_wrap=True)
-        table.add_column("Bits", no_wrap=True)
-        for name in ("Params", "OPs", "Bytes"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("Why", no_wrap=True, ratio=1 if widest else None, overflow="ellipsis")
         lines = list(self._lines())
-        room = (width - _fixed_width(lines, wide)) // (2 if widest else 1)
-        for line in lines:
-            cells = [_shorten(line.name, max(room, 12), line.calls)]
-            if wide:
-                cells += [line.text("kind"), line.shape]
-            cells += [line.text("decision"), line.bits, *_numbers(line)]
-            why = [i for i, ground in enumerate(reasons, 1) if ground in map(_ground, line.rows)]
-            cells.append(",".join(map(str, why)))
-            if widest and len(why) == 1:
-                cells[-1] += f" {reasons[why[0] - 1][1]}"
+        columns = self._columns(lines, width)
+        reasons = self._whys(lines) if width >= _WIDEST and self.report.policy else None
+        # Two spaces between columns, one at either edge.
+        taken = sum(max(map(len, (title, *cells))) + 2 for title, cells, _ in columns) + 2
+        room = (width - taken) // (1 if reasons is None else 2)
+        names = [_shorten(line.name, max(room, 12), line.calls) for line in lines]
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=width)
+        table.add_column("Layer", ratio=1, no_wrap=True)
+        for title, _, justify in columns:
+            table.add_column(title, justify=justify, no_wrap=True)
+        if reasons is not None:
+            table.add_column("Why", ratio=1, no_wrap=True, overflow="ellipsis")
+        for i, (line, name) in enumerate(zip(lines, names, strict=True)):
+            cells = [name, *(cells[i] for _, cells, _ in columns)]
+            cells += [reasons[i]] if reasons is not None else []
+            # Text, because names may hold what rich takes for markup.
             table.add_row(*map(Text, cells), style=_STYLES.get(line.text("decision")))
         return table
+
+    def _columns(self, lines: Sequence[_Line], width: int) -> list[_Column]:
+        """What follows the name, as far as the width allows: title, cells, justification."""
+        columns: list[_Column] = []
+        if width >= _WIDE:
+            columns.append(("Kind", [line.text("kind") for line in lines], "left"))
+            columns.append(("Shape", [line.shape for line in lines], "left"))
+        if width >= _NARROW:
+            if self.report.policy is not None:
+                columns.append(("Decision", [line.text("decision") for line in lines], "left"))
+            columns.append(("W/A bits", [line.bits for line in lines], "left"))
+        for title in ("Params", "OPs", "Bytes"):
+            columns.append(
+                (title, [readable(line.total(title.lower())) for line in lines], "right")
+            )
+        if self.report.policy is not None and width < _WIDEST:
+            columns.append(("Why", self._whys(lines, short=True), "left"))
+        return columns
+
+    def _whys(self, lines: Sequence[_Line], *, short: bool = False) -> list[str]:
+        """Numbers of the reasons told below, and the reason itself where there is one."""
+        grounds = list(self._grounds())
+        whys = []
+        for line in lines:
+            mine = {_ground(row) for row in line.rows}
+            numbers = [i for i, ground in enumerate(grounds) if ground in mine]
+            text = ",".join(str(i + 1) for i in numbers)
+            whys.append(
+                text
+                if short or len(mine) != 1 or not numbers
+                else f"{text} {grounds[numbers[0]][1]}"
+            )
+        return whys
 
     def _lines(self) -> Iterator[_Line]:
         layers = [row for row in self.report.layers if row.part == "layer"]
@@ -205,27 +237,6 @@ class View:
 
 def _ground(row: Row) -> _Ground:
     return row.decision, row.reason, row.rule
-
-
-def _fixed_width(lines: Sequence[_Line], wide: bool) -> int:
-    """What the columns take that are as wide as their longest entry."""
-    columns = [
-        ["Decision", *(line.text("decision") for line in lines)],
-        ["Bits", *(line.bits for line in lines)],
-        *[["Params", *(_numbers(line)[i] for line in lines)] for i in range(3)],
-        ["Why"],
-    ]
-    if wide:
-        columns += [[line.text("kind") for line in lines], [line.shape for line in lines]]
-    return sum(max(map(len, column)) + 1 for column in columns)
-
-
-def _numbers(line: _Line) -> tuple[str, str, str]:
-    return (
-        readable(line.total("params")),
-        readable(line.total("ops")),
-        readable(line.total("bytes")),
-    )
 
 
 def _shorten(name: str, room: int, suffix: str) -> str:
