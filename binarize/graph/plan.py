@@ -9,7 +9,10 @@ from typing import Any
 from binarize.policy.loader import from_dict
 from binarize.policy.schema import Policy
 
-__all__ = ["Decision", "Plan"]
+__all__ = ["CONTRACT", "Decision", "Plan"]
+
+# The rule behind decisions that no policy makes: the pass itself.
+CONTRACT = "contract"
 
 
 @dataclass(frozen=True)

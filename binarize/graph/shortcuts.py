@@ -48,6 +48,7 @@ class Shortcut:
 def find_shortcuts(
     trace: Trace,
     is_binary: Callable[[Op], bool],
+    carries: Callable[[Op], bool],
     is_adopted: Callable[[Op], bool],
 ) -> list[Shortcut]:
     """Find the residual additions of a run, in order of execution.
@@ -55,6 +56,7 @@ def find_shortcuts(
     Args:
         trace: The run.
         is_binary: Whether a layer's call becomes a binary unit.
+        carries: Whether it becomes a unit with a bypass.
         is_adopted: Whether a norm's call becomes a unit's own norm.
     """
     found = []
@@ -71,7 +73,9 @@ def find_shortcuts(
             if bool(r[1]) is projected
         ]
         for side, (fork, projection) in tries:
-            shortcut = _examine(trace, op, fork, 1 - side, projection, is_binary, is_adopted)
+            shortcut = _examine(
+                trace, op, fork, 1 - side, projection, is_binary, carries, is_adopted
+            )
             if shortcut is not None:
                 found.append(shortcut)
                 break
@@ -105,7 +109,7 @@ def carry(
     trace: Trace,
     fork: int,
     end: int,
-    is_binary: Callable[[Op], bool],
+    carries: Callable[[Op], bool],
     is_adopted: Callable[[Op], bool],
 ) -> dict[int, int]:
     """How much of a fork's signal reaches the operations up to ``end``.
@@ -114,7 +118,7 @@ def carry(
         trace: The run.
         fork: Index of the operation that makes the signal.
         end: Index behind the last operation to look at.
-        is_binary: Whether a layer's call becomes a binary unit.
+        carries: Whether a layer's call becomes a unit with a bypass.
         is_adopted: Whether a norm's call becomes a unit's own norm.
 
     Returns:
@@ -131,7 +135,7 @@ def carry(
             state[op.index] = MERGED
         elif op.kind == "layer":
             upsampling = "Transpose" in op.name
-            state[op.index] = MERGED if upsampling else level if is_binary(op) else BROKEN
+            state[op.index] = MERGED if upsampling else level if carries(op) else BROKEN
         elif op.kind == "norm":
             state[op.index] = level if is_adopted(op) else BROKEN
         elif op.kind == "mul":
@@ -151,12 +155,13 @@ def _examine(
     branch: int,
     projection: list[Op],
     is_binary: Callable[[Op], bool],
+    carries: Callable[[Op], bool],
     is_adopted: Callable[[Op], bool],
 ) -> Shortcut | None:
     end = op.inputs[branch]
     if end <= fork:
         return None
-    state = carry(trace, fork, op.index, is_binary, is_adopted)
+    state = carry(trace, fork, op.index, carries, is_adopted)
     if state.get(end, MERGED) == MERGED:
         return None
     shortcut = Shortcut(op, fork, branch, projection, state[end])

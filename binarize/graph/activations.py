@@ -1,0 +1,97 @@
+"""Which ReLU-like activations become the unit's own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from binarize.graph.flow import Layer, fed_by, only_prediction_follows
+from binarize.graph.layers import scope_name
+from binarize.graph.plan import CONTRACT, Decision
+from binarize.graph.rewritable import Rewritable
+from binarize.graph.trace import Op, Trace
+from binarize.policy.schema import Policy
+
+__all__ = ["decide_activations"]
+
+
+def decide_activations(
+    trace: Trace,
+    modules: Mapping[str, Any],
+    layers: Mapping[str, Layer],
+    is_unit: Callable[[Op], bool],
+    policy: Policy,
+    can_rewrite: Rewritable,
+) -> list[tuple[int, Decision]]:
+    """Decide about every activation of a run.
+
+    Args:
+        trace: The run.
+        modules: All modules by path.
+        layers: The layers by path.
+        is_unit: Whether a layer's call becomes a binary unit.
+        policy: The policy.
+        can_rewrite: Tells which forwards can have a functional activation replaced.
+
+    Returns:
+        Decisions with their position in the run.
+    """
+    fed = fed_by(trace, is_unit)
+    heads = {path for path, layer in layers.items() if "prediction" in layer.roles}
+    head = only_prediction_follows(trace, lambda op: op.path in heads)
+    places: dict[tuple[str, str, int], list[Op]] = defaultdict(list)
+    for op in trace.ops:
+        if op.kind == "activation" or _norm_activation(op, modules) is not None:
+            places[op.scope, op.path or "", op.ordinal].append(op)
+    uses: dict[str, int] = defaultdict(int)
+    for _, path, _ in places:
+        uses[path] += 1
+    by_policy = f"policy {policy.name}"
+    decisions = []
+    for (scope, path, ordinal), ops in places.items():
+        first = ops[0]
+        inside = _norm_activation(first, modules)
+        site = path or f"{scope_name(scope)}:{first.name}#{ordinal}"
+        rewrite = not path or uses[path] > 1
+        dims = {fed[op.index] for op in ops}
+        widths = {op.shape[d] for op in ops for d in dims if d and len(op.shape) > abs(d)}
+        action, rule = "keep", CONTRACT
+        if policy.unit.activation is None or policy.replace_activations == "none":
+            reason, rule = "the policy leaves activations", by_policy
+        elif not any(dims):
+            reason = "no binary layer feeds it"
+        elif head[first.index] and policy.replace_activations == "all-but-head":
+            reason, rule = "stands before the prediction", by_policy
+        elif len(dims) > 1 or len(widths) != 1:
+            reason = "its calls differ in their channels"
+        elif rewrite and not can_rewrite(scope):
+            reason = f"the forward that calls it is kept: {can_rewrite.opaque[scope]}"
+        else:
+            action, reason = "replace", f"follows a binary layer; becomes {policy.unit.activation}"
+        replaced = action == "replace"
+        decision = Decision(
+            site=site if inside is None else f"{path}.act",
+            part="activation",
+            kind=first.name if inside is None else type(inside).__name__,
+            action=action,
+            reason=reason,
+            rule=rule,
+            scope=scope,
+            ordinal=ordinal,
+            rewrite=rewrite and replaced,
+            channels=widths.pop() if replaced else 0,
+            channel_dim=dims.pop() if replaced else 1,
+        )
+        decisions.append((first.index, decision))
+    return decisions
+
+
+def _norm_activation(op: Op, modules: Mapping[str, Any]) -> nn.Module | None:
+    """The activation that a norm applies itself (timm's BatchNormAct2d and its like)."""
+    if op.kind != "norm" or op.path is None:
+        return None
+    act = getattr(modules[op.path], "act", None)
+    return act if isinstance(act, nn.Module) and not isinstance(act, nn.Identity) else None
