@@ -113,19 +113,11 @@ def _plain(name: str, keys: tuple[str, ...], tensor: Tensor) -> Entry:
 
 def _packed(slot: Slot) -> list[Entry]:
     layer: Any = slot.layer
-    # Shapes without values, so that the size of a network on the meta device is known too.
-    scale = layer.quantizer.scale(layer.weight.detach().to("meta"))
-    count = (layer.weight.numel() + 7) // 8
-    keys = slot.keys
+    name, keys, dtype = slot.name, slot.keys, slot.tensor.dtype
+    size, scales = slot.packed_sizes
     return [
-        Entry(f"{slot.name}.bits", torch.uint8, (count,), keys, lambda: layer.packed_weight()[0]),
-        Entry(
-            f"{slot.name}.scale",
-            scale.dtype,
-            tuple(scale.shape),
-            keys,
-            lambda: layer.packed_weight()[1],
-        ),
+        Entry(f"{name}.bits", torch.uint8, (size,), keys, lambda: layer.packed_weight()[0]),
+        Entry(f"{name}.scale", dtype, (scales,), keys, lambda: layer.packed_weight()[1]),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,14 @@ class Slot:
             and self.tensor.dtype == torch.int64
             and self.tensor.dim() == 0
         )
+
+    @property
+    def packed_sizes(self) -> tuple[int, int]:
+        """Of a latent weight: bytes of its bits, number of its scales."""
+        quantizer: Any = None if self.layer is None else self.layer.quantizer
+        # Shapes without values, so that the size of a network on the meta device is known too.
+        scales = quantizer.scale(self.tensor.detach().to("meta")).numel()
+        return (self.tensor.numel() + 7) // 8, scales
 
 
 def find_slots(model: nn.Module) -> list[Slot]:

@@ -37,7 +37,7 @@ class EncoderDecoder(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """Per-pixel linear layers, LayerNorm, LayerScale, a buffer that no file holds."""
+    """Per-pixel linear layers, names like those of bits, a buffer that no file holds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,14 +46,15 @@ class ChannelsLast(nn.Module):
         self.expand = nn.Linear(8, 32)
         self.act = nn.GELU()
         self.reduce = nn.Linear(32, 8)
-        self.gamma = nn.Parameter(torch.full((8,), 0.5))
+        self.gamma = nn.ParameterDict({"scale": torch.full((8,), 0.5), "bits": torch.ones(8)})
         self.head = nn.Conv2d(8, 2, 1)
         self.register_buffer("offset", torch.tensor([0.25]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         y = self.reduce(self.act(self.expand(self.norm(x.permute(0, 2, 3, 1)))))
-        return self.head(x + (self.gamma * y + self.offset).permute(0, 3, 1, 2))
+        y = self.gamma["scale"] * y + self.gamma["bits"] + self.offset
+        return self.head(x + y.permute(0, 3, 1, 2))
 
 
 class Shared(nn.Module):
