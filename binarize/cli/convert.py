@@ -55,7 +55,9 @@ def add(commands: Subparsers) -> None:
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
-    parser.add_argument("model", metavar="MODEL", help=FORMS)
+    parser.add_argument(
+        "model", metavar="MODEL", help=f"{FORMS}, or a float network that train saved"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to save it")
     parser.add_argument(
         "--plan-only", action="store_true", help="show the decisions, change and write nothing"
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         raise BinarizeError("output", None, "is needed", "give -o FILE, or --plan-only to look")
     if args.output is not None and not args.output.parent.is_dir():
         raise FileError("output", str(args.output), "its folder does not exist", "make it first")
-    from binarize.cli.sources import open_source
+    from binarize.cli.sources import is_file, open_source
     from binarize.cli.start import overrides
     from binarize.cli.weights import load_encoder, load_weights
     from binarize.graph import convert, plan
@@ -99,7 +101,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     load_policy(args.policy)
     with out.step(f"building {args.model}"):
-        network = open_source(args.model, recipe_from(args, args.model)).network
+        recipe = None if is_file(args.model) else recipe_from(args, args.model)
+        network = open_source(args.model, recipe).network
     if args.encoder_weights is not None:
         out.note(f"encoder: {load_encoder(network, args.encoder_weights)}")
     if args.weights is not None:
@@ -116,7 +119,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     from binarize.file import float_contents, save
 
-    if args.weights is None:
+    if args.weights is None and recipe is not None:
         out.note("note: without --weights the network starts from random weights")
     with out.step("tracing, planning, rewriting"):
         student: Any = convert(network, args.policy, **options)

@@ -41,9 +41,9 @@ def is_file(reference: str) -> bool:
     return reference.endswith(_SUFFIXES) or Path(reference).is_file()
 
 
-def known_about(path: Path) -> dict[str, Any]:
+def known_about(path: Path, argument: str = "file") -> dict[str, Any]:
     """What a training run wrote about a file: into it, or into ``metrics.json`` beside it."""
-    header = read_header(path, "file")
+    header = read_header(path, argument)
     if KEY in header:
         try:
             return dict(json.loads(header[KEY]))
@@ -77,7 +77,7 @@ def open_source(
         return Source(build(named).eval(), named, False)
     path = Path(reference).expanduser()
     header = read_header(path, argument)
-    known = known_about(path)
+    known = known_about(path, argument)
     recipe = fallback
     if recipe is None and known.get("recipe"):
         recipe = Recipe(**known["recipe"])
@@ -117,9 +117,17 @@ def _load_binary(path: Path, recipe: Recipe | None, argument: str) -> nn.Module:
     from binarize.file import load
 
     try:
-        return load(path).eval()
-    except FileError:
-        # Networks that are not from a library do not rebuild themselves.
-        if recipe is None:
+        if recipe is None or recipe.spec.startswith(("smp:", "timm:")):
+            return load(path).eval()  # it knows best how it was built
+    except FileError as error:
+        if "does not say how to build" not in error.rule:
             raise
+        if recipe is None:
+            raise FileError(
+                argument,
+                str(path),
+                error.rule,
+                f"keep metrics.json beside it, or say the network with --model ({FORMS})",
+            ) from error
+    assert recipe is not None
     return load(path, model=build(recipe)).eval()

@@ -144,7 +144,9 @@ def make_teacher(
     fallback = recipe
     if args.teacher_model is not None:
         fallback = recipe_from(args, args.teacher_model, classes)
-    elif is_file(args.teacher) and known_about(Path(args.teacher).expanduser()).get("recipe"):
+    elif is_file(args.teacher) and known_about(Path(args.teacher).expanduser(), "teacher").get(
+        "recipe"
+    ):
         fallback = None
     with out.step("loading the teacher"):
         return open_source(args.teacher, fallback, argument="teacher").network

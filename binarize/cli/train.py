@@ -121,7 +121,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     loader = make_loader(train, args.batch_size, train=True, workers=args.workers)
 
     torch.manual_seed(args.seed)
-    classes = args.classes or (train.num_classes if task == "segmentation" else 1)
+    classes = args.classes
+    if classes is None:
+        classes = train.num_classes if task == "segmentation" else 1
     student, recipe, told = make_student(args, classes, loader, out)
     trainer = Trainer(
         student,
@@ -180,6 +182,10 @@ def _refuse(args: argparse.Namespace) -> None:
         raise BinarizeError("warmup", args.warmup, "must be from 0 to 1", "use e.g. 0.3")
     if args.distill and args.teacher is None:
         raise BinarizeError("distill", args.distill, "needs a teacher", "give --teacher FILE")
+    if args.balance is not None and task_of(args, {}) != "segmentation":
+        raise BinarizeError(
+            "balance", args.balance, "needs classes", "use it with --task segmentation"
+        )
     if args.policy != "none":
         from binarize.policy import load_policy
 

@@ -1,0 +1,100 @@
+"""Help: every command has examples, the examples parse, and nothing heavy is imported for it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from binarize.cli.app import build_parser
+
+
+def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every command and sub-command with its parser."""
+
+    def inner(
+        name: str, parser: argparse.ArgumentParser
+    ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+        yield name, parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for word, below in action.choices.items():
+                    yield from inner(f"{name} {word}".strip(), below)
+
+    yield from inner("", build_parser())
+
+
+ALL = dict(commands())
+
+
+def examples(text: str) -> list[str]:
+    """Command lines of a help text, continued lines joined."""
+    tail = text.partition("examples:\n")[2].replace("\\\n", " ")
+    return [line.strip() for line in tail.splitlines() if re.match(r"\s+binarize ", line)]
+
+
+def test_the_promised_commands_exist() -> None:
+    assert set(ALL) >= {
+        *("convert", "train", "eval", "predict", "report", "demo", "doctor"),
+        *("rules ls", "rules show", "rules cp", "rules validate"),
+    }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_help_shows_examples(name: str, run) -> None:
+    answer = run(*name.split(), "--help")
+    assert answer.code == 0
+    assert answer.err == ""
+    assert examples(answer.out)
+    assert max(map(len, answer.out.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_help_examples_are_command_lines_that_parse(name: str) -> None:
+    for line in examples(ALL[name].format_help()):
+        if "..." not in line:
+            args = build_parser().parse_args(shlex.split(line.partition(" > ")[0])[1:])
+            assert callable(args.run)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name])
+def test_every_command_answers_json_and_debug(name: str) -> None:
+    known = {word for action in ALL[name]._actions for word in action.option_strings}
+    assert {"--json", "--quiet", "--debug"} <= known
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_argument_is_explained(name: str) -> None:
+    for action in ALL[name]._actions:
+        assert action.help or isinstance(action, argparse._SubParsersAction), action.dest
+
+
+def test_without_a_command_the_help_is_shown(run) -> None:
+    answer = run()
+    assert answer.code == 0
+    assert "binarize demo" in answer.out
+
+
+def test_version(run) -> None:
+    assert re.match(r"binarize \S+", run("--version").out)
+
+
+def test_help_imports_no_torch() -> None:
+    # The package itself is stood in for, so that this is about the command line's own modules.
+    code = (
+        "import sys, types, importlib.util as u\n"
+        "pkg = types.ModuleType('binarize')\n"
+        "pkg.__path__ = list(u.find_spec('binarize').submodule_search_locations)\n"
+        "sys.modules['binarize'] = pkg\n"
+        "from binarize.cli.app import build_parser\n"
+        "build_parser().format_help()\n"
+        "heavy = {'torch', 'timm', 'rich', 'numpy', 'accelerate'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

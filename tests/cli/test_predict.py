@@ -1,0 +1,87 @@
+"""Predict: what the pictures hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from binarize.cli.sources import open_file
+from binarize.data import Scenes
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two pictures of other sizes than the training's."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scenes = Scenes(2, (40, 64), seed=9)
+    for i in range(2):
+        image = scenes.denormalize(scenes[i]["image"]).permute(1, 2, 0).numpy()
+        Image.fromarray(image).save(folder / f"photo{i}.png")
+    return folder
+
+
+def test_masks_hold_class_indices_and_look_like_the_palette(
+    run, binary_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    file = binary_run / "binary.safetensors"
+    answer = run("predict", file, photos, "--output", tmp_path / "out", "--json", "--quiet")
+    assert answer.code == 0, answer.err
+    assert answer.json["task"] == "segmentation"
+    first = answer.json["results"][0]
+    with Image.open(first["result"]) as mask:
+        assert (mask.mode, mask.size) == ("P", (64, 40))
+        indices, shown = np.array(mask), np.array(mask.convert("RGB"))
+    assert {str(i) for i in np.unique(indices)} == set(first["pixels"])
+    settings = open_file(str(file)).settings
+    colors = np.array(settings["palette"])
+    assert (shown == colors[indices]).all()
+    assert (tmp_path / "out" / "legend.png").is_file()
+
+
+def test_masks_are_the_network_s_answer(run, float_run: Path, photos: Path, tmp_path: Path) -> None:
+    source = open_file(str(float_run / "float.safetensors"))
+    run("predict", float_run / "float.safetensors", photos / "photo0.png", "--size", "64x40",
+        "--output", tmp_path / "out")  # fmt: skip
+    scene = Scenes(2, (40, 64), seed=9)[0]["image"]
+    with torch.no_grad():
+        expected = source.network(scene[None]).argmax(1)[0].numpy()
+    got = pixels(tmp_path / "out" / "photo0.png")
+    # The picture went through 8 bits once more, which may turn a pixel between two classes.
+    assert (got == expected).mean() > 0.99
+
+
+def test_depth_comes_in_colours_and_in_millimetres(
+    run, depth_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    answer = run("predict", depth_run / "binary.safetensors", photos, "--output", tmp_path / "out",
+                 "--raw", "--json", "--quiet")  # fmt: skip
+    assert answer.code == 0, answer.err
+    for result in answer.json["results"]:
+        near, far = result["metres"]
+        assert 0 < near <= far <= 10
+        raw = pixels(result["raw"])
+        assert raw.dtype == np.uint16
+        assert abs(int(raw.min()) - near * 1000) <= 1
+        assert pixels(result["result"]).shape == (40, 64, 3)
+
+
+def test_side_by_side_shows_the_picture_too(
+    run, float_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    answer = run("predict", float_run / "float.safetensors", photos, "--side-by-side", "--output",
+                 tmp_path / "out")  # fmt: skip
+    assert answer.code == 0, answer.err
+    shown = pixels(tmp_path / "out" / "photo1.png")
+    assert shown.shape == (40, 64 + 4 + 64, 3)
+    assert (shown[:, :64] == pixels(photos / "photo1.png")).all()
+    assert "2 results in" in answer.out

@@ -1,0 +1,116 @@
+"""The command as a process: exit codes, streams, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BINARIZE = [sys.executable, "-m", "binarize"]
+TRAIN = ["train", "--model", "demo:UNet", "--model-arg", "widths=[8,16]", "--data", "scenes",
+         "--size", "32x24", "--threads", "1"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_json_is_all_there_is_on_stdout() -> None:
+    done = subprocess.run(
+        [*BINARIZE, "rules", "ls", "--json"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0
+    assert {"bidense", "bidense-released"} <= {policy["name"] for policy in json.loads(done.stdout)}
+
+
+def test_a_mistake_leaves_with_one() -> None:
+    done = subprocess.run(
+        [*BINARIZE, "rules", "show", "bidens"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_interruption_leaves_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [*BINARIZE, *TRAIN, "--epochs", "500", "--count", "8", "--output", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "last.pt").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "interrupted"
+    assert "--resume goes on from" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [*BINARIZE, "rules", "show", "bidense"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    assert b"Traceback" not in done.stderr
+    assert b"error" not in done.stderr
+
+
+def test_demo_in_seconds(tmp_path: Path) -> None:
+    started = os.times().children_user
+    done = subprocess.run(
+        [*BINARIZE, "demo", "--quick", "--threads", "1", "--output", "here", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    # Time on the processor, so that other work on the machine does not count.
+    assert os.times().children_user - started < 40
+    answer = json.loads(done.stdout)
+    folder = tmp_path / "here"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(answer["files"].values())
+    assert answer["bytes"]["float"] > 10 * answer["bytes"]["binary"]
+    assert answer["bytes"]["binary"] == (folder / "binary.safetensors").stat().st_size
+    assert answer["ops"]["float"] > 10 * answer["ops"]["binary"]
+    for step in ("1/5", "2/5", "3/5", "4/5", "5/5", "next"):
+        assert step in done.stderr
+    # What it leaves behind can be used right away.
+    done = subprocess.run(
+        [*BINARIZE, "report", "here/binary.safetensors", "--json", "--quiet"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    assert told["file_bytes"] == answer["bytes"]["binary"]
+    assert told["ops"] == answer["ops"]["binary"]

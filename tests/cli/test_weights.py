@@ -1,0 +1,125 @@
+"""Weight files: what fits where, and folded norms."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from binarize.cli.unfold import unfold_norms
+from binarize.cli.weights import load_encoder, load_weights, save_float
+
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "weights"
+ROOT = Path(os.environ.get("BINARIZE_WEIGHTS", BESIDE))
+
+
+def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """Norms as a file for inference has them, with some bias."""
+    for norm in norms(network):
+        nn.init.normal_(norm.bias)
+    return network
+
+
+def block() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+    )  # fmt: skip
+
+
+def test_unfolding_changes_nothing_in_evaluation_and_repairs_training() -> None:
+    network = folded(block())
+    batch = torch.randn(16, 3, 12, 12)
+    before = copy.deepcopy(network).eval()(batch)
+    assert (network.train()(batch) - before).abs().mean() > 0.1  # the very problem
+    network = folded_like(network, before=block())
+    expected = network.eval()(batch)
+    assert unfold_norms(network, [{"image": batch}]) == 2
+    assert torch.allclose(network.eval()(batch), expected, atol=1e-4)
+    assert torch.allclose(network.train()(batch), expected, atol=1e-4)
+
+
+def folded_like(network: nn.Module, before: nn.Module) -> nn.Module:
+    """A fresh copy with the same weights and biases, whose statistics nothing has touched."""
+    fresh = {k: v for k, v in network.state_dict().items() if k.endswith(("weight", "bias"))}
+    before.load_state_dict(fresh, strict=False)
+    return before
+
+
+def test_norms_that_are_not_folded_stay() -> None:
+    network = block()
+    before = copy.deepcopy(network.state_dict())
+    assert unfold_norms(network, [{"image": torch.randn(4, 3, 8, 8)}]) == 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    network = folded(block()).train()
+    norms(network)[0].running_mean.fill_(0.5)
+    assert unfold_norms(network, [{"image": torch.randn(4, 3, 8, 8)}]) == 1
+    assert network.training
+
+
+def test_an_encoder_takes_torchvision_s_names(tmp_path: Path) -> None:
+    backbone = timm.create_model("resnet18")
+    tensors = {k: v for k, v in backbone.state_dict().items() if not k.startswith("layer4.1")}
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()},
+              tmp_path / "w.safetensors")  # fmt: skip
+    for name in ("resnet18", "tu-resnet18"):
+        network = smp.Unet(name, encoder_weights=None, classes=2)
+        matched = load_encoder(network, tmp_path / "w.safetensors")
+        assert matched.loaded == len(tensors) - 2  # all but the classifier
+        assert set(matched.unused) == {"fc.weight", "fc.bias"}
+        assert any(key.rpartition("layer4.1")[1] for key in matched.missing)
+        weight = dict(network.encoder.named_parameters())
+        first = weight.get("conv1.weight", weight.get("model.conv1.weight"))
+        assert torch.equal(first, backbone.conv1.weight.half().float())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("file", "encoder", "loaded", "unfolded"),
+    [
+        ("resnet18_imagenet_to_layer3", "resnet18", 80, 16),
+        ("mobilenet_v2_imagenet", "mobilenet_v2", 260, 52),
+    ],
+)
+def test_the_pretrained_files(file: str, encoder: str, loaded: int, unfolded: int) -> None:
+    path = ROOT / f"{file}.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no {path}; set BINARIZE_WEIGHTS to the folder that has it")
+    network = smp.Unet(encoder, encoder_weights=None, classes=2)
+    assert load_encoder(network, path).loaded == loaded
+    assert unfold_norms(network, [{"image": torch.randn(2, 3, 64, 64)}]) == unfolded
+
+
+def test_a_float_file_tells_its_network(tmp_path: Path) -> None:
+    from binarize.cli.sources import known_about, open_file
+
+    network = smp.Unet("resnet18", encoder_weights=None, classes=3)
+    recipe = {"spec": "smp:Unet:resnet18", "classes": 3, "in_channels": 3, "arguments": {}}
+    save_float(network, tmp_path / "w.safetensors", {"recipe": recipe, "settings": {"a": 1}})
+    assert known_about(tmp_path / "w.safetensors")["settings"] == {"a": 1}
+    again = open_file(str(tmp_path / "w.safetensors")).network
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(image), network.eval()(image))
+
+
+@pytest.mark.parametrize("wrapped", [set(), {"state_dict"}, {"model", "epoch"}])
+def test_checkpoints_of_others(tmp_path: Path, wrapped: set[str]) -> None:
+    source, target = block(), block()
+    found: dict = {f"module.{k}": v for k, v in source.state_dict().items()}
+    for key in sorted(wrapped - {"epoch"}):
+        found = {key: found, "epoch": 3}
+    torch.save(found, tmp_path / "w.pt")
+    assert load_weights(target, tmp_path / "w.pt").missing == ()
+    for a, b in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(a, b)
