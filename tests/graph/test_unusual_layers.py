@@ -1,0 +1,142 @@
+"""Layers whose weight or forward is not what it looks like."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, StdConv2d
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import binarize
+from binarize.nn import BinaryLayer
+
+X = torch.randn(2, 3, 13, 14, generator=torch.Generator().manual_seed(5))
+
+
+def sandwich(*middle: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *middle, nn.Conv2d(8, 2, 1))
+
+
+def convert(model: nn.Module) -> nn.Module:
+    return binarize.convert(model, example_inputs=X)
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.orthogonal])
+def test_a_parametrized_weight_is_taken_as_the_layer_uses_it(wrap: object) -> None:
+    conv = wrap(nn.Conv2d(8, 8, 3, padding=1))
+    with torch.no_grad():
+        for parameter in conv.parametrizations.parameters():
+            parameter.mul_(1.7)
+    student = convert(sandwich(conv))
+    assert isinstance(student[1], BinaryLayer)
+    torch.testing.assert_close(student[1].weight.detach(), conv.weight.detach())
+    student(X).sum().backward()
+    assert student[1].weight.grad is not None
+
+
+def test_tied_weights_stay_tied() -> None:
+    one, other = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    other.weight = one.weight
+    student = convert(sandwich(one, nn.ReLU(), other))
+    assert student[1].weight is student[3].weight
+    assert student[1].weight is not one.weight
+
+
+def test_standardized_weights_keep_their_signs() -> None:
+    conv = StdConv2d(8, 8, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.add_(3.0)
+    student = convert(sandwich(conv))
+    mean = conv.weight.mean((1, 2, 3), keepdim=True)
+    expected = torch.where(conv.weight >= mean, 1.0, -1.0)
+    assert (student[1].binary_weight()[0] == expected).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_tensorflow_padding_is_kept(stride: int) -> None:
+    model = sandwich(Conv2dSame(8, 8, 3, stride=stride)).eval()
+    student = convert(model).eval()
+    for size in ((13, 14), (8, 9), (7, 7)):
+        x = torch.randn(1, 3, *size)
+        assert student(x).shape == model(x).shape
+    # Without its bypass the unit is the float layer on signs.
+    student[1].bypass = None
+    h = model[0](X)
+    signs = torch.where(h >= h.mean((2, 3), keepdim=True), 1.0, -1.0)
+    with torch.no_grad():
+        bias = model[1].bias.clone()
+        weight = model[1].weight
+        weight.copy_(weight.sign() * weight.abs().mean((1, 2, 3), keepdim=True))
+        model[1].bias.zero_()
+    raw = model[1](signs) / (1 + student[1].norm.eps) ** 0.5
+    torch.testing.assert_close(student(X), model[2](raw + bias.view(1, -1, 1, 1)))
+
+
+class Scaled(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+class Outside(nn.Module):
+    """Uses a layer's weight without calling the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.called = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.called(F.conv2d(x, self.conv.weight, self.conv.bias, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("middle", "site"), [(Scaled(8, 8, 3, padding=1), "1"), (Outside(), "1.conv")]
+)
+def test_a_layer_that_a_unit_cannot_stand_in_for_is_kept(middle: nn.Module, site: str) -> None:
+    model = sandwich(middle, nn.Conv2d(8, 8, 3, padding=1))
+    student = convert(model)
+    decision = next(d for d in student.binarize_plan.layers if d.site == site)
+    assert decision.action == "keep"
+    assert decision.reason
+    assert type(student.get_submodule(site)) is type(model.get_submodule(site))
+
+
+@pytest.mark.parametrize(
+    ("maker", "sizes"),
+    [
+        (lambda: (nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 2, 1)), (20,)),
+        (lambda: (nn.Conv3d(3, 8, 3), nn.Conv3d(8, 8, 3, 2, 1), nn.Conv3d(8, 2, 1)), (8, 9, 10)),
+        (
+            lambda: (nn.Conv1d(3, 8, 3), nn.ConvTranspose1d(8, 8, 4, 2, 1), nn.Conv1d(8, 2, 1)),
+            (20,),
+        ),
+    ],
+)
+def test_other_ranks(maker: object, sizes: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *sizes)
+    model = nn.Sequential(*maker())
+    student = binarize.convert(model, example_inputs=x)
+    assert isinstance(student[1], BinaryLayer)
+    assert student(x).shape == model(x).shape
+    student(x).sum().backward()
+
+
+def test_unused_layers_are_told_and_harm_nothing() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = sandwich(nn.Conv2d(8, 8, 3, padding=1))
+            self.spare = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    student = convert(Unused())
+    last = student.binarize_plan.layers[-1]
+    assert last.site == "spare"
+    assert "never" in last.reason
+    assert student(X).shape == (2, 2, 13, 14)
