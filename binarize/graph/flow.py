@@ -49,6 +49,7 @@ def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
     """
     before = _any_before(trace)
     after = _any_after(trace)
+    reads = _reads_input(trace)
     modules = dict(trace.model.named_modules())
     calls: dict[str, list[Op]] = {}
     for op in trace.ops:
@@ -57,7 +58,9 @@ def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
     layers = {}
     for path, ops in calls.items():
         module = modules.get(path) or trace.model.get_submodule(path)
-        roles = {"input"} if not any(before[op.index] for op in ops) else set()
+        roles = set()
+        if not any(before[op.index] for op in ops):
+            roles.add("input" if any(reads[op.index] for op in ops) else "constant")
         ends = not any(after[op.index] for op in ops)
         # A head that several maps share makes the prediction if one of its calls does.
         if ends and any(_reaches_output(trace, op, shortcuts) for op in ops):
@@ -68,6 +71,8 @@ def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
                 roles.add("gate")
         elif isinstance(module, nn.Linear) and any(len(op.in_shape) < 4 for op in ops):
             roles.add("tokens")
+        if any(_meets_product(trace, op) for op in ops):
+            roles.add("attention")
         layers[path] = Layer(path, module, ops, frozenset(roles), _kinds(module))
     seen = {id(layer.module) for layer in layers.values()}
     for path, module in modules.items():
@@ -114,10 +119,35 @@ def _is_gate(trace: Trace, op: Op) -> bool:
     return False
 
 
+def _meets_product(trace: Trace, op: Op) -> bool:
+    """Whether only reshaping, scaling and norms lie between a layer and a product of maps."""
+    for neighbours in (
+        trace.consumers.__getitem__,
+        lambda index: trace.ops[index].inputs,
+    ):
+        front, seen = [op.index], {op.index}
+        while front:
+            for index in neighbours(front.pop()):
+                other = trace.ops[index]
+                if other.kind == "product":
+                    return True
+                if other.kind in ("shape", "norm", "mul", "drop") and index not in seen:
+                    seen.add(index)
+                    front.append(index)
+    return False
+
+
 def _any_before(trace: Trace) -> list[bool]:
     found: list[bool] = []
     for op in trace.ops:
         found.append(any(found[i] or trace.ops[i].kind in _LAYER_KINDS for i in op.inputs))
+    return found
+
+
+def _reads_input(trace: Trace) -> list[bool]:
+    found: list[bool] = []
+    for op in trace.ops:
+        found.append(op.kind == "input" or any(found[i] for i in op.inputs))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,7 +51,10 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
     for shape in _candidates(model):
         image = torch.zeros(shape, device=device, dtype=_dtype(model))
         try:
-            return trace(model, (image,))
+            with warnings.catch_warnings():
+                # A guess that a network warns about is no affair of the user's.
+                warnings.simplefilter("ignore")
+                return trace(model, (image,))
         except Exception as error:
             last = last or error
     cause = _short(last) if last else "it has no convolution to tell the number of channels"

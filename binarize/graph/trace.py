@@ -9,6 +9,7 @@ where a value is asked for.
 from __future__ import annotations
 
 import copy
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,8 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
     kwargs = dict(kwargs or {})
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        return _record(skeleton(model), args, kwargs, fake)
+        with _quiet():
+            return _record(skeleton(model), args, kwargs, fake)
     except Exception:
         # Values may matter (data-dependent control flow): run once for real, on real copies.
         return _record(copy.deepcopy(model), args, kwargs, None)
@@ -151,6 +153,17 @@ def _record(
         fake,
         frozenset(recorder.direct),
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging what an attempt runs into: it is tried again, or told."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 @contextmanager

@@ -18,6 +18,8 @@ ROLES = {
     "vector": "works on a map of one position",
     "gate": "a vector layer whose result gates a map, as in squeeze-excite",
     "tokens": "linear layer over tokens, such as those of a transformer",
+    "attention": "feeds a product of two computed maps, or takes its result",
+    "constant": "works on constants of the network alone, such as a table of positions",
     "unused": "is not called by the forward pass",
 }
 
