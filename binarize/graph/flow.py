@@ -59,13 +59,15 @@ def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
     for path, ops in calls.items():
         module = modules.get(path) or trace.model.get_submodule(path)
         roles = set()
-        if not any(before[op.index] for op in ops):
-            roles.add("input" if any(reads[op.index] for op in ops) else "constant")
+        if not any(reads[op.index] for op in ops):
+            roles.add("constant")
+        elif not any(before[op.index] for op in ops):
+            roles.add("input")
         ends = not any(after[op.index] for op in ops)
         # A head that several maps share makes the prediction if one of its calls does.
         if ends and any(_reaches_output(trace, op, shortcuts) for op in ops):
             roles.add("prediction")
-        if all(_is_vector(op, module) for op in ops):
+        if "constant" not in roles and all(_is_vector(op, module) for op in ops):
             roles.add("vector")
             if any(_is_gate(trace, op) for op in ops):
                 roles.add("gate")
