@@ -25,15 +25,15 @@ examples:
   # what would happen to this network, and why
   binarize convert smp:Unet:resnet34 --classes 11 --plan-only
 
-  # train the float network, then its 1-bit twin with the float one as the teacher
+  # train the float network, then its 1-bit twin with the float one as teacher
   binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\
       --policy none --output runs/float
   binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\
-      --init runs/float/float.safetensors --teacher runs/float/float.safetensors \\
-      --output runs/binary
+      --init runs/float/float.safetensors \\
+      --teacher runs/float/float.safetensors --output runs/binary
 
 Every command has its own help with examples: binarize train --help
-Exit codes: 0 done, 1 a mistake in what was asked, 2 a mistake in the command line,
+Exit codes: 0 done, 1 a mistake in what was asked, 2 one in the command line,
 70 a bug in binarize, 130 interrupted."""
 
 
@@ -74,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.print_help()
         return OK
-    debug = args.debug or os.environ.get("BINARIZE_DEBUG", "") not in ("", "0")
+    debug = getattr(args, "debug", False) or os.environ.get("BINARIZE_DEBUG", "") not in ("", "0")
     return _guarded(args, debug)
 
 
 def _guarded(args: Any, debug: bool) -> int:
-    out = Output(as_json=args.json, quiet=args.quiet)
+    out = Output(as_json=getattr(args, "json", False), quiet=getattr(args, "quiet", False))
     try:
         return args.run(args, out) or OK
     except BinarizeError as error:

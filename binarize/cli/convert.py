@@ -52,6 +52,7 @@ def add(commands: Subparsers) -> None:
         "convert",
         run,
         help="make a network binary, or only show the plan",
+        usage="MODEL [-o FILE | --plan-only]",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )

@@ -213,15 +213,18 @@ def _show(answer: dict[str, Any], folder: Path, out: Output) -> None:
     for name in ("mIoU", "pixAcc"):
         values = [answer["metrics"][kind][name] for kind in ("float", "binary")]
         table.add_row(name, *(f"{value:.3f}" for value in values), "")
-    for name, title, unit in (("bytes", "file", "B"), ("ops", "operations", "")):
+    for name, title, unit, word in (
+        ("bytes", "file", "B", "smaller"),
+        ("ops", "operations", "", "fewer"),
+    ):
         before, after = answer[name]["float"], answer[name]["binary"]
         table.add_row(
             title,
             readable(before, unit),
             readable(after, unit),
-            f"{before / after:.1f} times smaller" if name == "bytes" else f"{before / after:.1f}×",
+            f"{before / after:.1f} times {word}",
         )
-    out.print()
+    out.print(f"\ndone in {answer['seconds']:.0f} s\n")
     out.print(table)
     out.print()
     binary = folder / "binary.safetensors"
@@ -236,4 +239,3 @@ def _show(answer: dict[str, Any], folder: Path, out: Output) -> None:
     out.print(f"  binarize report {binary}", wrap=False)
     out.print("  binarize convert smp:Unet:resnet34 --classes 11 --plan-only", wrap=False)
     out.print("  binarize train --help", wrap=False)
-    out.print(f"({answer['seconds']:.0f} s)", wrap=False)

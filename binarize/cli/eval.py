@@ -27,8 +27,8 @@ _EXAMPLES = [
         "the validation split, for a program",
     ),
     (
-        "binarize eval mine.safetensors --model nets.py:make --classes 4 --data folder \\\n"
-        "      --root data/mine --size 256x192",
+        "binarize eval mine.safetensors --model nets.py:make --classes 4 \\\n"
+        "      --data folder --root data/mine --size 256x192",
         "a network of your own, on a folder of images and masks",
     ),
 ]
@@ -41,6 +41,7 @@ def add(commands: Subparsers) -> None:
         "eval",
         run,
         help="measure a saved network on a data set",
+        usage="FILE --data NAME",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )

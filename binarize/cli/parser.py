@@ -6,21 +6,39 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "Subparsers", "add_command", "pair", "size"]
+__all__ = ["HelpFormatter", "Parser", "Subparsers", "add_command", "pair", "size"]
+
+_COMMON = "output"
 
 Subparsers = Any  # argparse names the type of add_subparsers() privately
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps paragraphs in the terminal's width, and leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return super()._fill_text(text, width, indent)
+        parts = (" ".join(part.split()) for part in text.split("\n\n"))
+        return "\n\n".join(textwrap.fill(part, width) for part in parts)
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose usage errors are one line, with the nearest name and where to read more."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def format_help(self) -> str:
+        """Return the help text, what all commands have in common at its end."""
+        self._action_groups.sort(key=lambda group: group.title == _COMMON)
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Print the mistake and leave with code 2."""
@@ -46,8 +64,10 @@ def add_command(
     run: Callable[..., int | None],
     *,
     help: str,
+    usage: str = "",
     description: str,
     examples: Sequence[tuple[str, str]],
+    common: bool = True,
 ) -> Parser:
     """Add a sub-command.
 
@@ -56,18 +76,26 @@ def add_command(
         name: The sub-command's name.
         run: Called with the parsed arguments and the :class:`~binarize.cli.output.Output`.
         help: The line in the list of commands.
+        usage: Its needed arguments; all others are told as "[options]".
         description: The paragraph at the top of ``--help``.
         examples: (command line, what it does) pairs, shown at the end of ``--help``.
+        common: Whether it takes ``--json`` and the like; not if it has sub-commands, which do.
 
     Returns:
         The sub-command's parser, for its arguments.
     """
     shown = "\n\n".join(f"  # {what}\n  {line}" for line, what in examples)
     parser: Parser = commands.add_parser(
-        name, help=help, description=description, epilog=f"examples:\n{shown}"
+        name,
+        help=help,
+        usage=" ".join(filter(None, ("%(prog)s", usage, "[options]"))),
+        description=description,
+        epilog=f"examples:\n{shown}",
     )
     parser.set_defaults(run=run, parser=parser)
-    group = parser.add_argument_group("output")
+    if not common:
+        return parser
+    group = parser.add_argument_group(_COMMON)
     group.add_argument(
         "--json", action="store_true", help="print JSON on stdout; everything else goes to stderr"
     )

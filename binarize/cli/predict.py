@@ -30,7 +30,8 @@ _EXAMPLES = [
         "one picture, with the settings of the training",
     ),
     (
-        "binarize predict runs/binary/binary.safetensors photos/ --output out --side-by-side",
+        "binarize predict runs/binary/binary.safetensors photos/ --output out \\\n"
+        "      --side-by-side",
         "a folder, each result beside its picture",
     ),
     (
@@ -48,6 +49,7 @@ def add(commands: Subparsers) -> None:
         "predict",
         run,
         help="run a saved network on pictures",
+        usage="FILE IMAGE [IMAGE ...] --output DIR",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )

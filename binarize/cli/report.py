@@ -38,6 +38,7 @@ def add(commands: Subparsers) -> None:
         "report",
         run,
         help="tell size and cost of a network, layer by layer",
+        usage="MODEL",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )

@@ -31,10 +31,14 @@ def add(commands: Subparsers) -> None:
         "rules",
         _help,
         help="list, show, copy and check policies",
+        usage="COMMAND",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
+        common=False,
     )
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=type(parser))
+    verbs = parser.add_subparsers(
+        title="commands", metavar="COMMAND", prog=parser.prog, parser_class=type(parser)
+    )
     add_command(
         verbs,
         "ls",
@@ -48,6 +52,7 @@ def add(commands: Subparsers) -> None:
         "show",
         _show,
         help="print a policy's file",
+        usage="NAME|FILE",
         description="Print a policy's file, or with --json what it amounts to.",
         examples=[
             ("binarize rules show bidense", "the file as it is"),
@@ -60,6 +65,7 @@ def add(commands: Subparsers) -> None:
         "cp",
         _cp,
         help="copy a policy to start your own",
+        usage="NAME|FILE TARGET",
         description="Copy a policy's file; the copy is named after its new file.",
         examples=[
             ("binarize rules cp bidense mine.toml", "start your own"),
@@ -74,6 +80,7 @@ def add(commands: Subparsers) -> None:
         "validate",
         _validate,
         help="tell all mistakes of rule files",
+        usage="FILE [FILE ...]",
         description="Tell all mistakes of rule files, a line each; exit code 1 if there are any.",
         examples=[
             ("binarize rules validate mine.toml", "one file"),

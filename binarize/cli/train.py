@@ -32,8 +32,8 @@ command line), and float.safetensors or binary.safetensors (one bit per binary w
 
 _EXAMPLES = [
     (
-        "binarize train --data scenes --model smp:Unet:resnet18 --policy none --epochs 5 \\\n"
-        "      --output runs/float",
+        "binarize train --data scenes --model smp:Unet:resnet18 --policy none \\\n"
+        "      --epochs 5 --output runs/float",
         "a float network on made-up scenes",
     ),
     (
@@ -68,6 +68,7 @@ def add(commands: Subparsers) -> None:
         "train",
         run,
         help="train a float network, or convert one and train it",
+        usage="--model MODEL --data NAME --output DIR",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )

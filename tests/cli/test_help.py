@@ -46,12 +46,13 @@ def test_the_promised_commands_exist() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_help_shows_examples(name: str, run) -> None:
+def test_help_shows_examples(name: str, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     answer = run(*name.split(), "--help")
     assert answer.code == 0
     assert answer.err == ""
     assert examples(answer.out)
-    assert max(map(len, answer.out.splitlines())) <= 110
+    assert max(map(len, answer.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -62,7 +63,7 @@ def test_help_examples_are_command_lines_that_parse(name: str) -> None:
             assert callable(args.run)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("", "rules")])
 def test_every_command_answers_json_and_debug(name: str) -> None:
     known = {word for action in ALL[name]._actions for word in action.option_strings}
     assert {"--json", "--quiet", "--debug"} <= known
