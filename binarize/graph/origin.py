@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from binarize.errors import FileError
@@ -21,8 +22,33 @@ def find_origin(model: nn.Module) -> dict[str, Any] | None:
 
     Returns:
         ``{"library", "name", "arguments"}`` for networks of segmentation-models-pytorch and timm
-        whose arguments are known, else ``None``.
+        that are built alike from what is known of their arguments, else ``None``.
     """
+    origin = _claimed_origin(model)
+    if origin is None:
+        return None
+    twin = _twin(origin)
+    if twin is None:
+        return None
+    # Arguments that are not kept (a stride, an activation) and later changes by hand show in the
+    # tensors, or in what the modules say of themselves.
+    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    theirs = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
+    return origin if ours == theirs and str(model) == str(twin) else None
+
+
+def _twin(origin: Mapping[str, Any]) -> nn.Module | None:
+    # Without storage, where the constructor allows it.
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]):
+                return build_origin(origin)
+        except Exception:
+            continue
+    return None
+
+
+def _claimed_origin(model: nn.Module) -> dict[str, Any] | None:
     cls = type(model)
     if cls.__module__.startswith("segmentation_models_pytorch."):
         config = getattr(model, "_hub_mixin_config", None)
@@ -37,34 +63,22 @@ def find_origin(model: nn.Module) -> dict[str, Any] | None:
         config = getattr(model, "pretrained_cfg", None)
         name = config.get("architecture") if isinstance(config, Mapping) else None
         if name:
-            return _timm_origin(model, str(name))
+            return {"library": "timm", "name": str(name), "arguments": _timm_arguments(model)}
     return None
 
 
-def _timm_origin(model: nn.Module, name: str) -> dict[str, Any] | None:
-    import timm
-
+def _timm_arguments(model: nn.Module) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
-    if isinstance(getattr(model, "num_classes", None), int):
+    name = type(model).__name__
+    if name.startswith("Feature") or name.endswith("Features"):
+        info: Any = getattr(model, "feature_info", None)
+        arguments = {"features_only": True, "out_indices": list(info.out_indices)}
+    elif isinstance(getattr(model, "num_classes", None), int):
         arguments["num_classes"] = model.num_classes
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     if channels != 3:
         arguments["in_chans"] = channels
-    if type(model).__name__.startswith("Feature"):
-        info: Any = getattr(model, "feature_info", None)
-        arguments = {**arguments, "features_only": True, "out_indices": list(info.out_indices)}
-        arguments.pop("num_classes", None)
-    try:
-        import torch
-
-        with torch.device("meta"):
-            twin = timm.create_model(name, pretrained=False, **arguments)
-    except Exception:
-        return None
-    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    theirs = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
-    # Arguments that leave no trace in the model (a changed width, say) show as other tensors.
-    return {"library": "timm", "name": name, "arguments": arguments} if ours == theirs else None
+    return arguments
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
