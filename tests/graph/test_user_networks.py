@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from types import SimpleNamespace
@@ -113,6 +114,11 @@ def test_the_signature_stays(lab: SimpleNamespace) -> None:
     plain, scaled = student(X), student(X, scale=2.0)
     torch.testing.assert_close(scaled["logits"], 2 * plain["logits"])
     torch.testing.assert_close(student(x=X)["logits"], plain["logits"])
+    ours = inspect.signature(student.forward).parameters.values()
+    theirs = inspect.signature(EncoderDecoder().forward).parameters.values()
+    assert [(p.name, p.kind, p.default) for p in ours] == [
+        (p.name, p.kind, p.default) for p in theirs
+    ]
     assert isinstance(student, EncoderDecoder)
 
 
@@ -285,6 +291,21 @@ def test_precision_of_the_network_is_kept(dtype: torch.dtype) -> None:
     student = convert(teacher, X.to(dtype))
     assert {p.dtype for p in student.parameters()} == {dtype}
     assert student(X.to(dtype))["logits"].dtype == dtype
+
+
+def test_every_module_keeps_its_mode() -> None:
+    teacher = EncoderDecoder().eval()
+    student = convert(teacher)
+    assert not any(module.training for module in student.modules())
+    # One stage in training, as in a partial fine-tuning, and its first norm frozen.
+    teacher.stages[1].train()
+    teacher.stages[1].norm1.eval()
+    student = convert(teacher)
+    assert student.stages[1].conv2.training
+    assert student.stages[1].conv2.norm.training
+    assert not student.stages[1].conv1.norm.training
+    assert not student.stages[0].conv1.training
+    assert not student.training
 
 
 def test_frozen_layers_stay_frozen() -> None:
