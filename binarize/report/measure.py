@@ -79,5 +79,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         replaced = sum(d.action == "replace" for d in activations)
         notes.append(f"activations: {replaced} replaced, {len(activations) - replaced} kept")
     notes += [f"forward of {scope or '(root)'} kept: {why}" for scope, why in plan.opaque.items()]
-    notes += [f"rule matched nothing: {rule}" for rule in plan.unmatched]
+    if plan.unmatched:
+        notes.append(f"rules that matched nothing: {', '.join(plan.unmatched)}")
     return tuple(notes)

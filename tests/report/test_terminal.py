@@ -46,8 +46,10 @@ def test_in_80_columns(report: Report) -> None:
 
     header = next(row for row in report.layers if row.part == "file").bytes
     total = report.file_bytes
+    told = next(i for i, line in enumerate(lines) if line.startswith("rules that matched nothing"))
+    assert "role=vector -> keep" in " ".join(lines[told:])
     assert (
-        lines
+        lines[:told]
         == f"""\
 Net, 1-bit by policy 'bidense', operations for 1×3×32×32
 
@@ -72,9 +74,7 @@ each [role=input -> keep]
 2 binarize (1): convolution or per-pixel linear layer [any layer -> binarize]
 3 keep (1): makes the prediction [role=prediction -> keep]
 4 replace (1): follows a binary layer; becomes shifted-prelu [contract]
-activations: 1 replaced, 1 kept
-rule matched nothing: role=vector -> keep
-rule matched nothing: role=tokens -> keep""".splitlines()
+activations: 1 replaced, 1 kept""".splitlines()
     )
 
 
