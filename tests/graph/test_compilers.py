@@ -14,17 +14,14 @@ import binarize
 # Dynamo instantiates autograd functions by itself, which torch warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
+# Dynamo needs seconds per network: one of each kind of block.
 COMPILED = [
     "timm/resnet18",
     "timm/convnext_tiny",
     "timm/mobilenetv2_100",
-    "timm/efficientnet_b0",
-    "timm/vgg11",
-    "features/resnet18",
     "smp/Unet/resnet18",
-    "smp/FPN/resnet18",
 ]
-EXPORTED = ["timm/resnet18", "timm/convnext_tiny", "smp/Unet/resnet18", "smp/FPN/resnet18"]
+EXPORTED = ["timm/resnet18", "smp/Unet/resnet18", "smp/FPN/resnet18"]
 
 
 def compiled(model: nn.Module) -> nn.Module:
