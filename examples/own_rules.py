@@ -1,5 +1,7 @@
 """Decide yourself what becomes binary: overrides for one network, a rule file for many.
 
+An override holds for one call; a file can be checked, shared and named on the command line.
+
     python examples/own_rules.py
 """
 
