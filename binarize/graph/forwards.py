@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import linecache
 import zlib
 from types import ModuleType
@@ -165,6 +166,10 @@ def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
     names.pop("__builtins__", None)
     namespace: dict[str, Any] = dict(names)
     exec(compile(source, filename, "exec"), namespace)
+
+    if "_forward_eval" in namespace:
+        signature = inspect.signature(namespace["_forward_eval"])
+        namespace["forward"].__signature__ = signature
 
     # Modules cannot be pickled or deep-copied; their names can.
     imports = {k: v.__name__ for k, v in names.items() if isinstance(v, ModuleType)}

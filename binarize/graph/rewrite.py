@@ -112,7 +112,10 @@ def _binarize(model: nn.Module, decision: Decision, spec: UnitSpec) -> None:
     elif bias is not None:
         with torch.no_grad():
             unit.norm.bias.copy_(bias)  # type: ignore[operator]
+    norm_mode = unit.norm.training if decision.norm is not None else layer.training
     _exchange(model, decision.site, unit)
+    # A frozen norm stays frozen inside its unit.
+    unit.norm.train(norm_mode)
 
 
 def _unit(layer: Any, decision: Decision, spec: UnitSpec) -> BinaryLayer:
