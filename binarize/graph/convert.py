@@ -104,6 +104,13 @@ def _plan(
 
 
 def _check_model(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "model",
+            type(model).__name__,
+            "a scripted module has no Python forward left",
+            "give the network that it was scripted from",
+        )
     if any(isinstance(module, BinaryLayer) for module in model.modules()):
         raise ModelError(
             "model",
@@ -125,6 +132,16 @@ def _check_model(model: nn.Module) -> None:
                 name,
                 "this parameter holds NaN or infinity",
                 "train or load the network again; its signs would mean nothing",
+            )
+    for name, buffer in model.named_buffers():
+        # Other buffers may hold infinity for good reason, attention masks do.
+        is_statistic = name.endswith(("running_mean", "running_var"))
+        if is_statistic and buffer.device.type != "meta" and not bool(buffer.isfinite().all()):
+            raise ModelError(
+                "model",
+                name,
+                "this statistic of a norm holds NaN or infinity",
+                "train or load the network again, or call binarize.recalibrate on it first",
             )
 
 

@@ -179,6 +179,14 @@ def test_a_model_converted_already(refuse: Callable[..., str]) -> None:
 
 
 def test_a_scripted_model(refuse: Callable[..., str]) -> None:
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
+    # Which of the two it is depends on torch's version.
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit"):
         scripted = torch.jit.script(net())
-    refuse(scripted, example_inputs=X)
+    assert "has no Python forward left" in refuse(scripted, example_inputs=X)
+
+
+def test_statistics_that_are_not_finite() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.ReLU())
+    model[1].running_var[2] = torch.nan
+    with pytest.raises(ModelError, match=r"1\.running_var.*holds NaN or infinity"):
+        binarize.convert(model)
