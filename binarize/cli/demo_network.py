@@ -43,7 +43,7 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, classes: int = 6, in_channels: int = 3, widths: Sequence[int] = (24, 48, 96, 128)
+        self, classes: int = 6, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64, 96)
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(in_channels, widths[0], 5, stride=2, padding=2, bias=False)

@@ -78,6 +78,6 @@ def draw(
 
 
 def _varied(data: DenseDataset, count: int) -> list[int]:
-    """Scenes with many classes in them, which tell more than empty ones; a fixed choice."""
+    """Scenes with several classes, which tell more than empty or crowded ones; a fixed choice."""
     kinds = [len(data[i]["mask"].unique()) for i in range(len(data))]
-    return sorted(range(len(data)), key=lambda i: (-kinds[i], i))[:count]
+    return sorted(range(len(data)), key=lambda i: (abs(kinds[i] - 5), i))[:count]
