@@ -57,6 +57,14 @@ def test_convert_saves_the_weights_it_was_given(run, float_run: Path, tmp_path: 
     assert torch.equal(weights.sign(), torch.where(given < 0, -1.0, 1.0))
 
 
+def test_convert_takes_what_train_saved(run, float_run: Path, tmp_path: Path) -> None:
+    words = (float_run / "float.safetensors", "-o", tmp_path / "out.safetensors")
+    answer = run("convert", *words, "--json")
+    assert answer.code == 0, answer.err
+    assert "random weights" not in answer.err
+    assert answer.json["counts"]["layer binarize"] == 4
+
+
 def test_convert_without_weights_says_so(run, tmp_path: Path) -> None:
     answer = run("convert", *NET, "-o", tmp_path / "out.safetensors")
     assert answer.code == 0, answer.err
