@@ -1,15 +1,22 @@
 """Turn a trained convolutional PyTorch network into a 1-bit network."""
 
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from binarize import nn, ops
 from binarize.errors import BinarizeError
-from binarize.file import load, save
-from binarize.graph import Plan, convert, plan
-from binarize.policy import Policy, policies
-from binarize.report import Report, report
 
 if TYPE_CHECKING:
+    from binarize import nn, ops
+    from binarize.file.load import load
+    from binarize.file.save import save
+    from binarize.graph.convert import convert, plan
+    from binarize.graph.plan import Plan
+    from binarize.policy import Policy, policies
+    from binarize.report import Report, report
     from binarize.train import Trainer, recalibrate
 
 __version__ = "0.1.0"
@@ -31,11 +38,50 @@ __all__ = [
     "save",
 ]
 
+# Names and the sub-packages they come from, imported when first asked for: torch takes seconds,
+# and the command line's help needs none of it.
+_HOMES = {
+    "Plan": "graph",
+    "Policy": "policy",
+    "Report": "report",
+    "Trainer": "train",
+    "convert": "graph",
+    "load": "file",
+    "plan": "graph",
+    "policies": "policy",
+    "recalibrate": "train",
+    "report": "report",
+    "save": "file",
+}
+
+
+class _Package(ModuleType):
+    """The type of this package.
+
+    A sub-package becomes an attribute of its parent when it is first imported, by whom ever;
+    where a public function has the same name, the function is what stays.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in _HOMES:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
 
 def __getattr__(name: str) -> Any:
-    """Import the trainer, and the libraries it stands on, when it is first asked for."""
-    if name in ("Trainer", "recalibrate"):
-        from binarize import train
+    """Import a public name when it is first asked for."""
+    if name in ("nn", "ops"):
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return getattr(train, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """List public names that were not asked for yet, too."""
+    return sorted({*globals(), *__all__})
