@@ -14,6 +14,7 @@ from binarize.nn.conv import (
 )
 from binarize.nn.linear import BiLinear
 from binarize.nn.spec import UnitSpec
+from binarize.nn.threshold import ThresholdForm
 from binarize.nn.weights import ScaledSign
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "ScaledSign",
     "ShiftedPReLU",
     "ShortcutBypass",
+    "ThresholdForm",
     "UnitSpec",
 ]

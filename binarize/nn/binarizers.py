@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
+from binarize.nn.threshold import ThresholdForm
 from binarize.ops.sign import scaled_sign
 
 __all__ = ["BINARIZERS", "DistributionAdaptiveBinarizer"]
@@ -71,6 +72,17 @@ class DistributionAdaptiveBinarizer(nn.Module):
     def popcount_exact(self) -> bool:
         """Whether the scale leaves the channel sum, so that counting bits gives the same result."""
         return self.scale == "layer"
+
+    def threshold_form(self) -> ThresholdForm | None:
+        """What packed layers do in its place; ``None`` with a scale per channel."""
+        if self.scale != "layer":
+            return None
+        return ThresholdForm(
+            b=self.b.detach(),
+            k=self.k.detach(),
+            scale="exponential",
+            exponent=self.a.detach(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Binarize a map.
