@@ -1,0 +1,109 @@
+r"""``binarize::unit``, the one op of the 1-bit runtime, as torch sees it.
+
+It computes a binary convolution with everything that belongs to it, because passes over float
+maps, not the counting of bits, are what would otherwise take the time:
+
+.. math::
+    t_{nc} = k_c \bar x_{nc} + b_c, \qquad
+    \alpha_n = \exp\bigl(a (\overline{|x_n - t_n|} - 1)\bigr), \qquad
+    y = \mathrm{act}\bigl(g_o \alpha_n \textstyle\sum \operatorname{sign}(x - t)
+    \operatorname{sign}(w) + d_o + \mathrm{bypass}(x) + \textstyle\sum r\bigr)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from binarize.kernels import reference
+
+__all__ = ["output_size", "unit"]
+
+_LIBRARY = torch.library.Library("binarize", "DEF")
+_LIBRARY.define(
+    "unit(Tensor[] sources, int[] upsample, Tensor[] means, Tensor weight, Tensor gain,"
+    " Tensor offset, Tensor? mean_gain, Tensor threshold, Tensor? flip, Tensor? exponent,"
+    " int[] kernel, int[] stride, SymInt[] padding, int[] dilation, int groups, str padding_mode,"
+    " bool transposed, SymInt[] output_padding, str bypass, SymInt[] bypass_offset,"
+    " Tensor[] residuals, Tensor? act_shift, Tensor? act_slope, Tensor? act_out_shift,"
+    " bool want_means) -> (Tensor, Tensor)",
+    tags=[torch.Tag.pt2_compliant_tag],
+)
+
+
+def output_size(
+    size: Sequence[Any],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[Any],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[Any],
+) -> list[Any]:
+    """Spatial size of the output; ``padding`` holds (before, after) per dimension.
+
+    Args:
+        size: Spatial size of the input, after the sources are enlarged.
+        kernel: Per dimension.
+        stride: Per dimension.
+        padding: Pairs, the first dimension first.
+        dilation: Per dimension.
+        transposed: Whether the convolution is transposed.
+        output_padding: Per dimension, read for a transposed convolution only.
+
+    Returns:
+        One size per dimension.
+    """
+    sizes = []
+    for d, length in enumerate(size):
+        reach, pads = dilation[d] * (kernel[d] - 1) + 1, padding[2 * d] + padding[2 * d + 1]
+        if transposed:
+            sizes.append((length - 1) * stride[d] - pads + reach + output_padding[d])
+        else:
+            sizes.append((length + pads - reach) // stride[d] + 1)
+    return sizes
+
+
+@torch.library.register_fake("binarize::unit", lib=_LIBRARY)
+def _fake(
+    sources: Sequence[Tensor],
+    upsample: Sequence[int],
+    means: Sequence[Tensor],
+    weight: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    mean_gain: Tensor | None,
+    threshold: Tensor,
+    flip: Tensor | None,
+    exponent: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[Any],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    transposed: bool,
+    output_padding: Sequence[Any],
+    bypass: str,
+    bypass_offset: Sequence[Any],
+    residuals: Sequence[Tensor],
+    act_shift: Tensor | None,
+    act_slope: Tensor | None,
+    act_out_shift: Tensor | None,
+    want_means: bool,
+) -> tuple[Tensor, Tensor]:
+    first = sources[0]
+    size = [length * upsample[0] for length in first.shape[2:]]
+    out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
+    samples, channels = first.shape[0], gain.shape[0]
+    y = first.new_empty((samples, *out, channels)).movedim(-1, 1)
+    return y, first.new_empty((samples, channels) if want_means else (0,))
+
+
+# Every device has the plain implementation; a native one takes its place on the CPU.
+_LIBRARY.impl("unit", reference.unit, "CompositeExplicitAutograd")
+
+unit = torch.ops.binarize.unit.default

@@ -1,0 +1,141 @@
+"""The unit in plain torch: what every native kernel has to agree with.
+
+Shapes: maps are (N, C, *spatial), one to three spatial dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from binarize.kernels.layout import Layout, unpack_weight
+from binarize.ops.bypass import channel_adaptive_bypass
+
+__all__ = ["unit"]
+
+_CONV: list[Any] = [F.conv1d, F.conv2d, F.conv3d]
+_CONV_TRANSPOSE: list[Any] = [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]
+
+
+def unit(
+    sources: Sequence[Tensor],
+    upsample: Sequence[int],
+    means: Sequence[Tensor],
+    weight: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    mean_gain: Tensor | None,
+    threshold: Tensor,
+    flip: Tensor | None,
+    exponent: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    transposed: bool,
+    output_padding: Sequence[int],
+    bypass: str,
+    bypass_offset: Sequence[int],
+    residuals: Sequence[Tensor],
+    act_shift: Tensor | None,
+    act_slope: Tensor | None,
+    act_out_shift: Tensor | None,
+    want_means: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run ``binarize::unit``; :mod:`binarize.kernels.ops` tells what it computes."""
+    x = torch.cat([_enlarge(s, u) for s, u in zip(sources, upsample, strict=True)], 1)
+    positions = list(range(2, x.dim()))
+    column = (1, -1, *(1,) * len(positions))
+    level = threshold.view(1, -1)
+    if mean_gain is not None:
+        mean = torch.cat(list(means), 1) if means else x.mean(positions)
+        level = mean_gain * mean + level
+    level = level.reshape(-1, x.shape[1], *(1,) * len(positions))
+    signs = _signs(x, level, flip)
+    layout = Layout(x.shape[1], gain.shape[0], kernel, stride, dilation, groups, transposed)
+    filters = unpack_weight(weight, layout, kernel, transposed)
+    total = _convolve(
+        signs, filters, stride, padding, dilation, groups, padding_mode, transposed, output_padding
+    )
+    scale: Tensor = gain.view(column)
+    if exponent is not None:
+        deviation = (x - level).abs().mean([1, *positions], keepdim=True)
+        scale = torch.exp(exponent * (deviation - 1)) * scale
+    y = scale * total + offset.view(column)
+    if bypass != "none":
+        if transposed:
+            x = F.interpolate(x, size=y.shape[2:], mode="nearest")
+        else:
+            x = _windows(x, stride, bypass_offset, y.shape[2:])
+        y = y + channel_adaptive_bypass(x, y.shape[1], grouping=bypass)
+    for residual in residuals:
+        y = y + residual
+    if act_shift is not None:
+        y = y + act_shift.view(column)
+    if act_slope is not None:
+        y = torch.where(y > 0, y, y * act_slope.view(column))
+    if act_out_shift is not None:
+        y = y + act_out_shift.view(column)
+    result = y.movedim(1, -1).contiguous().movedim(-1, 1)
+    return result, y.mean(positions) if want_means else y.new_empty(0)
+
+
+def _enlarge(x: Tensor, factor: int) -> Tensor:
+    for dim in range(2, x.dim()):
+        x = x.repeat_interleave(factor, dim) if factor != 1 else x
+    return x
+
+
+def _signs(x: Tensor, level: Tensor, flip: Tensor | None) -> Tensor:
+    # The comparison is negated, not turned round: a NaN is +1.
+    bits = ~(x < level)
+    if flip is not None:
+        bits = torch.where(flip.view(1, -1, *(1,) * (x.dim() - 2)), ~(x > level), bits)
+    return bits.to(x.dtype) * 2 - 1
+
+
+def _convolve(
+    signs: Tensor,
+    filters: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    transposed: bool,
+    output_padding: Sequence[int],
+) -> Tensor:
+    spatial = len(stride)
+    if transposed:
+        full = _CONV_TRANSPOSE[spatial - 1](signs, filters, None, stride, 0, 0, groups, dilation)
+        crop = [
+            (-before, extra - after)
+            for before, after, extra in zip(
+                padding[::2], padding[1::2], output_padding, strict=True
+            )
+        ]
+        return F.pad(full, [c for pair in reversed(crop) for c in pair])
+    pads = [p for d in reversed(range(spatial)) for p in padding[2 * d : 2 * d + 2]]
+    if any(pads):
+        signs = F.pad(signs, pads, "constant" if padding_mode == "zeros" else padding_mode)
+    return _CONV[spatial - 1](signs, filters, None, stride, 0, dilation, groups)
+
+
+def _windows(
+    x: Tensor, stride: Sequence[int], offset: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """Means over windows of ``stride`` positions from ``o * stride - offset`` on, clamped."""
+    for dim, (s, before, length) in enumerate(zip(stride, offset, size, strict=True), start=2):
+        if s == 1 and before == 0 and length == x.shape[dim]:
+            continue
+        at = torch.arange(length * s, device=x.device) - before
+        x = x.index_select(dim, at.clamp(0, x.shape[dim] - 1))
+        if s > 1:
+            x = x.unflatten(dim, (length, s)).mean(dim + 1)
+    return x
