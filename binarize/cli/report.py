@@ -15,7 +15,8 @@ __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Print every layer with what was decided about it and what it costs, and the totals against the
-float network. Bytes are those of the file, to the byte. Operations need the size of an image."""
+float network. Bytes are those of the file, to the byte. Operations are those of an image of the
+size that a file was converted or trained for; of a network by name they need --size."""
 
 _EXAMPLES = [
     ("binarize report runs/binary/binary.safetensors", "a saved network"),
@@ -47,7 +48,10 @@ def add(commands: Subparsers) -> None:
         "--policy", metavar="NAME|FILE", help="convert the float network by this policy first"
     )
     parser.add_argument(
-        "--size", type=size, metavar="WxH", help="size of the image that operations are for"
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="count operations for an image of this size (default: what the file was made for)",
     )
     parser.add_argument(
         "--depth", type=int, metavar="N", help="tell layers together by N parts of their names"

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from binarize.errors import ModelError
+from binarize.graph.plan import Plan
 from binarize.graph.trace import Trace, trace
 
-__all__ = ["run_example"]
+__all__ = ["input_shapes", "run_example"]
 
 _SIZES = {1: (256, 1024, 4096), 2: (256, 224, 128, 384, 512, 64, 32), 3: (64, 32, 96, 128)}
 
@@ -24,8 +25,9 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
     Args:
         model: The network.
         example_inputs: A tensor, a tuple or list of positional arguments, a mapping of named
-            arguments, or ``None``: then the number of channels is that of the first convolution,
-            and the size the network's own default (timm) or the first that its forward accepts.
+            arguments, or ``None``: then they are those that a converted network was converted
+            with; of a float one the number of channels is that of the first convolution, and the
+            size the network's own default (timm) or the first that its forward accepts.
 
     Returns:
         The recorded run.
@@ -48,13 +50,13 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
                 "give inputs as you would call the network with",
             ) from error
     last: Exception | None = None
-    for shape in _candidates(model):
-        image = torch.zeros(shape, device=device, dtype=_dtype(model))
+    for shapes in _candidates(model):
         try:
+            images = [torch.zeros(shape, device=device, dtype=_dtype(model)) for shape in shapes]
             with warnings.catch_warnings():
                 # A guess that a network warns about is no affair of the user's.
                 warnings.simplefilter("ignore")
-                return trace(model, (image,))
+                return trace(model, images)
         except Exception as error:
             last = last or error
     cause = _short(last) if last else "it has no convolution to tell the number of channels"
@@ -64,6 +66,18 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
         f"no input could be found for the network ({cause})",
         "give example_inputs=torch.zeros(...) or a tuple of the forward's arguments",
     ) from last
+
+
+def input_shapes(trace: Trace) -> tuple[tuple[int, ...], ...]:
+    """Tell the shapes of a run's inputs, if zeros of these shapes are as good as the inputs.
+
+    Returns:
+        The shapes; () if an input is no floating-point tensor, or is given by name.
+    """
+    args, kwargs = trace.arguments.get("", ((), {}))
+    if kwargs or not all(isinstance(x, Tensor) and x.is_floating_point() for x in args):
+        return ()
+    return tuple(tuple(x.shape) for x in args)
 
 
 def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -109,19 +123,22 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return kinds[0] if kinds else torch.float32
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
+def _candidates(model: nn.Module) -> Iterator[tuple[tuple[int, ...], ...]]:
+    plan = getattr(model, "binarize_plan", None)
+    if isinstance(plan, Plan) and plan.example:
+        yield plan.example
     for attribute in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, attribute, None)
         size = config.get("input_size") if isinstance(config, Mapping) else None
         if size:
             # The first convolution tells a changed in_chans, if it is the one on the image.
             for channels in dict.fromkeys((_channels(model) or size[0], size[0])):
-                yield (1, channels, *size[1:])
+                yield ((1, channels, *size[1:]),)
     for module in model.modules():
         for spatial, kind in ((2, nn.Conv2d), (3, nn.Conv3d), (1, nn.Conv1d)):
             if isinstance(module, kind):
                 for length in _SIZES[spatial]:
-                    yield (1, module.in_channels, *[length] * spatial)
+                    yield ((1, module.in_channels, *[length] * spatial),)
                 return
 
 

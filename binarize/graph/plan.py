@@ -86,6 +86,8 @@ class Plan:
         arguments: Per rewritten forward the arguments that are no tensors (``None``, flags,
             strings), as the run had them; they tell which way it takes.
         reference: Size of the float network: ``"params"``, and ``"bytes"`` of its state_dict.
+        example: Shapes of the tensors that the network was run on, if it takes nothing but
+            floating-point tensors by position, else empty.
     """
 
     policy: Policy
@@ -95,6 +97,7 @@ class Plan:
     unmatched: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reference: Mapping[str, int] = field(default_factory=dict)
+    example: tuple[tuple[int, ...], ...] = ()
 
     def part(self, part: str) -> tuple[Decision, ...]:
         """The decisions about one part: layers, activations, additions or scales."""
@@ -125,6 +128,7 @@ class Plan:
             "unmatched": list(self.unmatched),
             "arguments": {scope: dict(given) for scope, given in self.arguments.items()},
             "reference": dict(self.reference),
+            "example": [list(shape) for shape in self.example],
         }
 
     @classmethod
@@ -141,6 +145,7 @@ class Plan:
             tuple(data["unmatched"]),
             dict(data["arguments"]),
             dict(data["reference"]),
+            tuple(tuple(map(int, shape)) for shape in data.get("example", ())),
         )
 
     def diff(self, other: Plan) -> list[str]:

@@ -12,6 +12,7 @@ from binarize.graph.activations import decide_activations
 from binarize.graph.classify import is_batch_norm
 from binarize.graph.flow import Layer, find_layers
 from binarize.graph.growth import layers_to_stop
+from binarize.graph.inputs import input_shapes
 from binarize.graph.layers import obstacle
 from binarize.graph.plan import CONTRACT, Decision, Plan
 from binarize.graph.rewritable import Rewritable
@@ -89,6 +90,7 @@ def make_plan(trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = N
         ),
         {scope: given for scope in rewritten if (given := can_rewrite.arguments[scope])},
         _size(trace.model),
+        input_shapes(trace),
     )
 
 

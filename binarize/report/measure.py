@@ -23,8 +23,9 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
     Args:
         model: A converted network, or a float one; unchanged.
         example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
-            named ones. Operations are counted for them as they are, over the whole batch; without
-            them they are unknown. Only shapes matter, nothing is computed.
+            named ones. Operations are counted for them as they are, over the whole batch. ``None``
+            stands for the inputs that a converted network was converted with; of a float network
+            operations are then unknown. Only shapes matter, nothing is computed.
 
     Returns:
         The report: print it, read its numbers, or take ``to_dict()``.
@@ -39,7 +40,8 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     plan = getattr(model, "binarize_plan", None)
     contents = float_contents(model) if plan is None else network_contents(model, plan)
-    trace = None if example_inputs is None else run_example(model, example_inputs)
+    known = example_inputs is not None or (plan is not None and plan.example)
+    trace = run_example(model, example_inputs) if known else None
     ledger = Ledger(model, plan)
     ledger.enter_bytes(contents)
     if trace is not None:

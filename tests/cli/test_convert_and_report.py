@@ -76,8 +76,9 @@ def test_a_timm_network_by_name(run, tmp_path: Path) -> None:
     target = tmp_path / "net.safetensors"
     spec = ("timm:test_resnet", "--classes", 5, "--size", "64x64")
     assert run("convert", *spec, "-o", target).code == 0
-    answer = run("report", target, "--size", "64x64", "--json", "--quiet")
+    answer = run("report", target, "--json", "--quiet")
     assert answer.code == 0, answer.err
+    assert answer.json["inputs"] == "1×3×64×64"
     assert answer.json["file_bytes"] == target.stat().st_size
     assert answer.json["ops"] < answer.json["reference_ops"] / 4
 

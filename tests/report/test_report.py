@@ -185,15 +185,70 @@ def test_removed_projection_without_a_layer_alike_is_unknown() -> None:
     assert "unknown" in str(report)
 
 
-def test_operations_are_unknown_without_inputs() -> None:
-    student = binarize.convert(Small(), example_inputs=torch.zeros(1, 3, 10, 14))
+class Pair(Small):
+    """Takes two images."""
 
-    report = binarize.report(student)
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return super().forward(x) + super().forward(other).mean((2, 3), keepdim=True)
+
+
+def test_operations_of_a_float_network_are_unknown_without_inputs() -> None:
+    network = Small()
+
+    report = binarize.report(network)
 
     assert report.ops is report.float_ops is report.binary_ops is report.reference_ops is None
     assert report.inputs is None
     assert {row.calls for row in report.layers} == {None}
-    assert report.params == binarize.report(student, torch.zeros(1, 3, 10, 14)).params
+    assert report.params == binarize.report(network, torch.zeros(1, 3, 10, 14)).params
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [
+        (Small, (torch.zeros(2, 3, 10, 14),)),
+        (Pair, (torch.zeros(1, 3, 10, 14), torch.zeros(3, 3, 6, 8))),
+        (lambda: Small().to(torch.bfloat16), (torch.zeros(1, 3, 10, 14, dtype=torch.bfloat16),)),
+    ],
+    ids=["one", "two", "bfloat16"],
+)
+def test_inputs_of_the_conversion_are_known_also_from_the_file(
+    build: Callable[[], nn.Module], inputs: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    student = binarize.convert(build(), example_inputs=inputs)
+    expected = binarize.report(student, inputs)
+
+    binarize.save(student, tmp_path / "a.safetensors")
+    loaded = binarize.load(tmp_path / "a.safetensors", build())
+
+    assert binarize.report(student) == expected
+    assert binarize.report(loaded) == expected
+    assert expected.file_bytes == (tmp_path / "a.safetensors").stat().st_size
+    assert "unknown" not in str(expected)
+
+
+def test_inputs_that_were_found_are_told() -> None:
+    report = binarize.report(binarize.convert(Small()))
+
+    assert report.inputs == "1×3×256×256"
+    assert report.ops == binarize.report(binarize.convert(Small()), torch.zeros(1, 3, 256, 256)).ops
+
+
+def test_inputs_given_by_name_are_not_known_later() -> None:
+    inputs = {"x": torch.zeros(1, 3, 10, 14), "other": torch.zeros(1, 3, 10, 14)}
+    student = binarize.convert(Pair(), example_inputs=inputs)
+
+    assert binarize.report(student).ops is None
+    assert binarize.report(student, inputs).ops is not None
+
+
+def test_a_plan_that_does_not_know_its_inputs_is_read() -> None:
+    student = binarize.convert(Small(), example_inputs=torch.zeros(1, 3, 10, 14))
+    told = student.binarize_plan.to_dict()
+    del told["example"]  # as files had it before
+    student.binarize_plan = type(student.binarize_plan).from_dict(told)
+
+    assert binarize.report(student).inputs is None
 
 
 def test_operations_grow_with_the_batch_and_the_size() -> None:
@@ -269,7 +324,7 @@ def test_to_dict_is_json() -> None:
     assert first["name"] == "stem"
     assert first["shape"] == [8, 3, 3, 3]
     assert first["ops"] == 10 * 14 * 8 * 27
-    assert json.loads(json.dumps(binarize.report(student).to_dict()))["ops"] is None
+    assert json.loads(json.dumps(binarize.report(Small()).to_dict()))["ops"] is None
 
 
 def test_units_without_a_plan_are_counted_too() -> None:
