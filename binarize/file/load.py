@@ -65,7 +65,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
             f"the network built by its name is another one ({error.rule})",
             "install the library's version it was saved with, or give model=...",
         ) from error
-    for slot in slots:
+    # Bits last: what they mean is told by buffers of the weight binarizer, for some.
+    for slot in sorted(slots, key=lambda slot: slot.layer is not None):
         _fill(slot, stored)
     return student.eval()
 

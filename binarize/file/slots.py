@@ -48,9 +48,8 @@ class Slot:
     def packed_sizes(self) -> tuple[int, int]:
         """Of a latent weight: bytes of its bits, number of its scales."""
         quantizer: Any = None if self.layer is None else self.layer.quantizer
-        # Shapes without values, so that the size of a network on the meta device is known too.
-        scales = quantizer.scale(self.tensor.detach().to("meta")).numel()
-        return (self.tensor.numel() + 7) // 8, scales
+        sizes: tuple[int, int] = quantizer.packed_sizes(self.tensor)
+        return sizes
 
 
 def find_slots(model: nn.Module) -> list[Slot]:

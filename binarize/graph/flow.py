@@ -37,12 +37,13 @@ class Layer:
     kinds: frozenset[str]
 
 
-def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
+def find_layers(trace: Trace, shortcuts: set[int], projections: set[int]) -> dict[str, Layer]:
     """All convolutions and linear layers, those that run first.
 
     Args:
         trace: The run.
         shortcuts: Additions that close a residual block; a layer behind one is no prediction.
+        projections: Calls of layers that project a shortcut.
 
     Returns:
         Layers by path.
@@ -55,6 +56,7 @@ def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
     for op in trace.ops:
         if op.kind == "layer" and op.path is not None:
             calls.setdefault(op.path, []).append(op)
+    last_up = _last_upsampling(trace)
     layers = {}
     for path, ops in calls.items():
         module = modules.get(path) or trace.model.get_submodule(path)
@@ -75,6 +77,10 @@ def find_layers(trace: Trace, shortcuts: set[int]) -> dict[str, Layer]:
             roles.add("tokens")
         if any(_meets_product(trace, op) for op in ops):
             roles.add("attention")
+        if any(op.index in projections for op in ops):
+            roles.add("shortcut")
+        if ops[0].index > last_up >= 0:
+            roles.add("finest")
         layers[path] = Layer(path, module, ops, frozenset(roles), _kinds(module))
     seen = {id(layer.module) for layer in layers.values()}
     for path, module in modules.items():
@@ -96,7 +102,20 @@ def _kinds(module: nn.Module) -> frozenset[str]:
         kinds.add("depthwise" if module.groups == module.in_channels else "grouped")
     if all(k == 1 for k in module.kernel_size):
         kinds.add("pointwise")
+    if "conv" in kinds and any(s > 1 for s in module.stride):
+        kinds.add("strided")
     return frozenset(kinds)
+
+
+def _last_upsampling(trace: Trace) -> int:
+    """Index of the last operation that enlarges a map and has a layer behind it, or -1."""
+    after = _any_after(trace)
+    found = -1
+    for op in trace.ops:
+        enlarges = op.kind == "up" or (op.kind == "layer" and "Transpose" in op.name)
+        if enlarges and after[op.index]:
+            found = op.index
+    return found
 
 
 def _is_vector(op: Op, module: nn.Module) -> bool:

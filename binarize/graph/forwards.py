@@ -14,7 +14,7 @@ from torch import fx, nn
 from binarize.errors import ModelError
 from binarize.graph.plan import Decision
 from binarize.graph.scopes import ScopeGraph
-from binarize.nn.activations import ACTIVATIONS
+from binarize.nn.parts import ACTIVATIONS
 from binarize.nn.spec import UnitSpec
 
 __all__ = ["new_activation", "rewrite_forward"]

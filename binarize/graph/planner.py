@@ -19,6 +19,7 @@ from binarize.graph.rewritable import Rewritable
 from binarize.graph.settle import Settlement, settle_shortcuts
 from binarize.graph.shortcuts import find_shortcuts
 from binarize.graph.trace import Op, Trace
+from binarize.graph.units import has_bypass
 from binarize.policy.match import matches
 from binarize.policy.schema import Policy, Rule
 
@@ -44,16 +45,21 @@ def make_plan(trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = N
     closing = find_shortcuts(
         trace, lambda op: True, lambda op: True, lambda op: op.path in candidates
     )
-    layers = find_layers(trace, {shortcut.op.index for shortcut in closing})
+    layers = find_layers(
+        trace,
+        {shortcut.op.index for shortcut in closing},
+        {op.index for shortcut in closing for op in shortcut.projection},
+    )
     decided = {path: _decide(trace, policy, layer) for path, layer in layers.items()}
     binary = {path for path, (action, _, _) in decided.items() if action == "binarize"}
+    carrying = {path for path in binary if has_bypass(layers[path].module, policy.unit)}
     adopted = {norms[path] for path in binary if path in norms}
 
     def is_binary(op: Op) -> bool:
         return op.path in binary
 
     def carries(op: Op) -> bool:
-        return op.path in binary and policy.unit.bypass is not None
+        return op.path in carrying
 
     def is_adopted(op: Op) -> bool:
         return op.path in adopted
@@ -74,7 +80,12 @@ def make_plan(trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = N
     for path, layer in layers.items():
         position = layer.ops[0].index if layer.ops else len(trace.ops)
         found.append(
-            (position, _layer_decision(layer, decided[path], norms.get(path), settled, merged))
+            (
+                position,
+                _layer_decision(
+                    layer, decided[path], norms.get(path), settled, merged, path in carrying
+                ),
+            )
         )
     found.sort(key=lambda pair: pair[0])
     rewritten = sorted({d.scope for _, d in found if d.rewrite})
@@ -128,6 +139,7 @@ def _layer_decision(
     norm: str | None,
     settled: Settlement,
     merged: set[str],
+    can_carry: bool,
 ) -> Decision:
     path = layer.path
     action, reason, rule = decided
@@ -138,6 +150,9 @@ def _layer_decision(
         reason += "; no bypass, the signal would grow at every merge"
     elif action == "binarize" and path in settled.stopped:
         reason += "; no bypass, the block's own shortcut carries the signal"
+    elif action == "binarize" and not can_carry:
+        reason += "; no bypass, by the policy"
+    kept = action != "binarize"
     return Decision(
         site=path,
         part="layer",
@@ -147,7 +162,7 @@ def _layer_decision(
         rule=rule,
         shape=tuple(layer.module.weight.shape),
         norm=norm if action != "keep" else None,
-        carries=path not in settled.stopped and path not in merged,
+        carries=path not in settled.stopped and path not in merged and (can_carry or kept),
         like=settled.alike.get(path),
     )
 

@@ -11,11 +11,13 @@ from torch import nn
 from binarize import nn as bnn
 from binarize.errors import ModelError
 from binarize.graph.forwards import new_activation, rewrite_forward
-from binarize.graph.layers import effective_weight, extra_padding
+from binarize.graph.layers import effective_weight
 from binarize.graph.plan import Decision, Plan
 from binarize.graph.scopes import trace_scope
+from binarize.graph.units import build_unit
 from binarize.nn.base import BinaryLayer
 from binarize.nn.spec import UnitSpec
+from binarize.ops.bypass import GROUPINGS
 
 __all__ = ["apply_plan"]
 
@@ -100,12 +102,16 @@ def _binarize(model: nn.Module, decision: Decision, spec: UnitSpec) -> None:
             f"the plan says {decision.shape}",
             "give the network that the plan was made for",
         )
-    unit = _unit(layer, decision, spec)
+    unit = build_unit(layer, spec, bypass=decision.carries)
+    unit.weight = None
+    unit.to_empty(device=layer.weight.device)
+    for part in unit.children():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
     weight = effective_weight(layer)
-    if isinstance(weight, nn.Parameter):
-        unit.weight = weight
-    else:
-        unit.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    if not isinstance(weight, nn.Parameter):
+        weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    unit.set_weight(weight)
     bias = None if layer.bias is None else layer.bias.detach()
     if decision.norm is not None:
         _adopt(model, unit, decision.norm, bias)
@@ -116,52 +122,6 @@ def _binarize(model: nn.Module, decision: Decision, spec: UnitSpec) -> None:
     _exchange(model, decision.site, unit)
     # A frozen norm stays frozen inside its unit.
     unit.norm.train(norm_mode)
-
-
-def _unit(layer: Any, decision: Decision, spec: UnitSpec) -> BinaryLayer:
-    options: dict[str, Any] = {
-        "unit": spec,
-        "bypass": decision.carries,
-        # Built without storage: the float layer's own weight is put in its place.
-        "device": "meta",
-        "dtype": layer.weight.dtype,
-    }
-    if isinstance(layer, nn.Linear):
-        unit: Any = bnn.BiLinear(layer.in_features, layer.out_features, **options)
-    else:
-        geometry = {
-            "stride": layer.stride,
-            "padding": layer.padding,
-            "dilation": layer.dilation,
-            "groups": layer.groups,
-        }
-        spatial = layer.weight.dim() - 2
-        if layer.transposed:
-            geometry["output_padding"] = layer.output_padding
-            cls: tuple[Any, ...] = (
-                bnn.BiConvTranspose1d,
-                bnn.BiConvTranspose2d,
-                bnn.BiConvTranspose3d,
-            )
-        else:
-            geometry["padding_mode"] = layer.padding_mode
-            options["pre_padding"] = extra_padding(layer)
-            cls = (bnn.BiConv1d, bnn.BiConv2d, bnn.BiConv3d)
-        geometry = {key: _plain(value) for key, value in geometry.items()}
-        unit = cls[spatial - 1](
-            layer.in_channels, layer.out_channels, tuple(layer.kernel_size), **geometry, **options
-        )
-    weight = unit.weight
-    unit.weight = None
-    unit.to_empty(device=layer.weight.device)
-    for part in (unit.binarizer, unit.norm):
-        part.reset_parameters()
-    unit.weight = weight
-    return unit
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _adopt(model: nn.Module, unit: BinaryLayer, path: str, bias: torch.Tensor | None) -> None:
@@ -206,7 +166,7 @@ def _bypass_projection(model: nn.Module, decision: Decision, spec: UnitSpec) -> 
         stride=layer.stride,
         padding=(0,) * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding,
         dilation=layer.dilation,
-        grouping=spec.bypass or "contiguous",
+        grouping=spec.bypass if spec.bypass in GROUPINGS else "contiguous",
     )
     _exchange(model, decision.site, new)
     if decision.norm is not None:

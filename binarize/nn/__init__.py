@@ -15,7 +15,7 @@ from binarize.nn.conv import (
 from binarize.nn.linear import BiLinear
 from binarize.nn.spec import UnitSpec
 from binarize.nn.threshold import ThresholdForm
-from binarize.nn.weights import ScaledSign
+from binarize.nn.weight_binarizers import ScaledSign
 
 __all__ = [
     "BiConv1d",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "ShiftedPReLU"]
+__all__ = ["ShiftedPReLU"]
 
 
 class ShiftedPReLU(nn.Module):
@@ -28,6 +28,13 @@ class ShiftedPReLU(nn.Module):
         self.slope = nn.Parameter(torch.full((channels,), 0.25))
         self.out_shift = nn.Parameter(torch.zeros(channels)) if out_shift else None
 
+    def reset_parameters(self) -> None:
+        """Set the shifts to 0 and the slope to 0.25."""
+        nn.init.zeros_(self.shift)
+        nn.init.constant_(self.slope, 0.25)
+        if self.out_shift is not None:
+            nn.init.zeros_(self.out_shift)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a map; same shape and dtype."""
         shape = [1] * x.dim()
@@ -41,6 +48,3 @@ class ShiftedPReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, out_shift={self.out_shift is not None}"
-
-
-ACTIVATIONS = {"shifted-prelu": ShiftedPReLU}

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
-from binarize.nn.binarizers import BINARIZERS
-from binarize.nn.bypass import ChannelAdaptiveBypass
+from binarize.nn.bypass import make_bypass
+from binarize.nn.parts import ACTIVATIONS, BINARIZERS, WEIGHTS
 from binarize.nn.spec import UnitSpec
-from binarize.nn.weights import WEIGHTS
-from binarize.ops.bits import pack_signs, unpack_signs
 
 __all__ = ["BinaryLayer", "check_floating"]
 
@@ -34,13 +32,15 @@ def check_floating(x: Tensor) -> None:
 
 
 class BinaryLayer(nn.Module):
-    """A 1-bit layer: ``norm(layer(binarizer(x), quantizer(weight))) + bypass(x)``.
+    """A 1-bit layer: ``inner(norm(layer(binarizer(x), quantizer(weight)))) + bypass(x)``.
 
     Attributes:
-        weight: Latent float weight; shape and name are those of the float layer's.
+        weight: Latent float weight; shape and name are those of the float layer's (with several
+            latent weights per weight, they are stacked along dimension 0).
         binarizer: Activation binarizer.
         quantizer: Weight binarizer.
         norm: Norm on the output; its bias stands in for the layer's.
+        inner: Activation in front of the bypass, or ``None``.
         bypass: Full-precision path around the layer, or ``None``.
         spec: The parts by name.
     """
@@ -49,6 +49,7 @@ class BinaryLayer(nn.Module):
     binarizer: Any
     quantizer: Any
     norm: nn.Module
+    inner: nn.Module | None
     bypass: nn.Module | None
     spec: UnitSpec
 
@@ -70,48 +71,99 @@ class BinaryLayer(nn.Module):
         self.binarizer = BINARIZERS[spec.binarizer](
             in_channels, channel_dim=channel_dim, **spec.binarizer_options
         )
-        self.quantizer = WEIGHTS[spec.weight](scale_dim, groups)
+        self.quantizer = WEIGHTS[spec.weight](scale_dim, groups, **spec.weight_options)
         self.norm = _BATCH_NORMS[spatial](out_channels)
+        self.inner = None
+        if spec.inner is not None:
+            self.inner = ACTIVATIONS[spec.inner](out_channels, channel_dim=channel_dim)
         self.bypass = None
         if bypass and spec.bypass is not None:
-            self.bypass = ChannelAdaptiveBypass(
+            self.bypass = make_bypass(
+                spec.bypass,
+                in_channels,
                 out_channels,
-                grouping=spec.bypass,
                 stride=stride,
                 surplus=surplus,
                 channel_dim=channel_dim,
             )
         self.to(device=self.weight.device, dtype=self.weight.dtype)
+        self.set_weight(self.weight)
+
+    def set_weight(self, weight: nn.Parameter) -> None:
+        """Start from the weight of a float layer.
+
+        Args:
+            weight: Of the float layer's shape. It becomes the latent weight itself, unless the
+                weight binarizer makes several of it.
+        """
+        with torch.no_grad():
+            latent = self.quantizer.latent(weight)
+            if latent is not weight:
+                weight = nn.Parameter(latent, requires_grad=weight.requires_grad)
+            self.weight = weight
+            self.quantizer.start(weight)
+
+    def _finish(self, y: Tensor) -> Tensor:
+        """What follows the sum and is not the bypass."""
+        y = self.norm(y)
+        return y if self.inner is None else self.inner(y)
 
     @property
     def popcount_exact(self) -> bool:
         """Whether XNOR-popcount with one factor per output channel gives this layer's result."""
         return bool(self.binarizer.popcount_exact and self.quantizer.popcount_exact)
 
+    @property
+    def weight_bits(self) -> int:
+        """Bits per weight of the layer."""
+        return int(self.quantizer.bits)
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits per value of the layer's input."""
+        return int(self.binarizer.bits)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the layer, each of ``weight_bits`` bits."""
+        return self.weight.numel() // int(self.quantizer.copies)
+
     def binary_weight(self) -> tuple[Tensor, Tensor]:
-        """The weight in use, as signs and scale.
+        """The weight in use, as signs and scale, of a layer whose sums over bits are exact.
 
         Returns:
-            Signs (-1 or +1, shape of ``weight``) and a scale that broadcasts to them.
+            Signs (-1 or +1, shape of the weight in use) and a scale that broadcasts to them.
+
+        Raises:
+            BinarizeError: It takes more than signs and one scale to tell the weight.
         """
+        if not self.quantizer.popcount_exact:
+            raise BinarizeError(
+                "weight",
+                type(self.quantizer).__name__,
+                "its values are more than signs times one scale",
+                "use layer.quantizer(layer.weight)",
+            )
         scale = self.quantizer.spread(self.quantizer.scale(self.weight), self.weight)
-        return torch.where(self.weight.detach() < 0, -1.0, 1.0).to(scale.dtype), scale
+        return self.quantizer.signs(self.weight).to(scale.dtype), scale
 
     def packed_weight(self) -> tuple[Tensor, Tensor]:
         """The weight as it is stored.
 
         Returns:
-            Bits (uint8, see :func:`binarize.ops.pack_signs`) and scales (1-D).
+            Bits (uint8, see :func:`binarize.ops.pack_signs`) and scales (1-D; empty where buffers
+            of the weight binarizer tell them).
         """
-        return pack_signs(self.weight), self.quantizer.scale(self.weight)
+        bits, scale = self.quantizer.pack(self.weight)
+        return bits, scale
 
     def load_packed_weight(self, bits: Tensor, scale: Tensor) -> None:
-        """Set the latent weight to signs times scale; it binarizes to exactly these two.
+        """Set the latent weight to one that is in use exactly as the stored one was.
 
         Args:
-            bits: From :meth:`packed_weight`.
+            bits: From :meth:`packed_weight`. The weight binarizer's buffers are those of the stored
+                weight already.
             scale: From :meth:`packed_weight`.
         """
         with torch.no_grad():
-            signs = unpack_signs(bits, self.weight.shape, self.weight.dtype).to(self.weight.device)
-            self.weight.copy_(signs * self.quantizer.spread(scale.to(signs), signs))
+            self.weight.copy_(self.quantizer.unpack(bits, scale, self.weight))

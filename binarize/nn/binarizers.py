@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
+from binarize.nn.activation_binarizers.base import ActivationBinarizer
 from binarize.nn.threshold import ThresholdForm
 from binarize.ops.sign import scaled_sign
 
-__all__ = ["BINARIZERS", "DistributionAdaptiveBinarizer"]
+__all__ = ["DistributionAdaptiveBinarizer"]
 
 SCALES = ("layer", "channel")
 
 
-class DistributionAdaptiveBinarizer(nn.Module):
+class DistributionAdaptiveBinarizer(ActivationBinarizer):
     r"""Distribution-adaptive binarizer (DAB), BiDense Eqs. 4-10.
 
     For every sample n and channel c, with means over the positions p of the map:
@@ -47,16 +48,10 @@ class DistributionAdaptiveBinarizer(nn.Module):
     """
 
     def __init__(self, channels: int, *, scale: str = "layer", channel_dim: int = 1) -> None:
-        super().__init__()
-        if channels < 1:
-            raise BinarizeError(
-                "channels", channels, "a binarizer needs at least one channel", "give 1 or more"
-            )
+        super().__init__(channels, channel_dim=channel_dim)
         if scale not in SCALES:
             raise BinarizeError("scale", scale, "no such scale", f"use one of {', '.join(SCALES)}")
-        self.channels = channels
         self.scale = scale
-        self.channel_dim = channel_dim
         self.k = nn.Parameter(torch.empty(channels))
         self.b = nn.Parameter(torch.empty(channels))
         self.a = nn.Parameter(torch.empty(1 if scale == "layer" else channels))
@@ -121,6 +116,3 @@ def _mean_magnitude(x: Tensor, dims: list[int]) -> Tensor:
     # Sums of bfloat16 would lose what a mean needs.
     wide = torch.promote_types(x.dtype, torch.float32)
     return torch.linalg.vector_norm(x, 1, dims, keepdim=True, dtype=wide) / count
-
-
-BINARIZERS = {"dab": DistributionAdaptiveBinarizer}

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from binarize.ops.bypass import channel_adaptive_bypass, resample_bypass
 
-__all__ = ["ChannelAdaptiveBypass", "ShortcutBypass"]
+__all__ = ["ChannelAdaptiveBypass", "ShortcutBypass", "make_bypass"]
+
+IDENTITY = "identity"
 
 
 class ChannelAdaptiveBypass(nn.Module):
@@ -49,6 +51,41 @@ class ChannelAdaptiveBypass(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.out_channels}, grouping={self.grouping!r}, stride={self.stride}"
+
+
+def make_bypass(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    *,
+    stride: Sequence[int],
+    surplus: Sequence[int],
+    channel_dim: int,
+) -> ChannelAdaptiveBypass | None:
+    """Build the bypass of a layer by name.
+
+    Args:
+        name: A channel grouping of :class:`ChannelAdaptiveBypass`; or ``"identity"``, which is the
+            plain shortcut of Bi-Real Net: only where the layer's output has the shape of its input.
+        in_channels: Channels of the layer's input.
+        out_channels: Channels of its output.
+        stride: Of the convolution; empty for layers that are none or are transposed.
+        surplus: See :func:`binarize.ops.resample_bypass`.
+        channel_dim: 1 for maps, -1 for channels-last tensors.
+
+    Returns:
+        The bypass; ``None`` where the named one has none.
+    """
+    if name != IDENTITY:
+        return ChannelAdaptiveBypass(
+            out_channels, grouping=name, stride=stride, surplus=surplus, channel_dim=channel_dim
+        )
+    plain = ChannelAdaptiveBypass(
+        out_channels, stride=stride, surplus=surplus, channel_dim=channel_dim
+    )
+    is_map = channel_dim == 1
+    same = in_channels == out_channels and not plain.resamples and (bool(stride) or not is_map)
+    return plain if same else None
 
 
 class ShortcutBypass(ChannelAdaptiveBypass):

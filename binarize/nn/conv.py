@@ -98,7 +98,7 @@ class _BiConvNd(BinaryLayer):
             if isinstance(self.pre_padding, str) and self.bypass is not None:
                 for d in range(self.spatial):
                     input = repeat_border(input, input.dim() - 1 - d, *pads[2 * d : 2 * d + 2])
-        y = self.norm(conv._conv_forward(binary, self.quantizer(self.weight), None))
+        y = self._finish(conv._conv_forward(binary, self.quantizer(self.weight), None))
         return y if self.bypass is None else y + self.bypass(input)
 
 
@@ -189,7 +189,7 @@ class _BiConvTransposeNd(BinaryLayer):
             conv.groups,
             conv.dilation,
         )
-        y = self.norm(y)
+        y = self._finish(y)
         if self.bypass is None:
             return y
         return y + self.bypass(F.interpolate(input, size=y.shape[2:], mode="nearest"))

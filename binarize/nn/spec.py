@@ -8,15 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from binarize.errors import BinarizeError, PolicyError
-from binarize.nn.activations import ACTIVATIONS
-from binarize.nn.binarizers import BINARIZERS
-from binarize.nn.weights import WEIGHTS
-from binarize.ops.bypass import GROUPINGS
+from binarize.nn.parts import (
+    ACTIVATIONS,
+    BINARIZERS,
+    BYPASSES,
+    NORMS,
+    TRANSPOSED_SCALES,
+    WEIGHTS,
+)
 
-__all__ = ["NORMS", "UnitSpec"]
+__all__ = ["OPTIONAL", "UnitSpec"]
 
-NORMS = ("batch",)
-TRANSPOSED_SCALES = ("output-channel", "input-channel")
+# Arguments of the parts that a layer gives.
+_NO_OPTIONS = ("channels", "channel_dim", "dim", "groups")
+# Parts that a unit may be without; a rule file writes "none".
+OPTIONAL = ("bypass", "inner", "activation")
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,12 @@ class UnitSpec:
         binarizer: Activation binarizer, a key of ``BINARIZERS``.
         binarizer_options: Keyword arguments of the binarizer, e.g. ``{"scale": "layer"}``.
         weight: Weight binarizer, a key of ``WEIGHTS``.
+        weight_options: Keyword arguments of the weight binarizer, e.g. ``{"bits": 3}``.
         transposed_scale: Whether the weight scale of transposed convolutions is per
             ``"output-channel"`` (it factors out of the sum) or per ``"input-channel"``.
-        bypass: Channel grouping of the bypass, or ``None`` for no bypass.
+        bypass: Full-precision path, one of ``BYPASSES``, or ``None`` for no bypass.
         norm: Norm on the binary layer's output; ``"batch"``.
+        inner: Activation between norm and bypass, a key of ``ACTIVATIONS``; ``None`` for none.
         activation: What replaces ReLU-like activations, a key of ``ACTIVATIONS``; ``None`` leaves
             them.
         activation_options: Keyword arguments of the activation.
@@ -39,9 +47,11 @@ class UnitSpec:
     binarizer: str = "dab"
     binarizer_options: Mapping[str, Any] = field(default_factory=dict)
     weight: str = "scaled-sign"
+    weight_options: Mapping[str, Any] = field(default_factory=dict)
     transposed_scale: str = "output-channel"
     bypass: str | None = "contiguous"
     norm: str = "batch"
+    inner: str | None = None
     activation: str | None = "shifted-prelu"
     activation_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,25 +61,25 @@ class UnitSpec:
         self._check("transposed_scale", self.transposed_scale, TRANSPOSED_SCALES)
         self._check("norm", self.norm, NORMS)
         if self.bypass is not None:
-            self._check("bypass", self.bypass, GROUPINGS)
+            self._check("bypass", self.bypass, BYPASSES)
+        if self.inner is not None:
+            self._check("inner", self.inner, ACTIVATIONS)
         if self.activation is not None:
             self._check("activation", self.activation, ACTIVATIONS)
             self._try("activation_options", ACTIVATIONS[self.activation], self.activation_options)
         self._try("binarizer_options", BINARIZERS[self.binarizer], self.binarizer_options)
+        self._try("weight_options", WEIGHTS[self.weight], self.weight_options)
 
     @staticmethod
     def _try(key: str, part: Callable[..., Any], options: Any) -> None:
         """Build a part once, so that a wrong option is told with the policy, not with a layer."""
         if not isinstance(options, Mapping):
             raise PolicyError(f"unit.{key}", options, "not a table", "write {option = value}")
-        known = [
-            n for n in inspect.signature(part).parameters if n not in ("channels", "channel_dim")
-        ]
+        known = [n for n in inspect.signature(part).parameters if n not in _NO_OPTIONS]
         for name in options:
             if name not in known:
-                raise PolicyError(
-                    f"unit.{key}", name, "no such option", f"use one of {', '.join(known)}"
-                )
+                remedy = f"use one of {', '.join(known)}" if known else "leave the options out"
+                raise PolicyError(f"unit.{key}", name, "no such option", remedy)
         try:
             part(1, **options)
         except BinarizeError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize.errors import BinarizeError, PolicyError
-from binarize.nn.spec import UnitSpec
+from binarize.nn.spec import OPTIONAL, UnitSpec
 from binarize.policy.schema import ACTIONS, KINDS, ROLES, Match, Policy, Rule
 
 if sys.version_info >= (3, 11):
@@ -185,7 +185,7 @@ def _unit(data: Any, problems: list[str]) -> UnitSpec | None:
         return None
     _unknown_keys("unit.", data, _UNIT, problems)
     values = {key: value for key, value in data.items() if key in _UNIT}
-    for key in ("bypass", "activation"):
+    for key in OPTIONAL:
         if values.get(key) == "none":
             values[key] = None
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from binarize.nn.spec import UnitSpec
+from binarize.nn.spec import OPTIONAL, UnitSpec
 
 __all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule"]
 
@@ -19,6 +19,8 @@ ROLES = {
     "gate": "a vector layer whose result gates a map, as in squeeze-excite",
     "tokens": "linear layer over tokens, such as those of a transformer",
     "attention": "feeds a product of two computed maps, or takes its result",
+    "shortcut": "projects the shortcut of a residual block",
+    "finest": "works behind the last upsampling, at the output's scale or near it",
     "constant": "works on constants of the network alone, such as a table of positions",
     "unused": "is not called by the forward pass",
 }
@@ -29,6 +31,7 @@ KINDS = {
     "linear": "linear layer",
     "depthwise": "convolution with as many groups as input channels",
     "grouped": "convolution with more than one group, not depthwise",
+    "strided": "convolution that makes the map smaller, by a stride above 1",
     "pointwise": "convolution with a kernel of one position",
 }
 
@@ -103,8 +106,10 @@ class Policy:
             for key, value in vars(self.unit).items()
         }
         unit = {key: value for key, value in unit.items() if value != {}}
-        for key in ("bypass", "activation"):
+        for key in OPTIONAL:
             unit[key] = "none" if unit[key] is None else unit[key]
+        if self.unit.inner is None:
+            del unit["inner"]
         rules = []
         for rule in self.rules:
             match = {

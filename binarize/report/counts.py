@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from binarize.graph.trace import Op, Trace
+from binarize.nn import BinaryLayer
 
 __all__ = ["count", "has_attention", "layer_macs"]
 
@@ -65,18 +66,22 @@ def layer_macs(layer: Any, in_shape: tuple[int, ...], shape: tuple[int, ...]) ->
     """Multiply-accumulates of one call of a convolution or linear layer.
 
     Args:
-        layer: The layer; its ``weight`` counts.
+        layer: The layer; its ``weight`` counts. A binary layer's operations are counted once for
+            each pair of a bit of the weight and one of the activation.
         in_shape: Shape of the input, () if it is not known.
         shape: Shape of the output.
     """
+    weights = layer.weight.numel()
+    if isinstance(layer, BinaryLayer):
+        weights = layer.weights * layer.weight_bits * layer.activation_bits
     if isinstance(layer, nn.Linear):
-        return math.prod(shape[:-1]) * layer.weight.numel()
+        return math.prod(shape[:-1]) * weights
     spatial = layer.weight.dim() - 2
     # Each weight meets each position of the output, in a transposed convolution of the input.
     over = in_shape if layer.transposed else shape
     if len(over) <= spatial:
         return None
-    return math.prod(over[: -spatial - 1]) * math.prod(over[-spatial:]) * layer.weight.numel()
+    return math.prod(over[: -spatial - 1]) * math.prod(over[-spatial:]) * weights
 
 
 def _attention_macs(trace: Trace, op: Op, module: Any) -> int | None:

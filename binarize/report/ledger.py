@@ -102,11 +102,11 @@ class Ledger:
         self._by_module[id(module)] = account
         weight: Any = getattr(module, "weight", None)
         if module_kind(module) == "layer" and isinstance(weight, Tensor):
-            account.shape = tuple(weight.shape)
-            binary = isinstance(module, BinaryLayer)
+            account.shape = account.shape or tuple(weight.shape)
             account.weight_bits = account.activation_bits = 8 * weight.element_size()
-            if binary:
-                account.weight_bits = account.activation_bits = 1
+            if isinstance(module, BinaryLayer):
+                account.weight_bits = module.weight_bits
+                account.activation_bits = module.activation_bits
         for child in module.modules():
             self._claim(account, child)
 
@@ -136,7 +136,7 @@ class Ledger:
                 self._by_tensor[id(parameter)] = account
                 found = True
                 if isinstance(module, BinaryLayer) and name == "weight":
-                    account.binary_params += parameter.numel()
+                    account.binary_params += module.weights * module.weight_bits
                 else:
                     account.float_params += parameter.numel()
         for name, buffer in module.named_buffers(recurse=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,6 +35,8 @@ class TrainStep:
         scheduler: Steps once per call.
         accelerator: Runs the backward pass.
         clip: Largest norm of the gradient, or None.
+        scheduled: Modules whose behaviour follows the training, by a method
+            ``set_progress(done)`` that takes the share that is done.
         autocast: Makes the context of the networks' forward passes.
         channels_last: Hand the images over in the channels-last memory format.
     """
@@ -51,6 +53,7 @@ class TrainStep:
         accelerator: Accelerator,
         *,
         clip: float | None,
+        scheduled: Sequence[Any],
         autocast: Autocast,
         channels_last: bool,
     ) -> None:
@@ -63,6 +66,7 @@ class TrainStep:
         self.scheduler = scheduler
         self.accelerator = accelerator
         self.clip = clip
+        self.scheduled = scheduled
         self.autocast = autocast
         self.channels_last = channels_last
 
@@ -74,6 +78,8 @@ class TrainStep:
             target: The task's target.
             done: Share of the training that is done.
         """
+        for module in self.scheduled:
+            module.set_progress(done)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         size = (target.shape[-2], target.shape[-1])

@@ -35,7 +35,9 @@ class Trainer:
     Loss = task loss with the labels + distillation loss with the teacher's prediction on the
     same augmented images. Built on Accelerate: the same script runs in one process, or in
     several through ``accelerate launch``. Everything random is derived from ``seed`` and the
-    epoch's number, so a resumed run repeats what an uninterrupted one does.
+    epoch's number, so a resumed run repeats what an uninterrupted one does. Modules of the student
+    that have a method ``set_progress(done)`` are told before every step which share of the training
+    is done (annealed surrogates).
 
     Args:
         student: The network to train; trained in place.
@@ -183,6 +185,7 @@ class Trainer:
             scheduler,
             self.accelerator,
             clip=self.clip,
+            scheduled=[m for m in self.student.modules() if hasattr(m, "set_progress")],
             autocast=self._autocast,
             channels_last=self.channels_last,
         )

@@ -1,15 +1,16 @@
-"""Weight binarizers: latent float weight in, scaled signs out."""
+"""Scaled signs: XNOR-Net's paper, Bi-Real Net, ReActNet, BiDense."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from binarize.nn.weight_binarizers.base import WeightBinarizer
 from binarize.ops.sign import clip_gradient
 
-__all__ = ["WEIGHTS", "ScaledSign"]
+__all__ = ["ScaledSign"]
 
 
 class _ScaledSignFunction(torch.autograd.Function):
@@ -24,7 +25,7 @@ class _ScaledSignFunction(torch.autograd.Function):
         return clip_gradient(grad, weight), None
 
 
-class ScaledSign(nn.Module):
+class ScaledSign(WeightBinarizer):
     r"""Binary weights with one scale per slice: :math:`\overline{|W_o|} \operatorname{sign}(W_o)`.
 
     As in XNOR-Net, Bi-Real Net and BiDense. The scale is detached. Surrogate gradient on the latent
@@ -42,36 +43,10 @@ class ScaledSign(nn.Module):
     file) it is that magnitude to the last bit.
     """
 
-    popcount_exact = True
-
-    def __init__(self, dim: int = 0, groups: int = 1) -> None:
-        super().__init__()
-        self.dim = dim
-        self.groups = groups
-
     def scale(self, weight: Tensor) -> Tensor:
         """Detached scales, compact: (groups, channels) flattened to one dimension."""
-        magnitude = weight.detach().abs().unflatten(0, (self.groups, -1))
-        others = [d for d in range(1, magnitude.dim()) if d != self.dim + 1]
-        first = magnitude
-        for d in others:
-            first = first.narrow(d, 0, 1)
-        return (first + (magnitude - first).mean(others, keepdim=True)).flatten()
-
-    def spread(self, scale: Tensor, weight: Tensor) -> Tensor:
-        """View compact scales so that they broadcast to ``weight``."""
-        rest = [1] * (weight.dim() - 2)
-        if self.dim == 0:
-            return scale.view(-1, 1, *rest)
-        per_group = scale.view(self.groups, 1, -1).expand(-1, weight.shape[0] // self.groups, -1)
-        return per_group.reshape(weight.shape[0], -1, *rest)
+        return self.mean(weight.detach().abs())
 
     def forward(self, weight: Tensor) -> Tensor:
         """Binarize ``weight``; same shape and dtype."""
         return _ScaledSignFunction.apply(weight, self.spread(self.scale(weight), weight))
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}, groups={self.groups}"
-
-
-WEIGHTS = {"scaled-sign": ScaledSign}

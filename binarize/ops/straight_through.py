@@ -1,0 +1,60 @@
+"""Hard values forward, the gradient of something soft backward.
+
+Shapes: every function works element-wise on tensors of any shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["error_decay", "hard_sign", "straight_through"]
+
+# IR-Net's estimator goes from the identity to the sign's own shape: log10 of its steepness.
+_LOG_T_MIN, _LOG_T_MAX = -3.0, 1.0
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return ``hard`` to the last bit; gradients go to ``soft`` as if that had been returned.
+
+    Args:
+        hard: Values; no gradient reaches what they were computed from.
+        soft: Tensor of the same shape and dtype.
+    """
+    return _StraightThrough.apply(hard, soft)
+
+
+def hard_sign(x: Tensor) -> Tensor:
+    """-1 where ``x < 0``, else +1 (zero and NaN too); same dtype, without gradient."""
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+    return torch.where(x.detach() < 0, -one, one)
+
+
+def error_decay(x: Tensor, done: Tensor) -> Tensor:
+    r"""The function whose derivative stands in for the sign's in IR-Net (Eqs. 9-11).
+
+    .. math::
+        k \tanh(t x), \qquad t = 10^{-3 + 4 \cdot \mathrm{done}}, \qquad k = \max(1 / t, 1)
+
+    Its derivative :math:`k t (1 - \tanh^2(t x))` is nearly 1 everywhere at first, and a steep peak
+    around 0 at the end. The bounds of t are those of the released code (the paper has 0.1 to 10).
+
+    Args:
+        x: Tensor of any shape.
+        done: Share of the training that is done, 0 to 1, one element.
+    """
+    t = torch.pow(10.0, _LOG_T_MIN + (_LOG_T_MAX - _LOG_T_MIN) * done)
+    k = (1 / t).clamp(min=1.0)
+    return k.to(x.dtype) * torch.tanh(t.to(x.dtype) * x)
