@@ -87,7 +87,7 @@ class Plan:
             strings), as the run had them; they tell which way it takes.
         reference: Size of the float network: ``"params"``, and ``"bytes"`` of its state_dict.
         example: Shapes of the tensors that the network was run on, if it takes nothing but
-            floating-point tensors by position, else empty.
+            floating-point tensors by position, else empty. Equal plans may come of other shapes.
     """
 
     policy: Policy
@@ -97,7 +97,7 @@ class Plan:
     unmatched: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reference: Mapping[str, int] = field(default_factory=dict)
-    example: tuple[tuple[int, ...], ...] = ()
+    example: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
 
     def part(self, part: str) -> tuple[Decision, ...]:
         """The decisions about one part: layers, activations, additions or scales."""
