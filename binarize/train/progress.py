@@ -8,6 +8,11 @@ from typing import Any, Protocol, TextIO
 
 __all__ = ["LineProgress", "Progress", "RichProgress", "SilentProgress", "describe"]
 
+# The numbers of an epoch that are missed least, the last one first: the others tell the same.
+_LEAST = ("val_loss", "distillation")
+# Characters beside a bar itself, with room for 999,999 steps.
+_BESIDE = 60
+
 
 class Progress(Protocol):
     """What the trainer tells while it runs; every method is called by the main process only."""
@@ -33,14 +38,28 @@ class Progress(Protocol):
         ...
 
 
-def describe(record: Mapping[str, Any]) -> str:
-    """One line of an epoch's numbers: "loss 0.512  mIoU 0.431 ... 12.3 s"."""
-    numbers = [
-        f"{name} {value:.4g}"
+def describe(record: Mapping[str, Any], width: int | None = None) -> str:
+    """One line of an epoch's numbers: "loss 0.512  mIoU 0.431 ... 12.3 s".
+
+    Args:
+        record: The epoch's entry of the history.
+        width: Characters that the line may have. What does not fit is left out, parts of the loss
+            before metrics, and metrics from the last on; None leaves out nothing.
+    """
+    numbers = {
+        name: f"{name} {value:.4g}  "
         for name, value in record.items()
         if isinstance(value, float) and name not in ("lr", "seconds")
-    ]
-    return "  ".join([*numbers, f"{record.get('seconds', 0.0):.1f} s"])
+    }
+    end = f"{record.get('seconds', 0.0):.1f} s"
+    room = sum(map(len, numbers.values())) if width is None else width - len(end)
+    shown = set()
+    for name in sorted(numbers, key=lambda name: name in _LEAST and 1 + _LEAST.index(name)):
+        room -= len(numbers[name])
+        if room < 0:
+            break
+        shown.add(name)
+    return "".join(text for name, text in numbers.items() if name in shown) + end
 
 
 class SilentProgress:
@@ -119,15 +138,16 @@ class RichProgress:
             TimeRemainingColumn,
         )
 
+        console = self.console or Console(stderr=True)
         bars = Progress(
             TextColumn("{task.description:<8}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=max(4, min(24, console.width - _BESIDE))),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=self.console or Console(stderr=True),
+            console=console,
             # Long enough to average over training and validation.
             speed_estimate_period=300,
         )
@@ -157,8 +177,10 @@ class RichProgress:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Print the epoch's line above the bars."""
-        line = f"epoch {record['epoch']:>3}/{self._epochs}  {describe(record)}"
-        self._bars.console.print(line, highlight=True, markup=False)
+        console = self._bars.console
+        head = f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  "
+        line = head + describe(record, console.width - len(head))
+        console.print(line, highlight=True, markup=False, soft_wrap=True)
 
     def end(self) -> None:
         """Stop the display."""

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from binarize.train import LineProgress, RichProgress, SilentProgress
-from binarize.train.progress import open_progress
+from binarize.train.progress import describe, open_progress
 
 RECORD = {"epoch": 2, "loss": 0.51234, "lr": 0.001, "seconds": 3.25, "mIoU": 0.4, "IoU": [0.1]}
 
@@ -37,10 +37,57 @@ def test_a_live_display() -> None:
     show.end()
     show.end()
     shown = stream.getvalue()
-    assert "epoch   1/2  loss 0.5123  mIoU 0.4" in shown
+    assert "epoch 1/2  loss 0.5123  mIoU 0.4" in shown
     assert re.search(r"training .* 2/6", shown)
     assert re.search(r"evaluate .* 1/4", shown)
     assert "left" in shown
+
+
+SEGMENTATION = {
+    "epoch": 3, "loss": 0.51234, "distillation": 0.0123456, "lr": 0.001, "seconds": 1234.5,
+    "val_loss": 0.61234, "mIoU": 0.41234, "pixAcc": 0.81234, "IoU": [0.1],
+}  # fmt: skip
+DEPTH = {
+    "epoch": 3, "loss": 0.51234, "distillation": 0.01234, "lr": 0.001, "seconds": 9.5,
+    "val_loss": 0.61234, "δ1": 0.71234, "δ2": 0.81234, "δ3": 0.91234, "AbsRel": 0.21234,
+    "RMSE": 0.81234, "SqRel": 0.11234, "RMSElog": 0.21234, "log10": 0.071234,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [64, 80, 200])
+@pytest.mark.parametrize("record", [SEGMENTATION, DEPTH], ids=["segmentation", "depth"])
+def test_no_line_is_wider_than_the_terminal(record: dict, width: int) -> None:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    show = RichProgress(Console(file=stream, force_terminal=True, width=width, color_system=None))
+    show.begin(100, 9_999, 0)
+    for step in range(1, 4):
+        show.step(100, step, 1.2345e-05)
+    show.evaluate(9_999, 9_999)
+    show.epoch(record)
+    show.end()
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", stream.getvalue()).splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    (told,) = (line for line in lines if line.startswith("epoch   3/100"))
+    assert "loss 0.5123" in told
+    assert f"  {record['seconds']:.1f} s" in told
+    best = "mIoU 0.4123" if "mIoU" in record else "δ1 0.7123"
+    assert best in told
+    whole = width == 200
+    assert all((name in told) == whole for name in ("distillation", "val_loss"))
+
+
+def test_what_is_left_out_of_a_line() -> None:
+    parts = ("loss 0.5123  ", "distillation 0.01235  ", "val_loss 0.6123  ", "mIoU 0.4123  ",
+             "pixAcc 0.8123  ", "1234.5 s")  # fmt: skip
+    assert describe(SEGMENTATION) == "".join(parts)
+    assert describe(SEGMENTATION, len("".join(parts))) == "".join(parts)
+    without = [part for part in parts if "distillation" not in part]
+    assert describe(SEGMENTATION, len("".join(parts)) - 1) == "".join(without)
+    assert describe(SEGMENTATION, 40) == "loss 0.5123  mIoU 0.4123  1234.5 s"
+    assert describe(SEGMENTATION, 3) == "1234.5 s"
 
 
 def test_an_evaluation_alone() -> None:
