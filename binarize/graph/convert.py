@@ -126,7 +126,7 @@ def _check_model(model: nn.Module) -> None:
                 "this parameter of a lazy module has no shape yet",
                 "run the network once on a batch first",
             )
-        if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
+        if parameter.device.type != "meta" and not _is_finite(parameter):
             raise ModelError(
                 "model",
                 name,
@@ -136,13 +136,22 @@ def _check_model(model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         # Other buffers may hold infinity for good reason, attention masks do.
         is_statistic = name.endswith(("running_mean", "running_var"))
-        if is_statistic and buffer.device.type != "meta" and not bool(buffer.isfinite().all()):
+        if is_statistic and buffer.device.type != "meta" and not _is_finite(buffer):
             raise ModelError(
                 "model",
                 name,
                 "this statistic of a norm holds NaN or infinity",
                 "train or load the network again, or call binarize.recalibrate on it first",
             )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return bool(tensor.isfinite().all())
+    # The largest magnitude takes one pass and no memory, unlike a mask.
+    return not tensor.numel() or bool(
+        torch.linalg.vector_norm(tensor.detach(), torch.inf).isfinite()
+    )
 
 
 def _check_plan(model: nn.Module, plan: Plan, overrides: Sequence[Rule]) -> None:

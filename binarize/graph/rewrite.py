@@ -12,6 +12,7 @@ from binarize import nn as bnn
 from binarize.errors import ModelError
 from binarize.graph.forwards import new_activation, rewrite_forward
 from binarize.graph.layers import effective_weight
+from binarize.graph.places import Places, find_module
 from binarize.graph.plan import Decision, Plan
 from binarize.graph.scopes import trace_scope
 from binarize.graph.units import build_unit
@@ -39,62 +40,31 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
             edits[decision.scope].append(decision)
     # The graphs are taken from the float network, before any module changes.
     graphs = {
-        scope: trace_scope(_module(model, scope), plan.arguments.get(scope)) for scope in edits
+        scope: trace_scope(find_module(model, scope), plan.arguments.get(scope)) for scope in edits
     }
     for scope, decisions in edits.items():
-        rewrite_forward(_module(model, scope), graphs[scope], scope, decisions, plan.policy.unit)
+        rewrite_forward(
+            find_module(model, scope), graphs[scope], scope, decisions, plan.policy.unit
+        )
+    places = Places(model)
     for decision in plan.part("activation"):
         if decision.action == "replace" and not decision.rewrite:
             # One instance may serve scopes of other widths too: only this scope's is exchanged.
-            scope = _module(model, decision.scope)
             new = new_activation(decision, plan.policy.unit, model)
-            _exchange(model, decision.site, new, scope)
+            places.exchange(decision.site, new, within=decision.scope)
     for decision in plan.layers:
         if decision.action == "binarize":
-            _binarize(model, decision, plan.policy.unit)
+            _binarize(places, decision, plan.policy.unit)
         elif decision.action == "bypass":
-            _bypass_projection(model, decision, plan.policy.unit)
+            _bypass_projection(places, decision, plan.policy.unit)
     object.__setattr__(model, "binarize_plan", plan)
-
-
-def _module(model: nn.Module, path: str) -> Any:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise ModelError(
-            "model",
-            type(model).__name__,
-            f"it has no module {path!r}, which the plan names",
-            "give the network that the plan was made for",
-        ) from None
-
-
-def _exchange(model: nn.Module, path: str, new: nn.Module, within: nn.Module | None = None) -> None:
-    """Put ``new`` at ``path``, and wherever else the same module is registered (``within``)."""
-    old = _module(model, path)
-    if old is model:
-        raise ModelError(
-            "model",
-            type(model).__name__,
-            "the network is a single layer",
-            "wrap it: torch.nn.Sequential(layer)",
-        )
-    owners = [
-        (owner, name)
-        for owner in (within or model).modules()
-        for name, child in owner._modules.items()
-        if child is old
-    ]
-    for owner, name in owners:
-        owner._modules[name] = new
-    new.train(old.training)
 
 
 # Layers
 
 
-def _binarize(model: nn.Module, decision: Decision, spec: UnitSpec) -> None:
-    layer = _module(model, decision.site)
+def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
+    layer = find_module(places.model, decision.site)
     if tuple(layer.weight.shape) != decision.shape:
         raise ModelError(
             "model",
@@ -114,18 +84,18 @@ def _binarize(model: nn.Module, decision: Decision, spec: UnitSpec) -> None:
     unit.set_weight(weight)
     bias = None if layer.bias is None else layer.bias.detach()
     if decision.norm is not None:
-        _adopt(model, unit, decision.norm, bias)
+        _adopt(places, unit, decision.norm, bias)
     elif bias is not None:
         with torch.no_grad():
             unit.norm.bias.copy_(bias)  # type: ignore[operator]
     norm_mode = unit.norm.training if decision.norm is not None else layer.training
-    _exchange(model, decision.site, unit)
+    places.exchange(decision.site, unit)
     # A frozen norm stays frozen inside its unit.
     unit.norm.train(norm_mode)
 
 
-def _adopt(model: nn.Module, unit: BinaryLayer, path: str, bias: torch.Tensor | None) -> None:
-    norm = _module(model, path)
+def _adopt(places: Places, unit: BinaryLayer, path: str, bias: torch.Tensor | None) -> None:
+    norm = find_module(places.model, path)
     follower = getattr(norm, "act", None) or nn.Identity()
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     if plain:
@@ -155,11 +125,11 @@ def _adopt(model: nn.Module, unit: BinaryLayer, path: str, bias: torch.Tensor | 
         # The unit has no bias: the norm sees its input shifted by that much.
         mean: Any = unit.norm.running_mean
         mean.sub_(bias.to(mean.dtype))
-    _exchange(model, path, follower)
+    places.exchange(path, follower)
 
 
-def _bypass_projection(model: nn.Module, decision: Decision, spec: UnitSpec) -> None:
-    layer = _module(model, decision.site)
+def _bypass_projection(places: Places, decision: Decision, spec: UnitSpec) -> None:
+    layer = find_module(places.model, decision.site)
     new = bnn.ShortcutBypass(
         layer.out_channels,
         kernel_size=layer.kernel_size,
@@ -168,7 +138,7 @@ def _bypass_projection(model: nn.Module, decision: Decision, spec: UnitSpec) -> 
         dilation=layer.dilation,
         grouping=spec.bypass if spec.bypass in GROUPINGS else "contiguous",
     )
-    _exchange(model, decision.site, new)
+    places.exchange(decision.site, new)
     if decision.norm is not None:
-        norm = _module(model, decision.norm)
-        _exchange(model, decision.norm, getattr(norm, "act", None) or nn.Identity())
+        norm = find_module(places.model, decision.norm)
+        places.exchange(decision.norm, getattr(norm, "act", None) or nn.Identity())

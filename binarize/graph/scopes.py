@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +67,13 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
     graphs = []
     was_training = module.training
     try:
-        for training in (False, True):
-            module.training = training
-            graphs.append(_ChildrenAreLeaves().trace(module, concrete_args=dict(given or {})))
-            _restore_names(module, graphs[-1])
+        with _mode_watched(module) as asked:
+            for training in (False, True):
+                module.training = training
+                graphs.append(_ChildrenAreLeaves().trace(module, concrete_args=dict(given or {})))
+                _restore_names(module, graphs[-1])
+                if not asked:
+                    break
     except Exception as error:
         text = " ".join(str(error).split())
         raise ModelError(
@@ -80,7 +84,7 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
         ) from error
     finally:
         module.training = was_training
-    graph, other = graphs
+    graph, other = graphs[0], graphs[-1]
     nodes = _keys(module, graph)
     if str(graph) == str(other):
         return ScopeGraph(graph, nodes, None, {})
@@ -94,6 +98,28 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
             "it is kept as written",
         )
     return ScopeGraph(graph, nodes, other, twins)
+
+
+@contextmanager
+def _mode_watched(module: nn.Module) -> Iterator[list[bool]]:
+    """Note whether a module's mode is asked for; a forward that does not ask is traced once."""
+    asked: list[bool] = []
+    cls = type(module)
+
+    def training(self: nn.Module) -> bool:
+        if self is module:
+            asked.append(True)
+        return bool(self.__dict__["training"])
+
+    def assign(self: nn.Module, value: bool) -> None:
+        self.__dict__["training"] = value
+
+    watched = type(cls.__name__, (cls,), {"training": property(training, assign)})
+    module.__class__ = watched
+    try:
+        yield asked
+    finally:
+        module.__class__ = cls
 
 
 def _restore_names(module: nn.Module, graph: fx.Graph) -> None:
@@ -130,8 +156,8 @@ def fits(scope: ScopeGraph, trace: Trace, path: str) -> str | None:
     """
     prefix = f"{path}." if path else ""
     calls: dict[int, set[Key]] = defaultdict(set)
-    for op in trace.ops:
-        if op.scope != path or op.kind in ("input", "output"):
+    for op in trace.inside[path]:
+        if op.kind in ("input", "output"):
             continue
         name = op.path.removeprefix(prefix) if op.path is not None else op.kind
         if op.path is not None or op.kind in _TRACKED:

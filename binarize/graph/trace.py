@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
@@ -74,6 +76,8 @@ class Trace:
         calls: Number of calls per module path.
         fake: The mode the run used, or ``None`` if it used real tensors.
         direct: Identities (``id``) of the parameters that functions took as operands.
+        consumers: Per operation those that take its result.
+        inside: Per scope path the operations that its own forward made.
     """
 
     ops: list[Op]
@@ -83,19 +87,20 @@ class Trace:
     fake: FakeTensorMode | None
     direct: frozenset[int]
     consumers: list[list[int]] = field(default_factory=list)
+    inside: dict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
         self.consumers = [[] for _ in self.ops]
         for op in self.ops:
+            self.inside[op.scope].append(op)
             for source in dict.fromkeys(op.inputs):
                 self.consumers[source].append(op.index)
 
 
-def skeleton(model: nn.Module) -> nn.Module:
+def skeleton(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
     """Copy the modules of a network, sharing parameters and buffers with the original."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = tensor
+    shared = model.parameters() if copy_buffers else (*model.parameters(), *model.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -127,8 +132,9 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         with _quiet():
             return _record(skeleton(model), args, kwargs, fake)
     except Exception:
-        # Values may matter (data-dependent control flow): run once for real, on real copies.
-        return _record(copy.deepcopy(model), args, kwargs, None)
+        # Values may matter (data-dependent control flow): run once for real. A forward may write
+        # to buffers, but not to parameters.
+        return _record(skeleton(model, copy_buffers=True), args, kwargs, None)
 
 
 def _record(
@@ -179,13 +185,20 @@ class _Recorder(TorchFunctionMode):
         self.arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.calls: dict[str, int] = defaultdict(int)
         self.direct: set[int] = set()
-        self._producer: dict[int, int] = {}
-        self._alive: list[Tensor] = []
+        # Weak, so that a run on real tensors needs no more memory than the network itself.
+        self._producer: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._scopes: list[tuple[str, int, dict[Any, int]]] = [("", 0, defaultdict(int))]
         self._whole = 0
         self._paths: dict[int, list[str]] = defaultdict(list)
         for path, module in model.named_modules(remove_duplicate=False):
             self._paths[id(module)].append(path)
+
+    def _made_by(self, value: Tensor, index: int) -> None:
+        self._producer[id(value)] = weakref.ref(value), index
+
+    def _maker(self, value: Tensor) -> int | None:
+        known = self._producer.get(id(value))
+        return known[1] if known is not None and known[0]() is value else None
 
     def _path(self, module: nn.Module) -> str:
         """Of several paths of a shared module, the one below the scope that calls it."""
@@ -235,7 +248,9 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
+        output = _batch_norm(func, args, kwargs)
+        if output is None:
+            output = func(*args, **kwargs)
         if not self._whole and any(isinstance(x, Tensor) for x in tree_iter(output)):
             name = normal_name(getattr(func, "__name__", str(func)))
             kind = function_kind(name)
@@ -252,7 +267,7 @@ class _Recorder(TorchFunctionMode):
         for value in tree_iter(operands):
             if isinstance(value, Tensor):
                 tensors.append(value)
-                source = self._producer.get(id(value))
+                source = self._maker(value)
                 if source is None:
                     constant = True
                     if path is None:
@@ -286,8 +301,7 @@ class _Recorder(TorchFunctionMode):
         )
         counts[count] += 1
         for result in results:
-            self._producer[id(result)] = index
-            self._alive.append(result)
+            self._made_by(result, index)
 
     def add_inputs(self, values: Any) -> None:
         for value in tree_iter(values):
@@ -297,18 +311,26 @@ class _Recorder(TorchFunctionMode):
                 self.ops.append(
                     Op(index, "input", "input", "", 0, index, None, (), False, (), shape)
                 )
-                self._producer[id(value)] = index
-                self._alive.append(value)
+                self._made_by(value, index)
 
     def add_outputs(self, values: Any) -> None:
         for value in _tensors(values):
-            source = self._producer.get(id(value))
+            source = self._maker(value)
             if source is not None:
                 index = len(self.ops)
                 shape = tuple(value.shape)
                 self.ops.append(
                     Op(index, "output", "output", "", 0, 0, None, (source,), False, shape, shape)
                 )
+
+
+def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """The result of a batch norm on a fake map; torch takes milliseconds to find its shape."""
+    x = args[0] if args else None
+    if func is not F.batch_norm or not isinstance(x, FakeTensor) or x.dim() < 2:
+        return None
+    widths = {len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)}
+    return torch.empty_like(x) if widths == {x.shape[1]} else None
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
