@@ -29,6 +29,16 @@ def build(name: str) -> nn.Module:
     return timm.create_model(rest, features_only=True)
 
 
+def outline(name: str) -> nn.Module:
+    """The network of that name without storage."""
+    try:
+        with torch.device("meta"):
+            return build(name)
+    except NotImplementedError:
+        # A constructor that computes with tensors (timm's RegNet: torch.unique) in an older torch.
+        return build(name).to("meta")
+
+
 def example(name: str, samples: int = 2) -> Tensor:
     side = 128 if name.startswith(("smp/PAN", "smp/DeepLab")) else 64
     torch.manual_seed(1)
@@ -100,6 +110,7 @@ def lab() -> SimpleNamespace:
     """The helpers of this file, for the tests beside it."""
     return SimpleNamespace(
         build=build,
+        outline=outline,
         example=example,
         flat=flat,
         shapes=shapes,

@@ -67,9 +67,8 @@ def positions(model: nn.Module, x: torch.Tensor, lab: SimpleNamespace) -> dict[s
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_plan(name: str, lab: SimpleNamespace) -> None:
-    with torch.device("meta"):
-        model = lab.build(name).eval()
-        x = torch.zeros(1, 3, 128, 128)
+    model = lab.outline(name).eval()
+    x = torch.zeros(1, 3, 128, 128, device="meta")
     read = positions(model, x, lab)
     plan = binarize.plan(model, example_inputs=x)
     decided = {decision.site: decision for decision in plan.layers}
@@ -118,8 +117,8 @@ def test_without_example_inputs(name: str, lab: SimpleNamespace) -> None:
 
 def test_shortcuts_are_treated_by_what_they_carry(lab: SimpleNamespace) -> None:
     def additions(name: str) -> dict[str, str]:
-        with torch.device("meta"):
-            plan = binarize.plan(lab.build(name), example_inputs=torch.zeros(1, 3, 128, 128))
+        x = torch.zeros(1, 3, 128, 128, device="meta")
+        plan = binarize.plan(lab.outline(name), example_inputs=x)
         return {d.scope: d.action for d in plan.part("addition")}
 
     resnet = additions("timm/resnet18")
@@ -138,9 +137,8 @@ def test_shortcuts_are_treated_by_what_they_carry(lab: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("name", ["timm/resnet18", "timm/resnet50", "smp/Unet/resnet34"])
 def test_projection_shortcuts_need_no_weights(name: str, lab: SimpleNamespace) -> None:
-    with torch.device("meta"):
-        model = lab.build(name)
-        student = binarize.convert(model, example_inputs=torch.zeros(1, 3, 64, 64))
+    model = lab.outline(name)
+    student = binarize.convert(model, example_inputs=torch.zeros(1, 3, 64, 64, device="meta"))
     projections = [n for n in lab.layers(model) if ".downsample.0" in n]
     assert projections
     assert not any(".downsample." in key for key in student.state_dict())
