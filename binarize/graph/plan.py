@@ -40,6 +40,8 @@ class Decision:
         channel_dim: Activations: 1, or -1 for channels-last tensors.
         like: Removed layers: a remaining layer whose output has as many positions whatever the
             input's size, so that what was removed can be counted; ``None`` if there is none.
+        roles: Layers: what the layer does in this network, keys of
+            ``binarize.policy.schema.ROLES``, in alphabetical order.
     """
 
     site: str
@@ -58,6 +60,7 @@ class Decision:
     channels: int = 0
     channel_dim: int = 1
     like: str | None = None
+    roles: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -135,7 +138,8 @@ class Plan:
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """Read what :meth:`to_dict` wrote."""
         decisions = tuple(
-            Decision(**{**row, "shape": tuple(row.get("shape", ()))}) for row in data["decisions"]
+            Decision(**{**row, **{key: tuple(row.get(key, ())) for key in ("shape", "roles")}})
+            for row in data["decisions"]
         )
         return cls(
             from_dict(data["policy"]),

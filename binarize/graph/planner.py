@@ -164,6 +164,7 @@ def _layer_decision(
         norm=norm if action != "keep" else None,
         carries=path not in settled.stopped and path not in merged and (can_carry or kept),
         like=settled.alike.get(path),
+        roles=tuple(sorted(layer.roles)),
     )
 
 

@@ -74,7 +74,7 @@ class Trace:
         model: The copy that ran; its parameters are the original's own tensors.
         arguments: Positional and named arguments per scope path, from the scope's first call.
         calls: Number of calls per module path.
-        fake: The mode the run used, or ``None`` if it used real tensors.
+        fake: The mode the run used, or ``None`` if it used the tensors as they are.
         direct: Identities (``id``) of the parameters that functions took as operands.
         consumers: Per operation those that take its result.
         inside: Per scope path the operations that its own forward made.
@@ -127,6 +127,9 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         Exception: Whatever the network's forward raises on these arguments.
     """
     kwargs = dict(kwargs or {})
+    if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        # Tensors without storage are shapes already, and have no values to fall back on.
+        return _record(skeleton(model), args, kwargs, None)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _quiet():

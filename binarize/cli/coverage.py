@@ -1,0 +1,149 @@
+"""``binarize coverage``: what the pass makes of every network of three libraries."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from binarize.cli.output import Output
+from binarize.cli.parser import Subparsers, add_command
+from binarize.errors import BinarizeError, FileError
+
+if TYPE_CHECKING:
+    from binarize.survey import Case, Records
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """\
+Convert every network of timm, segmentation-models-pytorch and torchvision, check each result
+against its original, and write what came out: a document, and beside it a JSON file. Nothing is
+downloaded, and most of it runs on tensors without storage. A survey that was stopped goes on where
+it was; what a finished one left is replaced."""
+
+_EXAMPLES = [
+    ("binarize coverage --jobs 2 -o docs/coverage.md", "everything: half an hour on two cores"),
+    ("binarize coverage 'timm:resnet*' 'smp:Unet/*' -o few.md", "some networks, by pattern"),
+    ("binarize coverage convnext --list", "names only: those of a family"),
+    ("binarize coverage --minutes 10 -o part.md", "what ten minutes are enough for"),
+]
+
+
+def add(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands,
+        "coverage",
+        run,
+        help="try the conversion on every network of three libraries",
+        usage="[PATTERN ...] [-o FILE]",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "patterns", nargs="*", metavar="PATTERN", help="names or families (default: everything)"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("coverage.md"),
+        metavar="FILE",
+        help="the document (default coverage.md); the JSON file has its name",
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="seconds that one network may take (default 300)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="stop after that long, and write what there is"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin anew where a survey was stopped"
+    )
+    parser.add_argument("--list", action="store_true", help="only print the networks' names")
+
+
+def run(args: argparse.Namespace, out: Output) -> int | None:
+    """Survey, and write the document; exit code 1 if a network fails."""
+    _check(args)
+    with out.step("listing the networks"):
+        from binarize.survey import Records, catalogue, select, summarize, write_document
+
+        cases = select(catalogue(), args.patterns)
+    if args.list:
+        for case in cases:
+            out.print(case.key, wrap=False)
+        out.emit([case.key for case in cases])
+        return None
+    record = args.output.with_suffix(".partial.jsonl")
+    if args.fresh:
+        record.unlink(missing_ok=True)
+    records = Records(record)
+    _survey(args, out, cases, records)
+    rows = records.of(cases)
+    summary = summarize(rows, len(cases))
+    words = ["binarize", "coverage", *args.patterns]
+    write_document(args.output, rows, len(cases), " ".join(words))
+    data = args.output.with_suffix(".json")
+    records.write(data, cases, summary.to_dict())
+    if len(rows) == len(cases):
+        record.unlink(missing_ok=True)
+    _show(summary, out)
+    out.print(f"written: {args.output}, {data}", wrap=False)
+    out.emit({"document": args.output, "data": data, "summary": summary.to_dict()})
+    return 1 if summary.failures else None
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not args.output.parent.is_dir():
+        raise FileError("output", str(args.output), "its folder does not exist", "make it first")
+    if args.output.suffix in (".json", ".jsonl"):
+        raise FileError(
+            "output", str(args.output), "is the document", "give a name such as coverage.md"
+        )
+    for name, least in (("jobs", 1), ("timeout", 1), ("minutes", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise BinarizeError(name, value, f"must be at least {least}", "give a larger number")
+
+
+def _survey(args: argparse.Namespace, out: Output, cases: list[Case], records: Records) -> None:
+    from binarize.survey import survey
+
+    missing = records.missing(cases)
+    done = len(cases) - len(missing)
+    if done and missing:
+        out.note(f"going on where a survey stopped: {done} of {len(cases)} networks are done")
+    end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    if not missing or args.minutes == 0:
+        return
+    with out.bar("networks", len(cases)) as advance:
+        for row in survey(missing, args.jobs, args.timeout):
+            records.add(row)
+            done += 1
+            for check, cause in row.failures.items():
+                out.note(f"{row.key}: {check}: {cause}")
+            advance(done, None)
+            if end is not None and time.monotonic() > end:
+                break
+
+
+def _show(summary: Any, out: Output) -> None:
+    out.print(
+        f"{summary.networks} of {summary.planned} networks: {summary.converted} converted, "
+        f"{summary.nothing} with nothing to binarize, {summary.original} that fail themselves, "
+        f"{summary.failed} failed, {summary.checks} failed a check"
+    )
+    out.print(
+        f"{summary.families_converted} of {summary.families} convolutional families converted "
+        f"whole; {summary.target_on_maps} of {summary.convolutional} convolutional networks have "
+        "95 % of their convolutions on maps binary"
+    )
+    for failure in summary.failures:
+        out.print(f"{failure['network']}: {failure['check']}: {failure['cause']}", wrap=False)

@@ -1,0 +1,20 @@
+"""The survey: what the pass makes of every network of three libraries."""
+
+from binarize.survey.catalogue import Case, catalogue, select
+from binarize.survey.document import write_document
+from binarize.survey.pool import survey
+from binarize.survey.records import Records
+from binarize.survey.row import Row
+from binarize.survey.summary import Summary, summarize
+
+__all__ = [
+    "Case",
+    "Records",
+    "Row",
+    "Summary",
+    "catalogue",
+    "select",
+    "summarize",
+    "survey",
+    "write_document",
+]

@@ -1,0 +1,228 @@
+"""Examine one network: convert it, and compare what comes out with the original."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from binarize.errors import ModelError
+from binarize.file import load, save
+from binarize.graph import Plan, convert
+from binarize.graph.rewrite import apply_plan
+from binarize.nn import BinaryLayer
+from binarize.report import report
+from binarize.survey.catalogue import Case, build
+from binarize.survey.row import CONVERTED, FAILED, NOTHING, ORIGINAL, Row
+from binarize.survey.shares import enter_plan
+from binarize.survey.sizes import default_sizes, other_sizes, small_sizes
+
+__all__ = ["examine"]
+
+_CONVS = (nn.modules.conv._ConvNd,)
+
+
+def examine(case: Case) -> Row:
+    """Convert a network and check the result against the original.
+
+    All of it happens on the meta device, where tensors are shapes without values, if the network
+    can be built and run there. Samples are examined once more with real, random weights.
+
+    Args:
+        case: Which network.
+
+    Returns:
+        Its row; nothing is raised.
+    """
+    row = Row(case.key, case.library, case.family, case.name, case.variant)
+    start = time.process_time()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # What a network of a library warns about is no affair of the survey's.
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            _examine(case, row)
+        except Exception as error:
+            row.status, row.cause = FAILED, told(error)
+    row.seconds = round(time.process_time() - start, 2)
+    return row
+
+
+def _examine(case: Case, row: Row) -> None:
+    try:
+        teacher, x, expected = _original(case)
+    except Exception as error:
+        row.status, row.cause = ORIGINAL, told(error)
+        return
+    row.size = list(x.shape[2:])
+    row.params = sum(parameter.numel() for parameter in teacher.parameters())
+    try:
+        student = convert(teacher)
+    except ModelError as error:
+        row.status = NOTHING if "nothing to binarize" in error.rule else FAILED
+        row.cause = told(error)
+        row.dense = sum(m.weight.numel() for m in teacher.modules() if isinstance(m, _CONVS))
+        return
+    row.status = CONVERTED
+    plan: Any = student.binarize_plan
+    enter_plan(row, plan)
+    row.checks["forward"] = _told_by(lambda: _compare(expected, _run(student, x)))
+    if case.variant == "features":
+        return
+    row.checks["reload"] = _told_by(lambda: _apply_again(teacher, student, plan))
+    numbers = report(student, x)
+    row.effective_params, row.ops = numbers.params, numbers.ops
+    row.reference_ops = numbers.reference_ops
+    other, expected = _other_image(teacher, x)
+    row.other_size = list(other.shape[2:]) if other is not x else []
+    row.checks["train"] = _told_by(lambda: _train(student, other, expected))
+    if case.sample:
+        row.checks["real"] = _told_by(lambda: _real(case, x))
+
+
+def told(error: BaseException) -> str:
+    """An error in one short line."""
+    text = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]
+
+
+def _told_by(check: Any) -> str:
+    try:
+        return check() or "ok"
+    except Exception as error:
+        return told(error)
+
+
+def _original(case: Case) -> tuple[nn.Module, Tensor, Any]:
+    """The float network, without storage if possible, an image it accepts, and its output."""
+    first: Exception | None = None
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                model = build(case).eval()
+        except Exception as error:
+            first = first or error
+            continue
+        for shape in default_sizes(case, model):
+            x = torch.zeros(shape, device=device)
+            try:
+                return model, x, _run(model, x)
+            except Exception as error:
+                first = first or error
+    raise first or RuntimeError("no size to try")
+
+
+def _run(model: nn.Module, x: Tensor) -> Any:
+    with torch.no_grad():
+        return model(x)
+
+
+def _compare(expected: Any, got: Any) -> str | None:
+    wanted, found = _shapes(expected), _shapes(got)
+    return None if wanted == found else f"gives {found}, the original {wanted}"
+
+
+def _shapes(output: Any) -> Any:
+    values, spec = tree_flatten(output)
+    return [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values], spec
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    for value in tree_leaves(output):
+        if isinstance(value, Tensor) and value.requires_grad:
+            yield value
+
+
+def _other_image(teacher: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
+    """Two images of another size that the original accepts, and its output when training."""
+    twin = copy.deepcopy(teacher).train()  # running statistics change
+    for size in (*other_sizes(tuple(x.shape[2:])), tuple(x.shape[2:])):
+        other = torch.randn((2, x.shape[1], *size), device=x.device)
+        try:
+            return (other if size != x.shape[2:] else x), _run(twin, other)
+        except Exception:
+            continue
+    return x, None
+
+
+def _apply_again(teacher: nn.Module, student: nn.Module, plan: Plan) -> str | None:
+    """What loading does: the plan from its file, carried out on a fresh network."""
+    read = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    if read != plan:
+        return "its plan does not survive JSON"
+    twin = copy.deepcopy(teacher)
+    apply_plan(twin, read)
+    ours, theirs = student.state_dict(), twin.state_dict()
+    differ = [key for key in {**ours, **theirs} if _shape(ours, key) != _shape(theirs, key)]
+    return f"another tensor at {differ[0]}" if differ else None
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...] | None:
+    return tuple(state[key].shape) if key in state else None
+
+
+def _train(student: nn.Module, x: Tensor, expected: Any) -> str | None:
+    """A step of training: the shapes of its outputs, and a gradient for all that is binary."""
+    plan: Any = student.binarize_plan
+    unused = {layer.site for layer in plan.layers if "unused" in layer.roles}
+    student.train()
+    output = student(x if len(x) > 1 else torch.cat([x, x]))
+    wrong = None if expected is None else _compare(expected, output)
+    # Linear in the output, with unequal weights: a plain sum is constant behind a norm.
+    total: Any = sum((torch.randn_like(t) * t).sum() for t in _tensors(output))
+    if wrong is not None or not isinstance(total, Tensor):
+        return wrong or "no output has a gradient"
+    total.backward()
+    student.eval()
+    for name, layer in student.named_modules():
+        if not isinstance(layer, BinaryLayer) or name in unused:
+            continue
+        for own, parameter in layer.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                return f"no gradient for {name}.{own}"
+            if parameter.grad is not None and not _is_finite(parameter.grad):
+                return f"the gradient of {name}.{own} is not finite"
+    student.zero_grad(set_to_none=True)
+    return None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_meta or bool(tensor.isfinite().all())
+
+
+def _real(case: Case, x: Tensor) -> str | None:
+    """All of it with values, at the smallest size the original accepts."""
+    torch.manual_seed(0)
+    teacher = build(case).eval()
+    for size in small_sizes(tuple(x.shape[2:])):
+        image = torch.randn(1, x.shape[1], *size)
+        try:
+            _run(copy.deepcopy(teacher).train(), torch.cat([image, image]))
+        except Exception:
+            continue
+        break
+    student = convert(teacher, example_inputs=image)
+    wrong = _train(student, torch.cat([image, torch.randn_like(image)]), None)
+    if wrong is not None:
+        return wrong
+    before = tree_leaves(_run(student, image))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.safetensors")
+        save(student, path)
+        after = tree_leaves(_run(load(path, model=teacher), image))
+    for one, other in zip(before, after, strict=True):
+        if isinstance(one, Tensor):
+            if not bool(one.isfinite().all()):
+                return "its output is not finite"
+            if not torch.equal(one, other):
+                return "its output is another one after save and load"
+    return None

@@ -1,0 +1,112 @@
+"""Examine many networks in processes that may crash or hang without harm to the survey."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from binarize.survey.catalogue import Case
+from binarize.survey.row import FAILED, Row
+
+__all__ = ["survey"]
+
+# A worker is replaced after so many networks: what libraries cache would add up.
+_PER_WORKER = 60
+
+
+def survey(cases: Sequence[Case], jobs: int = 1, timeout: float = 300.0) -> Iterator[Row]:
+    """Examine networks, in processes of their own.
+
+    Args:
+        cases: Which ones.
+        jobs: How many at a time.
+        timeout: Seconds after which a network counts as failed.
+
+    Yields:
+        A row for every case, in the order in which they are done.
+    """
+    context = multiprocessing.get_context("spawn")
+    queue = deque(cases)
+    workers: list[_Worker] = []
+    try:
+        while queue or workers:
+            while queue and len(workers) < jobs:
+                workers.append(_Worker(context, timeout))
+                workers[-1].give(queue.popleft())
+            nearest = min(worker.deadline for worker in workers)
+            ready = wait([w.link for w in workers], max(nearest - time.monotonic(), 0.0))
+            for worker in list(workers):
+                if worker.link in ready or time.monotonic() > worker.deadline:
+                    yield worker.take()
+                    if worker.alive and queue:
+                        worker.give(queue.popleft())
+                    else:
+                        workers.remove(worker)
+                        worker.stop()
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker:
+    """A process that examines one network after the other."""
+
+    def __init__(self, context: Any, timeout: float) -> None:
+        self.link, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._timeout = timeout
+        self._left = _PER_WORKER
+        self._case: Case | None = None
+        self.deadline = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take one more."""
+        return self._left > 0 and self._process.is_alive()
+
+    def give(self, case: Case) -> None:
+        self._case = case
+        self._left -= 1
+        self.deadline = time.monotonic() + self._timeout
+        self.link.send(case)
+
+    def take(self) -> Row:
+        """The row of the case it was given; of a worker that hangs or has died too."""
+        assert self._case is not None
+        case = self._case
+        try:
+            if self.link.poll():
+                return Row.from_dict(self.link.recv())
+            cause = f"it took more than {self._timeout:g} s"
+        except (EOFError, OSError):
+            self._process.join(5.0)
+            cause = f"its process died (exit code {self._process.exitcode})"
+        self._left = 0
+        row = Row(case.key, case.library, case.family, case.name, case.variant)
+        row.status, row.cause, row.seconds = FAILED, cause, self._timeout
+        return row
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join(5.0)
+        self.link.close()
+
+
+def _serve(link: Connection) -> None:
+    import torch
+
+    from binarize.survey.examine import examine
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            case = link.recv()
+        except EOFError:
+            return
+        link.send(examine(case).to_dict())

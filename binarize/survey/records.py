@@ -1,0 +1,103 @@
+"""The rows on disk, one JSON line each: a survey that was stopped goes on from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from binarize.errors import FileError
+from binarize.survey.catalogue import Case
+from binarize.survey.row import Row
+
+__all__ = ["Records", "versions"]
+
+_PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "torchvision")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a survey's outcome depends on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class Records:
+    """Rows in a file: the versions in its first line, then a row per line.
+
+    Args:
+        path: The file; read if it is there and of these versions, else begun anew.
+
+    Attributes:
+        rows: The rows by key.
+
+    Raises:
+        FileError: The file holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, Row] = {}
+        self._open = False
+        if path.exists():
+            try:
+                self._read(path.read_text(encoding="utf-8"))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise FileError(
+                    "output",
+                    str(path),
+                    f"this file is not the record of a survey ({type(error).__name__})",
+                    "move it away, or give another --output",
+                ) from error
+
+    def _read(self, text: str) -> None:
+        # Behind the last line break is what a survey that was stopped had begun to write.
+        head, *lines = text.splitlines()[: text.count("\n")]
+        rows = [Row.from_dict(json.loads(line)) for line in lines]
+        if dict(json.loads(head)["versions"]) == versions():
+            self.rows = {row.key: row for row in rows}
+
+    def add(self, row: Row) -> None:
+        """Keep a row, in memory and in the file."""
+        self.rows[row.key] = row
+        if self._open:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(row.to_dict()))
+            return
+        lines = [_line({"versions": versions()}), *(_line(r.to_dict()) for r in self.rows.values())]
+        self.path.write_text("".join(lines), encoding="utf-8")
+        self._open = True
+
+    def missing(self, cases: Sequence[Case]) -> list[Case]:
+        """Cases without a row."""
+        return [case for case in cases if case.key not in self.rows]
+
+    def of(self, cases: Sequence[Case]) -> list[Row]:
+        """The rows of cases, in their order."""
+        return [self.rows[case.key] for case in cases if case.key in self.rows]
+
+    def write(self, path: Path, cases: Sequence[Case], summary: Any) -> None:
+        """Write the rows of the cases as one JSON document.
+
+        Args:
+            path: Where to.
+            cases: Whose rows, in their order.
+            summary: What all of them come to, plain data.
+        """
+        path.write_text("".join(self._document(cases, summary)), encoding="utf-8")
+
+    def _document(self, cases: Sequence[Case], summary: Any) -> Iterator[str]:
+        # One row per line: a difference between two surveys is a difference of lines.
+        yield f'{{"versions": {json.dumps(versions())},\n"summary": {json.dumps(summary)},\n'
+        rows = ",\n".join(json.dumps(row.to_dict(), ensure_ascii=False) for row in self.of(cases))
+        yield f'"rows": [\n{rows}\n]}}\n'
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -1,0 +1,113 @@
+"""What the survey finds out about one network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["CONVERTED", "FAILED", "NOTHING", "ORIGINAL", "Row"]
+
+CONVERTED = "converted"
+NOTHING = "nothing to binarize"
+ORIGINAL = "original fails"
+FAILED = "failed"
+
+
+@dataclass
+class Row:
+    """One network's row.
+
+    Attributes:
+        key: The case's name in the survey.
+        library: Where the network comes from.
+        family: The group it is told with.
+        name: The network's name.
+        variant: As in :class:`binarize.survey.Case`.
+        status: ``CONVERTED``, ``NOTHING`` (no layer that the policy makes binary, which an error
+            told), ``ORIGINAL`` (the library itself cannot build or run the network) or ``FAILED``.
+        cause: Why it is not converted.
+        params: Parameters of the float network.
+        gone: Weights of projection shortcuts that the conversion replaces by bypasses.
+        binary: Weights that become binary.
+        dense: Weights of convolutions and per-pixel linear layers, those that are gone left out.
+        dense_binary: How many of these become binary.
+        single: How many of ``dense`` work on a map of one position (squeeze-excite and the like).
+        kept: Layers left in float: ``{"roles", "reason", "layers", "weights", "dense"}`` each.
+        rewritten: Forwards that were traced and rewritten.
+        opaque: Causes by path of the forwards that could not be rewritten.
+        size: Height and width (and depth) that it was examined at.
+        other_size: The second size, odd where the original accepts an odd one; empty if it takes
+            one size only.
+        checks: ``"ok"`` or the cause of a failure, by name of the check: ``forward`` (shapes of the
+            outputs), ``train`` (the same when training, at the second size, and a gradient for
+            every binary parameter), ``reload`` (the plan read from JSON and carried out on a fresh
+            network gives the same tensors), ``real`` (with values: finite gradients, and the same
+            outputs after save and load).
+        effective_params: Effective parameters after conversion.
+        ops: Effective operations after conversion, ``None`` if unknown.
+        reference_ops: Multiply-accumulates of the float network, ``None`` if unknown.
+        seconds: What examining it took.
+    """
+
+    key: str
+    library: str
+    family: str
+    name: str
+    variant: str = ""
+    status: str = FAILED
+    cause: str = ""
+    params: int = 0
+    gone: int = 0
+    binary: int = 0
+    dense: int = 0
+    dense_binary: int = 0
+    single: int = 0
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    rewritten: int = 0
+    opaque: dict[str, str] = field(default_factory=dict)
+    size: list[int] = field(default_factory=list)
+    other_size: list[int] = field(default_factory=list)
+    checks: dict[str, str] = field(default_factory=dict)
+    effective_params: float | None = None
+    ops: float | None = None
+    reference_ops: int | None = None
+    seconds: float = 0.0
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether more than half of its weights are in convolutions or per-pixel linear layers."""
+        return self.dense > (self.params - self.gone) / 2
+
+    @property
+    def share(self) -> float:
+        """Share of the remaining parameters that become binary."""
+        return self.binary / max(self.params - self.gone, 1)
+
+    @property
+    def dense_share(self) -> float:
+        """Share of the weights of convolutions and per-pixel linear layers."""
+        return self.dense_binary / max(self.dense, 1)
+
+    @property
+    def map_share(self) -> float:
+        """The same, of the layers that work on maps of more than one position."""
+        return self.dense_binary / max(self.dense - self.single, 1)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """What went wrong, by name of the check."""
+        found = {name: told for name, told in self.checks.items() if told != "ok"}
+        if self.status == FAILED:
+            found["convert"] = self.cause
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; what is empty is left out."""
+        empty: tuple[Any, ...] = ("", [], {}, None)
+        return {key: value for key, value in asdict(self).items() if value not in empty}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Row:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(**data)

@@ -1,0 +1,44 @@
+"""Sizes of images to try a network with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from binarize.survey.catalogue import Case
+
+__all__ = ["default_sizes", "other_sizes", "small_sizes"]
+
+_SQUARE = (224, 256, 240, 384, 448, 512, 320, 128)
+# Odd ones first; most decoders want multiples of the encoder's stride, windows those of 7 or 8.
+_OTHER = ((199, 249), (193, 257), (192, 288), (256, 192), (448, 224), (512, 256), (384, 384))
+_SMALL = (64, 96, 128, 160)
+
+
+def default_sizes(case: Case, model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Shapes (1, C, *spatial) of images to try, the network's own default first."""
+    if case.family == "video":
+        yield from ((1, 3, 16, 112, 112), (1, 3, 16, 224, 224))
+        return
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(config, Mapping) and config.get("input_size"):
+        yield (1, *config["input_size"])
+    for side in _SQUARE:
+        yield (1, 3, side, side)
+
+
+def other_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Sizes other than a network's default, odd ones first."""
+    for height, width in _OTHER:
+        other = (*size[:-2], height, width)
+        if other != size:
+            yield other
+
+
+def small_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Sizes up to a network's default, small ones first."""
+    for side in _SMALL:
+        if side < size[-1]:
+            yield (*size[:-2], side, side)
+    yield size

@@ -1,0 +1,138 @@
+"""Cells and lines of the survey's tables."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from binarize.survey.row import CONVERTED, NOTHING, ORIGINAL, Row
+
+__all__ = ["count", "family_line", "kept_by_family", "network_line", "percent", "table"]
+
+# Of several roles the one that tells most.
+_ROLES = ("input", "prediction", "constant", "gate", "vector", "attention", "tokens", "unused")
+
+
+def count(number: float) -> str:
+    """A number with thousands set apart."""
+    return f"{number:,.0f}"
+
+
+def percent(share: float) -> str:
+    """A share, never rounded up to the whole."""
+    return f"{min(share, 0.999 if share < 1 else 1):.1%}"
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + " --- |" * len(head)
+    for line in lines:
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+
+
+def family_line(library: str, family: str, rows: Sequence[Row]) -> list[str]:
+    """Cells about one family."""
+    done = [row for row in rows if row.status == CONVERTED]
+    return [
+        f"{library}: {family}",
+        count(len(rows)),
+        count(len(done)),
+        _some(row.status == NOTHING for row in rows),
+        _some(row.status == ORIGINAL for row in rows),
+        _some(bool(row.failures) for row in rows),
+        _range([row.share for row in done]),
+        _range([row.dense_share for row in done]),
+        _range([row.map_share for row in done]),
+    ]
+
+
+def _some(flags: Iterable[bool]) -> str:
+    number = sum(flags)
+    return count(number) if number else ""
+
+
+def _range(shares: Sequence[float]) -> str:
+    if not shares:
+        return ""
+    low, high = percent(min(shares)), percent(max(shares))
+    return low if low == high else f"{low} to {high}"
+
+
+def network_line(row: Row) -> list[str]:
+    """Cells about one network."""
+    name = f"`{row.name}`" + (f" +{row.variant}" if row.variant else "")
+    if row.status != CONVERTED:
+        return [name, row.status, *[""] * 11]
+    opaque = f" +{len(row.opaque)} opaque" if row.opaque else ""
+    second = "×".join(map(str, row.other_size[-2:])) or "one size"
+    train = _mark(row, "train")
+    return [
+        name,
+        "yes",
+        percent(row.share),
+        percent(row.dense_share),
+        percent(row.map_share),
+        _kept(row),
+        f"{row.rewritten}{opaque}",
+        _mark(row, "forward"),
+        f"{train} {second}" if train else "",
+        _mark(row, "reload"),
+        _mark(row, "real"),
+        _change(row.params, row.effective_params, 1e6),
+        _change(row.reference_ops, row.ops, 1e9) if row.effective_params is not None else "",
+    ]
+
+
+def _mark(row: Row, check: str) -> str:
+    told = row.checks.get(check)
+    return "" if told is None else "ok" if told == "ok" else "**fails**"
+
+
+def _change(before: float | None, after: float | None, unit: float) -> str:
+    if after is None:
+        return "?" if before is None else f"{before / unit:.3g}"
+    return ("?" if before is None else f"{before / unit:.3g}") + f" → {after / unit:.3g}"
+
+
+def _kept(row: Row) -> str:
+    groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for group in row.kept:
+        entry = groups[_role(group)]
+        entry[0] += group["layers"]
+        entry[1] += group["weights"]
+    return ", ".join(
+        f"{role} {layers} ({_size(weights)})" for role, (layers, weights) in groups.items()
+    )
+
+
+def _role(group: Mapping[str, Any]) -> str:
+    return next((role for role in _ROLES if role in group["roles"]), "opaque")
+
+
+def _size(weights: int) -> str:
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if weights >= unit:
+            return f"{weights / unit:.3g} {letter}"
+    return str(weights)
+
+
+def kept_by_family(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """A line per family about the convolution weights that its networks keep."""
+    families: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        families[row.library, row.family].append(row)
+    for (library, family), members in families.items():
+        weights: dict[str, float] = defaultdict(float)
+        for row in members:
+            for group in row.kept:
+                weights[_role(group)] += group["dense"] / row.dense / len(members)
+        roles = sorted((role for role in weights if weights[role]), key=lambda r: -weights[r])
+        yield [
+            f"{library}: {family}",
+            count(len(members)),
+            _range([row.dense_share for row in members]),
+            _range([row.map_share for row in members]),
+            ", ".join(f"{role} {percent(weights[role])}" for role in roles),
+        ]

@@ -1,0 +1,62 @@
+"""``binarize coverage`` on two small networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+NAMES = ("timm:test_resnet", "timm:test_vit")
+
+
+def test_document_and_data(run, tmp_path: Path) -> None:
+    path = tmp_path / "few.md"
+    answer = run("coverage", *NAMES, "-o", path, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["summary"]["networks"] == 2
+    assert answer.json["summary"]["converted"] == 1
+    assert answer.json["summary"]["nothing"] == 1
+    text = path.read_text(encoding="utf-8")
+    assert "`test_resnet` | yes" in text
+    assert "`test_vit` | nothing to binarize" in text
+    data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert [row["key"] for row in data["rows"]] == list(NAMES)
+    assert data["rows"][0]["ops"] < data["rows"][0]["reference_ops"]
+    # A finished survey leaves nothing to go on with.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["few.json", "few.md"]
+
+
+def test_no_time_writes_what_there_is(run, tmp_path: Path) -> None:
+    path = tmp_path / "none.md"
+    assert run("coverage", *NAMES, "-o", path, "--minutes", 0).code == 0
+    assert "Not finished: 0 of 2" in path.read_text(encoding="utf-8")
+
+
+def test_names_only(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = run("coverage", "smp:FPN/resnet18", "vgg", "--list")
+    assert answer.code == 0
+    assert "timm:vgg11\n" in answer.out
+    assert "smp:FPN/resnet18\n" in answer.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("nothing-like-this",), "none of the"),
+        (("--jobs", 0), "jobs=0: must be at least 1"),
+        (("--timeout", 0), "timeout=0.0: must be at least 1"),
+        (("--minutes", -1), "minutes=-1.0: must be at least 0"),
+        (("-o", "missing/c.md"), "its folder does not exist"),
+        (("-o", "c.json"), "is the document"),
+    ],
+)
+def test_mistakes(words, told: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = run("coverage", *words)
+    assert answer.code == 1
+    assert told in answer.err
+    assert answer.err.strip().count("\n") <= 1
+    assert not list(tmp_path.iterdir())

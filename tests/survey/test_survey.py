@@ -1,0 +1,93 @@
+"""Which networks are surveyed, and what happens to the process that examines them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+from binarize.errors import ModelError
+from binarize.survey import Case, catalogue, pool, select, survey
+from binarize.survey.row import CONVERTED, FAILED
+
+
+@pytest.fixture(scope="module")
+def everything() -> list[Case]:
+    return catalogue()
+
+
+def test_every_timm_network_is_there(everything: list[Case]) -> None:
+    import timm
+
+    ours = [case for case in everything if case.library == "timm"]
+    assert {case.name for case in ours if not case.variant} == set(timm.list_models())
+    assert {case.family for case in ours} == set(timm.list_modules())
+    samples = Counter(case.family for case in ours if case.sample)
+    assert set(samples) == set(timm.list_modules())
+    assert set(samples.values()) == {1}
+    assert {case.family for case in ours if case.variant == "features"} == set(timm.list_modules())
+
+
+def test_every_smp_decoder_and_encoder_is_there(everything: list[Case]) -> None:
+    from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING as architectures
+    from segmentation_models_pytorch.encoders import encoders
+
+    ours = [case for case in everything if case.library == "segmentation_models_pytorch"]
+    decoders = {cls.__name__ for cls in architectures.values()}
+    assert len(decoders) >= 12
+    assert {case.family for case in ours} == decoders
+    assert {case.family for case in ours if case.variant == "aux"} == decoders
+    assert {case.family for case in ours if case.sample} == decoders
+    assert {f"Unet/{name}" for name in encoders} <= {case.name for case in ours}
+    # Every decoder meets an encoder of every family.
+    counts = Counter(case.family for case in ours if not case.variant)
+    assert min(counts.values()) >= 20
+
+
+def test_torchvision_is_there(everything: list[Case]) -> None:
+    ours = {case.name for case in everything if case.library == "torchvision"}
+    for name in ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "resnet18",
+                 "fasterrcnn_resnet50_fpn", "r3d_18"):  # fmt: skip
+        assert name in ours
+
+
+def test_keys_are_unique_and_in_a_fixed_order(everything: list[Case]) -> None:
+    keys = [case.key for case in everything]
+    assert len(set(keys)) == len(keys)
+    assert [case.key for case in catalogue()] == keys
+
+
+def test_selection(everything: list[Case]) -> None:
+    assert select(everything, []) == everything
+    few = select(everything, ["timm:resnet18", "smp:FPN/resnet18"])
+    assert [case.key for case in few] == ["timm:resnet18", "smp:FPN/resnet18"]
+    assert {case.family for case in select(everything, ["vgg"])} == {"vgg"}
+    with pytest.raises(ModelError, match="none of the .* networks matches it"):
+        select(everything, ["timm:resnet18", "timm:resnet19"])
+
+
+CASE = Case("timm", "resnet", "test_resnet")
+
+
+def test_a_network_that_takes_too_long_is_a_failure() -> None:
+    (row,) = survey([CASE], timeout=0.01)
+    assert (row.key, row.status) == ("timm:test_resnet", FAILED)
+    assert row.cause == "it took more than 0.01 s"
+
+
+def test_a_process_that_dies_harms_its_network_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Case("timm", "resnet", "resnet18")
+    monkeypatch.setattr(pool, "_serve", os._exit)  # does not take what it is given, and dies
+    rows = {row.key: row for row in survey([CASE, other], jobs=2, timeout=60)}
+    assert set(rows) == {CASE.key, other.key}
+    for row in rows.values():
+        assert row.status == FAILED
+        assert row.cause == "its process died (exit code 1)"
+
+
+def test_rows_come_from_other_processes() -> None:
+    (row,) = survey([CASE], timeout=120)
+    assert row.status == CONVERTED
+    assert row.failures == {}
+    assert row.checks == {"forward": "ok", "reload": "ok", "train": "ok"}
