@@ -67,7 +67,11 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if "torch" not in broken:
         facts["torch"] = _torch()
     facts["policies"] = {}
-    for name, check in (("policies", _policies), ("round trip", _round_trip)):
+    for name, check in (
+        ("policies", _policies),
+        ("kernels", _kernels_agree),
+        ("round trip", _round_trip),
+    ):
         with out.step(f"checking: {name}"):
             try:
                 facts["checks"][name] = check(facts)
@@ -151,8 +155,20 @@ def _torch() -> dict[str, Any]:
         "mkldnn": torch.backends.mkldnn.is_available(),
         "cuda": torch.version.cuda,
         "devices": devices,
-        "kernels": "pure PyTorch",
+        "kernels": _kernels(),
     }
+
+
+def _kernels() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from binarize.errors import BinarizeError
+    from binarize.kernels.native import status
+
+    try:
+        return asdict(status())
+    except BinarizeError as error:
+        return {"problem": str(error)}
 
 
 def _policies(facts: dict[str, Any]) -> str:
@@ -163,6 +179,22 @@ def _policies(facts: dict[str, Any]) -> str:
     if "bidense" not in found:
         return "failed: the bundled policies are missing; install the package again"
     return f"{len(found)} good"
+
+
+def _kernels_agree(facts: dict[str, Any]) -> str:
+    """Run a small binary convolution by the kernels in use and by plain torch."""
+    import torch
+
+    from binarize.kernels import native, pack_weight
+
+    active = native.status().active
+    arguments: list[Any] = [[torch.randn(1, 70, 5, 6)], [1], []]
+    arguments += [pack_weight(torch.randn(9, 70, 3, 3), stride=(1, 1), dilation=(1, 1))]
+    arguments += [torch.ones(9), torch.zeros(9), None, torch.zeros(70), None, None]
+    arguments += [(3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, "zeros", False, (0, 0)]
+    arguments += ["none", (0, 0), [], None, None, None, False]
+    results = [native.select(name)(*arguments)[0] for name in (active, "reference")]
+    return f"{active} and plain torch agree" if torch.equal(*results) else "failed: results differ"
 
 
 def _round_trip(facts: dict[str, Any]) -> str:
@@ -188,6 +220,18 @@ def _round_trip(facts: dict[str, Any]) -> str:
     return "convert, save and load agree" if same else "failed: a loaded network answers otherwise"
 
 
+def _kernel_rows(kernels: dict[str, Any]) -> list[tuple[str, str]]:
+    if "active" not in kernels:
+        return [("binary kernels", f"failed: {kernels['problem']}")]
+    if kernels["library"] is None:
+        return [("binary kernels", f"{kernels['active']} (plain torch): {kernels['problem']}")]
+    return [
+        ("binary kernels", f"{kernels['active']}  {kernels['library']}"),
+        ("", f"compiled: {' '.join(kernels['compiled'])}; usable: {' '.join(kernels['usable'])}"),
+        ("", f"threads by {kernels['openmp']}"),
+    ]
+
+
 def _show(facts: dict[str, Any], out: Output) -> None:
     from rich.table import Table
 
@@ -203,7 +247,7 @@ def _show(facts: dict[str, Any], out: Output) -> None:
         rows += [
             ("devices", ", ".join(torch["devices"])),
             ("threads", f"{torch['threads']}  ({torch['capability']} kernels of torch)"),
-            ("binary kernels", torch["kernels"]),
+            *_kernel_rows(torch["kernels"]),
         ]
     for name, found in facts["packages"].items():
         rows.append((name, found.get("version") or f"MISSING  {found['error']}"))

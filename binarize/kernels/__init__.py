@@ -1,6 +1,7 @@
 """The 1-bit kernels: one op, its weights' layout, its native and its plain implementation."""
 
+from binarize.kernels.geometry import output_size
 from binarize.kernels.layout import Layout, pack_weight, unpack_weight
-from binarize.kernels.ops import output_size, unit
+from binarize.kernels.ops import unit
 
 __all__ = ["Layout", "output_size", "pack_weight", "unit", "unpack_weight"]

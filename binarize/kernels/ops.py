@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from binarize.kernels import reference
+from binarize.kernels import native, reference
+from binarize.kernels.geometry import output_size
 
-__all__ = ["output_size", "unit"]
+__all__ = ["unit"]
 
 _LIBRARY = torch.library.Library("binarize", "DEF")
 _LIBRARY.define(
@@ -32,39 +33,6 @@ _LIBRARY.define(
     " bool want_means) -> (Tensor, Tensor)",
     tags=[torch.Tag.pt2_compliant_tag],
 )
-
-
-def output_size(
-    size: Sequence[Any],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[Any],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[Any],
-) -> list[Any]:
-    """Spatial size of the output; ``padding`` holds (before, after) per dimension.
-
-    Args:
-        size: Spatial size of the input, after the sources are enlarged.
-        kernel: Per dimension.
-        stride: Per dimension.
-        padding: Pairs, the first dimension first.
-        dilation: Per dimension.
-        transposed: Whether the convolution is transposed.
-        output_padding: Per dimension, read for a transposed convolution only.
-
-    Returns:
-        One size per dimension.
-    """
-    sizes = []
-    for d, length in enumerate(size):
-        reach, pads = dilation[d] * (kernel[d] - 1) + 1, padding[2 * d] + padding[2 * d + 1]
-        if transposed:
-            sizes.append((length - 1) * stride[d] - pads + reach + output_padding[d])
-        else:
-            sizes.append((length + pads - reach) // stride[d] + 1)
-    return sizes
 
 
 @torch.library.register_fake("binarize::unit", lib=_LIBRARY)
@@ -103,7 +71,9 @@ def _fake(
     return y, first.new_empty((samples, channels) if want_means else (0,))
 
 
-# Every device has the plain implementation; a native one takes its place on the CPU.
+# Every device has the plain implementation; on the CPU the native one takes its place, which
+# falls back to the plain one where there is no library.
 _LIBRARY.impl("unit", reference.unit, "CompositeExplicitAutograd")
+_LIBRARY.impl("unit", native.unit, "CPU")
 
 unit = torch.ops.binarize.unit.default

@@ -82,7 +82,8 @@ def unit(
         y = torch.where(y > 0, y, y * act_slope.view(column))
     if act_out_shift is not None:
         y = y + act_out_shift.view(column)
-    result = y.movedim(1, -1).contiguous().movedim(-1, 1)
+    # Not by `contiguous`, which leaves the strides of dimensions of size 1 as they come.
+    result = y.new_empty((y.shape[0], *y.shape[2:], y.shape[1])).movedim(-1, 1).copy_(y)
     return result, y.mean(positions) if want_means else y.new_empty(0)
 
 

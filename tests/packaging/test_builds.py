@@ -19,7 +19,16 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RULES = {path.stem for path in (CHECKOUT / "rules").glob("*.toml")}
-SOURCES = ["binarize", "rules", "pyproject.toml", "README.md", "LICENSE", ".gitignore"]
+SOURCES = [
+    "binarize",
+    "rules",
+    "CMakeLists.txt",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    ".gitignore",
+]
+LIBRARY = "binarize/kernels/libbinarize_kernels.so"
 
 # Prints where the package lies, then the policies it finds.
 ASK = """
@@ -35,6 +44,21 @@ def ask(python: Path | str, folder: Path, **environment: str) -> tuple[Path, set
     output = run([str(python), "-c", ASK], folder, env)
     where, names = output.splitlines()[-2:]
     return Path(where), set(names.split())
+
+
+# Prints the C libraries that lie where binarize.kernels looks for them.
+LOOK = """
+import importlib.util, pathlib
+spec = importlib.util.find_spec("binarize.kernels")
+for folder in spec.submodule_search_locations:
+    print(*pathlib.Path(folder).glob("libbinarize_kernels.*"))
+"""
+
+
+def libraries(python: Path | str, folder: Path, **environment: str) -> list[str]:
+    """Let ``python`` say which C libraries it finds."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
+    return run([str(python), "-c", LOOK], folder, env).split()
 
 
 def run(command: list[str], folder: Path, env: dict[str, str] | None = None) -> str:
@@ -55,7 +79,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in SOURCES:
         if (CHECKOUT / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
+            ignore = shutil.ignore_patterns("__pycache__", "libbinarize_kernels.*")
             shutil.copytree(CHECKOUT / name, folder / name, ignore=ignore)
         else:
             shutil.copy(CHECKOUT / name, folder / name)
@@ -97,12 +121,15 @@ def test_there_are_rules_to_find() -> None:
     assert {"bidense", "bidense-released"} <= RULES
 
 
-def test_wheel_is_pure_and_holds_rules_and_type_marker(wheel: Path) -> None:
-    assert wheel.name.endswith("-py3-none-any.whl")
+def test_wheel_holds_library_rules_and_type_marker(wheel: Path) -> None:
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
     assert rule_files(wheel) == RULES
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
     assert "binarize/py.typed" in names
+    assert LIBRARY in names
+    assert not [name for name in names if "csrc" in name]
     tops = {name.split("/")[0].split("-")[0] for name in names}
     assert tops == {"binarize", "binarize_torch"}, "only the package and its metadata"
     assert not [name for name in names if "__pycache__" in name]
@@ -115,6 +142,19 @@ def test_wheel_installed_elsewhere(wheel: Path, tmp_path: Path) -> None:
     where, found = ask(python, tmp_path, PYTHONPATH=str(site))
     assert where == (site / "binarize").resolve()
     assert found == RULES
+    assert libraries(python, tmp_path, PYTHONPATH=str(site)) == [str(site / LIBRARY)]
+
+
+def test_without_a_compiler_the_wheel_is_pure(sources: Path, tmp_path: Path) -> None:
+    env = os.environ | {"CXX": str(tmp_path / "no-such-compiler")}
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(sources)]
+    run(command, tmp_path, env)
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.endswith("-py3-none-any.whl")
+    assert rule_files(built) == RULES
+    with zipfile.ZipFile(built) as opened:
+        assert LIBRARY not in opened.namelist()
 
 
 def test_wheel_from_sdist_holds_the_same_rules(sources: Path, tmp_path: Path) -> None:
@@ -129,6 +169,8 @@ def test_editable_install(sources: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "venv")
     editable = ["--no-build-isolation", "--editable", str(sources)]
     pip("install", *editable, python=python, folder=tmp_path)
+    (found_library,) = libraries(python, tmp_path)
+    assert found_library.endswith(LIBRARY)
     where, found = ask(python, tmp_path)
     assert where == (sources / "binarize").resolve()
     assert found == RULES
@@ -144,5 +186,6 @@ def test_editable_install(sources: Path, tmp_path: Path) -> None:
 def test_plain_checkout(sources: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "venv")
     where, found = ask(python, tmp_path, PYTHONPATH=str(sources))
+    assert not libraries(python, tmp_path, PYTHONPATH=str(sources))
     assert where == (sources / "binarize").resolve()
     assert found == RULES

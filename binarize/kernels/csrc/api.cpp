@@ -1,0 +1,82 @@
+// The C ABI: what is compiled in, what this machine can run, and the way there.
+#include "sets.h"
+
+namespace {
+
+#if defined(__x86_64__) || defined(__i386__)
+// __builtin_cpu_supports looks at what the operating system saves, too.
+bool runs_avx2() { return __builtin_cpu_supports("avx2"); }
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vpopcntdq");
+}
+#endif
+
+bool good(const BinarizeGeometry &g) {
+  if (g.samples < 0 || g.in_channels < 1 || g.out_channels < 1 || g.groups < 1) return false;
+  if (g.in_channels % g.groups || g.out_channels % g.groups || g.sources < 1) return false;
+  for (int d = 0; d < 3; ++d) {
+    if (g.in_size[d] < 1 || g.out_size[d] < 1 || g.kernel[d] < 1 || g.stride[d] < 1 ||
+        g.dilation[d] < 1)
+      return false;
+    for (int64_t i = 0; i < g.sources; ++i) {
+      const int64_t up = g.source[6 * i + 1];
+      if (up < 1 || (g.in_size[d] % up && g.in_size[d] != 1)) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+int32_t binarize_abi(void) { return BINARIZE_ABI; }
+
+int32_t binarize_available(int32_t set) {
+  switch (set) {
+    case BINARIZE_SCALAR:
+      return 2;
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      return runs_avx2() ? 2 : 1;
+#endif
+#if defined(BINARIZE_WITH_AVX512)
+    case BINARIZE_AVX512:
+      return runs_avx512() ? 2 : 1;
+#endif
+#if defined(BINARIZE_WITH_NEON)
+    case BINARIZE_NEON:
+      return 2;
+#endif
+    default:
+      return 0;
+  }
+}
+
+int64_t binarize_scratch(const BinarizeGeometry *g, int64_t threads) {
+  if (!g || threads < 1 || !good(*g)) return -1;
+  return binarize_scratch_bytes(*g, threads);
+}
+
+int32_t binarize_unit(int32_t set, const BinarizeGeometry *g, const void *const *tensors,
+                      int64_t threads, BinarizeRunner runner) {
+  if (!g || threads < 1 || !good(*g)) return BINARIZE_BAD_GEOMETRY;
+  if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;
+  if (g->samples == 0) return BINARIZE_OK;
+  switch (set) {
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      return binarize_unit_avx2(*g, tensors, threads, runner);
+#endif
+#if defined(BINARIZE_WITH_AVX512)
+    case BINARIZE_AVX512:
+      return binarize_unit_avx512(*g, tensors, threads, runner);
+#endif
+#if defined(BINARIZE_WITH_NEON)
+    case BINARIZE_NEON:
+      return binarize_unit_neon(*g, tensors, threads, runner);
+#endif
+    default:
+      return binarize_unit_scalar(*g, tensors, threads, runner);
+  }
+}

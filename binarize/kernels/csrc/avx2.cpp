@@ -1,0 +1,121 @@
+// AVX2: bits counted four at a time by a table in a register.
+#include <immintrin.h>
+
+#include "sets.h"
+
+namespace {
+
+constexpr int64_t kVectors = 1;
+
+struct Deviation {
+  __m256 lane[8];
+  Deviation() {
+    for (__m256 &l : lane) l = _mm256_setzero_ps();
+  }
+  void add(const Deviation &other, float times) {
+    for (int i = 0; i < 8; ++i) {
+      lane[i] = _mm256_add_ps(lane[i], _mm256_mul_ps(_mm256_set1_ps(times), other.lane[i]));
+    }
+  }
+  double total() const {
+    float all[64];
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(all + 8 * i, lane[i]);
+    double sum = 0;
+    for (int i = 0; i < 64; ++i) sum += all[i];
+    return sum;
+  }
+};
+
+template <bool kDeviation, bool kFlip>
+inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation &deviation) {
+  const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  uint64_t word = 0, other = 0;
+  for (int i = 0; i < 8; ++i) {
+    const __m256 value = _mm256_loadu_ps(x + 8 * i), level = _mm256_loadu_ps(t + 8 * i);
+    const __m256 mask = _mm256_cmp_ps(value, level, _CMP_NLT_UQ);
+    word |= (uint64_t)(uint32_t)_mm256_movemask_ps(mask) << (8 * i);
+    if (kFlip) {
+      const __m256 turned = _mm256_cmp_ps(value, level, _CMP_NGT_UQ);
+      other |= (uint64_t)(uint32_t)_mm256_movemask_ps(turned) << (8 * i);
+    }
+    if (kDeviation) {
+      deviation.lane[i] = _mm256_add_ps(
+          deviation.lane[i], _mm256_and_ps(positive, _mm256_sub_ps(value, level)));
+    }
+  }
+  return kFlip ? (word & ~flip) | (other & flip) : word;
+}
+
+inline void expand(const uint64_t *plane, int planes, int32_t *out) {
+  const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  for (int i = 0; i < 8; ++i) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int p = 0; p < planes; ++p) {
+      const __m256i bits = _mm256_set1_epi32((int)((plane[8 * p] >> (8 * i)) & 0xff));
+      const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(bits, place), place);
+      sum = _mm256_or_si256(sum, _mm256_and_si256(set, _mm256_set1_epi32(1 << p)));
+    }
+    _mm256_storeu_si256((__m256i *)(out + 8 * i), sum);
+  }
+}
+
+#include "plan.hpp"
+
+inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *offsets,
+                       int64_t steps, int64_t words, const uint64_t *weight, int64_t,
+                       int32_t *out, int64_t stride, int64_t lanes, bool more) {
+  const __m256i low = _mm256_set1_epi8(0x0f);
+  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1,
+                                         2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i sum[kPixels][2], bytes[kPixels][2];
+  for (int i = 0; i < kPixels; ++i) {
+    for (int v = 0; v < 2; ++v) sum[i][v] = bytes[i][v] = zero;
+  }
+  // A byte holds 31 times 8.
+  int room = 31;
+  for (int64_t s = 0; s < steps; ++s) {
+    for (int64_t k = 0; k < words; ++k, weight += 8) {
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        const __m256i w = _mm256_loadu_si256((const __m256i *)(weight + 4 * v));
+#pragma GCC unroll 4
+        for (int i = 0; i < kPixels; ++i) {
+          const __m256i a = _mm256_set1_epi64x((long long)pixel[i][offsets[s] + k]);
+          const __m256i x = _mm256_xor_si256(a, w);
+          const __m256i few = _mm256_shuffle_epi8(table, _mm256_and_si256(x, low));
+          const __m256i rest =
+              _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi64(x, 4), low));
+          bytes[i][v] = _mm256_add_epi8(bytes[i][v], _mm256_add_epi8(few, rest));
+        }
+      }
+      if (--room == 0) {
+        room = 31;
+        for (int i = 0; i < kPixels; ++i) {
+          for (int v = 0; v < 2; ++v) {
+            sum[i][v] = _mm256_add_epi64(sum[i][v], _mm256_sad_epu8(bytes[i][v], zero));
+            bytes[i][v] = zero;
+          }
+        }
+      }
+    }
+  }
+  for (int i = 0; i < kPixels; ++i) {
+    int64_t all[8];
+    for (int v = 0; v < 2; ++v) {
+      _mm256_storeu_si256((__m256i *)(all + 4 * v),
+                          _mm256_add_epi64(sum[i][v], _mm256_sad_epu8(bytes[i][v], zero)));
+    }
+    for (int64_t l = 0; l < lanes; ++l) {
+      out[i * stride + l] = (int32_t)all[l] + (more ? out[i * stride + l] : 0);
+    }
+  }
+}
+
+#include "parallel.hpp"
+#include "bits.hpp"
+#include "convolve.hpp"
+
+}  // namespace
+
+BINARIZE_SET(avx2) { return run_unit(g, tensors, threads, runner); }

@@ -1,0 +1,123 @@
+// AVX-512 with VPOPCNTDQ: eight words counted by one instruction.
+#include <immintrin.h>
+
+#include "sets.h"
+
+namespace {
+
+constexpr int64_t kVectors = 4;
+
+struct Deviation {
+  __m512 lane[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                    _mm512_setzero_ps()};
+  void add(const Deviation &other, float times) {
+    for (int i = 0; i < 4; ++i) {
+      lane[i] = _mm512_add_ps(lane[i], _mm512_mul_ps(_mm512_set1_ps(times), other.lane[i]));
+    }
+  }
+  double total() const {
+    float all[64];
+    for (int i = 0; i < 4; ++i) _mm512_storeu_ps(all + 16 * i, lane[i]);
+    double sum = 0;
+    for (int i = 0; i < 64; ++i) sum += all[i];
+    return sum;
+  }
+};
+
+template <bool kDeviation, bool kFlip>
+inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation &deviation) {
+  uint64_t word = 0;
+  for (int i = 0; i < 4; ++i) {
+    const __m512 value = _mm512_loadu_ps(x + 16 * i), level = _mm512_loadu_ps(t + 16 * i);
+    uint32_t mask = _mm512_cmp_ps_mask(value, level, _CMP_NLT_UQ);
+    if (kFlip) {
+      const uint32_t chosen = (uint32_t)(flip >> (16 * i)) & 0xffff;
+      const uint32_t other = _mm512_cmp_ps_mask(value, level, _CMP_NGT_UQ);
+      mask = (mask & ~chosen) | (other & chosen);
+    }
+    word |= (uint64_t)mask << (16 * i);
+    if (kDeviation) {
+      deviation.lane[i] =
+          _mm512_add_ps(deviation.lane[i], _mm512_abs_ps(_mm512_sub_ps(value, level)));
+    }
+  }
+  return word;
+}
+
+inline void expand(const uint64_t *plane, int planes, int32_t *out) {
+  for (int i = 0; i < 4; ++i) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int p = 0; p < planes; ++p) {
+      const __mmask16 mask = (__mmask16)(plane[8 * p] >> (16 * i));
+      sum = _mm512_mask_or_epi32(sum, mask, sum, _mm512_set1_epi32(1 << p));
+    }
+    _mm512_storeu_si512(out + 16 * i, sum);
+  }
+}
+
+#include "plan.hpp"
+
+template <int kWide>
+inline void count_wide(const uint64_t *const *pixel, const int64_t *offsets, int64_t steps,
+                       int64_t words, const uint64_t *weight, int64_t block_words, int32_t *out,
+                       int64_t stride, int64_t lanes, bool more) {
+  __m512i sum[kPixels][kWide];
+  for (int i = 0; i < kPixels; ++i) {
+    for (int v = 0; v < kWide; ++v) sum[i][v] = _mm512_setzero_si512();
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    const uint64_t *a0 = pixel[0] + offsets[s], *a1 = pixel[1] + offsets[s],
+                   *a2 = pixel[2] + offsets[s], *a3 = pixel[3] + offsets[s];
+    for (int64_t k = 0; k < words; ++k, weight += 8) {
+      const __m512i a[kPixels] = {
+          _mm512_set1_epi64((long long)a0[k]), _mm512_set1_epi64((long long)a1[k]),
+          _mm512_set1_epi64((long long)a2[k]), _mm512_set1_epi64((long long)a3[k])};
+#pragma GCC unroll 4
+      for (int v = 0; v < kWide; ++v) {
+        const __m512i w = _mm512_loadu_si512(weight + v * block_words);
+#pragma GCC unroll 4
+        for (int i = 0; i < kPixels; ++i) {
+          sum[i][v] =
+              _mm512_add_epi64(sum[i][v], _mm512_popcnt_epi64(_mm512_xor_si512(a[i], w)));
+        }
+      }
+    }
+  }
+  for (int v = 0; v < kWide; ++v) {
+    const int64_t left = lanes - 8 * v;
+    const __mmask8 mask = left >= 8 ? 0xff : (__mmask8)((1 << left) - 1);
+    for (int i = 0; i < kPixels; ++i) {
+      int32_t *to = out + i * stride + 8 * v;
+      __m256i part = _mm512_cvtepi64_epi32(sum[i][v]);
+      if (more) part = _mm256_add_epi32(part, _mm256_maskz_loadu_epi32(mask, to));
+      _mm256_mask_storeu_epi32(to, mask, part);
+    }
+  }
+}
+
+inline void count_tile(int64_t wide, const uint64_t *const *pixel, const int64_t *offsets,
+                       int64_t steps, int64_t words, const uint64_t *weight, int64_t block_words,
+                       int32_t *out, int64_t stride, int64_t lanes, bool more) {
+  switch (wide) {
+    case 1:
+      return count_wide<1>(pixel, offsets, steps, words, weight, block_words, out, stride, lanes,
+                           more);
+    case 2:
+      return count_wide<2>(pixel, offsets, steps, words, weight, block_words, out, stride, lanes,
+                           more);
+    case 3:
+      return count_wide<3>(pixel, offsets, steps, words, weight, block_words, out, stride, lanes,
+                           more);
+    default:
+      return count_wide<4>(pixel, offsets, steps, words, weight, block_words, out, stride, lanes,
+                           more);
+  }
+}
+
+#include "parallel.hpp"
+#include "bits.hpp"
+#include "convolve.hpp"
+
+}  // namespace
+
+BINARIZE_SET(avx512) { return run_unit(g, tensors, threads, runner); }

@@ -1,0 +1,91 @@
+/* C ABI of the 1-bit kernels: raw pointers, 64-bit sizes, a status code.
+
+   Nothing here throws, allocates or keeps state: the caller gives scratch memory, and calls from
+   several threads at once are independent of each other. Shapes are written (n, z, y, x, channel);
+   convolutions in one or two dimensions have leading dimensions of size 1. */
+#ifndef BINARIZE_H
+#define BINARIZE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define BINARIZE_API __declspec(dllexport)
+#else
+#define BINARIZE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { BINARIZE_ABI = 1 };
+
+enum BinarizeInstructionSet {
+  BINARIZE_SCALAR = 0,
+  BINARIZE_AVX2 = 1,
+  BINARIZE_AVX512 = 2,
+  BINARIZE_NEON = 3
+};
+
+enum BinarizeStatus { BINARIZE_OK = 0, BINARIZE_BAD_GEOMETRY = 1, BINARIZE_NOT_AVAILABLE = 2 };
+
+enum BinarizePadding {
+  BINARIZE_ZEROS = 0,
+  BINARIZE_REFLECT = 1,
+  BINARIZE_REPLICATE = 2,
+  BINARIZE_CIRCULAR = 3
+};
+
+enum BinarizeBypass { BINARIZE_NONE = 0, BINARIZE_CONTIGUOUS = 1, BINARIZE_INTERLEAVED = 2 };
+
+/* Everything about a unit but its tensors. Read only; may be shared between threads. */
+typedef struct {
+  int64_t samples, in_channels, out_channels, groups;
+  int64_t in_size[3], out_size[3];
+  int64_t kernel[3], stride[3], before[3], dilation[3], bypass_offset[3];
+  int64_t padding_mode, transposed, bypass, folded, depthwise;
+  int64_t sources, residuals;
+  /* Per source: channels, factor of enlargement, strides of n, z, y, x in elements. */
+  const int64_t *source;
+  /* Per residual: strides of n, z, y, x in elements. */
+  const int64_t *residual;
+} BinarizeGeometry;
+
+/* The tensors of one call, in this order; those that may be null are marked so.
+   After them come `sources` maps, `sources` means (null if none is given), `residuals` maps. */
+enum BinarizeTensor {
+  BINARIZE_WEIGHT,
+  BINARIZE_GAIN,
+  BINARIZE_OFFSET,
+  BINARIZE_MEAN_GAIN, /* null: thresholds do not depend on the mean */
+  BINARIZE_THRESHOLD,
+  BINARIZE_FLIP,          /* or null */
+  BINARIZE_EXPONENT,      /* or null */
+  BINARIZE_ACT_SHIFT,     /* or null */
+  BINARIZE_ACT_SLOPE,     /* or null */
+  BINARIZE_ACT_OUT_SHIFT, /* or null */
+  BINARIZE_RESULT,
+  BINARIZE_RESULT_MEANS, /* or null */
+  BINARIZE_SCRATCH,
+  BINARIZE_FIRST_SOURCE
+};
+
+/* Runs `body(data)` on `threads` threads and waits: the signature of GOMP_parallel. */
+typedef void (*BinarizeRunner)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+
+BINARIZE_API int32_t binarize_abi(void);
+/* 1 if the library holds it, 2 if this machine can run it as well, else 0. */
+BINARIZE_API int32_t binarize_available(int32_t instruction_set);
+/* Bytes of scratch memory that a call needs, or -1 if the geometry is refused. */
+BINARIZE_API int64_t binarize_scratch(const BinarizeGeometry *geometry, int64_t threads);
+/* Runs the unit; `runner` may be null. */
+BINARIZE_API int32_t binarize_unit(int32_t instruction_set, const BinarizeGeometry *geometry,
+                                   const void *const *tensors, int64_t threads,
+                                   BinarizeRunner runner);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

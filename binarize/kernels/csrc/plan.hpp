@@ -1,0 +1,182 @@
+// What one call does, worked out from its geometry: phases, padded bits, scratch memory.
+// Included by every instruction set's file inside a namespace of its own, so that no code
+// compiled for one processor is ever shared with another.
+
+struct Dim {
+  int64_t in;      // size of the enlarged input
+  int64_t out;     // outputs of this phase
+  int64_t taps;    // taps of this phase
+  int64_t step;    // input positions per output
+  int64_t start;   // input position of output 0, tap 0
+  int64_t reach;   // input positions per tap
+  int64_t first;   // first output in the result
+  int64_t every;   // distance of the outputs in the result
+};
+
+struct Phase {
+  Dim dim[3];
+  int64_t outputs;  // positions
+  int64_t taps;
+  int64_t steps;    // taps after folding
+  int64_t words;    // of packed weight
+  int64_t sums;     // tap sums
+};
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t floor_div(int64_t a, int64_t b) {
+  return a >= 0 ? a / b : -((-a + b - 1) / b);
+}
+
+// One dimension of a transposed convolution's phase `rest`; layout.py puts the same taps there.
+static Dim transposed_dim(const BinarizeGeometry &g, int d, int64_t rest) {
+  const int64_t s = g.stride[d], dil = g.dilation[d], k = g.kernel[d], p = g.before[d];
+  Dim r = {g.in_size[d], 0, 0, 1, 0, 1, 0, s};
+  r.first = ((rest - p) % s + s) % s;
+  r.out = r.first < g.out_size[d] ? (g.out_size[d] - 1 - r.first) / s + 1 : 0;
+  int64_t last = -1, before_last = -1;
+  for (int64_t i = k - 1; i >= 0; --i) {
+    if (i * dil % s != rest) continue;
+    if (r.taps == 0) last = i;
+    if (r.taps == 1) before_last = i;
+    ++r.taps;
+  }
+  if (r.taps == 0) return r;
+  r.start = floor_div(r.first + p - last * dil, s);
+  if (r.taps > 1) r.reach = (last - before_last) * dil / s;
+  return r;
+}
+
+static int64_t phase_count(const BinarizeGeometry &g) {
+  return g.transposed ? g.stride[0] * g.stride[1] * g.stride[2] : 1;
+}
+
+static Phase make_phase(const BinarizeGeometry &g, int64_t index) {
+  Phase r;
+  r.outputs = r.taps = 1;
+  int64_t rest = index;
+  for (int d = 2; d >= 0; --d) {
+    if (g.transposed) {
+      r.dim[d] = transposed_dim(g, d, rest % g.stride[d]);
+      rest /= g.stride[d];
+    } else {
+      r.dim[d] = {g.in_size[d],  g.out_size[d],  g.kernel[d], g.stride[d],
+                  -g.before[d], g.dilation[d], 0,           1};
+    }
+    r.outputs *= r.dim[d].out;
+    r.taps *= r.dim[d].taps;
+  }
+  const int64_t in_group = g.in_channels / g.groups, out_group = g.out_channels / g.groups;
+  r.steps = g.folded ? r.dim[0].taps * r.dim[1].taps : r.taps;
+  if (g.depthwise) {
+    r.words = r.taps * ceil_div(g.in_channels, 64);
+  } else {
+    const int64_t row = g.folded ? in_group * g.kernel[2] : in_group;
+    r.words = g.groups * ceil_div(out_group, 8) * r.steps * ceil_div(row, 64) * 8;
+  }
+  r.sums = (r.dim[0].taps + 1) * (r.dim[1].taps + 1) * (r.dim[2].taps + 1) * g.out_channels;
+  return r;
+}
+
+constexpr int64_t kPixels = 4;       // pixels of a register tile
+constexpr int64_t kMostPixels = 64;  // pixels of a block
+constexpr int64_t kSegment = 512;    // pixels of a row that one thread packs at a time
+
+struct Plan {
+  int64_t words;          // per pixel, all channels
+  int64_t before[3];      // padding of the bits
+  int64_t padded[3];      // size of the padded bits
+  bool gathered;          // bits are brought into strings per group (and folded row)
+  int64_t string_words;   // per group and tap
+  int64_t string_pixels;  // per row
+  int64_t block;          // pixels of a block
+  int64_t span;           // pixels of a work item
+  int64_t count_stride;   // int32 per pixel of a block
+  int64_t phases;
+  int64_t mean_rows;      // partial sums of the input, rows over all sources and samples
+  int64_t sum_rows;       // partial sums of the output, rows per sample
+  int64_t segments;       // of a padded row
+  int64_t deviation_rows; // per sample
+  int64_t patterns[3];    // at most so many windows that hang over the border differently
+  // Scratch memory.
+  float *level, *mean_part, *scale, *sum_part, *room;
+  double *deviation;
+  uint64_t *flip, *bits, *strings, *depth_weight;
+  int32_t *table, *pattern;
+  int64_t room_floats;    // per thread
+  int64_t bytes;
+};
+
+static int64_t row_segments(int64_t length) { return most(1, ceil_div(length, kSegment)); }
+
+// Fills in the plan; with `memory` null only its size.
+static void make_plan(const BinarizeGeometry &g, bool want_means, int64_t threads, char *memory,
+                      Plan &p) {
+  p.words = ceil_div(g.in_channels, 64);
+  p.phases = phase_count(g);
+  int64_t low[3] = {0, 0, 0}, high[3] = {0, 0, 0};
+  int64_t outputs = 0, steps = 0;
+  for (int d = 0; d < 3; ++d) {
+    p.patterns[d] = 1;
+    high[d] = g.in_size[d] - 1;
+  }
+  for (int64_t i = 0; i < p.phases; ++i) {
+    const Phase phase = make_phase(g, i);
+    outputs = most(outputs, phase.outputs);
+    steps = most(steps, phase.steps);
+    for (int d = 0; d < 3; ++d) {
+      const Dim &m = phase.dim[d];
+      if (m.taps == 0 || m.out == 0) continue;
+      low[d] = least(low[d], m.start);
+      high[d] = most(high[d], m.start + (m.out - 1) * m.step + (m.taps - 1) * m.reach);
+      p.patterns[d] = most(p.patterns[d], least(m.out, 2 * m.taps + 1));
+    }
+  }
+  for (int d = 0; d < 3; ++d) {
+    p.before[d] = -low[d];
+    p.padded[d] = high[d] + 1 - low[d];
+  }
+  const int64_t in_group = g.in_channels / g.groups;
+  p.gathered = !g.depthwise && (g.folded || (g.groups > 1 && in_group % 64 != 0));
+  p.string_words = ceil_div(g.folded ? in_group * g.kernel[2] : in_group, 64);
+  p.string_pixels = g.folded ? g.out_size[2] : p.padded[2];
+
+  p.count_stride = ceil_div(g.out_channels, 64) * 64;
+  p.block = least(kMostPixels, most(kPixels, 4096 / p.count_stride / kPixels * kPixels));
+  p.span = ceil_div(most(p.block, least(128, outputs / 16)), kPixels) * kPixels;
+
+  p.mean_rows = 0;
+  for (int64_t i = 0; i < g.sources; ++i) {
+    const int64_t up = g.source[6 * i + 1];
+    p.mean_rows += g.samples * ceil_div(g.in_size[0], up) * ceil_div(g.in_size[1], up) *
+                   row_segments(ceil_div(g.in_size[2], up));
+  }
+  p.segments = row_segments(g.in_size[2]);
+  p.deviation_rows = p.padded[0] * p.padded[1] * p.segments;
+  p.sum_rows = p.phases * ceil_div(most(outputs, 1), p.span);
+
+  int64_t used = 0;
+  auto take = [&](int64_t bytes) {
+    char *at = memory ? memory + used : nullptr;
+    used += ceil_div(bytes, 64) * 64 + 64;
+    return at;
+  };
+  const int64_t n = g.samples, c = g.in_channels, o = g.out_channels;
+  const int64_t pixels = n * p.padded[0] * p.padded[1];
+  p.level = (float *)take(4 * n * c);
+  p.mean_part = (float *)take(4 * p.mean_rows * c);
+  p.scale = (float *)take(4 * (n + 3) * o);
+  p.sum_part = (float *)take(want_means ? 4 * n * p.sum_rows * o : 0);
+  p.deviation = (double *)take(8 * n * p.deviation_rows);
+  p.flip = (uint64_t *)take(8 * g.sources * (p.words + 1));
+  p.bits = (uint64_t *)take(8 * (pixels * p.padded[2] * p.words + 8));
+  p.strings =
+      (uint64_t *)take(p.gathered ? 8 * pixels * p.string_pixels * g.groups * p.string_words : 0);
+  p.depth_weight = (uint64_t *)take(g.depthwise ? 8 * steps * (p.words + 8) : 0);
+  p.table = (int32_t *)take(4 * p.patterns[0] * p.patterns[1] * p.patterns[2] * o);
+  p.pattern = (int32_t *)take(4 * (g.out_size[0] + g.out_size[1] + g.out_size[2]));
+  p.room_floats = ceil_div((p.block + 1) * p.count_stride + c + 2 * o + 64, 16) * 16;
+  p.room = (float *)take(4 * threads * p.room_floats);
+  p.bytes = used;
+}

@@ -1,0 +1,264 @@
+"""The native implementation of ``binarize::unit``: a C library, called through ctypes.
+
+The library is looked for beside this file, where a wheel and the development build put it. ctypes
+releases the GIL during a call, and a call keeps no state, so threads may call at the same time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from binarize.errors import BinarizeError
+from binarize.kernels import openmp, reference
+from binarize.kernels.geometry import Geometry, geometry
+
+__all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
+
+ABI = 1
+ENVIRONMENT = "BINARIZE_KERNELS"
+# In the order of preference; the numbers are the library's.
+SETS = {"avx512": 2, "avx2": 1, "neon": 3, "scalar": 0}
+_NAMES = ("libbinarize_kernels.so", "libbinarize_kernels.dylib", "binarize_kernels.dll")
+_STATUS = {1: "the library refuses this geometry", 2: "this machine cannot run these kernels"}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is installed and what is used, for ``binarize doctor``.
+
+    Attributes:
+        active: ``"reference"`` or an instruction set.
+        library: Path of the C library, or ``None``.
+        problem: Why there is no library, or ``None``.
+        compiled: Instruction sets in the library.
+        usable: Those that this machine can run.
+        openmp: The OpenMP runtime whose threads are used, or why there is none.
+    """
+
+    active: str
+    library: str | None
+    problem: str | None
+    compiled: list[str] = field(default_factory=list)
+    usable: list[str] = field(default_factory=list)
+    openmp: str = ""
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[Any, str | None, str | None]:
+    """The library, its path, and what is wrong where there is none."""
+    package = sys.modules[__package__ or "binarize.kernels"]
+    # An editable install keeps the library apart from the sources.
+    folders = [Path(p) for p in package.__path__]
+    for path in (folder / name for folder in folders for name in _NAMES):
+        if not path.is_file():
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+            found = library.binarize_abi()
+        except (OSError, AttributeError) as error:
+            return None, None, f"{path} does not load: {error}"
+        if found != ABI:
+            return None, None, f"{path} has ABI {found}, this package needs {ABI}: build it again"
+        library.binarize_scratch.restype = ctypes.c_int64
+        library.binarize_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        library.binarize_unit.restype = ctypes.c_int32
+        library.binarize_unit.argtypes = [
+            ctypes.c_int32,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+        ]
+        return library, str(path), None
+    return (
+        None,
+        None,
+        "it was installed where no C++ compiler worked, or the checkout was not built",
+    )
+
+
+def status() -> Status:
+    """What is installed and what is used.
+
+    Raises:
+        BinarizeError: The environment variable names kernels that there are not.
+    """
+    library, path, problem = _load()
+    sets = SETS if library is not None else {}
+    found = {name: library.binarize_available(number) for name, number in sets.items()}
+    compiled = [name for name, state in found.items() if state]
+    usable = [name for name, state in found.items() if state == 2]
+    choices = [*usable, "reference"]
+    wanted = os.environ.get(ENVIRONMENT) or choices[0]
+    if wanted not in choices:
+        raise BinarizeError(
+            ENVIRONMENT,
+            wanted,
+            f"this installation on this machine has {', '.join(choices)}",
+            "set one of them, or unset it to take the first",
+        )
+    return Status(wanted, path, problem, compiled, usable, openmp.runner()[1])
+
+
+@lru_cache(maxsize=1)
+def implementation() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The implementation in use, chosen once per process."""
+    return select(status().active)
+
+
+def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """One implementation by its name: ``"reference"`` or an instruction set."""
+    if name == "reference":
+        return reference.unit
+    library = _load()[0]
+    number, runner = SETS[name], openmp.runner()[0]
+
+    def native(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        return _run(library, number, runner, *arguments, **named)
+
+    return native
+
+
+def unit(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    """Run ``binarize::unit`` by the implementation in use."""
+    return implementation()(*arguments, **named)
+
+
+def _run(
+    library: Any,
+    number: int,
+    runner: int,
+    sources: Sequence[Tensor],
+    upsample: Sequence[int],
+    means: Sequence[Tensor],
+    weight: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    mean_gain: Tensor | None,
+    threshold: Tensor,
+    flip: Tensor | None,
+    exponent: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    transposed: bool,
+    output_padding: Sequence[int],
+    bypass: str,
+    bypass_offset: Sequence[int],
+    residuals: Sequence[Tensor],
+    act_shift: Tensor | None,
+    act_slope: Tensor | None,
+    act_out_shift: Tensor | None,
+    want_means: bool,
+) -> tuple[Tensor, Tensor]:
+    sources = [_map(x, "sources") for x in sources]
+    residuals = [_map(x, "residuals") for x in residuals]
+    out = gain.numel()
+    g = geometry(
+        tuple([tuple(x.shape) for x in sources]),
+        tuple([x.stride() for x in sources]),
+        tuple(upsample),
+        out,
+        tuple(kernel),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+        padding_mode,
+        transposed,
+        tuple(output_padding),
+        bypass,
+        tuple(bypass_offset),
+        tuple([(tuple(x.shape), x.stride()) for x in residuals]),
+    )
+    threads = openmp.threads()
+    first, inner = sources[0], g.in_channels
+    y = first.new_empty(g.out_shape)
+    y_means = first.new_empty((g.out_shape[0], out) if want_means else (0,))
+    scratch = torch.empty(_scratch(library, g, threads), dtype=torch.uint8)
+    if weight.numel() != g.weight_bytes or weight.dtype != torch.uint8:
+        raise BinarizeError(
+            "weight",
+            f"{weight.numel()} x {weight.dtype}",
+            f"this convolution's packed weight has {g.weight_bytes} bytes of uint8",
+            "give what pack_weight returned for it",
+        )
+    weight = weight if weight.is_contiguous() and not weight.data_ptr() % 8 else weight.clone()
+    # Tensors that had to be copied are held until the call is over.
+    held = [
+        weight,
+        _vector(gain, out, "gain"),
+        _vector(offset, out, "offset"),
+        _vector(mean_gain, inner, "mean_gain"),
+        _vector(threshold, inner, "threshold"),
+        _vector(flip, inner, "flip", torch.bool),
+        _vector(exponent, 1, "exponent"),
+        _vector(act_shift, out, "act_shift"),
+        _vector(act_slope, out, "act_slope"),
+        _vector(act_out_shift, out, "act_out_shift"),
+        y,
+        y_means if want_means else None,
+        scratch,
+        *sources,
+    ]
+    if means:
+        if len(means) != len(sources):
+            raise BinarizeError(
+                "means", len(means), "there must be none or one per source", "give one per source"
+            )
+        held += [
+            _vector(m, x.shape[0] * x.shape[1], "means")
+            for m, x in zip(means, sources, strict=True)
+        ]
+    else:
+        held += [None] * len(sources)
+    held += residuals
+    pointers = [0 if t is None else t.data_ptr() for t in held]
+    table = (ctypes.c_void_p * len(pointers))(*pointers)
+    code = library.binarize_unit(number, g.address, table, threads, runner)
+    if code:
+        raise BinarizeError(
+            "sources", g.out_shape, _STATUS.get(code, f"status {code}"), "report this as a bug"
+        )
+    return y.movedim(-1, 1), y_means
+
+
+def _scratch(library: Any, g: Geometry, threads: int) -> int:
+    size = g.scratch.get(threads)
+    if size is None:
+        size = g.scratch[threads] = max(1, library.binarize_scratch(g.address, threads))
+    return size
+
+
+def _map(x: Tensor, name: str) -> Tensor:
+    """A float32 map whose channels lie next to each other."""
+    if x.dtype != torch.float32:
+        raise BinarizeError(name, x.dtype, "the kernels read float32 maps", "convert it: x.float()")
+    if x.stride(1) != 1 and x.shape[1] != 1:
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return x if x.data_ptr() % 4 == 0 else x.clone()
+
+
+def _vector(
+    x: Tensor | None, count: int, name: str, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
+    if x is None:
+        return None
+    if x.dtype != dtype or x.numel() != count:
+        raise BinarizeError(
+            name, f"{x.numel()} x {x.dtype}", f"must be {count} x {dtype}", "give a tensor of that"
+        )
+    return x if x.is_contiguous() else x.contiguous()
