@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from binarize.file.save import save
     from binarize.graph.convert import convert, plan
     from binarize.graph.plan import Plan
+    from binarize.lower import PackedNetwork, pack
     from binarize.policy import Policy, policies
     from binarize.report import Report, report
     from binarize.train import Trainer, recalibrate
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BinarizeError",
+    "PackedNetwork",
     "Plan",
     "Policy",
     "Report",
@@ -31,6 +33,7 @@ __all__ = [
     "load",
     "nn",
     "ops",
+    "pack",
     "plan",
     "policies",
     "recalibrate",
@@ -41,12 +44,14 @@ __all__ = [
 # Names and the sub-packages they come from, imported when first asked for: torch takes seconds,
 # and the command line's help needs none of it.
 _HOMES = {
+    "PackedNetwork": "lower",
     "Plan": "graph",
     "Policy": "policy",
     "Report": "report",
     "Trainer": "train",
     "convert": "graph",
     "load": "file",
+    "pack": "lower",
     "plan": "graph",
     "policies": "policy",
     "recalibrate": "train",

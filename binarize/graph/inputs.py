@@ -14,7 +14,7 @@ from binarize.errors import ModelError
 from binarize.graph.plan import Plan
 from binarize.graph.trace import Trace, trace
 
-__all__ = ["input_shapes", "run_example"]
+__all__ = ["arguments", "input_shapes", "run_example"]
 
 _SIZES = {1: (256, 1024, 4096), 2: (256, 224, 128, 384, 512, 64, 32), 3: (64, 32, 96, 128)}
 
@@ -38,7 +38,7 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if example_inputs is not None:
-        args, kwargs = _arguments(example_inputs)
+        args, kwargs = arguments(example_inputs)
         _check(args, kwargs, device)
         try:
             return trace(model, args, kwargs)
@@ -80,7 +80,12 @@ def input_shapes(trace: Trace) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(x.shape) for x in args)
 
 
-def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and named arguments.
+
+    Raises:
+        ModelError: They are neither a tensor nor a tuple, list or mapping.
+    """
     if isinstance(value, Tensor):
         return (value,), {}
     if isinstance(value, Mapping):

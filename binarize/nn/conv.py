@@ -22,7 +22,20 @@ __all__ = [
     "BiConvTranspose1d",
     "BiConvTranspose2d",
     "BiConvTranspose3d",
+    "same_padding",
 ]
+
+
+def same_padding(length: int, reach: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding of one dimension, before and after, in pixels.
+
+    Args:
+        length: Of the map.
+        reach: Pixels that the kernel spans, ``dilation * (kernel - 1) + 1``.
+        stride: Of the convolution.
+    """
+    total = max((-(-length // stride) - 1) * stride + reach - length, 0)
+    return total // 2, total - total // 2
 
 
 class _BiConvNd(BinaryLayer):
@@ -82,9 +95,7 @@ class _BiConvNd(BinaryLayer):
         pads: list[int] = []
         for d in reversed(range(self.spatial)):
             reach = conv.dilation[d] * (conv.kernel_size[d] - 1) + 1
-            length = x.shape[2 + d]
-            total = max((-(-length // conv.stride[d]) - 1) * conv.stride[d] + reach - length, 0)
-            pads += [total // 2, total - total // 2]
+            pads += same_padding(x.shape[2 + d], reach, conv.stride[d])
         return pads
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,0 +1,207 @@
+"""Rewrite a recorded graph so that maps are read and written as seldom as the kernel allows.
+
+Nothing here changes what is computed, only how often a float map passes through memory. The
+graph has no side effects, so that every pass may move a call behind what it reads.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from binarize.kernels.activation import shifted_prelu
+from binarize.kernels.ops import unit
+from binarize.lower.record import Recording
+from binarize.lower.units import (
+    arguments,
+    is_call,
+    replace_call,
+    result,
+    set_arguments,
+    units,
+    value_of,
+)
+
+__all__ = ["fuse"]
+
+_aten = torch.ops.aten
+_SAME = (_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default)
+_NEAREST = (
+    *(_aten.upsample_nearest1d.default, _aten.upsample_nearest2d.default),
+    *(_aten.upsample_nearest3d.default, _aten._upsample_nearest_exact1d.default),
+    *(_aten._upsample_nearest_exact2d.default, _aten._upsample_nearest_exact3d.default),
+)
+
+
+def fuse(recording: Recording) -> None:
+    """Rewrite a graph in place.
+
+    - BatchNorms behind kept convolutions go into their weights.
+    - What follows a unit goes into it: additions of other maps, one activation.
+    - A unit reads the parts of a concatenation, and maps before they are enlarged by nearest
+      neighbour, in the place of the result.
+    - The means that a unit's thresholds need are taken while the map is written.
+    """
+    recording.graph.eliminate_dead_code()  # results nobody reads, which would count as users
+    _drop_identities(recording.graph)
+    _fold_norms(recording)
+    for node in units(recording.graph):
+        _take_tail(recording, node)
+    for node in units(recording.graph):
+        _read_parts(node)
+    _pass_means(recording.graph)
+    recording.graph.eliminate_dead_code()
+
+
+def _drop_identities(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if is_call(node, *_SAME):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _fold_norms(recording: Recording) -> None:
+    graph, known = recording.graph, recording.constants
+    for node in list(graph.nodes):
+        if not is_call(node, _aten.native_batch_norm.default):
+            continue
+        conv, gain, shift, mean, var, training, _, eps = node.args
+        if training or not is_call(conv, _aten.convolution.default) or len(conv.users) != 1:
+            continue
+        tensors = (*conv.args[1:3], gain, shift, mean, var)
+        if any(t is not None and t.op != "get_attr" for t in tensors):
+            continue
+        weight, bias, gain, shift, mean, var = (t and known[t.target] for t in tensors)
+        weight, bias = fuse_conv_bn_weights(
+            weight, bias, mean, var, eps, gain, shift, transpose=conv.args[6]
+        )
+        with graph.inserting_before(conv):
+            folded = (recording.constant(weight.detach()), recording.constant(bias.detach()))
+        conv.args = (conv.args[0], *folded, *conv.args[3:])
+        for user in list(node.users):
+            if user.args[1] == 0:
+                user.replace_all_uses_with(conv)
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+# What follows a unit
+
+
+def _take_tail(recording: Recording, node: fx.Node) -> None:
+    while True:
+        y = result(node, 0)
+        if len(y.users) != 1:
+            return
+        (user,) = y.users
+        given = arguments(node)
+        # The activation is the last thing that the kernel does.
+        if given["act_slope"] is not None or not _join(recording, y, user, given):
+            return
+        node = replace_call(node, given, before=user)
+        done = [result(user, 0), user] if is_call(user, shifted_prelu) else [user]
+        done[0].replace_all_uses_with(result(node, 0))
+        for each in done:
+            recording.graph.erase_node(each)
+
+
+def _join(recording: Recording, y: fx.Node, user: fx.Node, given: dict[str, Any]) -> bool:
+    """Whether a user of a unit's map can be done by the unit, whose arguments are then changed."""
+    if is_call(user, _aten.add.Tensor) and user.kwargs.get("alpha", 1) == 1:
+        others = [operand for operand in user.args if operand is not y]
+        if len(others) != 1 or not isinstance(others[0], fx.Node):
+            return False
+        other, own = value_of(others[0]), value_of(y)
+        if other.shape != own.shape or other.dtype != own.dtype:
+            return False
+        given["residuals"] = [*given["residuals"], others[0]]
+        return True
+    values: Any = user.args
+    if is_call(user, shifted_prelu):
+        _, shift, slope, out_shift, dim, want_means = values
+        if dim % value_of(y).dim() != 1 or want_means:
+            return False
+        given.update(act_shift=shift, act_slope=slope, act_out_shift=out_shift)
+        return True
+    if is_call(user, _aten.relu.default, _aten.leaky_relu.default):
+        slope = 0.0
+        if user.target is _aten.leaky_relu.default:
+            slope = float(values[1]) if len(values) > 1 else 0.01
+        with user.graph.inserting_before(user):
+            gain = recording.constants[given["gain"].target]
+            given["act_slope"] = recording.constant(torch.full_like(gain, slope))
+        return True
+    return False
+
+
+# What precedes it
+
+
+def _read_parts(node: fx.Node) -> None:
+    given = arguments(node)
+    pairs = list(zip(given["sources"], given["upsample"], strict=True))
+    todo, parts = pairs[::-1], []
+    while todo:
+        source, factor = todo.pop()
+        if is_call(source, _aten.cat.default) and source.args[1:] == (1,):
+            todo += [(part, factor) for part in reversed(source.args[0])]
+        elif is_call(source, *_NEAREST) and (enlarged := _enlargement(source)):
+            todo.append((source.args[0], factor * enlarged))
+        else:
+            parts.append((source, factor))
+    if parts != pairs:
+        given["sources"] = [source for source, _ in parts]
+        given["upsample"] = [factor for _, factor in parts]
+        set_arguments(node, given)
+
+
+def _enlargement(node: fx.Node) -> int | None:
+    """The whole number by which all sides grow, if there is one."""
+    small, large = value_of(node.args[0]).shape[2:], value_of(node).shape[2:]  # type: ignore[arg-type]
+    factors = {(b // a if a and b % a == 0 else 0) for a, b in zip(small, large, strict=True)}
+    # A scale that does not fit the size shifts the grid.
+    scales = [s for s in node.args[2:] if s is not None]
+    factor = factors.pop()
+    exact = all(math.isclose(s, factor) for s in scales)  # type: ignore[arg-type]
+    return factor if factor and not factors and exact else None
+
+
+def _pass_means(graph: fx.Graph) -> None:
+    means: dict[fx.Node, fx.Node] = {}
+    for node in units(graph):
+        given = arguments(node)
+        if given["mean_gain"] is None or not any(map(_maker, given["sources"])):
+            continue
+        for source in given["sources"]:
+            if source not in means:
+                means[source] = _mean(source)
+        given["means"] = [means[source] for source in given["sources"]]
+        set_arguments(node, given)
+
+
+def _mean(source: fx.Node) -> fx.Node:
+    maker = _maker(source)
+    if maker is None:
+        # The other sources' means are at hand, and the kernel takes all or none.
+        with source.graph.inserting_after(source):
+            return source.graph.call_function(
+                _aten.mean.dim, (source, list(range(2, value_of(source).dim())))
+            )
+    given = arguments(maker)
+    given["want_means"] = True
+    set_arguments(maker, given)
+    return result(maker, 1)
+
+
+def _maker(source: fx.Node) -> fx.Node | None:
+    """The call that writes a map and can tell its means."""
+    if is_call(source, operator.getitem) and source.args[1] == 0:
+        call: Any = source.args[0]
+        if is_call(call, unit) or (is_call(call, shifted_prelu) and call.args[4] == 1):
+            return call
+    return None

@@ -1,0 +1,210 @@
+"""A packed network: twins of the layers, and a fused program per size of the input."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from binarize.errors import ModelError
+from binarize.lower.fuse import fuse
+from binarize.lower.record import NotRecordable, record
+
+__all__ = ["PackedNetwork"]
+
+# A network is called with few sizes; each program costs some Python objects.
+_PROGRAMS = 16
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+class PackedNetwork(nn.Module):
+    """A 1-bit network for inference, made by :func:`binarize.pack`.
+
+    It is called as the network it was made of. The first call with inputs of some size also
+    records what is computed; from then on a program is run for inputs of this size that leaves
+    out what need not be done (see :mod:`binarize.lower.fuse`), up to sixteen sizes at a time.
+    Python code and hooks of the modules do not run in programs. Under ``torch.compile`` and
+    ``torch.export``, and where ``unfused`` gives a reason, the modules run one by one.
+
+    Args:
+        network: The network with packed twins in the place of its binary layers.
+
+    Attributes:
+        network: As given: its modules and methods (``forward_features``, say) can be used.
+        unfused: Why no program can be made, or ``None``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.training = False
+        plan = getattr(network, "binarize_plan", None)
+        object.__setattr__(self, "binarize_plan", plan)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take on the signature of the network, which exporters and people read."""
+        own = list(inspect.signature(PackedNetwork.forward).parameters.values())[:1]
+        theirs = inspect.signature(self.network.forward)
+        given = list(theirs.parameters.values())
+
+        def forward(self: PackedNetwork, *args: Any, **kwargs: Any) -> Any:
+            return PackedNetwork.forward(self, *args, **kwargs)
+
+        forward.__doc__ = PackedNetwork.forward.__doc__
+        forward.__signature__ = theirs.replace(parameters=own + given)  # type: ignore[attr-defined]
+        members = {"forward": forward, "__module__": __name__, "__doc__": PackedNetwork.__doc__}
+        self.__class__ = type("PackedNetwork", (PackedNetwork,), members)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.unfused: str | None = None
+        self._lock = threading.Lock()
+        self._programs: OrderedDict[Hashable, _Program] = OrderedDict()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network; arguments and result are those of the network that was packed."""
+        if torch.compiler.is_compiling():
+            return self.network(*args, **kwargs)
+        with torch.no_grad():
+            if self.unfused is not None or _is_watched():
+                return self.network(*args, **kwargs)
+            leaves, spec = tree_flatten((args, kwargs))
+            try:
+                key = _key(leaves, spec)
+                program = self._programs.get(key)
+                if program is None:
+                    return self._first_call(key, leaves, spec)
+            except Exception as error:
+                # Whatever is wrong with the call itself is told by the network.
+                output = self.network(*args, **kwargs)
+                self.unfused = _told(error)
+                return output
+            return program(leaves)
+
+    def _first_call(self, key: Hashable, leaves: Sequence[Any], spec: TreeSpec) -> Any:
+        program, output = _make_program(self.network, leaves, spec)
+        with self._lock:
+            self._programs[key] = program
+            while len(self._programs) > _PROGRAMS:
+                self._programs.popitem(last=False)
+        return output
+
+    def train(self, mode: bool = True) -> PackedNetwork:
+        """Refuse training mode: there are no latent weights left to train."""
+        if mode:
+            raise ModelError(
+                "model",
+                type(self.network).__name__,
+                "a packed network is for inference",
+                "train the network that it was packed from",
+            )
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._forget()  # programs hold the tensors themselves
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._forget()  # and numbers that follow from tensors
+        super()._load_from_state_dict(*args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for name in ("_lock", "_programs", "unfused"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._settle()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (), self.__getstate__()
+
+    def extra_repr(self) -> str:
+        return f"unfused={self.unfused!r}" if self.unfused else f"programs={len(self._programs)}"
+
+
+def _blank() -> PackedNetwork:
+    return PackedNetwork.__new__(PackedNetwork)
+
+
+class _Program:
+    """What to do for inputs of one size."""
+
+    def __init__(self, module: fx.GraphModule, tensors: Sequence[int], spec: TreeSpec) -> None:
+        self.module = module
+        self.tensors = tensors
+        self.spec = spec
+        self.others: list[Any] = []
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        results = iter(self.module(*(leaves[i] for i in self.tensors)))
+        filled = [next(results) if other is None else other[0] for other in self.others]
+        return tree_unflatten(filled, self.spec)
+
+
+def _key(leaves: Sequence[Any], spec: TreeSpec) -> Hashable:
+    """What a program depends on."""
+    _check_plain(leaves, "an argument")
+    shapes = tuple(
+        (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
+        for x in leaves
+    )
+    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    return spec, shapes, autocast
+
+
+def _make_program(
+    network: nn.Module, leaves: Sequence[Any], spec: TreeSpec
+) -> tuple[_Program, Any]:
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    told: list[Any] = []
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        filled = list(leaves)
+        for i, value in zip(tensors, inputs, strict=True):
+            filled[i] = value
+        args, kwargs = tree_unflatten(filled, spec)
+        results, out_spec = tree_flatten(network(*args, **kwargs))
+        _check_plain(results, "a result")
+        told[:] = [out_spec, [None if isinstance(x, Tensor) else (x,) for x in results]]
+        return [x for x in results if isinstance(x, Tensor)]
+
+    recording, results = record(run, [leaves[i] for i in tensors])
+    fuse(recording)
+    recording.graph.lint()
+    module = fx.GraphModule(recording.constants, recording.graph)
+    program = _Program(module, tensors, told[0])
+    program.others = told[1]
+    values = iter(results)
+    filled = [next(values) if other is None else other[0] for other in program.others]
+    return program, tree_unflatten(filled, program.spec)
+
+
+def _check_plain(leaves: Sequence[Any], what: str) -> None:
+    for leaf in leaves:
+        if not isinstance(leaf, (Tensor, *_PLAIN)):
+            raise NotRecordable(f"{what} is a {type(leaf).__name__}, not made of tensors")
+
+
+def _is_watched() -> bool:
+    """Whether someone records or changes the calls (fake tensors, profilers of shapes, tracing)."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split())[:160]
+    return text if isinstance(error, NotRecordable) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,107 @@
+"""The public call: pack a trained 1-bit network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from binarize.errors import ModelError
+from binarize.graph.inputs import arguments
+from binarize.lower.network import PackedNetwork
+from binarize.nn import BinaryLayer, ShiftedPReLU
+from binarize.nn.packed import PackedActivation, pack_layer
+
+__all__ = ["finish", "pack"]
+
+
+def pack(model: nn.Module, example_inputs: Any = None) -> PackedNetwork:
+    """Turn a trained 1-bit network into one that computes with bits.
+
+    Binary layers become packed ones that hold their weights as bits, with norm and scales folded
+    into two numbers per channel, and count bits where that gives the layer's result
+    (:func:`binarize.report` tells for each); float layers stay with torch. Outputs agree with those
+    of ``model`` in eval mode up to rounding.
+
+    Args:
+        model: A network with binary layers in eval mode; unchanged.
+        example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
+            named ones. The network is run on them once, so that the first call with inputs of
+            their size is as quick as the others. Not needed.
+
+    Returns:
+        The packed network, on the device of ``model``. It is called like ``model``, can be copied,
+        pickled, compiled and exported, but not trained.
+
+    Raises:
+        ModelError: The network has no binary layers, is packed already, is in training mode, has
+            no values (meta device), or does not accept the example inputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
+        )
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    _check(model)
+    twins: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module, BinaryLayer):
+            twins[id(module)] = pack_layer(module, *module.packed_weight())
+    packed = finish(model, twins)
+    if example_inputs is not None:
+        args, kwargs = arguments(example_inputs)
+        try:
+            packed(*args, **kwargs)
+        except Exception as error:
+            text = " ".join(str(error).split())[:160]
+            raise ModelError(
+                "example_inputs",
+                type(example_inputs).__name__,
+                f"the network does not accept them ({type(error).__name__}: {text})",
+                "give inputs as you would call the network with",
+            ) from error
+    return packed
+
+
+def finish(model: nn.Module, twins: dict[int, Any]) -> PackedNetwork:
+    """Copy a network with twins in the place of its binary layers.
+
+    Args:
+        model: The network; unchanged.
+        twins: Packed twin by ``id`` of the binary layer.
+    """
+    for module in model.modules():
+        if isinstance(module, ShiftedPReLU):
+            twins[id(module)] = PackedActivation(module)
+    # What a copy's memo holds is taken for copied, wherever it is used: float weights are not.
+    network = copy.deepcopy(model, twins)
+    for parameter in network.parameters():
+        if parameter.dim() in (4, 5):
+            layout = torch.channels_last if parameter.dim() == 4 else torch.channels_last_3d
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    return PackedNetwork(network)
+
+
+def _check(model: nn.Module) -> None:
+    name = type(model).__name__
+    if any(isinstance(module, PackedNetwork) for module in model.modules()):
+        raise ModelError("model", name, "it is packed already", "use it as it is")
+    if not any(isinstance(module, BinaryLayer) for module in model.modules()):
+        raise ModelError(
+            "model", name, "it has no binary layers", "convert it first: binarize.convert(model)"
+        )
+    training = next((path for path, m in model.named_modules() if m.training), None)
+    if training is not None:
+        raise ModelError(
+            "model",
+            training or name,
+            "this module is in training mode, and what is packed is for inference",
+            "call model.eval() first",
+        )
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type == "meta":
+            raise ModelError(
+                "model", path, "a tensor on the meta device has no values", "load weights first"
+            )

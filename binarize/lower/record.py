@@ -1,0 +1,130 @@
+"""Record a network's run as a graph of ATen operators, for arguments of these very shapes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = ["NotRecordable", "Recording", "record"]
+
+
+class NotRecordable(Exception):
+    """A run does more than a graph can say; the message tells what."""
+
+
+@dataclass
+class Recording:
+    """A run as a graph without side effects.
+
+    Attributes:
+        graph: Calls of ATen operators and of this package's. ``meta["value"]`` of a node is an
+            empty tensor of its result's shape and type on the meta device (a tuple of such where
+            there are several results).
+        constants: What the graph's ``get_attr`` nodes name: parameters, buffers, other tensors.
+    """
+
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+
+    def constant(self, value: Tensor) -> fx.Node:
+        """A new node for a tensor that is known, at the graph's insertion point."""
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = value
+        node = self.graph.get_attr(name)
+        node.meta["value"] = _shell(value)
+        return node
+
+
+def record(
+    run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
+) -> tuple[Recording, list[Tensor]]:
+    """Run a function once and record what it does with its arguments.
+
+    Args:
+        run: Takes tensors, returns a list of tensors. Values of tensors must not decide what it
+            does next.
+        inputs: Its arguments.
+
+    Returns:
+        The graph, with a placeholder per argument and a list as its output, and the results.
+
+    Raises:
+        NotRecordable: A value is read back, the shape of a result depends on values, or a tensor
+            is changed in place that the run did not make, or of which there are views.
+
+    Changes in place are recorded as new values, so that the graph has no side effects.
+    """
+    recorder = _Recorder()
+    for index, value in enumerate(inputs):
+        node = recorder.recording.graph.placeholder(f"input_{index}")
+        node.meta["value"] = _shell(value)
+        recorder.nodes[value] = node
+    with recorder:
+        results = list(run(*inputs))
+    recorder.recording.graph.output([recorder.node(value) for value in results])
+    return recorder.recording, results
+
+
+def _shell(value: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), value)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recording = Recording()
+        self.nodes = WeakTensorKeyDictionary()
+
+    def node(self, value: Tensor) -> fx.Node:
+        """The node that made a tensor; what no node made is a constant."""
+        if value not in self.nodes:
+            self.nodes[value] = self.recording.constant(value)
+        known: fx.Node = self.nodes[value]
+        return known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        values: list[Tensor] = []
+        tree_map_only(Tensor, values.append, (args, kwargs))
+        if torch.Tag.data_dependent_output in func.tags and any(v in self.nodes for v in values):
+            raise NotRecordable(f"it reads values of tensors ({func})")
+        if torch.Tag.dynamic_output_shape in func.tags:
+            raise NotRecordable(f"the shape of a result depends on values ({func})")
+        operands = tree_map_only(Tensor, self.node, (args, kwargs))
+        recorded = self._out_of_place(func, values) if func._schema.is_mutable else func
+        result = func(*args, **kwargs)
+        node = self.recording.graph.call_function(recorded, *operands)
+        node.meta["value"] = _shell(result)
+        if isinstance(result, Tensor):
+            self.nodes[result] = node
+        elif isinstance(result, list | tuple):
+            for index, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    item = self.recording.graph.call_function(operator.getitem, (node, index))
+                    item.meta["value"] = node.meta["value"][index]
+                    self.nodes[part] = item
+        return result
+
+    def _out_of_place(self, func: Any, values: Sequence[Tensor]) -> Any:
+        """The operator that gives as a new value what ``func`` writes over its first operand."""
+        name, _, overload = func.__name__.partition(".")
+        packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+        pure = getattr(packet, overload, None) if name.endswith("_") else None
+        target = values[0]
+        if pure is None or pure is func or any(v.dtype != target.dtype for v in values):
+            raise NotRecordable(f"it changes a tensor in place ({func})")
+        storage = target.untyped_storage().data_ptr()
+        for other, node in list(self.nodes.items()):
+            # Whoever reads the same memory under another name would see the change, too.
+            same = other.untyped_storage().data_ptr() == storage
+            if same and (other is not target or node.op != "call_function"):
+                raise NotRecordable(f"it changes a tensor that is read elsewhere ({func})")
+        return pure

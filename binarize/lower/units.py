@@ -1,0 +1,84 @@
+"""Calls of the 1-bit kernels as nodes of a recorded graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from binarize.kernels.activation import shifted_prelu
+from binarize.kernels.ops import unit
+
+__all__ = ["arguments", "is_call", "replace_call", "result", "set_arguments", "units", "value_of"]
+
+_NAMES: dict[Any, list[str]] = {
+    op: [a.name for a in op._schema.arguments] for op in (unit, shifted_prelu)
+}
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    """Whether a node calls one of these operators."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def units(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The calls of the unit's kernel, in order; the graph may be changed meanwhile."""
+    yield from [node for node in graph.nodes if is_call(node, unit)]
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a kernel's call by name; lists are copies."""
+    target: Any = node.target
+    values = dict(zip(_NAMES[target], node.args, strict=True))
+    return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+
+
+def result(node: fx.Node, index: int) -> fx.Node:
+    """The node of a call's first (the map) or second result (its means)."""
+    for user in node.users:
+        if is_call(user, operator.getitem) and user.args[1] == index:
+            return user
+    with node.graph.inserting_after(node):
+        item = node.graph.call_function(operator.getitem, (node, index))
+    item.meta["value"] = node.meta["value"][index]
+    return item
+
+
+def set_arguments(node: fx.Node, given: dict[str, Any]) -> None:
+    """Give a kernel's call other arguments, which are computed before it."""
+    target: Any = node.target
+    node.args = tuple(given[name] for name in _NAMES[target])
+
+
+def replace_call(node: fx.Node, given: dict[str, Any], before: fx.Node) -> fx.Node:
+    """Call a kernel later, with other arguments.
+
+    Args:
+        node: The call; erased.
+        given: The arguments, all of them.
+        before: The node in front of which the new call stands.
+
+    Returns:
+        The new call. Whoever read a result of the old one reads the new one's.
+    """
+    graph = node.graph
+    with graph.inserting_before(before):
+        target: Any = node.target
+        new = graph.call_function(target, tuple(given[name] for name in _NAMES[target]))
+        new.meta["value"] = node.meta["value"]
+        for user in list(node.users):
+            item = graph.call_function(operator.getitem, (new, user.args[1]))
+            item.meta["value"] = user.meta["value"]
+            user.replace_all_uses_with(item)
+            graph.erase_node(user)
+    graph.erase_node(node)
+    return new
+
+
+def value_of(node: fx.Node) -> torch.Tensor:
+    """An empty tensor with the shape and type of a node's result."""
+    value: torch.Tensor = node.meta["value"]
+    return value

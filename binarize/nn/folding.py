@@ -1,0 +1,93 @@
+"""What of a binary layer can be folded into the numbers that the kernel takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize.nn.base import BinaryLayer
+
+__all__ = ["folded_norm", "folded_padding", "obstacle_to_counting"]
+
+
+def obstacle_to_counting(layer: BinaryLayer) -> str | None:
+    """Why counting bits would not give a layer's result, or ``None`` if it does."""
+    conv: Any = layer
+    if layer.activation_bits > 1:
+        return f"its activations have {layer.activation_bits} bits"
+    if layer.weight_bits > 1:
+        return f"its weights have {layer.weight_bits} bits"
+    if not conv.quantizer.popcount_exact:
+        return "its weights are not symmetric about zero"
+    form = conv.binarizer.threshold_form()
+    if form is None and layer.popcount_exact:
+        return "its activations have a scale per channel"
+    if form is None:
+        return "the scale of its activations, one per channel, is inside the channel sum"
+    if form.offset is not None:
+        return "its activations are not symmetric about zero"
+    if not layer.popcount_exact:
+        return "the scale of its weights, one per input channel, is inside the channel sum"
+    if form.scale == "magnitude":
+        return "the kernels do not know the scale of its activations"
+    if conv.norm.running_mean is None:
+        return "its norm takes the statistics of the batch"
+    extra = getattr(layer, "pre_padding", None)
+    if extra is not None and conv.padding_mode != "zeros" and conv.padding != "valid":
+        return "it pads twice, in different ways"
+    resampled = extra == "same" or getattr(layer, "transposed", False)
+    if layer.inner is not None and layer.bypass is not None and resampled:
+        return "an activation is in front of its bypass, which is resampled"
+    return None
+
+
+def folded_norm(norm: Any) -> tuple[Tensor, Tensor]:
+    """A BatchNorm in eval mode as gain and offset per channel, both (C) in float64."""
+    gain = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
+    if norm.weight is not None:
+        gain = gain * norm.weight.detach().double()
+    offset = -norm.running_mean.detach().double() * gain
+    if norm.bias is not None:
+        offset = offset + norm.bias.detach().double()
+    return gain, offset
+
+
+def folded_padding(layer: Any, spatial: int) -> tuple[list[int], list[int]]:
+    """All paddings of a layer as one, and where the windows of its bypass start.
+
+    Padding to SAME depends on the size and is left out.
+
+    Args:
+        layer: The layer.
+        spatial: Number of spatial dimensions.
+
+    Returns:
+        Padding (before, after) per dimension, the first dimension first; and per dimension how
+        many pixels the first window of the bypass lies before the first pixel of the map (after
+        it if negative), see :func:`binarize.ops.resample_bypass`.
+    """
+    if isinstance(layer, nn.Linear):
+        return [0] * (2 * spatial), [0] * spatial
+    if layer.padding == "same":
+        totals = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+    else:
+        single = (0,) * spatial if layer.padding == "valid" else layer.padding
+        pairs = [(p, p) for p in single]
+    extra = getattr(layer, "pre_padding", None)
+    pads = [] if extra is None or isinstance(extra, str) else list(extra)
+    padding: list[int] = []
+    for d, (before, after) in enumerate(pairs):
+        # Pairs are in the order of torch.nn.functional.pad: the last dimension comes first.
+        own = (*pads[2 * (spatial - 1 - d) :][:2], 0, 0)
+        padding += [before + int(own[0]), after + int(own[1])]
+    offsets = [0] * spatial
+    if layer.bypass is not None and not layer.transposed:
+        for d, (s, c) in enumerate(zip(layer.stride, layer.bypass.surplus, strict=True)):
+            if c < 0:
+                offsets[d] = -(-c // 2)
+            else:
+                offsets[d] = c // 2 if c >= s else 0
+    return padding, offsets

@@ -1,0 +1,314 @@
+"""Packed twins: what stands for a binary layer or its activation in a network for inference.
+
+Shapes: those of the layer that a twin stands for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from binarize.kernels.activation import shifted_prelu
+from binarize.kernels.layout import pack_weight
+from binarize.kernels.ops import unit
+from binarize.nn.activations import ShiftedPReLU
+from binarize.nn.base import BinaryLayer, check_floating
+from binarize.nn.conv import same_padding
+from binarize.nn.folding import folded_norm, folded_padding, obstacle_to_counting
+from binarize.ops.bits import unpack_signs
+
+__all__ = [
+    "PackedActivation",
+    "PackedLinear",
+    "PackedUnit",
+    "StoredWeight",
+    "pack_layer",
+    "packed_activation",
+]
+
+
+def pack_layer(layer: BinaryLayer, bits: Tensor, scale: Tensor) -> nn.Module:
+    """Make the packed twin of a binary layer.
+
+    Args:
+        layer: The layer; unchanged. Its latent weight is not read, and may have no values.
+        bits: Signs of its weight, see :meth:`BinaryLayer.packed_weight`.
+        scale: Scales of its weight, likewise.
+
+    Returns:
+        A :class:`PackedUnit`, or :class:`PackedLinear`, which counts bits. Where that would not
+        give the layer's result, a copy of the layer that keeps its weight as bits
+        (:class:`StoredWeight`) and multiplies and adds in floating point.
+    """
+    if obstacle_to_counting(layer) is not None:
+        twin = _without_weight(layer)
+        twin.quantizer = StoredWeight(layer, bits, scale)
+        return twin.eval()
+    cls = PackedLinear if isinstance(layer, nn.Linear) else PackedUnit
+    return cls(layer, bits, scale).eval()
+
+
+def _without_weight(layer: BinaryLayer) -> Any:
+    """A copy of a layer that has no latent weight."""
+    twin: Any = copy.deepcopy(layer, {id(layer.weight): nn.Parameter(torch.empty(0))})
+    twin.weight = None
+    return twin
+
+
+class _Single(nn.Module):
+    """Keeps its numbers in float32, which the kernels take, whatever the network's type."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep_type(value: Tensor) -> Tensor:
+            result = fn(value)
+            return result if result.dtype == value.dtype else value.to(result.device)
+
+        return super()._apply(keep_type, recurse)
+
+    def _hold(self, **values: Tensor | None) -> None:
+        for name, value in values.items():
+            if value is not None:
+                value = value.detach().clone()
+                value = value.float() if value.is_floating_point() else value
+            self.register_buffer(name, value)
+
+
+class PackedUnit(_Single):
+    """A binary convolution, plain or transposed, that counts bits: one call of the kernel.
+
+    ``y = gain * alpha * popcount sum + offset + bypass``: the norm and the weight scale are folded
+    into gain and offset, the binarizer is its :class:`ThresholdForm`.
+
+    Args:
+        layer: The layer it stands for, in eval mode.
+        bits: Signs of its weight, see :meth:`BinaryLayer.packed_weight`.
+        scale: Scales of its weight, likewise.
+
+    Shapes: (N, C_in, *spatial) to (N, C_out, *spatial of the convolution's output).
+
+    Raises:
+        BinarizeError: The input is not floating point.
+    """
+
+    gain: Tensor
+    threshold: Tensor
+
+    def __init__(self, layer: Any, bits: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        spatial = max(layer.weight.dim() - 2, 2 if isinstance(layer, nn.Linear) else 1)
+        ones = (1,) * spatial
+        shape = (*layer.weight.shape, *ones)[: 2 + spatial]
+        self.transposed: bool = getattr(layer, "transposed", False)
+        self.kernel_size = tuple(getattr(layer, "kernel_size", ones))
+        self.stride = tuple(getattr(layer, "stride", ones))
+        self.dilation = tuple(getattr(layer, "dilation", ones))
+        self.output_padding = tuple(getattr(layer, "output_padding", (0,) * spatial))
+        self.groups: int = getattr(layer, "groups", 1)
+        self.padding_mode: str = getattr(layer, "padding_mode", "zeros")
+        self.padding, self.offset_of_bypass = folded_padding(layer, spatial)
+        self.same = getattr(layer, "pre_padding", None) == "same"
+        # The kernel's activation is behind the bypass: one in front of it keeps both out.
+        self.inner = packed_activation(layer.inner)
+        self.around = None if layer.inner is None else layer.bypass
+        inside = layer.inner is None and layer.bypass is not None
+        self.bypass = str(layer.bypass.grouping) if inside else "none"
+        form = layer.binarizer.threshold_form()
+        gain, offset = folded_norm(layer.norm)
+        gain = gain * _factors(layer, scale).detach().double()
+        self._hold(
+            weight=pack_weight(
+                unpack_signs(bits, shape, torch.int8) > 0,
+                stride=self.stride,
+                dilation=self.dilation,
+                groups=self.groups,
+                transposed=self.transposed,
+            ),
+            gain=gain if form.factor is None else gain * form.factor.double(),
+            offset=offset,
+            mean_gain=form.k,
+            threshold=form.b,
+            flip=form.flip,
+            exponent=form.exponent,
+        )
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Run the unit on a map (N, C_in, *spatial)."""
+        return self._finish(self._count(input, output_size), input)
+
+    def _finish(self, y: Tensor, input: Tensor) -> Tensor:
+        """What the kernel does not do: an activation in front of the bypass."""
+        y = y if self.inner is None else self.inner(y)
+        return y if self.around is None else y + self.around(input)
+
+    def _count(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        check_floating(input)
+        padding, offset = self.padding, self.offset_of_bypass
+        output_padding: Any = self.output_padding
+        if self.same:
+            padding, offset = self._pad_to_same(input)
+        if output_size is not None:
+            output_padding = self._fit(input, output_size)
+        y, _ = unit(
+            [input.float()],
+            [1],
+            [],
+            self.weight,
+            self.gain,
+            self.offset,
+            self.mean_gain,
+            self.threshold,
+            self.flip,
+            self.exponent,
+            self.kernel_size,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            self.padding_mode,
+            self.transposed,
+            output_padding,
+            self.bypass,
+            offset,
+            [],
+            None,
+            None,
+            None,
+            False,
+        )
+        return y.to(input.dtype)
+
+    def _pad_to_same(self, x: Tensor) -> tuple[list[int], list[int]]:
+        """Padding and offset of the bypass, which depend on the size here."""
+        padding, offset = list(self.padding), list(self.offset_of_bypass)
+        for d, (kernel, stride) in enumerate(zip(self.kernel_size, self.stride, strict=True)):
+            reach = self.dilation[d] * (kernel - 1) + 1
+            before, after = same_padding(x.shape[2 + d], reach, stride)
+            padding[2 * d] += before
+            padding[2 * d + 1] += after
+            offset[d] += before
+        return padding, offset
+
+    def _fit(self, x: Tensor, output_size: list[int]) -> list[int]:
+        """Output padding that gives a transposed convolution the size that is asked for."""
+        unbound: Any = _ConvTransposeNd._output_padding
+        return unbound(
+            self,
+            x,
+            output_size,
+            self.stride,
+            self.padding[::2],
+            self.kernel_size,
+            len(self.stride),
+            self.dilation,
+        )
+
+    def extra_repr(self) -> str:
+        channels = f"{self.threshold.numel()}, {self.gain.numel()}"
+        return f"{channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+class PackedLinear(PackedUnit):
+    """A binary linear layer that counts bits: a 1x1 convolution on channels-last tensors.
+
+    Args:
+        layer: As for :class:`PackedUnit`.
+        bits: As for :class:`PackedUnit`.
+        scale: As for :class:`PackedUnit`.
+
+    Shapes: (N, *positions, C_in) to (N, *positions, C_out).
+
+    Raises:
+        BinarizeError: The input is not floating point.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """Run the unit on a tensor (N, *positions, C_in)."""
+        # A view where the positions lie one behind the other; (N, C_in, positions, 1).
+        rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)
+        y = self._count(rows.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+        return self._finish(y.reshape(*input.shape[:-1], self.gain.numel()), input)
+
+
+class PackedActivation(_Single):
+    """A shifted PReLU in one pass over its map.
+
+    Args:
+        activation: What it stands for.
+
+    Shapes: any with the channels where ``activation`` has them.
+    """
+
+    slope: Tensor
+
+    def __init__(self, activation: ShiftedPReLU) -> None:
+        super().__init__()
+        self.channel_dim = activation.channel_dim
+        self._hold(shift=activation.shift, slope=activation.slope, out_shift=activation.out_shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to a map; same shape and dtype."""
+        y, _ = shifted_prelu(
+            x.float(), self.shift, self.slope, self.out_shift, self.channel_dim, False
+        )
+        return y.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.slope.numel()}, out_shift={self.out_shift is not None}"
+
+
+class StoredWeight(nn.Module):
+    """Binary weights kept as bits and unpacked whenever they are used.
+
+    It takes the place of a layer's weight binarizer, in layers whose result counting bits would
+    not give.
+
+    Args:
+        layer: The layer; its latent weight is not read.
+        bits: Its weight as :meth:`BinaryLayer.packed_weight` gives it.
+        scale: Likewise.
+
+    Attributes:
+        reason: Why bits are not counted.
+    """
+
+    bits: Tensor
+    scale: Tensor
+
+    def __init__(self, layer: BinaryLayer, bits: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.quantizer: Any = layer.quantizer
+        self.shape = tuple(layer.weight.shape)
+        self.reason = obstacle_to_counting(layer)
+        self.register_buffer("bits", bits.clone())
+        self.register_buffer("scale", scale.detach().clone())
+
+    def forward(self, weight: None = None) -> Tensor:
+        """The weight in use, as the layer's own binarizer gives it."""
+        latent = self.quantizer.unpack(self.bits, self.scale, _shell(self.shape, self.scale))
+        binary: Tensor = self.quantizer(latent)
+        return binary
+
+
+def _shell(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A tensor of some shape that takes no memory."""
+    return torch.zeros((), dtype=like.dtype, device=like.device).expand(shape)
+
+
+def _factors(layer: Any, scale: Tensor) -> Tensor:
+    """Factors of the signs, where buffers of the weight binarizer may tell them."""
+    if scale.numel():
+        return scale
+    factors: Tensor = layer.quantizer.scale(_shell(tuple(layer.weight.shape), scale))
+    return factors
+
+
+def packed_activation(activation: nn.Module | None) -> nn.Module | None:
+    """What stands for an activation: a twin for shifted PReLUs, for others they themselves."""
+    if isinstance(activation, ShiftedPReLU):
+        return PackedActivation(activation)
+    return activation
