@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from binarize.errors import ModelError, PolicyError
+from binarize.graph.flow import all_layers
 from binarize.graph.inputs import run_example
 from binarize.graph.origin import find_origin
 from binarize.graph.plan import Plan
@@ -40,7 +41,8 @@ def plan(
             named ones, on the network's device. Without it an image-like input is tried whose
             channels the first convolution tells.
         overrides: ``{selector: action}`` or a list of rule tables, tried before the policy's
-            rules; see :func:`binarize.policy.match.with_overrides`.
+            rules; see :func:`binarize.policy.match.with_overrides`. A selector, or the ``match``
+            of a table, may also be a function of a layer's name and module that returns a bool.
 
     Returns:
         The plan: print it, compare it with another by :meth:`Plan.diff`, or read ``decisions``.
@@ -95,11 +97,13 @@ def _plan(
         raise ModelError(
             "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
         )
-    chosen = with_overrides(load_policy(policy), overrides)
+    base = load_policy(policy)
+    chosen = with_overrides(base, overrides, all_layers(model))
     _check_model(model)
     trace = run_example(model, example_inputs)
-    plan = make_plan(trace, chosen, find_origin(model))
-    _check_plan(model, plan, chosen.rules[: len(overrides or ())])
+    asked = len(chosen.rules) - len(base.rules)
+    plan = make_plan(trace, chosen, find_origin(model), asked=asked)
+    _check_plan(model, plan, chosen.rules[:asked])
     return plan
 
 

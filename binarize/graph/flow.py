@@ -13,7 +13,7 @@ from torch import nn
 
 from binarize.graph.trace import Op, Trace
 
-__all__ = ["Layer", "fed_by", "find_layers", "only_prediction_follows"]
+__all__ = ["Layer", "all_layers", "fed_by", "find_layers", "only_prediction_follows"]
 
 _LAYER_KINDS = ("layer", "function-layer", "product")
 
@@ -87,6 +87,15 @@ def find_layers(trace: Trace, shortcuts: set[int], projections: set[int]) -> dic
         if _kinds(module) and id(module) not in seen:
             layers[path] = Layer(path, module, [], frozenset({"unused"}), _kinds(module))
     return layers
+
+
+def all_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions and linear layers by every name that they have."""
+    return {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if _kinds(module)
+    }
 
 
 def _kinds(module: nn.Module) -> frozenset[str]:

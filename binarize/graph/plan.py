@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -153,15 +154,23 @@ class Plan:
         )
 
     def diff(self, other: Plan) -> list[str]:
-        """Tell the sites that another plan treats differently, a line each."""
-        mine = {d.site: d for d in self.decisions}
-        theirs = {d.site: d for d in other.decisions}
-        lines = []
-        for site in dict.fromkeys([*mine, *theirs]):
-            a = mine[site].action if site in mine else "absent"
-            b = theirs[site].action if site in theirs else "absent"
-            if a != b:
-                lines.append(f"{site}: {a} -> {b}")
+        """Tell what another plan does differently, a line for each place and part of the unit."""
+        units = [plan.policy.to_dict()["unit"] for plan in (self, other)]
+        lines = [
+            f"unit.{key}: {units[0].get(key)!r} -> {units[1].get(key)!r}"
+            for key in dict.fromkeys([*units[0], *units[1]])
+            if units[0].get(key) != units[1].get(key)
+        ]
+        mine, theirs = ({_place(d): d for d in plan.decisions} for plan in (self, other))
+        places = list(dict.fromkeys([*mine, *theirs]))
+        # One activation module called in several forwards is decided in each.
+        uses = Counter(site for _, site, _, _ in places)
+        for place in places:
+            _, site, scope, ordinal = place
+            before, after = _told(mine.get(place)), _told(theirs.get(place))
+            if before != after:
+                where = f" called by {scope or '(root)'} #{ordinal}" if uses[site] > 1 else ""
+                lines.append(f"{site}{where}: {before} -> {after}")
         return lines
 
     def __str__(self) -> str:
@@ -177,3 +186,14 @@ class Plan:
         lines += [f"  not traced {scope or '(root)'}: {why}" for scope, why in self.opaque.items()]
         lines += [f"  rule matched nothing: {rule}" for rule in self.unmatched]
         return "\n".join(lines)
+
+
+def _place(decision: Decision) -> tuple[str, str, str, int]:
+    return decision.part, decision.site, decision.scope, decision.ordinal
+
+
+def _told(decision: Decision | None) -> str:
+    if decision is None:
+        return "absent"
+    bare = decision.action == "binarize" and not decision.carries
+    return f"{decision.action} without bypass" if bare else decision.action

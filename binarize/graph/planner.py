@@ -20,19 +20,22 @@ from binarize.graph.settle import Settlement, settle_shortcuts
 from binarize.graph.shortcuts import find_shortcuts
 from binarize.graph.trace import Op, Trace
 from binarize.graph.units import has_bypass
-from binarize.policy.match import matches
+from binarize.policy.match import Site, select
 from binarize.policy.schema import Policy, Rule
 
 __all__ = ["make_plan"]
 
 
-def make_plan(trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = None) -> Plan:
+def make_plan(
+    trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = None, *, asked: int = 0
+) -> Plan:
     """Decide about every layer, norm, activation and residual addition of a traced network.
 
     Args:
         trace: The run.
         policy: The policy, overrides included.
         origin: How to build the float network by name, if known.
+        asked: How many of the policy's first rules are the user's own overrides.
 
     Returns:
         The plan.
@@ -50,7 +53,12 @@ def make_plan(trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = N
         {shortcut.op.index for shortcut in closing},
         {op.index for shortcut in closing for op in shortcut.projection},
     )
-    decided = {path: _decide(trace, policy, layer) for path, layer in layers.items()}
+    sites = [_site(layer, modules) for layer in layers.values()]
+    chosen = [(rule, select(rule, sites)) for rule in policy.rules]
+    decided = {
+        path: _decide(trace, layer, next((rule for rule, places in chosen if i in places), None))
+        for i, (path, layer) in enumerate(layers.items())
+    }
     binary = {path for path, (action, _, _) in decided.items() if action == "binarize"}
     carrying = {path for path in binary if has_bypass(layers[path].module, policy.unit)}
     adopted = {norms[path] for path in binary if path in norms}
@@ -96,8 +104,9 @@ def make_plan(trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = N
         origin,
         tuple(
             str(rule)
-            for rule in policy.rules
-            if not any(_matches(rule, layer) for layer in layers.values())
+            for i, (rule, places) in enumerate(chosen)
+            # That a network has no layer of some role is nothing to tell.
+            if not places and (i < asked or not rule.match.role)
         ),
         {scope: given for scope in rewritten if (given := can_rewrite.arguments[scope])},
         _size(trace.model),
@@ -105,32 +114,34 @@ def make_plan(trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = N
     )
 
 
-def _decide(trace: Trace, policy: Policy, layer: Layer) -> tuple[str, str, str]:
+def _decide(trace: Trace, layer: Layer, rule: Rule | None) -> tuple[str, str, str]:
     """Action, reason and rule for a layer, before its place in a residual block counts."""
+    if rule is None:
+        return "keep", "no rule of the policy matches it", CONTRACT
     hindrance = obstacle(layer.module)
     if hindrance is None and not layer.ops and "linear" in layer.kinds:
         hindrance = "it is never called itself; its weight may be used by another module"
     if hindrance is None and id(layer.module.weight) in trace.direct:
         hindrance = "its weight is used outside of its own forward"
-    for rule in policy.rules:
-        if _matches(rule, layer):
-            if rule.action == "binarize" and hindrance is not None:
-                return "keep", hindrance, CONTRACT
-            reason = rule.reason
-            if not layer.ops:
-                reason += "; the forward pass never calls it"
-            return rule.action, reason, str(rule)
-    return "keep", "no rule of the policy matches it", CONTRACT
+    if rule.action == "binarize" and hindrance is not None:
+        return "keep", hindrance, CONTRACT
+    reason = rule.reason
+    if not layer.ops:
+        reason += "; the forward pass never calls it"
+    return rule.action, reason, str(rule)
 
 
-def _matches(rule: Rule, layer: Layer) -> bool:
-    return matches(
-        rule,
-        name=layer.path,
-        roles=layer.roles,
-        kinds=layer.kinds,
-        cls=type(layer.module).__name__,
-    )
+def _site(layer: Layer, modules: Mapping[str, Any]) -> Site:
+    names = [""]
+    parent = ""
+    for part in layer.path.split("."):
+        siblings = list(modules[parent]._modules)
+        words = [part]
+        if all(name.isdecimal() for name in siblings):
+            words.append(str(siblings.index(part) - len(siblings)))
+        names = [f"{name}.{word}" if name else word for name in names for word in words]
+        parent = f"{parent}.{part}" if parent else part
+    return Site(tuple(names), layer.roles, layer.kinds, type(layer.module).__name__)
 
 
 def _layer_decision(

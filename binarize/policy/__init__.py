@@ -1,17 +1,19 @@
 """Policies: which layers become binary, and what the binary unit is made of."""
 
 from binarize.policy.loader import load_policy, policies, policy_files, validate
-from binarize.policy.match import matches, with_overrides
+from binarize.policy.match import Site, matches, select, with_overrides
 from binarize.policy.schema import Match, Policy, Rule
 
 __all__ = [
     "Match",
     "Policy",
     "Rule",
+    "Site",
     "load_policy",
     "matches",
     "policies",
     "policy_files",
+    "select",
     "validate",
     "with_overrides",
 ]

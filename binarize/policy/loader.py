@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -23,7 +24,8 @@ __all__ = ["from_dict", "load_policy", "policies", "policy_files", "validate"]
 _TOP = ("name", "summary", "source", "extends", "replace_activations", "unit", "rules")
 _UNIT = tuple(UnitSpec.__dataclass_fields__)
 _RULE = ("match", "action", "reason")
-_MATCH = {"name": None, "role": ROLES, "kind": KINDS, "class": None}
+_MATCH = {"name": None, "role": ROLES, "kind": KINDS, "class": None, "position": None}
+_POSITION = re.compile(r"(first|last) [1-9][0-9]*")
 _REPLACE = ("all", "all-but-head", "none")
 
 
@@ -221,6 +223,8 @@ def _rule(number: int, data: Any, problems: list[str]) -> Rule | None:
         for value in given:
             if known is not None and value not in known:
                 problems.append(f"{where}match.{key}={value!r}: {nearest(str(value), known)}")
+            if key == "position" and not _POSITION.fullmatch(value):
+                problems.append(f"{where}match.{key}={value!r}: write 'first 2' or 'last 2'")
         values["cls" if key == "class" else key] = given
     action = data.get("action")
     if action not in ACTIONS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,48 +12,90 @@ from binarize.errors import PolicyError
 from binarize.policy.loader import from_dict
 from binarize.policy.schema import ACTIONS, Policy, Rule
 
-__all__ = ["Overrides", "matches", "with_overrides"]
+__all__ = ["Overrides", "Site", "matches", "select", "with_overrides"]
 
-Overrides = Mapping[str, str] | Sequence[Mapping[str, Any] | Rule]
+Overrides = Mapping[Any, str] | Sequence[Mapping[str, Any] | Rule]
 
-_PREFIXES = ("name", "role", "kind", "class")
+_PREFIXES = ("name", "role", "kind", "class", "position")
 
 
-def matches(
-    rule: Rule, *, name: str, roles: frozenset[str], kinds: frozenset[str], cls: str
-) -> bool:
-    """Whether a rule applies to a layer.
+@dataclass(frozen=True)
+class Site:
+    """What rules may ask of a layer.
+
+    Attributes:
+        names: The layer's dotted name, and the same with places in lists counted from the end.
+        roles: Keys of ``ROLES``.
+        kinds: Keys of ``KINDS``.
+        cls: Name of the layer's class.
+    """
+
+    names: tuple[str, ...]
+    roles: frozenset[str]
+    kinds: frozenset[str]
+    cls: str
+
+
+def matches(rule: Rule, site: Site) -> bool:
+    """Whether a rule applies to a layer, its position aside.
 
     Args:
         rule: The rule.
-        name: The layer's dotted name.
-        roles: The layer's roles, keys of ``ROLES``.
-        kinds: The layer's kinds, keys of ``KINDS``.
-        cls: Name of the layer's class.
+        site: The layer.
     """
     match = rule.match
     return (
-        (not match.name or any(fnmatchcase(name, pattern) for pattern in match.name))
-        and (not match.role or bool(roles.intersection(match.role)))
-        and (not match.kind or bool(kinds.intersection(match.kind)))
-        and (not match.cls or cls in match.cls)
+        (
+            not match.name
+            or any(fnmatchcase(name, pattern) for pattern in match.name for name in site.names)
+        )
+        and (not match.role or bool(site.roles.intersection(match.role)))
+        and (not match.kind or bool(site.kinds.intersection(match.kind)))
+        and (not match.cls or site.cls in match.cls)
     )
 
 
-def with_overrides(policy: Policy, overrides: Overrides | None) -> Policy:
+def select(rule: Rule, sites: Sequence[Site]) -> set[int]:
+    """Which of a network's layers a rule applies to.
+
+    Args:
+        rule: The rule.
+        sites: All layers, those that run first and in that order.
+
+    Returns:
+        Places in ``sites``.
+    """
+    found = [i for i, site in enumerate(sites) if matches(rule, site)]
+    if not rule.match.position:
+        return set(found)
+    running = [i for i in found if "unused" not in sites[i].roles]
+    chosen: set[int] = set()
+    for position in rule.match.position:
+        end, _, count = position.partition(" ")
+        chosen.update(running[: int(count)] if end == "first" else running[-int(count) :])
+    return chosen
+
+
+def with_overrides(
+    policy: Policy, overrides: Overrides | None, layers: Mapping[str, Any] | None = None
+) -> Policy:
     """Put the user's overrides in front of a policy's rules.
 
     Args:
         policy: The policy.
         overrides: Either ``{selector: action}``, where a selector is a name pattern
-            (``"decoder.blocks.4.*"``) or has a prefix (``"kind:depthwise"``, ``"role:tokens"``,
-            ``"class:Conv2d"``), or a list of rule tables as in a rule file. The first wins.
+            (``"decoder.blocks.-1.*"``) or has a prefix (``"kind:depthwise"``, ``"role:tokens"``,
+            ``"class:Conv2d"``, ``"position:last 2"``), or a list of rule tables as in a rule
+            file. The first wins. A selector, or a table's ``match``, may be a function of a
+            layer's name and module; it is replaced by the names that it chooses.
+        layers: The network's convolutions and linear layers by every name, for such functions.
 
     Returns:
         A policy with the overrides as its first rules.
 
     Raises:
-        PolicyError: An override is malformed or names an unknown role, kind or action.
+        PolicyError: An override is malformed, names an unknown role, kind or action, or is a
+            function that fails or chooses no layer.
     """
     if not overrides:
         return policy
@@ -68,7 +112,10 @@ def with_overrides(policy: Policy, overrides: Overrides | None) -> Policy:
         )
     ready = Policy("overrides", rules=tuple(t for t in tables if isinstance(t, Rule))).to_dict()
     plain = iter(ready["rules"])
-    rules = [next(plain) if isinstance(table, Rule) else table for table in tables]
+    rules = [
+        next(plain) if isinstance(table, Rule) else _spelled_out(table, layers or {})
+        for table in tables
+    ]
     data = policy.to_dict()
     try:
         return from_dict({**data, "rules": [*rules, *data["rules"]]})
@@ -76,11 +123,44 @@ def with_overrides(policy: Policy, overrides: Overrides | None) -> Policy:
         raise PolicyError("overrides", overrides, error.rule, "correct these keys") from None
 
 
-def _table(selector: str, action: str) -> dict[str, Any]:
+def _table(selector: Any, action: str) -> dict[str, Any]:
     if action not in ACTIONS:
         raise PolicyError(
             "overrides", {selector: action}, "no such action", f"use {' or '.join(ACTIONS)}"
         )
+    if callable(selector):
+        return {"match": selector, "action": action}
+    if not isinstance(selector, str):
+        raise PolicyError(
+            "overrides", selector, "neither a selector nor a function", "give for example 'head.*'"
+        )
     prefix, colon, rest = selector.partition(":")
     key, pattern = (prefix, rest) if colon and prefix in _PREFIXES else ("name", selector)
     return {"match": {key: pattern}, "action": action, "reason": f"override {selector!r}"}
+
+
+def _spelled_out(table: Any, layers: Mapping[str, Any]) -> Any:
+    """A rule whose function is replaced by the names that it chooses, so that a plan is data."""
+    chooses = table.get("match") if isinstance(table, Mapping) else None
+    if not callable(chooses):
+        return table
+    called = getattr(chooses, "__name__", type(chooses).__name__)
+    try:
+        chosen = {id(layer) for name, layer in layers.items() if chooses(name, layer)}
+    except Exception as error:
+        raise PolicyError(
+            "overrides",
+            called,
+            f"this function failed ({type(error).__name__}: {error})",
+            "write a function of a layer's name and module that returns True or False",
+        ) from error
+    names = [glob.escape(name) for name, layer in layers.items() if id(layer) in chosen]
+    if not names:
+        some = ", ".join(list(layers)[:4])
+        raise PolicyError(
+            "overrides",
+            called,
+            "this function matched no layer",
+            f"correct it; the layers are {some}, ...",
+        )
+    return {"reason": f"override {called}", **table, "match": {"name": names}}

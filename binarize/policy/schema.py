@@ -41,16 +41,20 @@ class Match:
     """What a rule looks at; every key that is given must hold, one of its values is enough.
 
     Attributes:
-        name: Patterns for the layer's dotted name, as in ``fnmatch`` (``*`` also crosses dots).
+        name: Patterns for the layer's dotted name, as in ``fnmatch`` (``*`` also crosses dots). A
+            negative number counts the entries of a list of modules from its end.
         role: Keys of ``ROLES``.
         kind: Keys of ``KINDS``.
         cls: Names of the float layer's class (``class`` in a rule file).
+        position: ``"first 2"`` or ``"last 2"``: of the layers that all other keys match, in the
+            order in which they run.
     """
 
     name: tuple[str, ...] = ()
     role: tuple[str, ...] = ()
     kind: tuple[str, ...] = ()
     cls: tuple[str, ...] = ()
+    position: tuple[str, ...] = ()
 
     @property
     def is_specific(self) -> bool:
@@ -59,11 +63,17 @@ class Match:
 
     def __str__(self) -> str:
         given = [
-            f"{'class' if key == 'cls' else key}={'|'.join(values)}"
+            f"{'class' if key == 'cls' else key}={_few(values)}"
             for key, values in asdict(self).items()
             if values
         ]
         return " and ".join(given) or "any layer"
+
+
+def _few(values: tuple[str, ...]) -> str:
+    if len(values) > 5:
+        values = (*values[:4], f"{len(values) - 4} more")
+    return "|".join(values)
 
 
 @dataclass(frozen=True)
