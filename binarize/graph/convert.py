@@ -178,5 +178,8 @@ def _check_plan(model: nn.Module, plan: Plan, overrides: Sequence[Rule]) -> None
             "model",
             type(model).__name__,
             f"there is nothing to binarize ({why or 'no convolution or linear layer'})",
-            "use another network, or overrides={'layer.name': 'binarize'}",
+            "overrides={'role:attention': 'keep', 'role:tokens': 'binarize'} makes the layers over "
+            "tokens binary"
+            if any("tokens" in d.roles for d in plan.layers)
+            else "use another network, or overrides={'layer.name': 'binarize'}",
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,6 +164,25 @@ def _shapes(value: Any) -> str:
     return ", ".join(parts)
 
 
+# Whose frames say nothing about the network: torch's, and the tracer's.
+_NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
 def _short(error: BaseException) -> str:
+    """An error and where it came from: the module, and the line of its code."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
+    root: nn.Module | None = None
+    names: dict[int, str] = {}
+    place = line = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            if root is None:
+                root, names = module, {id(m): name for name, m in module.named_modules()}
+            if id(module) in names:
+                place = f"{names[id(module)] or 'the network itself'} ({type(module).__name__})"
+        path = frame.f_code.co_filename
+        if root is not None and not path.startswith(_NOT_THEIRS):
+            line = f", {Path(path).name}:{number}"
+    where = f" in {place}{line}" if place else ""
+    return f"{type(error).__name__}{where}: {text[:160]}"

@@ -53,4 +53,4 @@ def _is_dense(layer: Decision) -> bool:
     """Whether a layer is a convolution, or a linear layer that is used as one on a map."""
     if len(layer.shape) > 2:
         return True
-    return not {"tokens", "vector", "unused"}.intersection(layer.roles)
+    return not {"tokens", "attention", "vector", "unused"}.intersection(layer.roles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +63,52 @@ def test_nothing_to_binarize(model: nn.Module, refuse: Callable[..., str]) -> No
     message = refuse(model, example_inputs=X)
     assert message.startswith("model=")
     assert "nothing to binarize" in message
+
+
+def test_a_transformer_is_told_how_to_convert_its_tokens(refuse: Callable[..., str]) -> None:
+    import timm
+
+    model = timm.create_model("test_vit", num_classes=4)
+    remedy = "overrides={'role:attention': 'keep', 'role:tokens': 'binarize'}"
+    assert remedy in refuse(model)
+    student = binarize.convert(
+        model, overrides={"role:attention": "keep", "role:tokens": "binarize"}
+    )
+    for decision in student.binarize_plan.layers:
+        assert (decision.action == "binarize") == (".mlp." in decision.site), decision.site
+        assert ("tokens" in decision.roles) == decision.site.startswith("blocks."), decision.site
+        assert ("attention" in decision.roles) == (".attn." in decision.site), decision.site
+    x = torch.randn(2, 3, 160, 160)
+    assert student(x).shape == (2, 4)
+    (student(x) * torch.randn(2, 4)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
+
+
+class Narrow(nn.Module):
+    """Its second convolution does not fit what the first one gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.second = nn.Conv2d(9, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x)  # here
+
+
+@pytest.mark.parametrize("given", [None, X])
+def test_a_forward_that_fails_is_told_with_module_and_line(
+    given: Any, refuse: Callable[..., str]
+) -> None:
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    line = 1 + next(i for i, text in enumerate(lines) if text.endswith("# here"))
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Narrow())
+    message = refuse(model, example_inputs=given)
+    assert "1.second (Conv2d)" in message
+    assert f"test_refusals.py:{line}" in message
+    assert "to have 9 channels" in message
+    assert "example_inputs" in message.rpartition("; ")[2] or given is not None
 
 
 def test_everything_overridden_away(refuse: Callable[..., str]) -> None:
