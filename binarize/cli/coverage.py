@@ -114,9 +114,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _survey(args: argparse.Namespace, out: Output, cases: list[Case], records: Records) -> None:
-    from binarize.survey import survey
+    from binarize.survey import spread, survey
 
-    missing = records.missing(cases)
+    missing = records.missing(spread(cases))
     done = len(cases) - len(missing)
     if done and missing:
         out.note(f"going on where a survey stopped: {done} of {len(cases)} networks are done")

@@ -1,6 +1,6 @@
 """The survey: what the pass makes of every network of three libraries."""
 
-from binarize.survey.catalogue import Case, catalogue, select
+from binarize.survey.catalogue import Case, catalogue, select, spread
 from binarize.survey.document import write_document
 from binarize.survey.pool import survey
 from binarize.survey.records import Records
@@ -14,6 +14,7 @@ __all__ = [
     "Summary",
     "catalogue",
     "select",
+    "spread",
     "summarize",
     "survey",
     "write_document",

@@ -12,7 +12,7 @@ from torch import nn
 
 from binarize.errors import ModelError
 
-__all__ = ["LIBRARIES", "Case", "build", "catalogue", "select"]
+__all__ = ["LIBRARIES", "Case", "build", "catalogue", "select", "spread"]
 
 LIBRARIES = ("timm", "segmentation_models_pytorch", "torchvision")
 
@@ -76,6 +76,24 @@ def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
     return [case for case in cases if any(_matches(case, pattern) for pattern in patterns)]
 
 
+def spread(cases: Sequence[Case]) -> list[Case]:
+    """Order cases so that a survey that is stopped has seen something of every family.
+
+    Args:
+        cases: The cases.
+
+    Returns:
+        The samples, then the first of each family, the second, ...
+    """
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    ranks = []
+    for case in cases:
+        counts[case.library, case.family] += 1
+        ranks.append((not case.sample, counts[case.library, case.family]))
+    order = sorted(range(len(cases)), key=lambda i: ranks[i])
+    return [cases[i] for i in order]
+
+
 def _matches(case: Case, pattern: str) -> bool:
     return fnmatchcase(case.key, pattern) or fnmatchcase(case.family, pattern)
 
@@ -121,7 +139,9 @@ def _timm_families() -> dict[str, list[str]]:
 
 def _smallest(names: Sequence[str]) -> str:
     """A small network of a family, told by its name."""
-    big = "large huge giant xlarge xxlarge gigantic base so400m h14 g14 7b 384 448 512".split()
+    big = (
+        "large huge giant xlarge xxlarge gigantic base flexi so400m h14 g14 7b 384 448 512".split()
+    )
     small = "nano pico femto atto zepto tiny small 050 b0 s0 _t_ _xs xxs".split()
 
     def rank(name: str) -> tuple[int, int, int, str]:
@@ -180,11 +200,12 @@ def _smp() -> list[Case]:
     library = "segmentation_models_pytorch"
     cases = []
     for decoder in decoders:
+        first = len(cases)
         for encoder in dict.fromkeys(encoders[decoder]):
             sample = encoder == ("resnet18" if decoder != "DPT" else one_each[-1])
             cases.append(Case(library, decoder, f"{decoder}/{encoder}", sample=sample))
         encoder = "resnet18" if decoder != "DPT" else one_each[-1]
-        cases.append(Case(library, decoder, f"{decoder}/{encoder}", "aux"))
+        cases.insert(first, Case(library, decoder, f"{decoder}/{encoder}", "aux"))
     return cases
 
 

@@ -28,7 +28,9 @@ _WORDS = """\
   its own mean says nothing.
 - *Convolutional*: more than half of the weights are in convolutions, counted as above.
 - *kept*: what is left in float: number of layers by what they do (`rules/README.md` lists these
-  roles; `opaque` layers compute their output in a forward of their own), and their weights.
+  roles; `other` layers have a forward of their own), and their weights. Weights that no layer
+  holds, such as those that a forward hands to a function itself (`CondConv2d` in the `cc` networks
+  of efficientnet), stay as they are and count under *of all* only.
 - *forwards*: module forwards that were rewritten, and those that could not be ("+2 opaque": they
   run as written; the JSON file has the causes).
 - *forward*: at the default size the outputs have the original's structure and shapes. *train*: so

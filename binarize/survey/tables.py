@@ -108,7 +108,7 @@ def _kept(row: Row) -> str:
 
 
 def _role(group: Mapping[str, Any]) -> str:
-    return next((role for role in _ROLES if role in group["roles"]), "opaque")
+    return next((role for role in _ROLES if role in group["roles"]), "other")
 
 
 def _size(weights: int) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from binarize.errors import ModelError
-from binarize.survey import Case, catalogue, pool, select, survey
+from binarize.survey import Case, catalogue, pool, select, spread, survey
 from binarize.survey.row import CONVERTED, FAILED
 
 
@@ -65,6 +65,16 @@ def test_selection(everything: list[Case]) -> None:
     assert {case.family for case in select(everything, ["vgg"])} == {"vgg"}
     with pytest.raises(ModelError, match="none of the .* networks matches it"):
         select(everything, ["timm:resnet18", "timm:resnet19"])
+
+
+def test_a_survey_sees_every_family_first(everything: list[Case]) -> None:
+    order = spread(everything)
+    assert sorted(case.key for case in order) == sorted(case.key for case in everything)
+    families = {(case.library, case.family) for case in everything}
+    soon = order[: len(families) + sum(case.sample for case in everything)]
+    assert {(case.library, case.family) for case in soon} == families
+    samples = [case.sample for case in order]
+    assert samples == sorted(samples, reverse=True)
 
 
 CASE = Case("timm", "resnet", "test_resnet")
