@@ -198,7 +198,7 @@ def _smp() -> list[Case]:
         f"tu-{_smallest(timm_families[family])}" for family in ("beit", "deit", "eva", "hiera")
     ]
     library = "segmentation_models_pytorch"
-    cases = []
+    cases: list[Case] = []
     for decoder in decoders:
         first = len(cases)
         for encoder in dict.fromkeys(encoders[decoder]):
