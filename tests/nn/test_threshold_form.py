@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from binarize.nn import DistributionAdaptiveBinarizer, ThresholdForm
+from binarize.nn.parts import BINARIZERS
 
 
 def carry_out(form: ThresholdForm, x: Tensor) -> Tensor:
@@ -53,3 +54,67 @@ def test_dab(spatial: tuple[int, ...]) -> None:
 
 def test_dab_with_a_scale_per_channel_has_none() -> None:
     assert DistributionAdaptiveBinarizer(3, scale="channel").threshold_form() is None
+
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "ablated-dab": [
+        {"threshold": threshold, "factor": factor}
+        for threshold in ("affine", "bias", "mean", "none")
+        for factor in ("adaptive", "learned", "magnitude", "none")
+    ],
+    "sign": [{"surrogate": "clip"}, {"surrogate": "polynomial"}],
+}
+
+
+@pytest.mark.parametrize("name", sorted(BINARIZERS))
+def test_every_form_says_what_its_binarizer_computes(name: str) -> None:
+    for options in OPTIONS.get(name, [{}]):
+        for negative in (False, True):
+            binarizer = scramble(BINARIZERS[name](4, **options).double().eval())
+            with torch.no_grad():
+                for key in ("k", "alpha"):  # slopes of either sign, and flat ones
+                    gain = getattr(binarizer, key, None)
+                    if gain is not None and negative:
+                        gain.neg_()
+                    if gain is not None and key == "k":
+                        gain[0] = 0.0
+            form = binarizer.threshold_form()
+            assert form is not None
+            x = torch.randn(3, 4, 5, 6, dtype=torch.float64)
+            x[0, :, 0] = 0.0
+            torch.testing.assert_close(carry_out(form, x), binarizer(x).detach())
+            tensors = [value for value in vars(form).values() if isinstance(value, Tensor)]
+            assert not any(tensor.requires_grad for tensor in tensors)
+            assert form.b.shape == (4,)
+            # A constant part is what does not leave a padded sum.
+            assert binarizer.popcount_exact == (form.offset is None)
+
+
+def test_forms_are_right_at_the_threshold_itself() -> None:
+    """In single precision, around the number where the rounded line crosses zero."""
+    binarizer = BINARIZERS["redistributed-sign"](2000)
+    with torch.no_grad():
+        binarizer.k.normal_()
+        binarizer.b.normal_()
+        binarizer.k[:2] = 0.0
+        binarizer.b[0], binarizer.b[1] = 0.0, -1.0
+        binarizer.b[2:40] = 0.0
+        binarizer.k[40:50] *= 1e-20
+    form = binarizer.threshold_form()
+    assert form is not None
+    x = form.b.clone().nan_to_num(0.0, 0.0, 0.0)[None, :, None].repeat(1, 1, 7)
+    for step in range(3):
+        x[:, :, step] = torch.nextafter(x[:, :, step], torch.tensor(torch.inf))
+        x[:, :, 6 - step] = torch.nextafter(x[:, :, 6 - step], torch.tensor(-torch.inf))
+    x[:, :, 0] = torch.nextafter(x[:, :, 0], torch.tensor(torch.inf))
+    # Products below the smallest number are 0, and count as positive on either side of it.
+    told = (binarizer.k[:, None] * x).abs() > 1e-30
+    told[:, :2] = True
+    assert told.float().mean() > 0.9
+    assert torch.equal(carry_out(form, x)[told], binarizer(x).detach()[told])
+
+
+def test_several_bits_and_scales_per_channel_have_no_form() -> None:
+    assert BINARIZERS["learned-levels"](3, bits=2).threshold_form() is None
+    assert BINARIZERS["ablated-dab"](3, scale="channel").threshold_form() is None
+    assert BINARIZERS["ablated-dab"](3, scale="channel", factor="none").threshold_form() is not None

@@ -480,3 +480,28 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path, change: str, message: st
         trainer.fit(_loader("segmentation", 4 if change == "data" else 12))
     assert str(caught.value).startswith(f"resume='{path}': ")
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+class _Scheduled(nn.Identity):
+    """What annealed surrogates are to the trainer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("progress", torch.zeros(()))
+        self.told: list[float] = []
+
+    def set_progress(self, done: float) -> None:
+        self.progress.fill_(done)
+        self.told.append(done)
+
+
+def test_modules_are_told_how_far_the_training_is(tmp_path: Path) -> None:
+    network = _network()
+    scheduled = _Scheduled()
+    network.append(scheduled)
+    trainer = _trainer(network, task="segmentation", output_dir=tmp_path)
+    trainer.fit(_loader("segmentation"))
+    # Two epochs of three steps.
+    assert scheduled.told == pytest.approx([i / 6 for i in range(6)])
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)["student"]
+    assert saved["8.progress"].item() == pytest.approx(5 / 6)

@@ -58,11 +58,13 @@ def _crossing(k: Tensor, b: Tensor) -> Tensor:
     """
     infinity = torch.full_like(b, torch.inf)
     t = torch.where(k == 0, torch.where(b < 0, infinity, -infinity), -b / k)
+    # Through 0 the crossing is exact, but for products too small for a number of their own.
+    moves = (k != 0) & (b != 0)
     # Where the line falls, larger inputs are the negative ones.
     down, up = -infinity * k.sign(), infinity * k.sign()
     for _ in range(4):
-        t = torch.where((k != 0) & (k * t + b < 0), torch.nextafter(t, up), t)
+        t = torch.where(moves & (k * t + b < 0), torch.nextafter(t, up), t)
     for _ in range(4):
         below = torch.nextafter(t, down)
-        t = torch.where((k != 0) & (k * below + b >= 0), below, t)
+        t = torch.where(moves & (k * below + b >= 0), below, t)
     return t

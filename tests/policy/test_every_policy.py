@@ -1,0 +1,144 @@
+"""Each bundled policy on four kinds of networks: converts, learns, and survives its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import binarize
+from binarize.nn import BinaryLayer
+from binarize.policy import load_policy, policies, validate
+
+NAMES = sorted(policies())
+
+
+def network(kind: str) -> nn.Module:
+    """Few channels: what a policy does to a network does not depend on their number."""
+    torch.manual_seed(0)
+    if kind == "resnet18":
+        block: Any = timm.models.resnet.BasicBlock
+        return timm.models.resnet.ResNet(
+            block, [2, 2, 2, 2], num_classes=3, stem_width=8, channels=(8, 12, 16, 24)
+        )
+    if kind == "mobilenetv2":
+        return torchvision.models.MobileNetV2(
+            num_classes=3,
+            width_mult=0.25,
+            inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2]],
+        )
+    if kind == "convnext":
+        return timm.create_model(
+            "convnext_atto", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 12, 16, 24)
+        )
+    unet = smp.Unet(
+        "resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(16, 12, 8), classes=3
+    )
+    # Deeper stages than the decoder asks for.
+    unet.encoder.layer3 = unet.encoder.layer4 = nn.Identity()
+    return unet
+
+
+def total(output: Tensor) -> Tensor:
+    return output.float().square().mean()
+
+
+@pytest.mark.parametrize("kind", ["resnet18", "mobilenetv2", "convnext", "unet"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_on_a_network(name: str, kind: str, tmp_path: Path) -> None:
+    teacher = network(kind)
+    image = torch.randn(2, 3, 32, 32)
+    student = binarize.convert(teacher, policy=name, example_inputs=image)
+    layers = [module for module in student.modules() if isinstance(module, BinaryLayer)]
+    assert layers
+    student.train()
+    total(student(image)).backward()
+    for key, parameter in student.named_parameters():
+        assert parameter.grad is None or bool(parameter.grad.isfinite().all()), key
+    assert any(bool(layer.weight.grad.abs().sum() > 0) for layer in layers)
+    # Learned numbers away from their starting values, where signs and factors are 1 or 0.
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in layer.binarizer.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    student.eval()
+    with torch.no_grad():
+        expected = student(image)
+    assert bool(expected.isfinite().all())
+    if kind != "unet":  # one network of every size of layer is enough for the file
+        return
+    path = tmp_path / "student.safetensors"
+    binarize.save(student, path)
+    assert path.stat().st_size == binarize.report(student).file_bytes
+    loaded = binarize.load(path, model=teacher)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), expected)
+    latent = {f"{k}.weight" for k, m in student.named_modules() if isinstance(m, BinaryLayer)}
+    state = student.state_dict()
+    for key, value in loaded.state_dict().items():
+        assert key in latent or torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_policy_says_where_it_comes_from(name: str) -> None:
+    policy = load_policy(name)
+    assert policy.name == name
+    assert policy.summary
+    assert policy.source
+    assert all(rule.reason for rule in policy.rules)
+    assert validate(name) == []
+
+
+def test_the_baselines_of_the_paper_are_there() -> None:
+    wanted = "bnn xnor dorefa bireal irnet reactnet adabin bisrnet bit lqnet lqnet-1bit groupnet"
+    ablations = "no-dab no-cfb no-threshold bias-threshold mean-threshold no-scale mad-scale"
+    assert set(wanted.split()) <= set(NAMES)
+    assert {f"bidense-{word}" for word in (*ablations.split(), "learned-scale")} <= set(NAMES)
+    assert {"conservative", "dense-prediction"} <= set(NAMES)
+
+
+def test_an_ablation_differs_from_the_whole_in_its_part_only() -> None:
+    whole = load_policy("bidense")
+    for name in NAMES:
+        if name.startswith("bidense-") and name != "bidense-released":
+            policy = load_policy(name)
+            assert policy.rules == whole.rules
+            assert policy.replace_activations == whole.replace_activations
+            differing = {
+                key for key, value in vars(policy.unit).items() if value != vars(whole.unit)[key]
+            }
+            assert differing in ({"bypass"}, {"binarizer", "binarizer_options"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_sign_at_zero_stands_behind_a_relu(name: str) -> None:
+    """It would say +1 everywhere: such policies exchange every activation they can."""
+    unit = load_policy(name).unit
+    assert unit.activation is not None
+
+
+def test_conservative_keeps_what_it_says() -> None:
+    teacher = network("unet")
+    plan = binarize.plan(teacher, policy="conservative", example_inputs=torch.zeros(1, 3, 32, 32))
+    decisions = {d.site: d for d in plan.layers}
+    convolutions: dict[str, Any] = {
+        path: module for path, module in teacher.named_modules() if isinstance(module, nn.Conv2d)
+    }
+    for path, convolution in convolutions.items():
+        decision = decisions[path]
+        if decision.action == "binarize":
+            assert convolution.groups != convolution.in_channels or convolution.groups == 1, path
+            assert max(convolution.stride) == 1, path
+            assert not path.startswith("decoder.blocks.2"), path
+    assert {d.action for path, d in decisions.items() if path.startswith("decoder.blocks.1")} == {
+        "binarize"
+    }
+    last = [d for path, d in decisions.items() if path.startswith("decoder.blocks.2")]
+    assert last
+    assert all("behind the last upsampling" in d.reason for d in last)
