@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from binarize.cli.output import Output, jsonable
 from binarize.errors import FileError
+from binarize.writing import replacing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,13 +106,9 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def show_metrics(results: Mapping[str, Mapping[str, Any]], out: Output) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from binarize.cli.networks import recipe_from
 from binarize.cli.output import Output
 from binarize.cli.sources import is_file, known_about, open_source
-from binarize.cli.unfold import unfold_norms
 from binarize.cli.weights import load_encoder, load_weights
 from binarize.errors import BinarizeError, ModelError
 
@@ -67,6 +66,8 @@ def make_student(
         out.note(f"start: {matched}")
     loaded = args.encoder_weights is not None or args.init is not None
     if loaded and not args.keep_folded:
+        from binarize.train import unfold_norms
+
         told["norms_unfolded"] = unfold_norms(network, _some(loader, args.recalibrate))
         if told["norms_unfolded"]:
             out.note(f"{told['norms_unfolded']} folded norms have their scale back")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from binarize.cli.networks import nearest
 from binarize.errors import FileError
+from binarize.writing import replacing
 
 __all__ = [
     "Matched",
@@ -233,17 +233,14 @@ def save_float(network: nn.Module, path: Path, description: Mapping[str, Any]) -
         name: value.detach().cpu().contiguous().clone()
         for name, value in network.state_dict().items()
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {"format": "pt", KEY: json.dumps(dict(description))})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"format": "pt", KEY: json.dumps(dict(description))})
     except (OSError, SafetensorError) as error:
         raise FileError(
             "output", str(path), f"cannot be written ({error})", "choose another place"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _some(names: Any, count: int = 3) -> str:

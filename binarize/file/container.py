@@ -8,10 +8,8 @@ read by the safetensors package, which checks the header against the data.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from binarize.errors import FileError, ModelError
+from binarize.writing import replacing
 
 __all__ = ["Entry", "file_size", "read_file", "write_file"]
 
@@ -121,15 +120,11 @@ def write_file(
             "path", str(path), f"there is no folder {str(target.parent)!r}", "make the folder first"
         )
     header = _header(entries, metadata)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(temporary, "xb") as file:
+        with replacing(target) as temporary, open(temporary, "xb") as file:
             file.write(header)
             for entry in _ordered(entries):
                 file.write(_to_bytes(entry))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
     except OSError as error:
         raise FileError(
             "path",
@@ -137,9 +132,6 @@ def write_file(
             f"it cannot be written ({error.strerror or error})",
             "check the rights and the space on the disk",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _check_path(path: object) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from binarize.errors import FileError, ModelError
 from binarize.file.fit import check_fit
 from binarize.file.slots import Slot, find_slots
 from binarize.file.stored import Stored, read_stored
+from binarize.graph.given import copied, given_network
 from binarize.graph.origin import build_origin
 from binarize.graph.plan import Plan
 from binarize.graph.rewrite import apply_plan
@@ -39,7 +38,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     """
     stored = read_stored(path)
     if model is not None:
-        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        model = given_network(model)
         _check_model(model)
     elif stored.plan.origin is None:
         raise FileError(
@@ -48,7 +47,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
             "the file does not say how to build its network",
             "give the float network: load(path, model=...)",
         )
-    student = _copy(model) if model is not None else build_origin(stored.plan.origin or {})
+    student = copied(model) if model is not None else build_origin(stored.plan.origin or {})
     name = type(student).__name__
     try:
         _apply(stored.plan, student)
@@ -71,11 +70,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     return student.eval()
 
 
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
-        )
+def _check_model(model: nn.Module) -> None:
     if any(isinstance(module, BinaryLayer) for module in model.modules()):
         raise ModelError(
             "model",
@@ -103,18 +98,6 @@ def _apply(plan: Plan, network: nn.Module) -> None:
             name,
             f"the file's plan does not fit it ({type(error).__name__}: {error})",
             "give the float network that was converted",
-        ) from error
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ModelError(
-            "model",
-            type(model).__name__,
-            f"it cannot be deep-copied ({type(error).__name__}: {error})",
-            "make copy.deepcopy(model) work",
         ) from error
 
 

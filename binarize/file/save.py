@@ -9,6 +9,7 @@ from torch import nn
 from binarize.errors import ModelError
 from binarize.file.container import write_file
 from binarize.file.contents import network_contents
+from binarize.graph.given import given_network
 from binarize.graph.plan import Plan
 
 __all__ = ["converted_plan", "save"]
@@ -46,11 +47,7 @@ def converted_plan(model: nn.Module) -> tuple[nn.Module, Plan]:
     Raises:
         ModelError: It is not a converted network.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
-        )
-    model = getattr(model, "_orig_mod", model)
+    model = given_network(model)
     plan = getattr(model, "binarize_plan", None)
     if not isinstance(plan, Plan):
         raise ModelError(

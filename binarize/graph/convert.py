@@ -12,6 +12,7 @@ from torch import nn
 
 from binarize.errors import ModelError, PolicyError
 from binarize.graph.flow import all_layers
+from binarize.graph.given import given_network
 from binarize.graph.inputs import run_example
 from binarize.graph.origin import find_origin
 from binarize.graph.plan import Plan
@@ -52,7 +53,7 @@ def plan(
         ModelError: The network is already converted, has nothing to binarize, has weights that
             are not finite, or does not accept the example inputs.
     """
-    return _plan(model, policy, example_inputs, overrides)
+    return _plan(given_network(model), policy, example_inputs, overrides)
 
 
 def convert(
@@ -81,6 +82,7 @@ def convert(
         PolicyError: As in :func:`plan`.
         ModelError: As in :func:`plan`.
     """
+    model = given_network(model)
     plan = _plan(model, policy, example_inputs, overrides)
     student = copy.deepcopy(model)
     apply_plan(student, plan)
@@ -93,10 +95,6 @@ def _plan(
     example_inputs: Any,
     overrides: Overrides | None,
 ) -> Plan:
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
-        )
     base = load_policy(policy)
     chosen = with_overrides(base, overrides, all_layers(model))
     _check_model(model)

@@ -8,7 +8,6 @@ where a value is asked for.
 
 from __future__ import annotations
 
-import copy
 import logging
 import weakref
 from collections import defaultdict
@@ -24,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from binarize.errors import ModelError
 from binarize.graph.classify import function_kind, module_kind, normal_name
+from binarize.graph.given import copied
 
 __all__ = ["Op", "Trace", "skeleton", "trace"]
 
@@ -101,15 +100,7 @@ def skeleton(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
     """Copy the modules of a network, sharing parameters and buffers with the original."""
     shared = model.parameters() if copy_buffers else (*model.parameters(), *model.buffers())
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ModelError(
-            "model",
-            type(model).__name__,
-            f"it cannot be deep-copied ({type(error).__name__}: {error})",
-            "make copy.deepcopy(model) work",
-        ) from error
+    return copied(model, memo)
 
 
 def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,29 +23,18 @@ _PARTS = {"norm": "norm", "activation": "activation"}
 
 @dataclass
 class _Account:
-    """A row that is still being filled; the fields are those of the row."""
+    """A row that is still being filled."""
 
-    name: str
-    part: str
-    kind: str
-    shape: tuple[int, ...] = ()
-    decision: str = ""
-    reason: str = ""
-    rule: str = ""
-    weight_bits: int | None = None
-    activation_bits: int | None = None
-    float_params: int = 0
-    binary_params: int = 0
-    float_ops: int | None = None
-    binary_ops: int | None = None
-    bytes: int = 0
-    calls: int | None = None
+    row: Row
 
-    def add_operations(self, macs: int | None, *, binary: bool) -> None:
-        name = "binary_ops" if binary else "float_ops"
-        so_far = getattr(self, name)
-        setattr(self, name, None if macs is None or so_far is None else so_far + macs)
-        self.calls = (self.calls or 0) + 1
+    def set(self, **values: Any) -> None:
+        self.row = replace(self.row, **values)
+
+    def add(self, **amounts: int | None) -> None:
+        """Add to numbers; what is not known stays so."""
+        for name, amount in amounts.items():
+            so_far = getattr(self.row, name)
+            self.set(**{name: None if amount is None or so_far is None else so_far + amount})
 
 
 class Ledger:
@@ -70,7 +59,7 @@ class Ledger:
 
     def rows(self) -> tuple[Row, ...]:
         """The rows as they stand."""
-        return tuple(Row(**vars(account)) for account in self._accounts)
+        return tuple(account.row for account in self._accounts)
 
     def class_name(self, path: str) -> str:
         """Name of a module's class as its author wrote it: a rewritten one is a subclass."""
@@ -89,24 +78,23 @@ class Ledger:
                 self._open_layer(path, module, None)
 
     def _open_layer(self, path: str, module: nn.Module | None, decision: Decision | None) -> None:
-        account = _Account(path, "layer", type(module).__name__)
+        account = _Account(Row(path, "layer", type(module).__name__))
         if decision is not None:
-            account.kind = decision.kind
-            account.shape = decision.shape
-            account.decision = decision.action
-            account.reason = decision.reason
-            account.rule = decision.rule
+            account.set(kind=decision.kind, shape=decision.shape, **_ground(decision))
         self._accounts.append(account)
         if module is None:
             return
         self._by_module[id(module)] = account
         weight: Any = getattr(module, "weight", None)
         if module_kind(module) == "layer" and isinstance(weight, Tensor):
-            account.shape = account.shape or tuple(weight.shape)
-            account.weight_bits = account.activation_bits = 8 * weight.element_size()
+            bits = (8 * weight.element_size(),) * 2
             if isinstance(module, BinaryLayer):
-                account.weight_bits = module.weight_bits
-                account.activation_bits = module.activation_bits
+                bits = module.weight_bits, module.activation_bits
+            account.set(
+                shape=account.row.shape or tuple(weight.shape),
+                weight_bits=bits[0],
+                activation_bits=bits[1],
+            )
         for child in module.modules():
             self._claim(account, child)
 
@@ -118,13 +106,12 @@ class Ledger:
         }
         for path, module in self.model.named_modules():
             part = _PARTS.get(module_kind(module) or "", "other")
-            account = _Account(path or "(root)", part, self.class_name(path))
+            account = _Account(Row(path or "(root)", part, self.class_name(path)))
             if not self._claim(account, module):
                 continue
             decision = decisions.get(path)
             if decision is not None and part == "activation":
-                account.decision, account.reason = decision.action, decision.reason
-                account.rule = decision.rule
+                account.set(**_ground(decision))
             self._accounts.append(account)
             self._by_module[id(module)] = account
 
@@ -136,9 +123,9 @@ class Ledger:
                 self._by_tensor[id(parameter)] = account
                 found = True
                 if isinstance(module, BinaryLayer) and name == "weight":
-                    account.binary_params += module.weights * module.weight_bits
+                    account.add(binary_params=module.weights * module.weight_bits)
                 else:
-                    account.float_params += parameter.numel()
+                    account.add(float_params=parameter.numel())
         for name, buffer in module.named_buffers(recurse=False):
             stored = name not in module._non_persistent_buffers_set
             if stored and id(buffer) not in self._by_tensor:
@@ -155,42 +142,33 @@ class Ledger:
         for entry in contents.entries:
             holders = {id(state[key]) for key in entry.keys}
             for identity in holders:
-                self._by_tensor[identity].bytes += entry.size // len(holders)
+                self._by_tensor[identity].add(bytes=entry.size // len(holders))
             booked += entry.size
-        self._accounts.append(
-            _Account(
-                "header and metadata",
-                "file",
-                "safetensors",
-                float_ops=0,
-                binary_ops=0,
-                bytes=contents.size - booked,
-            )
-        )
+        header = Row("header and metadata", "file", "safetensors", float_ops=0, binary_ops=0)
+        self._accounts.append(_Account(replace(header, bytes=contents.size - booked)))
 
     # Operations
 
     def enter_operations(self, trace: Trace) -> None:
         """Book the multiply-accumulates and calls of a run."""
         for account in self._accounts:
-            account.float_ops = account.binary_ops = 0
-            account.calls = None if account.part == "file" else 0
+            account.set(float_ops=0, binary_ops=0, calls=None if account.row.part == "file" else 0)
         attention = has_attention(trace)
         for op in trace.ops:
             macs = count(trace, op, attention=attention)
             module = self._module(op)
             known = None if module is None else self._by_module.get(id(module))
             if known is not None:
-                known.add_operations(macs, binary=isinstance(module, BinaryLayer))
+                binary = isinstance(module, BinaryLayer)
+                known.add(**{"binary_ops" if binary else "float_ops": macs}, calls=1)
             elif macs != 0:
-                self._open_operation(op).add_operations(macs, binary=False)
+                self._open_operation(op).add(float_ops=macs, calls=1)
 
     def _open_operation(self, op: Op) -> _Account:
         place = op.path or op.scope
         if (place, op.name) not in self._operations:
-            account = _Account(
-                f"{place or '(root)'}:{op.name}", "operation", op.name, float_ops=0, binary_ops=0
-            )
+            row = Row(f"{place or '(root)'}:{op.name}", "operation", op.name, float_ops=0)
+            account = _Account(replace(row, binary_ops=0, calls=0))
             self._operations[place, op.name] = account
             self._accounts.insert(len(self._accounts) - 1, account)
         return self._operations[place, op.name]
@@ -202,9 +180,9 @@ class Ledger:
         """Multiply-accumulates of the float network: also of the layers that are gone."""
         total = 0
         for account in self._accounts:
-            if account.float_ops is None or account.binary_ops is None:
+            if account.row.float_ops is None or account.row.binary_ops is None:
                 return None
-            total += account.float_ops + account.binary_ops
+            total += account.row.float_ops + account.row.binary_ops
         for decision in self.plan.layers if self.plan is not None else ():
             if decision.action in ("remove", "bypass"):
                 place = decision.site if decision.action == "bypass" else decision.like
@@ -215,6 +193,10 @@ class Ledger:
                     if module is not None and self._module(op) is module:
                         total += op.shape[0] * math.prod(op.shape[2:]) * decision.weights
         return total
+
+
+def _ground(decision: Decision) -> dict[str, str]:
+    return {"decision": decision.action, "reason": decision.reason, "rule": decision.rule}
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

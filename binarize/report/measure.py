@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from binarize.errors import ModelError
 from binarize.file import float_contents, network_contents
+from binarize.graph.given import given_network
 from binarize.graph.inputs import run_example
 from binarize.graph.plan import Plan
 from binarize.graph.trace import Trace
@@ -33,11 +33,7 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
     Raises:
         ModelError: ``model`` is no network, or does not accept the example inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
-        )
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = given_network(model)
     plan = getattr(model, "binarize_plan", None)
     contents = float_contents(model) if plan is None else network_contents(model, plan)
     known = example_inputs is not None or (plan is not None and plan.example)

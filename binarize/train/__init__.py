@@ -11,6 +11,7 @@ from binarize.train.segmentation_distillation import SegmentationDistillation
 from binarize.train.task import Distillation, Task
 from binarize.train.tasks import open_task
 from binarize.train.trainer import Trainer
+from binarize.train.unfold import unfold_norms
 
 __all__ = [
     "Depth",
@@ -26,4 +27,5 @@ __all__ = [
     "Trainer",
     "open_task",
     "recalibrate",
+    "unfold_norms",
 ]

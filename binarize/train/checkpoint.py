@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from binarize.errors import FileError
+from binarize.writing import replacing
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -23,14 +23,10 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         FileError: The folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise FileError(
             "output_dir",
@@ -38,8 +34,6 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
             f"cannot write {path.name} ({error.strerror or error})",
             "free some space or choose another folder",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

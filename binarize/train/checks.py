@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from binarize.errors import BinarizeError, DataError, ModelError
 
-__all__ = ["check_devices", "check_positive", "loader_length"]
+__all__ = [
+    "check_devices",
+    "check_name",
+    "check_not_negative",
+    "check_positive",
+    "loader_length",
+]
 
 
-def check_positive(**values: float) -> None:
+def check_positive(remedy: str = "choose a larger value", /, **values: float) -> None:
     """Refuse values that are not greater than zero.
+
+    Args:
+        remedy: What to do about it.
+        **values: The values by their arguments' names.
 
     Raises:
         BinarizeError: One of them is not; NaN is not either.
     """
     for name, value in values.items():
         if not value > 0:
-            raise BinarizeError(name, value, "must be positive", "choose a larger value")
+            raise BinarizeError(name, value, "must be positive", remedy)
+
+
+def check_not_negative(remedy: str = "use 0 to turn it off", /, **values: float) -> None:
+    """Refuse values below zero.
+
+    Args:
+        remedy: What to do about it.
+        **values: The values by their arguments' names.
+
+    Raises:
+        BinarizeError: One of them is; NaN is refused, too.
+    """
+    for name, value in values.items():
+        if not value >= 0:
+            raise BinarizeError(name, value, "must not be negative", remedy)
+
+
+def check_name(known: Sequence[str], /, **values: str) -> None:
+    """Refuse names that are not known.
+
+    Args:
+        known: The names there are.
+        **values: The names given, by their arguments' names.
+
+    Raises:
+        BinarizeError: One of them is not.
+    """
+    for name, value in values.items():
+        if value not in known:
+            raise BinarizeError(name, value, "unknown name", f"use one of {', '.join(known)}")
 
 
 def check_devices(student: nn.Module, teacher: nn.Module | None) -> None:

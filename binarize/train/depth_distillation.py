@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from binarize.errors import ModelError
 from binarize.train.anneal import SCHEDULES, anneal
+from binarize.train.checks import check_name, check_not_negative, check_positive
 
 __all__ = ["DepthDistillation", "gradient_loss"]
 
@@ -52,7 +52,7 @@ class DepthDistillation:
         schedule: "cosine", "linear" or "constant".
 
     Raises:
-        ModelError: A value is out of range or a name unknown.
+        BinarizeError: A value is out of range or a name unknown.
     """
 
     def __init__(
@@ -64,15 +64,10 @@ class DepthDistillation:
         scales: int = 3,
         schedule: str = "cosine",
     ) -> None:
-        if schedule not in SCHEDULES:
-            raise ModelError(
-                "schedule", schedule, "unknown name", f"use one of {', '.join(SCHEDULES)}"
-            )
-        for name, number in (("weight", weight), ("gradient_weight", gradient_weight)):
-            if not number >= 0:
-                raise ModelError(name, number, "must not be negative", "use 0 to turn it off")
-        if tolerance is not None and not tolerance > 0:
-            raise ModelError("tolerance", tolerance, "must be positive", "use None for no limit")
+        check_name(SCHEDULES, schedule=schedule)
+        check_not_negative(weight=weight, gradient_weight=gradient_weight)
+        if tolerance is not None:
+            check_positive("use None for no limit", tolerance=tolerance)
         self.weight = weight
         self.gradient_weight = gradient_weight
         self.tolerance = tolerance

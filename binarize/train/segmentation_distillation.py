@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from binarize.errors import ModelError
+from binarize.errors import BinarizeError
 from binarize.train.anneal import SCHEDULES, anneal
+from binarize.train.checks import check_name, check_not_negative, check_positive
 
 __all__ = ["SegmentationDistillation", "channel_wise_loss", "pixel_wise_loss"]
 
@@ -107,7 +108,7 @@ class SegmentationDistillation:
         ignore_index: Label of pixels that do not count.
 
     Raises:
-        ModelError: A value is out of range or a name unknown.
+        BinarizeError: A value is out of range or a name unknown.
     """
 
     def __init__(
@@ -122,20 +123,16 @@ class SegmentationDistillation:
         schedule: str = "cosine",
         ignore_index: int = 255,
     ) -> None:
-        for name, value, known in (("trust", trust, _TRUST), ("schedule", schedule, SCHEDULES)):
-            if value not in known:
-                raise ModelError(name, value, "unknown name", f"use one of {', '.join(known)}")
-        for name, number in (("weight", weight), ("channel_weight", channel_weight)):
-            if not number >= 0:
-                raise ModelError(name, number, "must not be negative", "use 0 to turn it off")
-        for name, number in (
-            ("temperature", temperature),
-            ("channel_temperature", channel_temperature),
-        ):
-            if not number > 0:
-                raise ModelError(name, number, "must be positive", "use 1 for no softening")
+        check_name(_TRUST, trust=trust)
+        check_name(SCHEDULES, schedule=schedule)
+        check_not_negative(weight=weight, channel_weight=channel_weight)
+        check_positive(
+            "use 1 for no softening",
+            temperature=temperature,
+            channel_temperature=channel_temperature,
+        )
         if not 0 <= truth_share <= 1:
-            raise ModelError("truth_share", truth_share, "must be from 0 to 1", "use e.g. 0.5")
+            raise BinarizeError("truth_share", truth_share, "must be from 0 to 1", "use e.g. 0.5")
         self.weight = weight
         self.temperature = temperature
         self.channel_weight = channel_weight

@@ -44,6 +44,18 @@ def test_compiles_as_one_graph(name: str, lab: SimpleNamespace) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_a_compiled_network_is_converted_as_itself() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+    x = torch.zeros(1, 3, 9, 9)
+    wrapped = torch.compile(network, backend="eager")
+    assert binarize.plan(wrapped, example_inputs=x) == binarize.plan(network, example_inputs=x)
+    student = binarize.convert(wrapped, example_inputs=x)
+    assert type(student) is nn.Sequential
+    assert list(student.state_dict()) == list(
+        binarize.convert(network, example_inputs=x).state_dict()
+    )
+
+
 def test_trains_compiled(lab: SimpleNamespace) -> None:
     student = binarize.convert(lab.build("timm/resnet18"), example_inputs=torch.zeros(1, 3, 64, 64))
     twin = copy.deepcopy(student)

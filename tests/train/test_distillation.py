@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from binarize.errors import ModelError
+from binarize.errors import BinarizeError
 from binarize.train import DepthDistillation, SegmentationDistillation
 from binarize.train.anneal import anneal
 from binarize.train.depth_distillation import gradient_loss
@@ -191,5 +191,5 @@ def test_gradient_loss() -> None:
     ],
 )
 def test_values_out_of_range(lesson, options, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(BinarizeError, match=message):
         lesson(**options)

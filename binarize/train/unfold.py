@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from binarize.train.batches import batch_image
+from binarize.train.modes import training_flags
+
 __all__ = ["unfold_norms"]
 
 
@@ -27,34 +30,36 @@ def unfold_norms(network: nn.Module, batches: Iterable[Any]) -> int:
 
     Args:
         network: The network; changed in place.
-        batches: Dicts with "image" (N, C, H, W).
+        batches: Images as tensors (N, C, H, W), or tuples that start with them, or dicts with
+            "image". Norms that see none of them are left alone.
 
     Returns:
-        Number of norms that were folded.
+        Number of norms that have their scale back.
+
+    Raises:
+        DataError: A batch has no images.
     """
     folded = [module for module in network.modules() if _is_folded(module)]
     sums: dict[nn.Module, Tensor] = {}
 
     def watch(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach().transpose(0, 1).flatten(1).double()
-        row = torch.stack((x.sum(1), x.square().sum(1), torch.full_like(x[:, 0], x.shape[1])))
+        row = torch.stack((x.sum(1), x.square().sum(1), x.new_full((len(x),), x.shape[1])))
         sums[norm] = sums[norm] + row if norm in sums else row
 
     if not folded:
         return 0
     hooks = [norm.register_forward_pre_hook(watch) for norm in folded]
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        network.eval()
-        with torch.no_grad():
+        with training_flags(network), torch.no_grad():
+            network.eval()
             for batch in batches:
-                network(batch["image"])
+                network(batch_image(batch))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
-    for norm, (total, squares, count) in sums.items():
+    measured = {norm: row for norm, row in sums.items() if bool((row[2] > 0).all())}
+    for norm, (total, squares, count) in measured.items():
         assert isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -65,7 +70,7 @@ def unfold_norms(network: nn.Module, batches: Iterable[Any]) -> int:
             norm.bias.add_(mean)
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
-    return len(sums)
+    return len(measured)
 
 
 def _is_folded(module: nn.Module) -> bool:
