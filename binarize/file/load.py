@@ -9,6 +9,7 @@ from torch import nn
 
 from binarize.errors import FileError, ModelError
 from binarize.file.fit import check_fit
+from binarize.file.packed import fill_packed, network_without_values
 from binarize.file.slots import Slot, find_slots
 from binarize.file.stored import Stored, read_stored
 from binarize.graph.given import copied, given_network
@@ -20,13 +21,17 @@ from binarize.nn import BinaryLayer
 __all__ = ["load"]
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, packed: bool = False
+) -> nn.Module:
     """Load a network that :func:`binarize.save` wrote; its outputs are those of the saved one.
 
     Args:
         path: The file.
         model: The float network that was converted, with any weights; unchanged, a copy of it is
             converted. Not needed if the file knows how to build it (see ``origin`` in its header).
+        packed: Whether to load it for inference only: the result is what :func:`binarize.pack`
+            makes of the 1-bit network, but there are never float copies of binary weights.
 
     Returns:
         The 1-bit network in eval mode, on the device of ``model``, in the saved dtype.
@@ -47,7 +52,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
             "the file does not say how to build its network",
             "give the float network: load(path, model=...)",
         )
-    student = copied(model) if model is not None else build_origin(stored.plan.origin or {})
+    if packed:
+        student = network_without_values(model, stored.plan.origin or {})
+    else:
+        student = copied(model) if model is not None else build_origin(stored.plan.origin or {})
     name = type(student).__name__
     try:
         _apply(stored.plan, student)
@@ -64,6 +72,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
             f"the network built by its name is another one ({error.rule})",
             "install the library's version it was saved with, or give model=...",
         ) from error
+    if packed:
+        device = next((p.device for p in model.parameters()), None) if model is not None else None
+        return fill_packed(student, slots, stored, device or torch.device("cpu"))
     # Bits last: what they mean is told by buffers of the weight binarizer, for some.
     for slot in sorted(slots, key=lambda slot: slot.layer is not None):
         _fill(slot, stored)

@@ -1,0 +1,106 @@
+"""From a file straight to a packed network: weights go from bits to bits, never through floats."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize.errors import ModelError
+from binarize.file.slots import Slot
+from binarize.file.stored import Stored
+from binarize.graph.origin import build_origin
+from binarize.lower.network import PackedNetwork
+from binarize.lower.pack import finish
+from binarize.nn import BinaryLayer
+from binarize.nn.packed import pack_layer
+
+__all__ = ["fill_packed", "network_without_values"]
+
+
+def network_without_values(model: nn.Module | None, origin: Mapping[str, Any]) -> nn.Module:
+    """A float network whose parameters and persistent buffers take no memory.
+
+    Args:
+        model: The network, unchanged; or ``None``:
+        origin: how to build it by name, see :func:`binarize.graph.origin.find_origin`.
+    """
+    if model is None:
+        try:
+            with torch.device("meta"):
+                network = build_origin(origin)
+            if not any(t.device.type == "meta" for t in _unsaved(network)):
+                return network
+        except Exception:
+            # Some constructors compute with values; what they compute is in no file either.
+            pass
+        model = build_origin(origin)
+    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) in saved:
+            empty = tensor.detach().to("meta")
+            parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
+    return copy.deepcopy(model, memo)
+
+
+def _unsaved(network: nn.Module) -> Iterator[Tensor]:
+    """Tensors that no state_dict holds: other buffers, plain attributes."""
+    for module in network.modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers.get(name)
+            if buffer is not None:
+                yield buffer
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def fill_packed(
+    network: nn.Module, slots: Sequence[Slot], stored: Stored, device: torch.device
+) -> PackedNetwork:
+    """Put a file's tensors into a converted network without values, and pack it.
+
+    Args:
+        network: The network; used up.
+        slots: Its parameters and buffers.
+        stored: The file, which fits.
+        device: Where the packed network shall be.
+    """
+    bits = {}
+    for slot in slots:
+        name = stored.name_of(slot)
+        if slot.layer is None:
+            _fill(network, slot, stored, name)
+        else:
+            bits[id(slot.tensor)] = name
+    network.eval()
+    twins: dict[int, Any] = {}
+    for module in network.modules():
+        if isinstance(module, BinaryLayer):
+            name = bits.get(id(module.weight), "")
+            weight = (
+                (stored.tensors[f"{name}.bits"], stored.tensors[f"{name}.scale"])
+                if name
+                else module.packed_weight()
+            )
+            twins[id(module)] = pack_layer(module, *weight)
+    for tensor in (*network.parameters(), *network.buffers()):
+        twins[id(tensor)] = tensor  # the packed network takes them over
+    packed = finish(network, twins)
+    for name, tensor in (*packed.named_parameters(), *packed.named_buffers()):
+        if tensor.device.type == "meta":
+            raise ModelError(
+                "model", name, "the file has no values for it", "give the network: model=..."
+            )
+    return packed.to(device)
+
+
+def _fill(network: nn.Module, slot: Slot, stored: Stored, name: str) -> None:
+    value = stored.tensors[name]
+    new = nn.Parameter(value, False) if isinstance(slot.tensor, nn.Parameter) else value
+    for key in slot.keys:
+        path, _, attribute = key.rpartition(".")
+        setattr(network.get_submodule(path), attribute, new)
