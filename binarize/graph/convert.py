@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 
 from binarize.errors import ModelError, PolicyError
 from binarize.graph.flow import all_layers
-from binarize.graph.given import given_network
+from binarize.graph.given import copied, given_network
 from binarize.graph.inputs import run_example
 from binarize.graph.origin import find_origin
 from binarize.graph.plan import Plan
@@ -84,7 +83,7 @@ def convert(
     """
     model = given_network(model)
     plan = _plan(model, policy, example_inputs, overrides)
-    student = copy.deepcopy(model)
+    student = copied(model)
     apply_plan(student, plan)
     return student
 

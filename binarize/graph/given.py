@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from binarize.errors import ModelError
 
@@ -30,6 +30,9 @@ def given_network(model: Any) -> nn.Module:
 def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
     """Deep-copy a network.
 
+    Tensors with a history, which ``copy.deepcopy`` refuses, are copied by their values: the hooks
+    of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` leave one in every layer.
+
     Args:
         model: The network.
         memo: What stands for objects, by their identity, in place of a copy.
@@ -37,8 +40,13 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     Raises:
         ModelError: It cannot be copied.
     """
+    known = dict(memo or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                known.setdefault(id(value), value.detach().clone())
     try:
-        return copy.deepcopy(model, dict(memo or {}))
+        return copy.deepcopy(model, known)
     except Exception as error:
         raise ModelError(
             "model",

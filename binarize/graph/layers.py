@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = ["effective_weight", "extra_padding", "obstacle", "scope_name"]
 
@@ -54,7 +56,7 @@ def extra_padding(layer: nn.Module) -> str | Sequence[int] | None:
 
 def effective_weight(layer: Any) -> Tensor | nn.Parameter:
     """The weight that becomes the latent one: the parameter itself where there is one."""
-    weight = layer.weight
+    weight = _hooked_weight(layer)
     if type(layer).__name__ in _STANDARDIZED:
         # The layer subtracts the mean of each filter before use, and the sign would miss it.
         detached = weight.detach()
@@ -62,6 +64,16 @@ def effective_weight(layer: Any) -> Tensor | nn.Parameter:
     if parametrize.is_parametrized(layer, "weight") or not isinstance(weight, nn.Parameter):
         return weight.detach().clone()
     return weight
+
+
+def _hooked_weight(layer: Any) -> Tensor:
+    """The weight, computed anew where a hook would do so before each call."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            return hook.compute_weight(layer)
+        if isinstance(hook, SpectralNorm) and hook.name == "weight":
+            return hook.compute_weight(layer, do_power_iteration=False)
+    return layer.weight
 
 
 def scope_name(path: str) -> str:

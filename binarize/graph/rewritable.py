@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
 
 from binarize.errors import ModelError
-from binarize.graph.scopes import constants, fits, trace_scope
+from binarize.graph.scopes import asks_for, constants, fits, trace_scope
 from binarize.graph.trace import Trace
 
 __all__ = ["Rewritable"]
@@ -41,19 +42,29 @@ class Rewritable:
 
     def _try(self, scope: str) -> str | None:
         module = self._modules[scope]
+        if not scope:
+            return self._try_root(module)
         called = self._trace.arguments.get(scope, ((), {}))
-        # Numbers stay arguments if they can. Where one chooses the way, it becomes a constant,
-        # but not in the network's own signature: that is the user's to call.
-        tries = [constants(module, *called)]
-        if scope:
-            tries.append(constants(module, *called, numbers=True))
+        # Numbers stay arguments if they can. Where one chooses the way, it becomes a constant.
         cause: str | None = None
-        for given in tries:
-            self.arguments[scope] = given
-            try:
-                cause = fits(trace_scope(module, given), self._trace, scope)
-            except ModelError as error:
-                cause = error.rule
+        for numbers in (False, True):
+            given = constants(module, *called, numbers=numbers)
+            cause = self._misfit(scope, given)
             if cause is None:
                 break
         return cause
+
+    def _try_root(self, module: nn.Module) -> str | None:
+        """The network's own signature is the user's to call: none of it becomes a constant."""
+        cause = self._misfit("", {})
+        for name, parameter in inspect.signature(module.forward).parameters.items():
+            if cause is None and parameter.default is None and asks_for(module, name):
+                cause = f"its forward asks whether {name!r} is given"
+        return cause
+
+    def _misfit(self, scope: str, given: dict[str, Any]) -> str | None:
+        self.arguments[scope] = given
+        try:
+            return fits(trace_scope(self._modules[scope], given), self._trace, scope)
+        except ModelError as error:
+            return error.rule

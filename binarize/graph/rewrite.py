@@ -80,7 +80,8 @@ def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
             part.reset_parameters()
     weight = effective_weight(layer)
     if not isinstance(weight, nn.Parameter):
-        weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+        sources = [p for name, p in layer.named_parameters() if name != "bias"]
+        weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in sources))
     unit.set_weight(weight)
     bias = None if layer.bias is None else layer.bias.detach()
     if decision.norm is not None:

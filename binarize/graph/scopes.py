@@ -21,7 +21,7 @@ from binarize.errors import ModelError
 from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.trace import Trace
 
-__all__ = ["ScopeGraph", "constants", "fits", "trace_scope"]
+__all__ = ["ScopeGraph", "asks_for", "constants", "fits", "trace_scope"]
 
 # (kind, ordinal) for functions, (path of the child below the scope, ordinal) for modules.
 Key = tuple[str, int]
@@ -211,6 +211,19 @@ def constants(
         if name not in bound.arguments and chooses(default):
             given[name] = default
     return given
+
+
+def asks_for(module: nn.Module, argument: str) -> bool:
+    """Whether a traceable forward goes another way if an argument is ``None``."""
+    ways = []
+    for given in ({}, {argument: None}):
+        try:
+            graph = trace_scope(module, given).graph
+        except ModelError:
+            return True
+        steps = [(str(n.op), str(n.target)) for n in graph.nodes if n.op != "placeholder"]
+        ways.append([step for step in steps if "_assert_is_none" not in step[1]])
+    return ways[0] != ways[1]
 
 
 def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:

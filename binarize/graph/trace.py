@@ -99,8 +99,7 @@ class Trace:
 def skeleton(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
     """Copy the modules of a network, sharing parameters and buffers with the original."""
     shared = model.parameters() if copy_buffers else (*model.parameters(), *model.buffers())
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
-    return copied(model, memo)
+    return copied(model, {id(tensor): tensor for tensor in shared})
 
 
 def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
