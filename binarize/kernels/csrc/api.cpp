@@ -13,7 +13,7 @@ bool runs_avx512() {
 }
 #endif
 
-bool good(const BinarizeGeometry &g) {
+bool good(const BinarizeGeometry& g) {
   if (g.samples < 0 || g.in_channels < 1 || g.out_channels < 1 || g.groups < 1) return false;
   if (g.in_channels % g.groups || g.out_channels % g.groups || g.sources < 1) return false;
   for (int d = 0; d < 3; ++d) {
@@ -53,12 +53,12 @@ int32_t binarize_available(int32_t set) {
   }
 }
 
-int64_t binarize_scratch(const BinarizeGeometry *g, int64_t threads) {
+int64_t binarize_scratch(const BinarizeGeometry* g, int64_t threads) {
   if (!g || threads < 1 || !good(*g)) return -1;
   return binarize_scratch_bytes(*g, threads);
 }
 
-int32_t binarize_unit(int32_t set, const BinarizeGeometry *g, const void *const *tensors,
+int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const* tensors,
                       int64_t threads, BinarizeRunner runner) {
   if (!g || threads < 1 || !good(*g)) return BINARIZE_BAD_GEOMETRY;
   if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;

@@ -6,13 +6,14 @@
 namespace {
 
 constexpr int64_t kVectors = 1;
+constexpr int kRegister = 32;
 
 struct Deviation {
   __m256 lane[8];
   Deviation() {
-    for (__m256 &l : lane) l = _mm256_setzero_ps();
+    for (__m256& l : lane) l = _mm256_setzero_ps();
   }
-  void add(const Deviation &other, float times) {
+  void add(const Deviation& other, float times) {
     for (int i = 0; i < 8; ++i) {
       lane[i] = _mm256_add_ps(lane[i], _mm256_mul_ps(_mm256_set1_ps(times), other.lane[i]));
     }
@@ -27,7 +28,7 @@ struct Deviation {
 };
 
 template <bool kDeviation, bool kFlip>
-inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation &deviation) {
+inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation& deviation) {
   const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   uint64_t word = 0, other = 0;
   for (int i = 0; i < 8; ++i) {
@@ -39,14 +40,14 @@ inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation 
       other |= (uint64_t)(uint32_t)_mm256_movemask_ps(turned) << (8 * i);
     }
     if (kDeviation) {
-      deviation.lane[i] = _mm256_add_ps(
-          deviation.lane[i], _mm256_and_ps(positive, _mm256_sub_ps(value, level)));
+      deviation.lane[i] =
+          _mm256_add_ps(deviation.lane[i], _mm256_and_ps(positive, _mm256_sub_ps(value, level)));
     }
   }
   return kFlip ? (word & ~flip) | (other & flip) : word;
 }
 
-inline void expand(const uint64_t *plane, int planes, int32_t *out) {
+inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   for (int i = 0; i < 8; ++i) {
     __m256i sum = _mm256_setzero_si256();
@@ -55,18 +56,18 @@ inline void expand(const uint64_t *plane, int planes, int32_t *out) {
       const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(bits, place), place);
       sum = _mm256_or_si256(sum, _mm256_and_si256(set, _mm256_set1_epi32(1 << p)));
     }
-    _mm256_storeu_si256((__m256i *)(out + 8 * i), sum);
+    _mm256_storeu_si256((__m256i*)(out + 8 * i), sum);
   }
 }
 
 #include "plan.hpp"
 
-inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *offsets,
-                       int64_t steps, int64_t words, const uint64_t *weight, int64_t,
-                       int32_t *out, int64_t stride, int64_t lanes, bool more) {
+inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* offsets, int64_t reads,
+                       const uint64_t* weight, int64_t, int32_t* out, int64_t stride,
+                       int64_t lanes) {
   const __m256i low = _mm256_set1_epi8(0x0f);
-  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1,
-                                         2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2,
+                                         1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
   const __m256i zero = _mm256_setzero_si256();
   __m256i sum[kPixels][2], bytes[kPixels][2];
   for (int i = 0; i < kPixels; ++i) {
@@ -74,28 +75,27 @@ inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *off
   }
   // A byte holds 31 times 8.
   int room = 31;
-  for (int64_t s = 0; s < steps; ++s) {
-    for (int64_t k = 0; k < words; ++k, weight += 8) {
+  for (int64_t r = 0; r < reads; ++r, weight += 8) {
+    const int64_t at = offsets[r];
 #pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        const __m256i w = _mm256_loadu_si256((const __m256i *)(weight + 4 * v));
+    for (int v = 0; v < 2; ++v) {
+      const __m256i w = _mm256_loadu_si256((const __m256i*)(weight + 4 * v));
 #pragma GCC unroll 4
-        for (int i = 0; i < kPixels; ++i) {
-          const __m256i a = _mm256_set1_epi64x((long long)pixel[i][offsets[s] + k]);
-          const __m256i x = _mm256_xor_si256(a, w);
-          const __m256i few = _mm256_shuffle_epi8(table, _mm256_and_si256(x, low));
-          const __m256i rest =
-              _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi64(x, 4), low));
-          bytes[i][v] = _mm256_add_epi8(bytes[i][v], _mm256_add_epi8(few, rest));
-        }
+      for (int i = 0; i < kPixels; ++i) {
+        const __m256i a = _mm256_set1_epi64x((long long)pixel[i][at]);
+        const __m256i x = _mm256_xor_si256(a, w);
+        const __m256i few = _mm256_shuffle_epi8(table, _mm256_and_si256(x, low));
+        const __m256i rest =
+            _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi64(x, 4), low));
+        bytes[i][v] = _mm256_add_epi8(bytes[i][v], _mm256_add_epi8(few, rest));
       }
-      if (--room == 0) {
-        room = 31;
-        for (int i = 0; i < kPixels; ++i) {
-          for (int v = 0; v < 2; ++v) {
-            sum[i][v] = _mm256_add_epi64(sum[i][v], _mm256_sad_epu8(bytes[i][v], zero));
-            bytes[i][v] = zero;
-          }
+    }
+    if (--room == 0) {
+      room = 31;
+      for (int i = 0; i < kPixels; ++i) {
+        for (int v = 0; v < 2; ++v) {
+          sum[i][v] = _mm256_add_epi64(sum[i][v], _mm256_sad_epu8(bytes[i][v], zero));
+          bytes[i][v] = zero;
         }
       }
     }
@@ -103,11 +103,11 @@ inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *off
   for (int i = 0; i < kPixels; ++i) {
     int64_t all[8];
     for (int v = 0; v < 2; ++v) {
-      _mm256_storeu_si256((__m256i *)(all + 4 * v),
+      _mm256_storeu_si256((__m256i*)(all + 4 * v),
                           _mm256_add_epi64(sum[i][v], _mm256_sad_epu8(bytes[i][v], zero)));
     }
     for (int64_t l = 0; l < lanes; ++l) {
-      out[i * stride + l] = (int32_t)all[l] + (more ? out[i * stride + l] : 0);
+      out[i * stride + l] = (int32_t)all[l];
     }
   }
 }

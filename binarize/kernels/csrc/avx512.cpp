@@ -6,11 +6,12 @@
 namespace {
 
 constexpr int64_t kVectors = 4;
+constexpr int kRegister = 64;
 
 struct Deviation {
   __m512 lane[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
                     _mm512_setzero_ps()};
-  void add(const Deviation &other, float times) {
+  void add(const Deviation& other, float times) {
     for (int i = 0; i < 4; ++i) {
       lane[i] = _mm512_add_ps(lane[i], _mm512_mul_ps(_mm512_set1_ps(times), other.lane[i]));
     }
@@ -25,7 +26,7 @@ struct Deviation {
 };
 
 template <bool kDeviation, bool kFlip>
-inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation &deviation) {
+inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation& deviation) {
   uint64_t word = 0;
   for (int i = 0; i < 4; ++i) {
     const __m512 value = _mm512_loadu_ps(x + 16 * i), level = _mm512_loadu_ps(t + 16 * i);
@@ -44,7 +45,7 @@ inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation 
   return word;
 }
 
-inline void expand(const uint64_t *plane, int planes, int32_t *out) {
+inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   for (int i = 0; i < 4; ++i) {
     __m512i sum = _mm512_setzero_si512();
     for (int p = 0; p < planes; ++p) {
@@ -58,28 +59,26 @@ inline void expand(const uint64_t *plane, int planes, int32_t *out) {
 #include "plan.hpp"
 
 template <int kWide>
-inline void count_wide(const uint64_t *const *pixel, const int64_t *offsets, int64_t steps,
-                       int64_t words, const uint64_t *weight, int64_t block_words, int32_t *out,
-                       int64_t stride, int64_t lanes, bool more) {
+__attribute__((noinline)) void count_wide(const uint64_t* const* pixel, const int64_t* offsets,
+                                          int64_t reads, const uint64_t* weight,
+                                          int64_t block_words, int32_t* out, int64_t stride,
+                                          int64_t lanes) {
   __m512i sum[kPixels][kWide];
   for (int i = 0; i < kPixels; ++i) {
     for (int v = 0; v < kWide; ++v) sum[i][v] = _mm512_setzero_si512();
   }
-  for (int64_t s = 0; s < steps; ++s) {
-    const uint64_t *a0 = pixel[0] + offsets[s], *a1 = pixel[1] + offsets[s],
-                   *a2 = pixel[2] + offsets[s], *a3 = pixel[3] + offsets[s];
-    for (int64_t k = 0; k < words; ++k, weight += 8) {
-      const __m512i a[kPixels] = {
-          _mm512_set1_epi64((long long)a0[k]), _mm512_set1_epi64((long long)a1[k]),
-          _mm512_set1_epi64((long long)a2[k]), _mm512_set1_epi64((long long)a3[k])};
+  const uint64_t *a0 = pixel[0], *a1 = pixel[1], *a2 = pixel[2], *a3 = pixel[3];
+  for (int64_t r = 0; r < reads; ++r, weight += 8) {
+    const int64_t at = offsets[r];
+    const __m512i a[kPixels] = {
+        _mm512_set1_epi64((long long)a0[at]), _mm512_set1_epi64((long long)a1[at]),
+        _mm512_set1_epi64((long long)a2[at]), _mm512_set1_epi64((long long)a3[at])};
 #pragma GCC unroll 4
-      for (int v = 0; v < kWide; ++v) {
-        const __m512i w = _mm512_loadu_si512(weight + v * block_words);
+    for (int v = 0; v < kWide; ++v) {
+      const __m512i w = _mm512_loadu_si512(weight + v * block_words);
 #pragma GCC unroll 4
-        for (int i = 0; i < kPixels; ++i) {
-          sum[i][v] =
-              _mm512_add_epi64(sum[i][v], _mm512_popcnt_epi64(_mm512_xor_si512(a[i], w)));
-        }
+      for (int i = 0; i < kPixels; ++i) {
+        sum[i][v] = _mm512_add_epi64(sum[i][v], _mm512_popcnt_epi64(_mm512_xor_si512(a[i], w)));
       }
     }
   }
@@ -87,30 +86,23 @@ inline void count_wide(const uint64_t *const *pixel, const int64_t *offsets, int
     const int64_t left = lanes - 8 * v;
     const __mmask8 mask = left >= 8 ? 0xff : (__mmask8)((1 << left) - 1);
     for (int i = 0; i < kPixels; ++i) {
-      int32_t *to = out + i * stride + 8 * v;
-      __m256i part = _mm512_cvtepi64_epi32(sum[i][v]);
-      if (more) part = _mm256_add_epi32(part, _mm256_maskz_loadu_epi32(mask, to));
-      _mm256_mask_storeu_epi32(to, mask, part);
+      _mm256_mask_storeu_epi32(out + i * stride + 8 * v, mask, _mm512_cvtepi64_epi32(sum[i][v]));
     }
   }
 }
 
-inline void count_tile(int64_t wide, const uint64_t *const *pixel, const int64_t *offsets,
-                       int64_t steps, int64_t words, const uint64_t *weight, int64_t block_words,
-                       int32_t *out, int64_t stride, int64_t lanes, bool more) {
+inline void count_tile(int64_t wide, const uint64_t* const* pixel, const int64_t* offsets,
+                       int64_t reads, const uint64_t* weight, int64_t block_words, int32_t* out,
+                       int64_t stride, int64_t lanes) {
   switch (wide) {
     case 1:
-      return count_wide<1>(pixel, offsets, steps, words, weight, block_words, out, stride, lanes,
-                           more);
+      return count_wide<1>(pixel, offsets, reads, weight, block_words, out, stride, lanes);
     case 2:
-      return count_wide<2>(pixel, offsets, steps, words, weight, block_words, out, stride, lanes,
-                           more);
+      return count_wide<2>(pixel, offsets, reads, weight, block_words, out, stride, lanes);
     case 3:
-      return count_wide<3>(pixel, offsets, steps, words, weight, block_words, out, stride, lanes,
-                           more);
+      return count_wide<3>(pixel, offsets, reads, weight, block_words, out, stride, lanes);
     default:
-      return count_wide<4>(pixel, offsets, steps, words, weight, block_words, out, stride, lanes,
-                           more);
+      return count_wide<4>(pixel, offsets, reads, weight, block_words, out, stride, lanes);
   }
 }
 

@@ -47,9 +47,9 @@ typedef struct {
   int64_t padding_mode, transposed, bypass, folded, depthwise;
   int64_t sources, residuals;
   /* Per source: channels, factor of enlargement, strides of n, z, y, x in elements. */
-  const int64_t *source;
+  const int64_t* source;
   /* Per residual: strides of n, z, y, x in elements. */
-  const int64_t *residual;
+  const int64_t* residual;
 } BinarizeGeometry;
 
 /* The tensors of one call, in this order; those that may be null are marked so.
@@ -72,16 +72,16 @@ enum BinarizeTensor {
 };
 
 /* Runs `body(data)` on `threads` threads and waits: the signature of GOMP_parallel. */
-typedef void (*BinarizeRunner)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+typedef void (*BinarizeRunner)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 BINARIZE_API int32_t binarize_abi(void);
 /* 1 if the library holds it, 2 if this machine can run it as well, else 0. */
 BINARIZE_API int32_t binarize_available(int32_t instruction_set);
 /* Bytes of scratch memory that a call needs, or -1 if the geometry is refused. */
-BINARIZE_API int64_t binarize_scratch(const BinarizeGeometry *geometry, int64_t threads);
+BINARIZE_API int64_t binarize_scratch(const BinarizeGeometry* geometry, int64_t threads);
 /* Runs the unit; `runner` may be null. */
-BINARIZE_API int32_t binarize_unit(int32_t instruction_set, const BinarizeGeometry *geometry,
-                                   const void *const *tensors, int64_t threads,
+BINARIZE_API int32_t binarize_unit(int32_t instruction_set, const BinarizeGeometry* geometry,
+                                   const void* const* tensors, int64_t threads,
                                    BinarizeRunner runner);
 
 #ifdef __cplusplus

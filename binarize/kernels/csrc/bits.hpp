@@ -1,34 +1,34 @@
 // Float maps to bits: means, thresholds, signs, mean |x - t|, padding, strings.
 
 struct Call {
-  const BinarizeGeometry *g;
-  const void *const *tensors;
+  const BinarizeGeometry* g;
+  const void* const* tensors;
   Plan plan;
   Phase phase;
-  const uint64_t *words;  // of this phase
+  const uint64_t* words;  // of this phase
   int64_t sum_row;        // first of this phase
   Team team;
 
-  const float *floats(int i) const { return (const float *)tensors[i]; }
-  const float *source(int64_t i) const { return floats(BINARIZE_FIRST_SOURCE + (int)i); }
-  const float *means(int64_t i) const {
+  const float* floats(int i) const { return (const float*)tensors[i]; }
+  const float* source(int64_t i) const { return floats(BINARIZE_FIRST_SOURCE + (int)i); }
+  const float* means(int64_t i) const {
     return floats(BINARIZE_FIRST_SOURCE + (int)(g->sources + i));
   }
-  const float *residual(int64_t i) const {
+  const float* residual(int64_t i) const {
     return floats(BINARIZE_FIRST_SOURCE + (int)(2 * g->sources + i));
   }
 };
 
 struct Source {
-  const float *x;
+  const float* x;
   int64_t channels, up, n, z, y, col;  // strides
 
-  Source(const Call &c, int64_t i) {
-    const int64_t *s = c.g->source + 6 * i;
+  Source(const Call& c, int64_t i) {
+    const int64_t* s = c.g->source + 6 * i;
     x = c.source(i);
     channels = s[0], up = s[1], n = s[2], z = s[3], y = s[4], col = s[5];
   }
-  const float *at(int64_t in, int64_t iz, int64_t iy, int64_t ix) const {
+  const float* at(int64_t in, int64_t iz, int64_t iy, int64_t ix) const {
     return x + in * n + (iz / up) * z + (iy / up) * y + (ix / up) * col;
   }
 };
@@ -46,15 +46,15 @@ static int64_t inside(int64_t i, int64_t size, int64_t mode) {
 }
 
 // Adds pixels to sums per channel.
-static void add_pixels(const float *x, int64_t stride, int64_t pixels, int64_t channels,
-                       float *__restrict sums) {
+static void add_pixels(const float* x, int64_t stride, int64_t pixels, int64_t channels,
+                       float* __restrict sums) {
   int64_t i = 0;
   for (; i + 4 <= pixels; i += 4) {
     const float *a = x + i * stride, *b = a + stride, *c = b + stride, *d = c + stride;
     for (int64_t k = 0; k < channels; ++k) sums[k] += (a[k] + b[k]) + (c[k] + d[k]);
   }
   for (; i < pixels; ++i) {
-    const float *a = x + i * stride;
+    const float* a = x + i * stride;
     for (int64_t k = 0; k < channels; ++k) sums[k] += a[k];
   }
 }
@@ -63,7 +63,7 @@ struct MeanRow {
   int64_t source, sample, z, y, from, to;
 };
 
-static MeanRow mean_row(const BinarizeGeometry &g, int64_t row) {
+static MeanRow mean_row(const BinarizeGeometry& g, int64_t row) {
   for (int64_t i = 0; i < g.sources; ++i) {
     const int64_t up = g.source[6 * i + 1], width = ceil_div(g.in_size[2], up);
     const int64_t parts = row_segments(width);
@@ -83,24 +83,24 @@ static MeanRow mean_row(const BinarizeGeometry &g, int64_t row) {
   return {0, 0, 0, 0, 0, 0};
 }
 
-static void mean_item(const void *context, int64_t item, int64_t) {
-  const Call &c = *(const Call *)context;
+static void mean_item(const void* context, int64_t item, int64_t) {
+  const Call& c = *(const Call*)context;
   const MeanRow r = mean_row(*c.g, item);
   const Source s(c, r.source);
-  float *sums = c.plan.mean_part + item * c.g->in_channels;
+  float* sums = c.plan.mean_part + item * c.g->in_channels;
   for (int64_t k = 0; k < s.channels; ++k) sums[k] = 0;
-  const float *x = s.x + r.sample * s.n + r.z * s.z + r.y * s.y + r.from * s.col;
+  const float* x = s.x + r.sample * s.n + r.z * s.z + r.y * s.y + r.from * s.col;
   add_pixels(x, s.col, r.to - r.from, s.channels, sums);
 }
 
 // Adds up partial sums in double and divides.
-static void finish_means(const float *part, int64_t rows, int64_t row_stride, int64_t channels,
-                         int64_t count, float *__restrict means) {
+static void finish_means(const float* part, int64_t rows, int64_t row_stride, int64_t channels,
+                         int64_t count, float* __restrict means) {
   for (int64_t k0 = 0; k0 < channels; k0 += 64) {
     const int64_t width = least(64, channels - k0);
     double sums[64] = {0};
     for (int64_t r = 0; r < rows; ++r) {
-      const float *row = part + r * row_stride + k0;
+      const float* row = part + r * row_stride + k0;
       for (int64_t k = 0; k < width; ++k) sums[k] += row[k];
     }
     for (int64_t k = 0; k < width; ++k) means[k0 + k] = (float)(sums[k] / (double)count);
@@ -108,49 +108,51 @@ static void finish_means(const float *part, int64_t rows, int64_t row_stride, in
 }
 
 // Thresholds of every sample, (n, channel).
-static void make_levels(Call &c) {
-  const BinarizeGeometry &g = *c.g;
+static void make_levels(Call& c) {
+  const BinarizeGeometry& g = *c.g;
   const float *gain = c.floats(BINARIZE_MEAN_GAIN), *base = c.floats(BINARIZE_THRESHOLD);
   const bool given = g.sources > 0 && c.means(0) != nullptr;
   if (gain && !given) c.team.run(mean_item, &c, c.plan.mean_rows);
   int64_t row = 0, channel = 0;
   for (int64_t i = 0; i < g.sources; ++i) {
-    const int64_t *s = g.source + 6 * i;
+    const int64_t* s = g.source + 6 * i;
     const int64_t channels = s[0], up = s[1];
-    const int64_t area = ceil_div(g.in_size[0], up) * ceil_div(g.in_size[1], up) * ceil_div(g.in_size[2], up);
-    const int64_t rows =
-        ceil_div(g.in_size[0], up) * ceil_div(g.in_size[1], up) * row_segments(ceil_div(g.in_size[2], up));
+    const int64_t area =
+        ceil_div(g.in_size[0], up) * ceil_div(g.in_size[1], up) * ceil_div(g.in_size[2], up);
+    const int64_t rows = ceil_div(g.in_size[0], up) * ceil_div(g.in_size[1], up) *
+                         row_segments(ceil_div(g.in_size[2], up));
     for (int64_t n = 0; n < g.samples; ++n) {
-      float *level = c.plan.level + n * g.in_channels + channel;
-      const float *add = base + channel;
+      float* level = c.plan.level + n * g.in_channels + channel;
+      const float* add = base + channel;
       if (!gain) {
         for (int64_t k = 0; k < channels; ++k) level[k] = add[k];
         continue;
       }
       if (given) {
-        const float *mean = c.means(i) + n * channels;
+        const float* mean = c.means(i) + n * channels;
         for (int64_t k = 0; k < channels; ++k) level[k] = mean[k];
       } else {
         finish_means(c.plan.mean_part + row * g.in_channels, rows, g.in_channels, channels, area,
                      level);
         row += rows;
       }
-      const float *factor = gain + channel;
+      const float* factor = gain + channel;
       for (int64_t k = 0; k < channels; ++k) level[k] = factor[k] * level[k] + add[k];
     }
     channel += channels;
   }
 }
 
-static void make_flips(Call &c) {
-  const uint8_t *flip = (const uint8_t *)c.tensors[BINARIZE_FLIP];
+static void make_flips(Call& c) {
+  const uint8_t* flip = (const uint8_t*)c.tensors[BINARIZE_FLIP];
   if (!flip) return;
-  uint64_t *out = c.plan.flip;
+  uint64_t* out = c.plan.flip;
   for (int64_t i = 0; i < c.g->sources; ++i) {
     const int64_t channels = c.g->source[6 * i];
     for (int64_t k0 = 0; k0 < channels; k0 += 64) {
       uint64_t word = 0;
-      for (int64_t k = k0; k < least(channels, k0 + 64); ++k) word |= (uint64_t)(flip[k] != 0) << (k - k0);
+      for (int64_t k = k0; k < least(channels, k0 + 64); ++k)
+        word |= (uint64_t)(flip[k] != 0) << (k - k0);
       *out++ = word;
     }
     flip += channels;
@@ -159,13 +161,13 @@ static void make_flips(Call &c) {
 
 // One source's view of one sample while a row is packed.
 struct Packer {
-  const float *level;
-  const uint64_t *flip;  // or null
+  const float* level;
+  const uint64_t* flip;  // or null
   int64_t channels, full, rest;
   float x_tail[64], level_tail[64];
   uint64_t mask;
 
-  Packer(const float *l, const uint64_t *f, int64_t c) : level(l), flip(f), channels(c) {
+  Packer(const float* l, const uint64_t* f, int64_t c) : level(l), flip(f), channels(c) {
     full = channels / 64, rest = channels % 64;
     mask = rest ? (~(uint64_t)0 >> (64 - rest)) : 0;
     for (int64_t k = 0; k < 64; ++k) {
@@ -176,7 +178,7 @@ struct Packer {
 
   // Words of one pixel; `emit(i, word)` takes them.
   template <bool kDeviation, class Emit>
-  void pixel(const float *x, Deviation &deviation, Emit emit) {
+  void pixel(const float* x, Deviation& deviation, Emit emit) {
     for (int64_t i = 0; i < full; ++i) {
       emit(i, flip ? pack64<kDeviation, true>(x + 64 * i, level + 64 * i, flip[i], deviation)
                    : pack64<kDeviation, false>(x + 64 * i, level + 64 * i, 0, deviation));
@@ -192,44 +194,45 @@ struct Packer {
 };
 
 // Puts a source's words where its channels begin, which may be inside a word.
-static inline void merge_word(uint64_t *to, int64_t shift, uint64_t word) {
+static inline void merge_word(uint64_t* to, int64_t shift, uint64_t word) {
   to[0] |= word << shift;
   if (shift && (word >> (64 - shift))) to[1] |= word >> (64 - shift);
 }
 
 template <bool kDeviation>
-static void pack_row(const Call &c, int64_t n, int64_t z, int64_t y, int64_t from, int64_t to,
-                     uint64_t *row, Deviation &deviation) {
-  const BinarizeGeometry &g = *c.g;
+static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t from, int64_t to,
+                     uint64_t* row, Deviation& deviation) {
+  const BinarizeGeometry& g = *c.g;
   const int64_t words = c.plan.words;
   const bool merge = g.sources > 1 && [&] {
     for (int64_t i = 0; i + 1 < g.sources; ++i)
       if (g.source[6 * i] % 64) return true;
     return false;
   }();
-  if (merge) __builtin_memset(row + from * words, 0, sizeof(uint64_t) * (size_t)((to - from) * words));
+  if (merge)
+    __builtin_memset(row + from * words, 0, sizeof(uint64_t) * (size_t)((to - from) * words));
   int64_t channel = 0;
-  const uint64_t *flip = c.tensors[BINARIZE_FLIP] ? c.plan.flip : nullptr;
+  const uint64_t* flip = c.tensors[BINARIZE_FLIP] ? c.plan.flip : nullptr;
   for (int64_t i = 0; i < g.sources; ++i) {
     const Source s(c, i);
     Packer packer(c.plan.level + n * g.in_channels + channel, flip, s.channels);
-    const float *x = s.at(n, z, y, from);
+    const float* x = s.at(n, z, y, from);
     const int64_t offset = channel / 64, shift = channel % 64;
     if (s.up == 1 && !merge) {
       for (int64_t p = from; p < to; ++p, x += s.col) {
-        uint64_t *at = row + p * words + offset;
+        uint64_t* at = row + p * words + offset;
         packer.template pixel<kDeviation>(x, deviation,
                                           [&](int64_t k, uint64_t word) { at[k] = word; });
       }
     } else {
       for (int64_t p = from; p < to;) {
         const int64_t end = least(to, (p / s.up + 1) * s.up);
-        const float *pixel = s.at(n, z, y, p);
+        const float* pixel = s.at(n, z, y, p);
         Deviation once;
-        uint64_t *at = row + p * words + offset;
+        uint64_t* at = row + p * words + offset;
         packer.template pixel<kDeviation>(pixel, once, [&](int64_t k, uint64_t word) {
           for (int64_t q = 0; q < end - p; ++q) {
-            uint64_t *where = at + q * words + k;
+            uint64_t* where = at + q * words + k;
             if (merge) {
               merge_word(where, shift, word);
             } else {
@@ -247,10 +250,10 @@ static void pack_row(const Call &c, int64_t n, int64_t z, int64_t y, int64_t fro
 }
 
 // Packs one segment of one padded row.
-static void pack_item(const void *context, int64_t item, int64_t) {
-  const Call &c = *(const Call *)context;
-  const BinarizeGeometry &g = *c.g;
-  const Plan &p = c.plan;
+static void pack_item(const void* context, int64_t item, int64_t) {
+  const Call& c = *(const Call*)context;
+  const BinarizeGeometry& g = *c.g;
+  const Plan& p = c.plan;
   const int64_t segment = item % p.segments, line = item / p.segments;
   const int64_t py = line % p.padded[1], pz = line / p.padded[1] % p.padded[0];
   const int64_t n = line / (p.padded[1] * p.padded[0]);
@@ -259,14 +262,15 @@ static void pack_item(const void *context, int64_t item, int64_t) {
   const int64_t z = inside(pz - p.before[0], g.in_size[0], g.padding_mode);
   const int64_t y = inside(py - p.before[1], g.in_size[1], g.padding_mode);
   const bool first = segment == 0, last = segment == p.segments - 1;
-  uint64_t *row = p.bits + line * p.padded[2] * p.words;
-  uint64_t *map = row + p.before[2] * p.words;
-  double *deviation = p.deviation + item;
+  uint64_t* row = p.bits + line * p.padded[2] * p.words;
+  uint64_t* map = row + p.before[2] * p.words;
+  double* deviation = p.deviation + item;
   *deviation = 0;
   if (z < 0 || y < 0) {
     const int64_t begin = first ? 0 : p.before[2] + from;
     const int64_t end = last ? p.padded[2] : p.before[2] + to;
-    __builtin_memset(row + begin * p.words, 0, sizeof(uint64_t) * (size_t)((end - begin) * p.words));
+    __builtin_memset(row + begin * p.words, 0,
+                     sizeof(uint64_t) * (size_t)((end - begin) * p.words));
     return;
   }
   // A row that only repeats another one at the border does not count again.
@@ -295,7 +299,7 @@ static void pack_item(const void *context, int64_t item, int64_t) {
   }
 }
 
-static inline uint64_t read_bits(const uint64_t *from, int64_t at, int64_t count) {
+static inline uint64_t read_bits(const uint64_t* from, int64_t at, int64_t count) {
   const int64_t word = at / 64, shift = at % 64;
   uint64_t value = from[word] >> shift;
   if (shift && shift + count > 64) value |= from[word + 1] << (64 - shift);
@@ -303,19 +307,19 @@ static inline uint64_t read_bits(const uint64_t *from, int64_t at, int64_t count
 }
 
 // Strings of one row: per pixel and group the bits of the group's channels, tap after tap.
-static void string_item(const void *context, int64_t item, int64_t) {
-  const Call &c = *(const Call *)context;
-  const BinarizeGeometry &g = *c.g;
-  const Plan &p = c.plan;
-  const uint64_t *row = p.bits + item * p.padded[2] * p.words;
+static void string_item(const void* context, int64_t item, int64_t) {
+  const Call& c = *(const Call*)context;
+  const BinarizeGeometry& g = *c.g;
+  const Plan& p = c.plan;
+  const uint64_t* row = p.bits + item * p.padded[2] * p.words;
   const int64_t in_group = g.in_channels / g.groups, words = p.string_words;
   const int64_t taps = g.folded ? g.kernel[2] : 1;
   const int64_t step = g.folded ? g.stride[2] : 1, reach = g.folded ? g.dilation[2] : 1;
-  uint64_t *out = p.strings + item * p.string_pixels * g.groups * words;
+  uint64_t* out = p.strings + item * p.string_pixels * g.groups * words;
   const int64_t tap_words = reach * p.words;
   if (g.groups == 1 && p.words == 1 && words == 1) {
     for (int64_t x = 0; x < p.string_pixels; ++x) {
-      const uint64_t *at = row + x * step;
+      const uint64_t* at = row + x * step;
       uint64_t string = at[0];
       for (int64_t t = 1; t < taps; ++t) string |= at[t * reach] << (t * in_group);
       out[x] = string;
@@ -323,7 +327,7 @@ static void string_item(const void *context, int64_t item, int64_t) {
     return;
   }
   for (int64_t x = 0; x < p.string_pixels; ++x) {
-    const uint64_t *pixel = row + x * step * p.words;
+    const uint64_t* pixel = row + x * step * p.words;
     for (int64_t group = 0; group < g.groups; ++group, out += words) {
       for (int64_t w = 0; w < words; ++w) out[w] = 0;
       for (int64_t t = 0; t < taps; ++t) {
@@ -338,9 +342,9 @@ static void string_item(const void *context, int64_t item, int64_t) {
 }
 
 // Bits, strings, and per sample the gains with alpha multiplied in.
-static void make_bits(Call &c) {
-  const BinarizeGeometry &g = *c.g;
-  Plan &p = c.plan;
+static void make_bits(Call& c) {
+  const BinarizeGeometry& g = *c.g;
+  Plan& p = c.plan;
   make_levels(c);
   make_flips(c);
   const int64_t lines = g.samples * p.padded[0] * p.padded[1];
@@ -353,11 +357,11 @@ static void make_bits(Call &c) {
     float alpha = 1;
     if (exponent) {
       double sum = 0;
-      const double *rows = p.deviation + n * p.deviation_rows;
+      const double* rows = p.deviation + n * p.deviation_rows;
       for (int64_t i = 0; i < p.deviation_rows; ++i) sum += rows[i];
       alpha = __builtin_expf(*exponent * ((float)(sum / count) - 1));
     }
-    float *scale = p.scale + n * g.out_channels;
+    float* scale = p.scale + n * g.out_channels;
     for (int64_t o = 0; o < g.out_channels; ++o) scale[o] = gain[o] * alpha;
   }
 }

@@ -4,16 +4,16 @@
 // pattern, and for every combination of patterns and every channel the sum that a count of 0
 // different bits stands for. Zero padding is stored as 0-bits, which count as -1; what that adds
 // is taken away here by the tap sums.
-static void make_table(Call &c, const int32_t *sums, int32_t *numbers[3], int64_t patterns[3]) {
-  const BinarizeGeometry &g = *c.g;
-  const Phase &f = c.phase;
+static void make_table(Call& c, const int32_t* sums, int32_t* numbers[3], int64_t patterns[3]) {
+  const BinarizeGeometry& g = *c.g;
+  const Phase& f = c.phase;
   int64_t at = 0;
   for (int d = 0; d < 3; ++d) {
     numbers[d] = c.plan.pattern + at;
     at += g.out_size[d];
   }
-  auto range = [&](int d, int64_t o, int64_t &from, int64_t &to) {
-    const Dim &m = f.dim[d];
+  auto range = [&](int d, int64_t o, int64_t& from, int64_t& to) {
+    const Dim& m = f.dim[d];
     from = 0, to = m.taps;
     if (g.padding_mode != BINARIZE_ZEROS) return;
     const int64_t start = m.start + o * m.step;
@@ -34,8 +34,10 @@ static void make_table(Call &c, const int32_t *sums, int32_t *numbers[3], int64_
   }
   const int64_t out = g.out_channels, in_group = g.in_channels / g.groups;
   const int64_t t1 = f.dim[1].taps + 1, t2 = f.dim[2].taps + 1;
-  auto corner = [&](int64_t i, int64_t j, int64_t k) { return sums + ((i * t1 + j) * t2 + k) * out; };
-  const int32_t *all = corner(f.dim[0].taps, f.dim[1].taps, f.dim[2].taps);
+  auto corner = [&](int64_t i, int64_t j, int64_t k) {
+    return sums + ((i * t1 + j) * t2 + k) * out;
+  };
+  const int32_t* all = corner(f.dim[0].taps, f.dim[1].taps, f.dim[2].taps);
   const int32_t total = (int32_t)(in_group * f.taps);
   int64_t last[3] = {-1, -1, -1};
   for (int64_t z = 0; z < f.dim[0].out; ++z) {
@@ -53,14 +55,13 @@ static void make_table(Call &c, const int32_t *sums, int32_t *numbers[3], int64_
         last[2] = numbers[2][x];
         int64_t x0, x1;
         range(2, x, x0, x1);
-        int32_t *__restrict to =
+        int32_t* __restrict to =
             c.plan.table + ((last[0] * patterns[1] + last[1]) * patterns[2] + last[2]) * out;
         const int32_t *a = corner(z1, y1, x1), *b = corner(z0, y1, x1), *d = corner(z1, y0, x1),
                       *e = corner(z1, y1, x0), *h = corner(z0, y0, x1), *i = corner(z0, y1, x0),
                       *j = corner(z1, y0, x0), *k = corner(z0, y0, x0);
         for (int64_t o = 0; o < out; ++o) {
-          const int32_t valid =
-              a[o] - b[o] - d[o] - e[o] + h[o] + i[o] + j[o] - k[o];
+          const int32_t valid = a[o] - b[o] - d[o] - e[o] + h[o] + i[o] + j[o] - k[o];
           to[o] = total + all[o] - valid;
         }
       }
@@ -70,7 +71,7 @@ static void make_table(Call &c, const int32_t *sums, int32_t *numbers[3], int64_
 
 // Means of `size` neighbours each, `groups` times; the last group also takes `extra` more.
 template <int kSize>
-static void group_means(const float *x, int64_t groups, float *__restrict out) {
+static void group_means(const float* x, int64_t groups, float* __restrict out) {
   for (int64_t j = 0; j < groups; ++j) {
     float sum = x[j * kSize];
     for (int i = 1; i < kSize; ++i) sum += x[j * kSize + i];
@@ -78,15 +79,15 @@ static void group_means(const float *x, int64_t groups, float *__restrict out) {
   }
 }
 
-static float mean_of(const float *x, int64_t count) {
+static float mean_of(const float* x, int64_t count) {
   float sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += x[i];
   return sum / (float)count;
 }
 
 // The channels that are left when all were copied as often as they fit.
-static void fuse_down(const float *x, int64_t channels, int64_t out_channels, bool interleaved,
-                      float *__restrict out) {
+static void fuse_down(const float* x, int64_t channels, int64_t out_channels, bool interleaved,
+                      float* __restrict out) {
   const int64_t size = channels / out_channels, head = out_channels - 1;
   if (interleaved && head > 0) {
     for (int64_t j = 0; j < head; ++j) out[j] = x[j];
@@ -117,145 +118,187 @@ static int64_t nearest(int64_t o, int64_t in, int64_t out) {
   return least(in - 1, (int64_t)((float)o * ((float)in / (float)out)));
 }
 
-// The bypassed map at one output position: a pointer to C_out floats, in the map or in `room`.
-static const float *bypass_pixel(const Call &c, int64_t n, const int64_t at[3], float *room) {
-  const BinarizeGeometry &g = *c.g;
-  const float *pixel;
+// Whether the bypass is the map itself, pixel by pixel.
+static bool bypass_is_direct(const BinarizeGeometry& g) {
+  const bool windows = !g.transposed && g.stride[0] * g.stride[1] * g.stride[2] > 1;
+  return g.sources == 1 && !windows && g.in_channels == g.out_channels;
+}
+
+static int64_t bypass_start(const BinarizeGeometry& g, int d, int64_t o) {
+  return g.transposed ? nearest(o, g.in_size[d], g.out_size[d])
+                      : o * g.stride[d] - g.bypass_offset[d];
+}
+
+static int64_t clamped(const BinarizeGeometry& g, int d, int64_t i) {
+  return i < 0 ? 0 : least(i, g.in_size[d] - 1);
+}
+
+// The bypass at one output position, C_out floats; `map` is room for C_in floats.
+static void bypass_pixel(const Call& c, int64_t n, const int64_t at[3], float* map,
+                         float* __restrict out) {
+  const BinarizeGeometry& g = *c.g;
   int64_t from[3], window = 1;
   for (int d = 0; d < 3; ++d) {
-    from[d] = g.transposed ? nearest(at[d], g.in_size[d], g.out_size[d])
-                           : at[d] * g.stride[d] - g.bypass_offset[d];
+    from[d] = bypass_start(g, d, at[d]);
     if (!g.transposed) window *= g.stride[d];
   }
-  auto clamp = [&](int d, int64_t i) { return i < 0 ? 0 : least(i, g.in_size[d] - 1); };
-  if (g.sources == 1 && window == 1) {
-    pixel = Source(c, 0).at(n, clamp(0, from[0]), clamp(1, from[1]), clamp(2, from[2]));
-  } else {
-    float *to = room;
-    pixel = room;
-    for (int64_t i = 0; i < g.sources; ++i) {
-      const Source s(c, i);
-      const float *x = s.at(n, clamp(0, from[0]), clamp(1, from[1]), clamp(2, from[2]));
-      __builtin_memcpy(to, x, sizeof(float) * (size_t)s.channels);
-      if (window > 1) {
-        for (int64_t w = 1; w < window; ++w) {
-          const int64_t wx = w % g.stride[2], wy = w / g.stride[2] % g.stride[1],
-                        wz = w / (g.stride[2] * g.stride[1]);
-          x = s.at(n, clamp(0, from[0] + wz), clamp(1, from[1] + wy), clamp(2, from[2] + wx));
-          for (int64_t k = 0; k < s.channels; ++k) to[k] += x[k];
-        }
-        const float share = 1 / (float)window;
-        for (int64_t k = 0; k < s.channels; ++k) to[k] *= share;
-      }
-      to += s.channels;
+  const float* pixel = map;
+  float* to = map;
+  for (int64_t i = 0; i < g.sources; ++i) {
+    const Source s(c, i);
+    const float* x =
+        s.at(n, clamped(g, 0, from[0]), clamped(g, 1, from[1]), clamped(g, 2, from[2]));
+    if (window == 1 && g.sources == 1) {
+      pixel = x;
+      break;
     }
-    room += g.in_channels;
+    __builtin_memcpy(to, x, sizeof(float) * (size_t)s.channels);
+    if (window > 1) {
+      for (int64_t w = 1; w < window; ++w) {
+        const int64_t wx = w % g.stride[2], wy = w / g.stride[2] % g.stride[1],
+                      wz = w / (g.stride[2] * g.stride[1]);
+        x = s.at(n, clamped(g, 0, from[0] + wz), clamped(g, 1, from[1] + wy),
+                 clamped(g, 2, from[2] + wx));
+        for (int64_t k = 0; k < s.channels; ++k) to[k] += x[k];
+      }
+      const float share = 1 / (float)window;
+      for (int64_t k = 0; k < s.channels; ++k) to[k] *= share;
+    }
+    to += s.channels;
   }
-  if (g.in_channels == g.out_channels) return pixel;
   const int64_t copies = g.out_channels / g.in_channels, rest = g.out_channels % g.in_channels;
   for (int64_t i = 0; i < copies; ++i) {
-    __builtin_memcpy(room + i * g.in_channels, pixel, sizeof(float) * (size_t)g.in_channels);
+    __builtin_memcpy(out + i * g.in_channels, pixel, sizeof(float) * (size_t)g.in_channels);
   }
   if (rest) {
     fuse_down(pixel, g.in_channels, rest, g.bypass == BINARIZE_INTERLEAVED,
-              room + copies * g.in_channels);
+              out + copies * g.in_channels);
   }
-  return room;
 }
 
-struct Activation {
-  const float *shift, *slope, *out_shift;
+// A block of pixels on its way from counts to the result.
+struct Block {
+  int64_t pixels, channels, count_stride;
+  const int32_t* counts;
+  const float *scale, *offset, *shift, *slope, *out_shift;
+  float* sums;  // per channel, or null
+  const int32_t* table[kMostPixels];
+  const float *bypass[kMostPixels], *residual[kMostPixels];
+  float* y[kMostPixels];
 };
 
-// Everything after the count, for one pixel.
-template <bool kBypass, bool kResidual, bool kActivation, bool kMeans>
-static void finish_pixel(int64_t channels, const int32_t *count, const int32_t *table,
-                         const float *scale, const float *offset, const float *bypass,
-                         const float *residual, const Activation &act, float *__restrict y,
-                         float *__restrict sums) {
-  const float *shift = act.shift, *slope = act.slope, *out_shift = act.out_shift;
-  for (int64_t o = 0; o < channels; ++o) {
-    float v = scale[o] * (float)(table[o] - 2 * count[o]) + offset[o];
-    if (kBypass) v += bypass[o];
-    if (kResidual) v += residual[o];
+template <class T, class P>
+static inline __attribute__((always_inline)) T load_as(const P* from) {
+  T value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+static inline float to_floats(int32_t v) { return (float)v; }
+
+// Everything after the count, for all pixels of a block and one vector of channels.
+template <class F, class I, bool kBypass, bool kResidual, bool kActivation>
+static inline __attribute__((always_inline)) void finish_channels(const Block& b, int64_t o) {
+  const F scale = load_as<F>(b.scale + o), offset = load_as<F>(b.offset + o), zero = {};
+  F shift = zero, slope = zero, out_shift = zero, sums = zero;
+  if (kActivation) {
+    shift = load_as<F>(b.shift + o);
+    slope = load_as<F>(b.slope + o);
+    out_shift = load_as<F>(b.out_shift + o);
+  }
+  const int32_t* counts = b.counts + o;
+  for (int64_t i = 0; i < b.pixels; ++i, counts += b.count_stride) {
+    const I count = load_as<I>(counts);
+    F v = scale * to_floats(load_as<I>(b.table[i] + o) - (count + count)) + offset;
+    if (kBypass) v += load_as<F>(b.bypass[i] + o);
+    if (kResidual) v += load_as<F>(b.residual[i] + o);
     if (kActivation) {
-      v += shift[o];
-      const float scaled = v * slope[o];
-      v = v > 0 ? v : scaled;
-      v += out_shift[o];
+      v += shift;
+      v = v > zero ? v : v * slope;
+      v += out_shift;
     }
-    y[o] = v;
-    if (kMeans) sums[o] += v;
+    __builtin_memcpy(b.y[i] + o, &v, sizeof(v));
+    sums += v;
+  }
+  if (b.sums) {
+    sums += load_as<F>(b.sums + o);
+    __builtin_memcpy(b.sums + o, &sums, sizeof(sums));
   }
 }
 
-typedef void (*Finish)(int64_t, const int32_t *, const int32_t *, const float *, const float *,
-                       const float *, const float *, const Activation &, float *, float *);
-
-static Finish choose_finish(bool bypass, bool residual, bool activation, bool means) {
-#define BINARIZE_ROW(B, R)                                                             \
-  {                                                                                    \
-    {finish_pixel<B, R, false, false>, finish_pixel<B, R, false, true>}, {             \
-      finish_pixel<B, R, true, false>, finish_pixel<B, R, true, true>                  \
-    }                                                                                  \
+template <bool kBypass, bool kResidual, bool kActivation>
+static void finish_block(const Block& b) {
+  constexpr int64_t kLanes = sizeof(Floats) / sizeof(float);
+  int64_t o = 0;
+  for (; o + kLanes <= b.channels; o += kLanes) {
+    finish_channels<Floats, Ints, kBypass, kResidual, kActivation>(b, o);
   }
-  static const Finish all[2][2][2][2] = {{BINARIZE_ROW(false, false), BINARIZE_ROW(false, true)},
-                                         {BINARIZE_ROW(true, false), BINARIZE_ROW(true, true)}};
-#undef BINARIZE_ROW
-  return all[bypass][residual][activation][means];
+  for (; o < b.channels; ++o) {
+    finish_channels<float, int32_t, kBypass, kResidual, kActivation>(b, o);
+  }
+}
+
+typedef void (*Finish)(const Block&);
+
+static Finish choose_finish(bool bypass, bool residual, bool activation) {
+  static constexpr Finish all[2][2][2] = {
+      {{finish_block<false, false, false>, finish_block<false, false, true>},
+       {finish_block<false, true, false>, finish_block<false, true, true>}},
+      {{finish_block<true, false, false>, finish_block<true, false, true>},
+       {finish_block<true, true, false>, finish_block<true, true, true>}}};
+  return all[bypass][residual][activation];
 }
 
 // What the work items of one phase share.
 struct Work {
-  const Call *call;
-  int32_t *numbers[3];
+  const Call* call;
+  int32_t* numbers[3];
   int64_t patterns[3];
-  Activation act;
+  const float* act[3];  // shift, slope, shift after it
   Finish finish;
-  int64_t items;        // per sample
-  const uint64_t *base; // bits or strings
-  int64_t line[3];      // words per step of z, y, x
-  int64_t sample;       // words per sample
+  int64_t items;         // per sample
+  const uint64_t* base;  // bits or strings
+  int64_t line[3];       // words per step of z, y, x
+  int64_t sample;        // words per sample
 };
 
-// Word offset of every step, for at most so many at a time.
-constexpr int64_t kSteps = 1024;
-
-static int64_t step_offset(const Work &w, int64_t step) {
-  const Phase &f = w.call->phase;
-  const int64_t taps2 = w.call->g->folded ? 1 : f.dim[2].taps;
-  const int64_t x = step % taps2, y = step / taps2 % f.dim[1].taps,
-                z = step / (taps2 * f.dim[1].taps);
-  return z * f.dim[0].reach * w.line[0] + y * f.dim[1].reach * w.line[1] +
-         x * f.dim[2].reach * w.line[2];
+// Where everything that a window reads lies, in words from its first position.
+static void make_offsets(const Work& w) {
+  const Call& c = *w.call;
+  const Phase& f = c.phase;
+  const int64_t taps2 = c.g->folded ? 1 : f.dim[2].taps,
+                words = c.g->depthwise ? 1 : c.plan.string_words;
+  int64_t* to = c.plan.offsets;
+  for (int64_t step = 0; step < f.steps; ++step) {
+    const int64_t x = step % taps2, y = step / taps2 % f.dim[1].taps,
+                  z = step / (taps2 * f.dim[1].taps);
+    const int64_t at = z * f.dim[0].reach * w.line[0] + y * f.dim[1].reach * w.line[1] +
+                       x * f.dim[2].reach * w.line[2];
+    for (int64_t k = 0; k < words; ++k) *to++ = at + k;
+  }
 }
 
-static void count_dense(const Work &w, const uint64_t *const *pixel, int64_t pixels,
-                        int32_t *counts) {
-  const Call &c = *w.call;
-  const BinarizeGeometry &g = *c.g;
-  const int64_t steps = c.phase.steps, words = c.plan.string_words;
+static void count_dense(const Work& w, const uint64_t* const* pixel, int64_t pixels,
+                        int32_t* counts) {
+  const Call& c = *w.call;
+  const BinarizeGeometry& g = *c.g;
+  const int64_t words = c.plan.string_words, reads = c.phase.steps * words;
   const int64_t out_group = g.out_channels / g.groups, blocks = ceil_div(out_group, 8);
-  const int64_t stride = c.plan.count_stride, block_words = steps * words * 8;
-  int64_t offsets[kSteps];
-  const uint64_t *moved[kMostPixels];
-  // A phase that no tap reaches goes through once, too: it counts nothing.
-  for (int64_t s0 = 0; s0 == 0 || s0 < steps; s0 += kSteps) {
-    const int64_t some = least(kSteps, steps - s0);
-    for (int64_t s = 0; s < some; ++s) offsets[s] = step_offset(w, s0 + s);
-    for (int64_t group = 0; group < g.groups; ++group) {
-      for (int64_t i = 0; i < pixels; ++i) moved[i] = pixel[i] + group * words;
-      const uint64_t *weight = c.words + group * blocks * block_words + s0 * words * 8;
-      for (int64_t b = 0; b < blocks;) {
-        const int64_t wide = least(kVectors, blocks - b);
-        int32_t *to = counts + group * out_group + b * 8;
-        const int64_t lanes = least(wide * 8, out_group - b * 8);
-        for (int64_t i = 0; i < pixels; i += kPixels) {
-          count_tile(wide, moved + i, offsets, some, words, weight + b * block_words, block_words,
-                     to + i * stride, stride, lanes, s0 > 0);
-        }
-        b += wide;
+  const int64_t stride = c.plan.count_stride, block_words = reads * 8;
+  const uint64_t* moved[kMostPixels];
+  for (int64_t group = 0; group < g.groups; ++group) {
+    for (int64_t i = 0; i < pixels; ++i) moved[i] = pixel[i] + group * words;
+    const uint64_t* weight = c.words + group * blocks * block_words;
+    for (int64_t b = 0; b < blocks;) {
+      const int64_t wide = least(kVectors, blocks - b);
+      int32_t* to = counts + group * out_group + b * 8;
+      const int64_t lanes = least(wide * 8, out_group - b * 8);
+      for (int64_t i = 0; i < pixels; i += kPixels) {
+        count_tile(wide, moved + i, c.plan.offsets, reads, weight + b * block_words, block_words,
+                   to + i * stride, stride, lanes);
       }
+      b += wide;
     }
   }
 }
@@ -264,7 +307,7 @@ static void count_dense(const Work &w, const uint64_t *const *pixel, int64_t pix
 typedef uint64_t Lanes __attribute__((vector_size(64)));
 constexpr int kPlanes = 32;
 
-static inline __attribute__((always_inline)) void load_lanes(Lanes &to, const uint64_t *from) {
+static inline __attribute__((always_inline)) void load_lanes(Lanes& to, const uint64_t* from) {
   __builtin_memcpy(&to, from, sizeof(to));
 }
 
@@ -277,15 +320,15 @@ static inline __attribute__((always_inline)) void load_lanes(Lanes &to, const ui
     sum = half_ ^ c_;                      \
   } while (0)
 
-static void count_depthwise(const Work &w, const uint64_t *const *pixel, int64_t pixels,
-                            int32_t *counts) {
-  const Call &c = *w.call;
+static void count_depthwise(const Work& w, const uint64_t* const* pixel, int64_t pixels,
+                            int32_t* counts) {
+  const Call& c = *w.call;
   const int64_t steps = c.phase.steps, words = c.plan.words, stride = c.plan.count_stride;
   const int64_t period = words + 8;
   int planes = 1;
   while (planes < kPlanes && (steps >> planes)) ++planes;
   const int top = planes > 3 ? planes : 3;
-  int64_t offsets[kSteps];
+  const int64_t* offsets = c.plan.offsets;
   for (int64_t i = 0; i < pixels;) {
     int64_t run = 1;
     while (i + run < pixels && pixel[i + run] == pixel[i] + run * words) ++run;
@@ -293,48 +336,42 @@ static void count_depthwise(const Work &w, const uint64_t *const *pixel, int64_t
       const uint64_t *at = pixel[i] + f, *weight = c.plan.depth_weight + f % words;
       Lanes plane[kPlanes];
       for (int p = 0; p < top; ++p) plane[p] = Lanes{};
-      for (int64_t s0 = 0; s0 < steps; s0 += kSteps) {
-        const int64_t some = least(kSteps, steps - s0);
-        if (f == 0 || steps > kSteps) {
-          for (int64_t s = 0; s < some; ++s) offsets[s] = step_offset(w, s0 + s);
-        }
-        auto bit = [&](Lanes &to, int64_t s) __attribute__((always_inline)) {
-          Lanes b;
-          load_lanes(to, at + offsets[s]);
-          load_lanes(b, weight + (s0 + s) * period);
-          to ^= b;
-        };
-        int64_t s = 0;
-        for (; s + 8 <= some; s += 8) {
-          Lanes a, b, t0, t1, f0, f1, carry;
-          bit(a, s), bit(b, s + 1);
-          BINARIZE_ADD3(plane[0], t0, plane[0], a, b);
-          bit(a, s + 2), bit(b, s + 3);
-          BINARIZE_ADD3(plane[0], t1, plane[0], a, b);
-          BINARIZE_ADD3(plane[1], f0, plane[1], t0, t1);
-          bit(a, s + 4), bit(b, s + 5);
-          BINARIZE_ADD3(plane[0], t0, plane[0], a, b);
-          bit(a, s + 6), bit(b, s + 7);
-          BINARIZE_ADD3(plane[0], t1, plane[0], a, b);
-          BINARIZE_ADD3(plane[1], f1, plane[1], t0, t1);
-          BINARIZE_ADD3(plane[2], carry, plane[2], f0, f1);
-          for (int p = 3; p < top; ++p) {
-            const Lanes next = plane[p] & carry;
-            plane[p] ^= carry;
-            carry = next;
-          }
-        }
-        for (; s < some; ++s) {
-          Lanes carry;
-          bit(carry, s);
-          for (int p = 0; p < top; ++p) {
-            const Lanes next = plane[p] & carry;
-            plane[p] ^= carry;
-            carry = next;
-          }
+      auto bit = [&](Lanes& to, int64_t s) __attribute__((always_inline)) {
+        Lanes b;
+        load_lanes(to, at + offsets[s]);
+        load_lanes(b, weight + s * period);
+        to ^= b;
+      };
+      int64_t s = 0;
+      for (; s + 8 <= steps; s += 8) {
+        Lanes a, b, t0, t1, f0, f1, carry;
+        bit(a, s), bit(b, s + 1);
+        BINARIZE_ADD3(plane[0], t0, plane[0], a, b);
+        bit(a, s + 2), bit(b, s + 3);
+        BINARIZE_ADD3(plane[0], t1, plane[0], a, b);
+        BINARIZE_ADD3(plane[1], f0, plane[1], t0, t1);
+        bit(a, s + 4), bit(b, s + 5);
+        BINARIZE_ADD3(plane[0], t0, plane[0], a, b);
+        bit(a, s + 6), bit(b, s + 7);
+        BINARIZE_ADD3(plane[0], t1, plane[0], a, b);
+        BINARIZE_ADD3(plane[1], f1, plane[1], t0, t1);
+        BINARIZE_ADD3(plane[2], carry, plane[2], f0, f1);
+        for (int p = 3; p < top; ++p) {
+          const Lanes next = plane[p] & carry;
+          plane[p] ^= carry;
+          carry = next;
         }
       }
-      const uint64_t *lanes = (const uint64_t *)plane;
+      for (; s < steps; ++s) {
+        Lanes carry;
+        bit(carry, s);
+        for (int p = 0; p < top; ++p) {
+          const Lanes next = plane[p] & carry;
+          plane[p] ^= carry;
+          carry = next;
+        }
+      }
+      const uint64_t* lanes = (const uint64_t*)plane;
       for (int64_t l = 0; l < least(8, run * words - f); ++l) {
         const int64_t where = f + l;
         expand(lanes + l, planes, counts + (i + where / words) * stride + where % words * 64);
@@ -344,7 +381,7 @@ static void count_depthwise(const Work &w, const uint64_t *const *pixel, int64_t
   }
 }
 
-static void repeat_weight(Call &c) {
+static void repeat_weight(Call& c) {
   const int64_t words = c.plan.words, period = words + 8;
   for (int64_t t = 0; t < c.phase.taps; ++t) {
     for (int64_t k = 0; k < period; ++k) {
@@ -353,104 +390,147 @@ static void repeat_weight(Call &c) {
   }
 }
 
-static void convolve_item(const void *context, int64_t item, int64_t slot) {
-  const Work &w = *(const Work *)context;
-  const Call &c = *w.call;
-  const BinarizeGeometry &g = *c.g;
-  const Plan &p = c.plan;
-  const Phase &f = c.phase;
-  const int64_t n = item / w.items, part = item % w.items, channels = g.out_channels;
-  const int64_t end = least(f.outputs, (part + 1) * p.span);
-  float *room = p.room + slot * p.room_floats;
-  int32_t *counts = (int32_t *)room;
-  float *bypass_room = room + p.block * p.count_stride;
-  float *residual_room = bypass_room + g.in_channels + channels;
-  float *sums = nullptr;
-  if (c.tensors[BINARIZE_RESULT_MEANS]) {
-    sums = p.sum_part + (n * p.sum_rows + c.sum_row + part) * channels;
-    for (int64_t o = 0; o < channels; ++o) sums[o] = 0;
-  }
-  float *y = (float *)c.tensors[BINARIZE_RESULT];
-  const float *scale = p.scale + n * channels, *offset = c.floats(BINARIZE_OFFSET);
-  const uint64_t *base = w.base + n * w.sample;
-  int64_t at[kMostPixels][3];
-  const uint64_t *pixel[kMostPixels];
-  for (int64_t first = part * p.span; first < end; first += p.block) {
-    const int64_t pixels = least(p.block, end - first);
-    const int64_t rounded = ceil_div(pixels, kPixels) * kPixels;
-    int64_t x = first % f.dim[2].out, row = first / f.dim[2].out;
-    for (int64_t i = 0; i < pixels; ++i) {
-      at[i][0] = row / f.dim[1].out, at[i][1] = row % f.dim[1].out, at[i][2] = x;
-      pixel[i] = base;
-      for (int d = 0; d < 3; ++d) {
-        // Strings are made for the outputs of a row: their taps begin at 0.
-        const int64_t start = d == 2 && g.folded ? 0 : f.dim[d].start + p.before[d];
-        const int64_t step = d == 2 && g.folded ? 1 : f.dim[d].step;
-        pixel[i] += (start + at[i][d] * step) * w.line[d];
-      }
-      if (++x == f.dim[2].out) x = 0, ++row;
+// Positions of a block and where they read and write, one stretch of a row after the other.
+static __attribute__((noinline)) void place_block(const Work& w, int64_t n, int64_t first, Block& b,
+                                                  const uint64_t** pixel, float* bypass_room,
+                                                  float* map_room) {
+  const Call& c = *w.call;
+  const BinarizeGeometry& g = *c.g;
+  const Plan& p = c.plan;
+  const Phase& f = c.phase;
+  const Dim& fx = f.dim[2];
+  const bool direct = bypass_is_direct(g);
+  const Source source(c, 0);
+  // Strings are made for the outputs of a row: their taps begin at 0.
+  const int64_t start = g.folded ? 0 : fx.start + p.before[2];
+  const int64_t step = (g.folded ? 1 : fx.step) * w.line[2];
+  int64_t x = first % fx.out, row = first / fx.out, at[3], out[3];
+  for (int64_t i = 0; i < b.pixels; x = 0, ++row) {
+    at[0] = row / f.dim[1].out, at[1] = row % f.dim[1].out;
+    const uint64_t* bits = w.base + n * w.sample + start * w.line[2];
+    for (int d = 0; d < 2; ++d) {
+      const Dim& m = f.dim[d];
+      bits += (m.start + p.before[d] + at[d] * m.step) * w.line[d];
+      out[d] = m.first + at[d] * m.every;
     }
-    for (int64_t i = pixels; i < rounded; ++i) pixel[i] = pixel[pixels - 1];
-    if (g.depthwise) {
-      count_depthwise(w, pixel, pixels, counts);
-    } else {
-      count_dense(w, pixel, rounded, counts);
+    const int32_t* table = p.table + (w.numbers[0][at[0]] * w.patterns[1] + w.numbers[1][at[1]]) *
+                                         w.patterns[2] * b.channels;
+    float* y = (float*)c.tensors[BINARIZE_RESULT] +
+               ((n * g.out_size[0] + out[0]) * g.out_size[1] + out[1]) * g.out_size[2] * b.channels;
+    const float *by = nullptr, *residual = nullptr;
+    if (g.bypass != BINARIZE_NONE && direct) {
+      by = source.at(n, clamped(g, 0, bypass_start(g, 0, out[0])),
+                     clamped(g, 1, bypass_start(g, 1, out[1])), 0);
     }
-    for (int64_t i = 0; i < pixels; ++i) {
-      int64_t out[3];
-      for (int d = 0; d < 3; ++d) out[d] = f.dim[d].first + at[i][d] * f.dim[d].every;
-      const int64_t pattern =
-          (w.numbers[0][at[i][0]] * w.patterns[1] + w.numbers[1][at[i][1]]) * w.patterns[2] +
-          w.numbers[2][at[i][2]];
-      const float *bypass =
-          g.bypass == BINARIZE_NONE ? nullptr : bypass_pixel(c, n, out, bypass_room);
-      const float *residual = nullptr;
-      for (int64_t r = 0; r < g.residuals; ++r) {
-        const int64_t *s = g.residual + 4 * r;
-        const float *from =
-            c.residual(r) + n * s[0] + out[0] * s[1] + out[1] * s[2] + out[2] * s[3];
-        if (r == 0) {
-          residual = from;
-          continue;
-        }
-        for (int64_t o = 0; o < channels; ++o) residual_room[o] = residual[o] + from[o];
-        residual = residual_room;
+    if (g.residuals > 0) {
+      const int64_t* s = g.residual;
+      residual = c.residual(0) + n * s[0] + out[0] * s[1] + out[1] * s[2];
+    }
+    for (; x < fx.out && i < b.pixels; ++x, ++i) {
+      const int64_t ox = fx.first + x * fx.every;
+      pixel[i] = bits + x * step;
+      b.table[i] = table + w.numbers[2][x] * b.channels;
+      b.y[i] = y + ox * b.channels;
+      if (residual) b.residual[i] = residual + ox * g.residual[3];
+      if (by) {
+        const int64_t from = clamped(g, 2, bypass_start(g, 2, ox));
+        b.bypass[i] = by + (source.up == 1 ? from : from / source.up) * source.col;
+      } else if (g.bypass != BINARIZE_NONE) {
+        out[2] = ox;
+        float* to = bypass_room + i * b.channels;
+        bypass_pixel(c, n, out, map_room, to);
+        b.bypass[i] = to;
       }
-      const int64_t position =
-          ((n * g.out_size[0] + out[0]) * g.out_size[1] + out[1]) * g.out_size[2] + out[2];
-      w.finish(channels, counts + i * p.count_stride, p.table + pattern * channels, scale, offset,
-               bypass, residual, w.act, y + position * channels, sums);
     }
   }
 }
 
-static int32_t run_unit(const BinarizeGeometry &g, const void *const *tensors, int64_t threads,
+// Adds the second and all further residuals to the first.
+static void join_residuals(const Work& w, int64_t n, int64_t first, Block& b, float* room) {
+  const Call& c = *w.call;
+  const BinarizeGeometry& g = *c.g;
+  const Dim* dim = c.phase.dim;
+  for (int64_t i = 0; i < b.pixels; ++i, room += b.channels) {
+    const int64_t row = (first + i) / dim[2].out;
+    const int64_t at[3] = {row / dim[1].out, row % dim[1].out, (first + i) % dim[2].out};
+    const float* have = b.residual[i];
+    for (int64_t r = 1; r < g.residuals; ++r) {
+      const float* from = c.residual(r) + n * g.residual[4 * r];
+      for (int d = 0; d < 3; ++d) {
+        from += (dim[d].first + at[d] * dim[d].every) * g.residual[4 * r + 1 + d];
+      }
+      for (int64_t o = 0; o < b.channels; ++o) room[o] = have[o] + from[o];
+      have = room;
+    }
+    b.residual[i] = have;
+  }
+}
+
+static void convolve_item(const void* context, int64_t item, int64_t slot) {
+  const Work& w = *(const Work*)context;
+  const Call& c = *w.call;
+  const BinarizeGeometry& g = *c.g;
+  const Plan& p = c.plan;
+  const int64_t n = item / w.items, part = item % w.items, channels = g.out_channels;
+  const int64_t end = least(c.phase.outputs, (part + 1) * p.span);
+  float* room = p.room + slot * p.room_floats;
+  int32_t* counts = (int32_t*)room;
+  float* bypass_room = room + p.block * p.count_stride;
+  float* residual_room = bypass_room + p.block * channels;
+  float* map_room = residual_room + p.block * channels;
+  Block b;
+  b.channels = channels;
+  b.count_stride = p.count_stride;
+  b.counts = counts;
+  b.scale = p.scale + n * channels;
+  b.offset = c.floats(BINARIZE_OFFSET);
+  b.shift = w.act[0], b.slope = w.act[1], b.out_shift = w.act[2];
+  b.sums = nullptr;
+  if (c.tensors[BINARIZE_RESULT_MEANS]) {
+    b.sums = p.sum_part + (n * p.sum_rows + c.sum_row + part) * channels;
+    for (int64_t o = 0; o < channels; ++o) b.sums[o] = 0;
+  }
+  const uint64_t* pixel[kMostPixels];
+  for (int64_t first = part * p.span; first < end; first += p.block) {
+    b.pixels = least(p.block, end - first);
+    const int64_t rounded = ceil_div(b.pixels, kPixels) * kPixels;
+    place_block(w, n, first, b, pixel, bypass_room, map_room);
+    if (g.residuals > 1) join_residuals(w, n, first, b, residual_room);
+    for (int64_t i = b.pixels; i < rounded; ++i) pixel[i] = pixel[b.pixels - 1];
+    if (g.depthwise) {
+      count_depthwise(w, pixel, b.pixels, counts);
+    } else {
+      count_dense(w, pixel, rounded, counts);
+    }
+    w.finish(b);
+  }
+}
+
+static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, int64_t threads,
                         BinarizeRunner runner) {
   Call c;
   c.g = &g;
   c.tensors = tensors;
   c.team = {threads, runner};
   const bool want_means = tensors[BINARIZE_RESULT_MEANS] != nullptr;
-  make_plan(g, want_means, threads, (char *)tensors[BINARIZE_SCRATCH], c.plan);
-  const Plan &p = c.plan;
+  make_plan(g, want_means, threads, (char*)tensors[BINARIZE_SCRATCH], c.plan);
+  const Plan& p = c.plan;
   make_bits(c);
 
   Work w;
   w.call = &c;
-  const bool active = tensors[BINARIZE_ACT_SHIFT] || tensors[BINARIZE_ACT_SLOPE] ||
-                      tensors[BINARIZE_ACT_OUT_SHIFT];
+  const bool active =
+      tensors[BINARIZE_ACT_SHIFT] || tensors[BINARIZE_ACT_SLOPE] || tensors[BINARIZE_ACT_OUT_SHIFT];
   // An activation that lacks a part has its neutral value in this memory.
-  float *neutral = p.scale + g.samples * g.out_channels;
-  const float *parts[3];
+  float* neutral = p.scale + g.samples * g.out_channels;
   for (int i = 0; i < 3; ++i) {
-    parts[i] = c.floats(BINARIZE_ACT_SHIFT + i);
-    if (parts[i]) continue;
+    w.act[i] = c.floats(BINARIZE_ACT_SHIFT + i);
+    if (w.act[i]) continue;
     for (int64_t o = 0; o < g.out_channels; ++o) neutral[o] = i == 1 ? 1.0f : 0.0f;
-    parts[i] = neutral;
+    w.act[i] = neutral;
     neutral += g.out_channels;
   }
-  w.act = {parts[0], parts[1], parts[2]};
-  w.finish = choose_finish(g.bypass != BINARIZE_NONE, g.residuals > 0, active, want_means);
+  w.finish = choose_finish(g.bypass != BINARIZE_NONE, g.residuals > 0, active);
   const int64_t pixel_words = p.gathered ? g.groups * p.string_words : p.words;
   w.base = p.gathered ? p.strings : p.bits;
   w.line[2] = pixel_words;
@@ -458,15 +538,16 @@ static int32_t run_unit(const BinarizeGeometry &g, const void *const *tensors, i
   w.line[0] = w.line[1] * p.padded[1];
   w.sample = w.line[0] * p.padded[0];
 
-  c.words = (const uint64_t *)tensors[BINARIZE_WEIGHT];
+  c.words = (const uint64_t*)tensors[BINARIZE_WEIGHT];
   int64_t all_words = 0;
   for (int64_t i = 0; i < p.phases; ++i) all_words += make_phase(g, i).words;
-  const int32_t *sums = (const int32_t *)(c.words + all_words);
+  const int32_t* sums = (const int32_t*)(c.words + all_words);
   c.sum_row = 0;
   for (int64_t i = 0; i < p.phases; ++i) {
     c.phase = make_phase(g, i);
     if (c.phase.outputs > 0) {
       make_table(c, sums, w.numbers, w.patterns);
+      make_offsets(w);
       if (g.depthwise) repeat_weight(c);
       w.items = ceil_div(c.phase.outputs, p.span);
       c.team.run(convolve_item, &w, g.samples * w.items);
@@ -476,7 +557,7 @@ static int32_t run_unit(const BinarizeGeometry &g, const void *const *tensors, i
     sums += c.phase.sums;
   }
   if (want_means) {
-    float *means = (float *)tensors[BINARIZE_RESULT_MEANS];
+    float* means = (float*)tensors[BINARIZE_RESULT_MEANS];
     const int64_t area = g.out_size[0] * g.out_size[1] * g.out_size[2];
     for (int64_t n = 0; n < g.samples; ++n) {
       finish_means(p.sum_part + n * p.sum_rows * g.out_channels, c.sum_row, g.out_channels,

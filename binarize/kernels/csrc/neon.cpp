@@ -6,20 +6,21 @@
 namespace {
 
 constexpr int64_t kVectors = 1;
+constexpr int kRegister = 16;
 
 struct Deviation {
   float32x4_t lane[16];
   Deviation() {
-    for (float32x4_t &l : lane) l = vdupq_n_f32(0);
+    for (float32x4_t& l : lane) l = vdupq_n_f32(0);
   }
-  void add(const Deviation &other, float times) {
+  void add(const Deviation& other, float times) {
     for (int i = 0; i < 16; ++i) {
       lane[i] = vaddq_f32(lane[i], vmulq_n_f32(other.lane[i], times));
     }
   }
   double total() const {
     double sum = 0;
-    for (const float32x4_t &l : lane) {
+    for (const float32x4_t& l : lane) {
       for (int i = 0; i < 4; ++i) sum += l[i];
     }
     return sum;
@@ -36,7 +37,7 @@ inline uint64_t bits16(const uint32x4_t m[4]) {
 }
 
 template <bool kDeviation, bool kFlip>
-inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation &deviation) {
+inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation& deviation) {
   uint64_t less = 0, more = 0;
   for (int i = 0; i < 4; ++i) {
     uint32x4_t below[4], above[4];
@@ -46,7 +47,7 @@ inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation 
       below[j] = vcltq_f32(value, level);
       if (kFlip) above[j] = vcgtq_f32(value, level);
       if (kDeviation) {
-        float32x4_t &sum = deviation.lane[4 * i + j];
+        float32x4_t& sum = deviation.lane[4 * i + j];
         sum = vaddq_f32(sum, vabdq_f32(value, level));
       }
     }
@@ -56,7 +57,7 @@ inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation 
   return kFlip ? (~less & ~flip) | (~more & flip) : ~less;
 }
 
-inline void expand(const uint64_t *plane, int planes, int32_t *out) {
+inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   const uint32x4_t place[2] = {{1, 2, 4, 8}, {16, 32, 64, 128}};
   for (int i = 0; i < 16; ++i) {
     uint32x4_t sum = vdupq_n_u32(0);
@@ -64,15 +65,15 @@ inline void expand(const uint64_t *plane, int planes, int32_t *out) {
       const uint32x4_t bits = vdupq_n_u32((uint32_t)((plane[8 * p] >> (8 * (i / 2))) & 0xff));
       sum = vorrq_u32(sum, vandq_u32(vtstq_u32(bits, place[i % 2]), vdupq_n_u32(1u << p)));
     }
-    vst1q_u32((uint32_t *)out + 4 * i, sum);
+    vst1q_u32((uint32_t*)out + 4 * i, sum);
   }
 }
 
 #include "plan.hpp"
 
-inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *offsets,
-                       int64_t steps, int64_t words, const uint64_t *weight, int64_t,
-                       int32_t *out, int64_t stride, int64_t lanes, bool more) {
+inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* offsets, int64_t reads,
+                       const uint64_t* weight, int64_t, int32_t* out, int64_t stride,
+                       int64_t lanes) {
   uint64x2_t sum[kPixels][4];
   uint8x16_t bytes[kPixels][4];
   for (int i = 0; i < kPixels; ++i) {
@@ -88,21 +89,20 @@ inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *off
   };
   // A byte holds 31 times 8.
   int room = 31;
-  for (int64_t s = 0; s < steps; ++s) {
-    for (int64_t k = 0; k < words; ++k, weight += 8) {
+  for (int64_t r = 0; r < reads; ++r, weight += 8) {
+    const int64_t at = offsets[r];
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        const uint64x2_t w = vld1q_u64(weight + 2 * v);
+    for (int v = 0; v < 4; ++v) {
+      const uint64x2_t w = vld1q_u64(weight + 2 * v);
 #pragma GCC unroll 4
-        for (int i = 0; i < kPixels; ++i) {
-          const uint64x2_t a = vdupq_n_u64(pixel[i][offsets[s] + k]);
-          bytes[i][v] = vaddq_u8(bytes[i][v], vcntq_u8(vreinterpretq_u8_u64(veorq_u64(a, w))));
-        }
+      for (int i = 0; i < kPixels; ++i) {
+        const uint64x2_t a = vdupq_n_u64(pixel[i][at]);
+        bytes[i][v] = vaddq_u8(bytes[i][v], vcntq_u8(vreinterpretq_u8_u64(veorq_u64(a, w))));
       }
-      if (--room == 0) {
-        room = 31;
-        flush();
-      }
+    }
+    if (--room == 0) {
+      room = 31;
+      flush();
     }
   }
   flush();
@@ -110,7 +110,7 @@ inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *off
     uint64_t all[8];
     for (int v = 0; v < 4; ++v) vst1q_u64(all + 2 * v, sum[i][v]);
     for (int64_t l = 0; l < lanes; ++l) {
-      out[i * stride + l] = (int32_t)all[l] + (more ? out[i * stride + l] : 0);
+      out[i * stride + l] = (int32_t)all[l];
     }
   }
 }

@@ -2,24 +2,28 @@
 // Included by every instruction set's file inside a namespace of its own, so that no code
 // compiled for one processor is ever shared with another.
 
+// As many floats as a register holds.
+typedef float Floats __attribute__((vector_size(kRegister)));
+typedef int32_t Ints __attribute__((vector_size(kRegister)));
+
 struct Dim {
-  int64_t in;      // size of the enlarged input
-  int64_t out;     // outputs of this phase
-  int64_t taps;    // taps of this phase
-  int64_t step;    // input positions per output
-  int64_t start;   // input position of output 0, tap 0
-  int64_t reach;   // input positions per tap
-  int64_t first;   // first output in the result
-  int64_t every;   // distance of the outputs in the result
+  int64_t in;     // size of the enlarged input
+  int64_t out;    // outputs of this phase
+  int64_t taps;   // taps of this phase
+  int64_t step;   // input positions per output
+  int64_t start;  // input position of output 0, tap 0
+  int64_t reach;  // input positions per tap
+  int64_t first;  // first output in the result
+  int64_t every;  // distance of the outputs in the result
 };
 
 struct Phase {
   Dim dim[3];
   int64_t outputs;  // positions
   int64_t taps;
-  int64_t steps;    // taps after folding
-  int64_t words;    // of packed weight
-  int64_t sums;     // tap sums
+  int64_t steps;  // taps after folding
+  int64_t words;  // of packed weight
+  int64_t sums;   // tap sums
 };
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -30,7 +34,7 @@ static inline int64_t floor_div(int64_t a, int64_t b) {
 }
 
 // One dimension of a transposed convolution's phase `rest`; layout.py puts the same taps there.
-static Dim transposed_dim(const BinarizeGeometry &g, int d, int64_t rest) {
+static Dim transposed_dim(const BinarizeGeometry& g, int d, int64_t rest) {
   const int64_t s = g.stride[d], dil = g.dilation[d], k = g.kernel[d], p = g.before[d];
   Dim r = {g.in_size[d], 0, 0, 1, 0, 1, 0, s};
   r.first = ((rest - p) % s + s) % s;
@@ -48,11 +52,11 @@ static Dim transposed_dim(const BinarizeGeometry &g, int d, int64_t rest) {
   return r;
 }
 
-static int64_t phase_count(const BinarizeGeometry &g) {
+static int64_t phase_count(const BinarizeGeometry& g) {
   return g.transposed ? g.stride[0] * g.stride[1] * g.stride[2] : 1;
 }
 
-static Phase make_phase(const BinarizeGeometry &g, int64_t index) {
+static Phase make_phase(const BinarizeGeometry& g, int64_t index) {
   Phase r;
   r.outputs = r.taps = 1;
   int64_t rest = index;
@@ -61,7 +65,7 @@ static Phase make_phase(const BinarizeGeometry &g, int64_t index) {
       r.dim[d] = transposed_dim(g, d, rest % g.stride[d]);
       rest /= g.stride[d];
     } else {
-      r.dim[d] = {g.in_size[d],  g.out_size[d],  g.kernel[d], g.stride[d],
+      r.dim[d] = {g.in_size[d], g.out_size[d], g.kernel[d], g.stride[d],
                   -g.before[d], g.dilation[d], 0,           1};
     }
     r.outputs *= r.dim[d].out;
@@ -94,25 +98,26 @@ struct Plan {
   int64_t span;           // pixels of a work item
   int64_t count_stride;   // int32 per pixel of a block
   int64_t phases;
-  int64_t mean_rows;      // partial sums of the input, rows over all sources and samples
-  int64_t sum_rows;       // partial sums of the output, rows per sample
-  int64_t segments;       // of a padded row
-  int64_t deviation_rows; // per sample
-  int64_t patterns[3];    // at most so many windows that hang over the border differently
+  int64_t mean_rows;       // partial sums of the input, rows over all sources and samples
+  int64_t sum_rows;        // partial sums of the output, rows per sample
+  int64_t segments;        // of a padded row
+  int64_t deviation_rows;  // per sample
+  int64_t patterns[3];     // at most so many windows that hang over the border differently
   // Scratch memory.
   float *level, *mean_part, *scale, *sum_part, *room;
-  double *deviation;
+  double* deviation;
   uint64_t *flip, *bits, *strings, *depth_weight;
+  int64_t* offsets;  // in words, of everything a window reads
   int32_t *table, *pattern;
-  int64_t room_floats;    // per thread
+  int64_t room_floats;  // per thread
   int64_t bytes;
 };
 
 static int64_t row_segments(int64_t length) { return most(1, ceil_div(length, kSegment)); }
 
 // Fills in the plan; with `memory` null only its size.
-static void make_plan(const BinarizeGeometry &g, bool want_means, int64_t threads, char *memory,
-                      Plan &p) {
+static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t threads, char* memory,
+                      Plan& p) {
   p.words = ceil_div(g.in_channels, 64);
   p.phases = phase_count(g);
   int64_t low[3] = {0, 0, 0}, high[3] = {0, 0, 0};
@@ -126,7 +131,7 @@ static void make_plan(const BinarizeGeometry &g, bool want_means, int64_t thread
     outputs = most(outputs, phase.outputs);
     steps = most(steps, phase.steps);
     for (int d = 0; d < 3; ++d) {
-      const Dim &m = phase.dim[d];
+      const Dim& m = phase.dim[d];
       if (m.taps == 0 || m.out == 0) continue;
       low[d] = least(low[d], m.start);
       high[d] = most(high[d], m.start + (m.out - 1) * m.step + (m.taps - 1) * m.reach);
@@ -158,25 +163,26 @@ static void make_plan(const BinarizeGeometry &g, bool want_means, int64_t thread
 
   int64_t used = 0;
   auto take = [&](int64_t bytes) {
-    char *at = memory ? memory + used : nullptr;
+    char* at = memory ? memory + used : nullptr;
     used += ceil_div(bytes, 64) * 64 + 64;
     return at;
   };
   const int64_t n = g.samples, c = g.in_channels, o = g.out_channels;
   const int64_t pixels = n * p.padded[0] * p.padded[1];
-  p.level = (float *)take(4 * n * c);
-  p.mean_part = (float *)take(4 * p.mean_rows * c);
-  p.scale = (float *)take(4 * (n + 3) * o);
-  p.sum_part = (float *)take(want_means ? 4 * n * p.sum_rows * o : 0);
-  p.deviation = (double *)take(8 * n * p.deviation_rows);
-  p.flip = (uint64_t *)take(8 * g.sources * (p.words + 1));
-  p.bits = (uint64_t *)take(8 * (pixels * p.padded[2] * p.words + 8));
+  p.level = (float*)take(4 * n * c);
+  p.mean_part = (float*)take(4 * p.mean_rows * c);
+  p.scale = (float*)take(4 * (n + 3) * o);
+  p.sum_part = (float*)take(want_means ? 4 * n * p.sum_rows * o : 0);
+  p.deviation = (double*)take(8 * n * p.deviation_rows);
+  p.flip = (uint64_t*)take(8 * g.sources * (p.words + 1));
+  p.bits = (uint64_t*)take(8 * (pixels * p.padded[2] * p.words + 8));
   p.strings =
-      (uint64_t *)take(p.gathered ? 8 * pixels * p.string_pixels * g.groups * p.string_words : 0);
-  p.depth_weight = (uint64_t *)take(g.depthwise ? 8 * steps * (p.words + 8) : 0);
-  p.table = (int32_t *)take(4 * p.patterns[0] * p.patterns[1] * p.patterns[2] * o);
-  p.pattern = (int32_t *)take(4 * (g.out_size[0] + g.out_size[1] + g.out_size[2]));
-  p.room_floats = ceil_div((p.block + 1) * p.count_stride + c + 2 * o + 64, 16) * 16;
-  p.room = (float *)take(4 * threads * p.room_floats);
+      (uint64_t*)take(p.gathered ? 8 * pixels * p.string_pixels * g.groups * p.string_words : 0);
+  p.offsets = (int64_t*)take(8 * steps * (g.depthwise ? 1 : p.string_words));
+  p.depth_weight = (uint64_t*)take(g.depthwise ? 8 * steps * (p.words + 8) : 0);
+  p.table = (int32_t*)take(4 * p.patterns[0] * p.patterns[1] * p.patterns[2] * o);
+  p.pattern = (int32_t*)take(4 * (g.out_size[0] + g.out_size[1] + g.out_size[2]));
+  p.room_floats = ceil_div((p.block + 1) * p.count_stride + 2 * p.block * o + c, 16) * 16;
+  p.room = (float*)take(4 * threads * p.room_floats);
   p.bytes = used;
 }

@@ -4,10 +4,11 @@
 namespace {
 
 constexpr int64_t kVectors = 1;
+constexpr int kRegister = 16;
 
 struct Deviation {
   float lane[16] = {0};
-  void add(const Deviation &other, float times) {
+  void add(const Deviation& other, float times) {
     for (int i = 0; i < 16; ++i) lane[i] += times * other.lane[i];
   }
   double total() const {
@@ -18,7 +19,7 @@ struct Deviation {
 };
 
 template <bool kDeviation, bool kFlip>
-inline uint64_t pack64(const float *x, const float *t, uint64_t flip, Deviation &deviation) {
+inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation& deviation) {
   uint64_t less = 0, more = 0;
   for (int i = 0; i < 64; ++i) {
     less |= (uint64_t)(x[i] < t[i]) << i;
@@ -37,7 +38,7 @@ inline uint64_t ones(uint64_t v) {
   return (v * 0x0101010101010101u) >> 56;
 }
 
-inline void expand(const uint64_t *plane, int planes, int32_t *out) {
+inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   for (int i = 0; i < 64; ++i) {
     int32_t sum = 0;
     for (int p = 0; p < planes; ++p) sum += (int32_t)((plane[8 * p] >> i) & 1) << p;
@@ -47,21 +48,16 @@ inline void expand(const uint64_t *plane, int planes, int32_t *out) {
 
 #include "plan.hpp"
 
-inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *offsets,
-                       int64_t steps, int64_t words, const uint64_t *weight, int64_t,
-                       int32_t *out, int64_t stride, int64_t lanes, bool more) {
+inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* offsets, int64_t reads,
+                       const uint64_t* weight, int64_t, int32_t* out, int64_t stride,
+                       int64_t lanes) {
   for (int64_t i = 0; i < kPixels; ++i) {
     uint64_t sums[8] = {0};
-    const uint64_t *w = weight;
-    for (int64_t s = 0; s < steps; ++s) {
-      const uint64_t *a = pixel[i] + offsets[s];
-      for (int64_t k = 0; k < words; ++k, w += 8) {
-        for (int l = 0; l < 8; ++l) sums[l] += ones(a[k] ^ w[l]);
-      }
+    for (int64_t r = 0; r < reads; ++r) {
+      const uint64_t a = pixel[i][offsets[r]];
+      for (int l = 0; l < 8; ++l) sums[l] += ones(a ^ weight[8 * r + l]);
     }
-    for (int64_t l = 0; l < lanes; ++l) {
-      out[i * stride + l] = (int32_t)sums[l] + (more ? out[i * stride + l] : 0);
-    }
+    for (int64_t l = 0; l < lanes; ++l) out[i * stride + l] = (int32_t)sums[l];
   }
 }
 
@@ -71,12 +67,12 @@ inline void count_tile(int64_t, const uint64_t *const *pixel, const int64_t *off
 
 }  // namespace
 
-int32_t binarize_unit_scalar(const BinarizeGeometry &g, const void *const *tensors,
-                             int64_t threads, BinarizeRunner runner) {
+int32_t binarize_unit_scalar(const BinarizeGeometry& g, const void* const* tensors, int64_t threads,
+                             BinarizeRunner runner) {
   return run_unit(g, tensors, threads, runner);
 }
 
-int64_t binarize_scratch_bytes(const BinarizeGeometry &g, int64_t threads) {
+int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads) {
   Plan plan;
   make_plan(g, true, threads, nullptr, plan);
   return plan.bytes;

@@ -4,8 +4,8 @@
 
 #include "binarize.h"
 
-#define BINARIZE_SET(name)                                                             \
-  int32_t binarize_unit_##name(const BinarizeGeometry &g, const void *const *tensors, \
+#define BINARIZE_SET(name)                                                            \
+  int32_t binarize_unit_##name(const BinarizeGeometry& g, const void* const* tensors, \
                                int64_t threads, BinarizeRunner runner)
 
 BINARIZE_SET(scalar);
@@ -13,6 +13,6 @@ BINARIZE_SET(avx2);
 BINARIZE_SET(avx512);
 BINARIZE_SET(neon);
 
-int64_t binarize_scratch_bytes(const BinarizeGeometry &g, int64_t threads);
+int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads);
 
 #endif
