@@ -178,6 +178,7 @@ class _Recorder(TorchFunctionMode):
         self.arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.calls: dict[str, int] = defaultdict(int)
         self.direct: set[int] = set()
+        self._parameters = {id(parameter) for parameter in model.parameters()}
         # Weak, so that a run on real tensors needs no more memory than the network itself.
         self._producer: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._scopes: list[tuple[str, int, dict[Any, int]]] = [("", 0, defaultdict(int))]
@@ -263,7 +264,7 @@ class _Recorder(TorchFunctionMode):
                 source = self._maker(value)
                 if source is None:
                     constant = True
-                    if path is None:
+                    if path is None and id(value) in self._parameters:
                         self.direct.add(id(value))
                     continue
                 in_shape = in_shape or tuple(value.shape)
