@@ -53,6 +53,9 @@ def add(commands: Subparsers) -> None:
     add_data_options(parser)
     parser.add_argument("--split", default="test", help="train, val or test (default test)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default 16")
+    parser.add_argument(
+        "--packed", action="store_true", help="compute with bits: the network is packed"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
 
 
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         torch.set_num_threads(args.threads)
     fallback = None if args.model is None else recipe_from(args, args.model)
     with out.step(f"loading {args.file}"):
-        source = open_file(args.file, fallback)
+        source = open_file(args.file, fallback, packed=args.packed)
     task = task_of(args, source.settings)
     data = open_data(args, args.split, out, known=source.settings)
     try_out(source.network, data[0]["image"][None])

@@ -35,6 +35,10 @@ _EXAMPLES = [
         "a folder, each result beside its picture",
     ),
     (
+        "binarize predict runs/binary/binary.safetensors photos/ --output out --packed",
+        "computed with bits",
+    ),
+    (
         "binarize predict depth.safetensors photos/*.jpg --task depth --size 160x120 \\\n"
         "      --normalize imagenet --output out --raw",
         "depth, with nothing known of the training",
@@ -71,6 +75,9 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
     )
+    parser.add_argument(
+        "--packed", action="store_true", help="compute with bits: the network is packed"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
     add_network_options(parser)
 
@@ -92,7 +99,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         torch.set_num_threads(args.threads)
     fallback = None if args.model is None else recipe_from(args, args.model)
     with out.step(f"loading {args.file}"):
-        source = open_file(args.file, fallback)
+        source = open_file(args.file, fallback, packed=args.packed)
     known = source.settings
     mean, std = normalisation(args.normalize or known.get("normalize") or "imagenet")
     task = _task(args, known)

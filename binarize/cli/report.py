@@ -54,6 +54,11 @@ def add(commands: Subparsers) -> None:
         help="count operations for an image of this size (default: what the file was made for)",
     )
     parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="of a saved network: which path each layer takes when computing with bits, and why",
+    )
+    parser.add_argument(
         "--depth", type=int, metavar="N", help="tell layers together by N parts of their names"
     )
     parser.add_argument(
@@ -78,8 +83,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.network is not None:
         fallback = recipe_from(args, args.network)
     with out.step(f"opening {args.model}"):
-        source = open_source(args.model, fallback)
+        source = open_source(args.model, fallback, packed=args.packed)
     network: Any = source.network
+    if args.packed:
+        paths: Any = report(network)
+        out.print(str(paths), wrap=False)
+        out.emit({**paths.to_dict(), "file": Path(args.model)})
+        return None
     known = source.settings.get("size")
     shape = args.size or (None if known is None else tuple(known))
     example = example_image(network, shape)

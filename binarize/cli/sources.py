@@ -59,7 +59,11 @@ def known_about(path: Path, argument: str = "file") -> dict[str, Any]:
 
 
 def open_source(
-    reference: str, fallback: Recipe | None = None, *, argument: str = "model"
+    reference: str,
+    fallback: Recipe | None = None,
+    *,
+    argument: str = "model",
+    packed: bool = False,
 ) -> Source:
     """Open a network by specification or from a file.
 
@@ -67,12 +71,15 @@ def open_source(
         reference: A specification, a file that ``binarize`` wrote, or a file of float weights.
         fallback: How to build the network of a file that does not tell.
         argument: Name of the option, for messages.
+        packed: Whether to load a binary network packed, for inference only.
 
     Raises:
-        ModelError: The specification is wrong, or the file needs one.
+        ModelError: The specification is wrong, or the file needs one, or a float network is to be
+            packed.
         FileError: The file is missing, damaged, or does not fit.
     """
     if not is_file(reference):
+        _check_packed(packed, reference)
         named = Recipe(reference) if fallback is None else fallback
         return Source(build(named).eval(), named, False)
     path = Path(reference).expanduser()
@@ -83,7 +90,8 @@ def open_source(
         recipe = Recipe(**known["recipe"])
     settings = known.get("settings", {})
     if header.get("format") == "binarize":
-        return Source(_load_binary(path, recipe, argument), recipe, True, settings)
+        return Source(_load_binary(path, recipe, argument, packed), recipe, True, settings)
+    _check_packed(packed, reference)
     if recipe is None:
         raise ModelError(
             argument,
@@ -96,7 +104,17 @@ def open_source(
     return Source(network.eval(), recipe, False, settings)
 
 
-def open_file(file: str, fallback: Recipe | None = None) -> Source:
+def _check_packed(packed: bool, reference: str) -> None:
+    if packed:
+        raise ModelError(
+            "packed",
+            reference,
+            "this is a float network, and only 1-bit networks are packed",
+            "give the file that binarize train or binarize convert wrote",
+        )
+
+
+def open_file(file: str, fallback: Recipe | None = None, *, packed: bool = False) -> Source:
     """Open the network of a weight file, as :func:`open_source` does, and nothing but a file.
 
     Raises:
@@ -110,15 +128,15 @@ def open_file(file: str, fallback: Recipe | None = None) -> Source:
             "is not a file of weights",
             "give a .safetensors or .pt file (binarize train writes one)",
         )
-    return open_source(file, fallback, argument="file")
+    return open_source(file, fallback, argument="file", packed=packed)
 
 
-def _load_binary(path: Path, recipe: Recipe | None, argument: str) -> nn.Module:
+def _load_binary(path: Path, recipe: Recipe | None, argument: str, packed: bool) -> nn.Module:
     from binarize.file import load
 
     try:
         if recipe is None or recipe.spec.startswith(("smp:", "timm:")):
-            return load(path).eval()  # it knows best how it was built
+            return load(path, packed=packed).eval()  # it knows best how it was built
     except FileError as error:
         if "does not say how to build" not in error.rule:
             raise
@@ -130,4 +148,4 @@ def _load_binary(path: Path, recipe: Recipe | None, argument: str) -> nn.Module:
                 f"keep metrics.json beside it, or say the network with --model ({FORMS})",
             ) from error
     assert recipe is not None
-    return load(path, model=build(recipe)).eval()
+    return load(path, model=build(recipe), packed=packed).eval()

@@ -2,5 +2,6 @@
 
 from binarize.report.measure import report
 from binarize.report.numbers import Report, Row
+from binarize.report.packed import PackedReport, PackedRow
 
-__all__ = ["Report", "Row", "report"]
+__all__ = ["PackedReport", "PackedRow", "Report", "Row", "report"]

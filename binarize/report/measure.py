@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
@@ -11,29 +11,42 @@ from binarize.graph.given import given_network
 from binarize.graph.inputs import run_example
 from binarize.graph.plan import Plan
 from binarize.graph.trace import Trace
+from binarize.lower import PackedNetwork
 from binarize.report.ledger import Ledger
 from binarize.report.numbers import Report
+from binarize.report.packed import PackedReport, packed_report
 
 __all__ = ["report"]
 
 
-def report(model: nn.Module, example_inputs: Any = None) -> Report:
+@overload
+def report(  # type: ignore[overload-overlap]
+    model: PackedNetwork, example_inputs: Any = None
+) -> PackedReport: ...
+@overload
+def report(model: nn.Module, example_inputs: Any = None) -> Report: ...
+def report(model: nn.Module, example_inputs: Any = None) -> Report | PackedReport:
     """Count a network's parameters, operations and bytes, part by part.
 
+    Of a packed network it tells instead which path each layer takes, and why.
+
     Args:
-        model: A converted network, or a float one; unchanged.
+        model: A converted network, a float one, or a packed one; unchanged.
         example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
             named ones. Operations are counted for them as they are, over the whole batch. ``None``
             stands for the inputs that a converted network was converted with; of a float network
             operations are then unknown. Only shapes matter, nothing is computed.
 
     Returns:
-        The report: print it, read its numbers, or take ``to_dict()``.
+        The report: print it, read its numbers, or take ``to_dict()``. A
+        :class:`~binarize.report.packed.PackedReport` of a packed network.
 
     Raises:
         ModelError: ``model`` is no network, or does not accept the example inputs.
     """
     model = given_network(model)
+    if isinstance(model, PackedNetwork):
+        return packed_report(model)
     plan = getattr(model, "binarize_plan", None)
     contents = float_contents(model) if plan is None else network_contents(model, plan)
     known = example_inputs is not None or (plan is not None and plan.example)

@@ -1,0 +1,93 @@
+"""Peak memory and loading time of U-Net ResNet-34 at 480x480, float and packed.
+
+    python benchmarks/memory.py [--rounds 5] [--threads 1]
+
+Every number is from a process of its own, and the two take turns. A process imports the library of
+the network, loads it from a file and runs it on one picture. Float: the network is built and its
+``state_dict`` put in, as users do; packed: ``binarize.load(..., packed=True)``. Memory is the peak
+of the resident set, as the kernel counts it, as a whole and beyond what the imports took. Loading
+time starts after the imports; CPU time is what the process took for it on all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_SIDE = 480
+
+
+def worker(kind: str, folder: Path, threads: int) -> None:
+    import segmentation_models_pytorch as smp
+    import torch
+
+    torch.set_num_threads(threads)
+    if kind == "packed":
+        from binarize.file import load
+    imported = _peak()
+    start, cpu = time.perf_counter(), time.process_time()
+    if kind == "packed":
+        network = load(folder / "packed.safetensors", packed=True)
+    else:
+        network = smp.Unet("resnet34", encoder_weights=None, classes=11)
+        network.load_state_dict(torch.load(folder / "float.pt", weights_only=True))
+        network = network.eval().to(memory_format=torch.channels_last)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    image = torch.rand(1, 3, _SIDE, _SIDE).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for _ in range(2):
+            network(image)
+    peak = _peak()
+    told = {"peak": peak, "beyond imports": peak - imported, "seconds": seconds, "cpu": cpu}
+    print(json.dumps(told))
+
+
+def _peak() -> float:
+    """Peak resident memory so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def prepare(folder: Path) -> None:
+    import segmentation_models_pytorch as smp
+    import torch
+
+    import binarize
+
+    network = smp.Unet("resnet34", encoder_weights=None, classes=11).eval()
+    torch.save(network.state_dict(), folder / "float.pt")
+    binarize.save(binarize.convert(network).eval(), folder / "packed.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args.worker[0], Path(args.worker[1]), args.threads)
+        return
+    results: dict[str, list[dict[str, float]]] = {"float": [], "packed": []}
+    with tempfile.TemporaryDirectory() as name:
+        prepare(Path(name))
+        for _ in range(args.rounds):
+            for kind, found in results.items():
+                command = [sys.executable, "-W", "ignore", __file__, "--worker", kind, name]
+                command += ["--threads", str(args.threads)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                found.append(json.loads(done.stdout))
+    print(f"{'median of ' + str(args.rounds):24}{'float':>10}{'packed':>10}{'ratio':>8}")
+    for key, unit in (("peak", "MiB"), ("beyond imports", "MiB"), ("seconds", "s"), ("cpu", "s")):
+        a, b = (statistics.median(row[key] for row in results[k]) for k in ("float", "packed"))
+        print(f"{key + ', ' + unit:24}{a:10.2f}{b:10.2f}{b / a:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""How each layer of a packed network is computed, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from binarize.graph.classify import module_kind
+from binarize.lower import PackedNetwork
+from binarize.nn import BinaryLayer
+from binarize.nn.packed import PackedUnit, StoredWeight
+from binarize.report.terminal import readable
+
+__all__ = ["PackedReport", "PackedRow", "packed_report"]
+
+_COUNTED = "its sums over signs leave one factor per sample and output channel"
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One layer.
+
+    Attributes:
+        name: Dotted name in the network that was packed.
+        kind: Class of its twin, or of the float layer.
+        path: ``"popcount"`` (bits are counted), ``"float accumulation"`` (weights are stored as
+            bits, and multiplied and added in floating point) or ``"float"``.
+        reason: Why.
+        bytes: Of all its tensors, in memory.
+    """
+
+    name: str
+    kind: str
+    path: str
+    reason: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PackedReport:
+    """How a packed network is computed.
+
+    Attributes:
+        network: Class of the network.
+        layers: The rows.
+        bytes: Of all tensors of the network, in memory.
+        unfused: Why no program can be made for the whole network (its modules then run one by
+            one), or ``None``.
+    """
+
+    network: str
+    layers: tuple[PackedRow, ...]
+    bytes: int
+    unfused: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [(r.name, r.kind, r.path, readable(r.bytes, "B"), r.reason) for r in self.layers]
+        rows.insert(0, ("Layer", "Kind", "Path", "Bytes", "Why"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        paths = [row.path for row in self.layers]
+        counts = ", ".join(f"{paths.count(path)} {path}" for path in dict.fromkeys(paths))
+        lines = [f"{self.network}, packed: {counts}; {readable(self.bytes, 'B')} in memory"]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        if self.unfused is not None:
+            lines.append(f"modules run one by one: {self.unfused}")
+        return "\n".join(lines)
+
+
+def packed_report(model: PackedNetwork) -> PackedReport:
+    """Tell for each layer of a packed network which path it takes and why."""
+    plan = getattr(model, "binarize_plan", None)
+    kept = {d.site: d.reason for d in plan.layers} if plan is not None else {}
+    return PackedReport(
+        network=type(model.network).__name__,
+        layers=tuple(_rows(model.network, kept)),
+        bytes=_bytes(model),
+        unfused=model.unfused,
+    )
+
+
+def _rows(network: nn.Module, kept: dict[str, str]) -> Iterator[PackedRow]:
+    for name, module in network.named_modules():
+        kind, size = type(module).__name__, _bytes(module)
+        if isinstance(module, PackedUnit):
+            yield PackedRow(name, kind, "popcount", _COUNTED, size)
+        elif isinstance(module, BinaryLayer) and isinstance(module.quantizer, StoredWeight):
+            why = str(module.quantizer.reason)
+            yield PackedRow(name, kind, "float accumulation", why, size)
+        elif module_kind(module) == "layer":
+            yield PackedRow(name, kind, "float", kept.get(name, "it was not converted"), size)
+
+
+def _bytes(module: nn.Module) -> int:
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
