@@ -61,6 +61,9 @@ def add(commands: Subparsers) -> None:
         help="seconds that one network may take (default 300)",
     )
     parser.add_argument(
+        "--light", action="store_true", help="convert and compare shapes only, in a quarter of it"
+    )
+    parser.add_argument(
         "--minutes", type=float, metavar="M", help="stop after that long, and write what there is"
     )
     parser.add_argument(
@@ -116,7 +119,7 @@ def _check(args: argparse.Namespace) -> None:
 def _survey(args: argparse.Namespace, out: Output, cases: list[Case], records: Records) -> None:
     from binarize.survey import spread, survey
 
-    missing = records.missing(spread(cases))
+    missing = records.missing(spread(cases), light=args.light)
     done = len(cases) - len(missing)
     if done and missing:
         out.note(f"going on where a survey stopped: {done} of {len(cases)} networks are done")
@@ -124,7 +127,7 @@ def _survey(args: argparse.Namespace, out: Output, cases: list[Case], records: R
     if not missing or args.minutes == 0:
         return
     with out.bar("networks", len(cases)) as advance:
-        for row in survey(missing, args.jobs, args.timeout):
+        for row in survey(missing, args.jobs, args.timeout, light=args.light):
             records.add(row)
             done += 1
             for check, cause in row.failures.items():

@@ -69,6 +69,10 @@ def _lines(rows: Sequence[Row], planned: int, command: str) -> Iterator[str]:
         yield ""
         yield f"**Not finished: {len(rows)} of {planned} networks were examined so far.**"
         yield "The command goes on where it stopped."
+    if summary.light:
+        yield ""
+        yield f"{count(summary.light)} of them were converted and compared in the shapes of their"
+        yield "outputs only (`--light`); the cells of the other checks are empty."
     yield from _summary(rows, summary)
     yield from ("", "## How to read it", "", _WORDS.rstrip())
     yield from _families(rows)

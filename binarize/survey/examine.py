@@ -44,7 +44,7 @@ def examine(case: Case, *, light: bool = False) -> Row:
     Returns:
         Its row; nothing is raised.
     """
-    row = Row(case.key, case.library, case.family, case.name, case.variant)
+    row = Row(case.key, case.library, case.family, case.name, case.variant, light=light)
     start = time.process_time()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # What a network of a library warns about is no affair of the survey's.

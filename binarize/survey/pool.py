@@ -18,13 +18,16 @@ __all__ = ["survey"]
 _PER_WORKER = 60
 
 
-def survey(cases: Sequence[Case], jobs: int = 1, timeout: float = 300.0) -> Iterator[Row]:
+def survey(
+    cases: Sequence[Case], jobs: int = 1, timeout: float = 300.0, *, light: bool = False
+) -> Iterator[Row]:
     """Examine networks, in processes of their own.
 
     Args:
         cases: Which ones.
         jobs: How many at a time.
         timeout: Seconds after which a network counts as failed.
+        light: Only convert, and compare the shapes of the outputs.
 
     Yields:
         A row for every case, in the order in which they are done.
@@ -35,7 +38,7 @@ def survey(cases: Sequence[Case], jobs: int = 1, timeout: float = 300.0) -> Iter
     try:
         while queue or workers:
             while queue and len(workers) < jobs:
-                workers.append(_Worker(context, timeout))
+                workers.append(_Worker(context, timeout, light))
                 workers[-1].give(queue.popleft())
             nearest = min(worker.deadline for worker in workers)
             ready = wait([w.link for w in workers], max(nearest - time.monotonic(), 0.0))
@@ -55,12 +58,13 @@ def survey(cases: Sequence[Case], jobs: int = 1, timeout: float = 300.0) -> Iter
 class _Worker:
     """A process that examines one network after the other."""
 
-    def __init__(self, context: Any, timeout: float) -> None:
+    def __init__(self, context: Any, timeout: float, light: bool) -> None:
         self.link, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, light), daemon=True)
         self._process.start()
         theirs.close()
         self._timeout = timeout
+        self._light = light
         self._left = _PER_WORKER
         self._case: Case | None = None
         self.deadline = 0.0
@@ -88,7 +92,7 @@ class _Worker:
             self._process.join(5.0)
             cause = f"its process died (exit code {self._process.exitcode})"
         self._left = 0
-        row = Row(case.key, case.library, case.family, case.name, case.variant)
+        row = Row(case.key, case.library, case.family, case.name, case.variant, light=self._light)
         row.status, row.cause, row.seconds = FAILED, cause, self._timeout
         return row
 
@@ -98,7 +102,7 @@ class _Worker:
         self.link.close()
 
 
-def _serve(link: Connection) -> None:
+def _serve(link: Connection, light: bool) -> None:
     import torch
 
     from binarize.survey.examine import examine
@@ -109,4 +113,4 @@ def _serve(link: Connection) -> None:
             case = link.recv()
         except EOFError:
             return
-        link.send(examine(case).to_dict())
+        link.send(examine(case, light=light).to_dict())

@@ -74,9 +74,10 @@ class Records:
         self.path.write_text("".join(lines), encoding="utf-8")
         self._open = True
 
-    def missing(self, cases: Sequence[Case]) -> list[Case]:
-        """Cases without a row."""
-        return [case for case in cases if case.key not in self.rows]
+    def missing(self, cases: Sequence[Case], *, light: bool = False) -> list[Case]:
+        """Cases without a row, or with one of a light survey where more is asked for."""
+        done = {key for key, row in self.rows.items() if light or not row.light}
+        return [case for case in cases if case.key not in done]
 
     def of(self, cases: Sequence[Case]) -> list[Row]:
         """The rows of cases, in their order."""

@@ -14,6 +14,9 @@ ORIGINAL = "original fails"
 FAILED = "failed"
 
 
+_ALWAYS = ("key", "library", "family", "name", "status")
+
+
 @dataclass
 class Row:
     """One network's row.
@@ -47,6 +50,7 @@ class Row:
         effective_params: Effective parameters after conversion.
         ops: Effective operations after conversion, ``None`` if unknown.
         reference_ops: Multiply-accumulates of the float network, ``None`` if unknown.
+        light: Whether only the check ``forward`` was asked for.
         seconds: What examining it took.
     """
 
@@ -72,6 +76,7 @@ class Row:
     effective_params: float | None = None
     ops: float | None = None
     reference_ops: int | None = None
+    light: bool = False
     seconds: float = 0.0
 
     @property
@@ -104,8 +109,9 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; what is empty is left out."""
-        empty: tuple[Any, ...] = ("", [], {}, None)
-        return {key: value for key, value in asdict(self).items() if value not in empty}
+        default = Row(self.key, self.library, self.family, self.name)
+        given = asdict(self).items()
+        return {k: v for k, v in given if v != getattr(default, k) or k in _ALWAYS}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:

@@ -26,6 +26,7 @@ class Summary:
         original: Networks that the library itself cannot build or run.
         failed: Networks that should be converted and are not.
         checks: Networks that are converted, but fail a check.
+        light: Networks that were only converted and compared in the shapes of their outputs.
         real: Samples that were run with values too.
         convolutional: Converted networks with more than half of their weights in convolutions.
         target: How many of these reach ``TARGET`` of all convolution weights.
@@ -43,6 +44,7 @@ class Summary:
     original: int = 0
     failed: int = 0
     checks: int = 0
+    light: int = 0
     real: int = 0
     convolutional: int = 0
     target: int = 0
@@ -77,6 +79,7 @@ def summarize(rows: Sequence[Row], planned: int) -> Summary:
         original=counted[ORIGINAL],
         failed=counted[FAILED],
         checks=sum(row.status == CONVERTED and bool(row.failures) for row in rows),
+        light=sum(row.light for row in rows),
         real=sum("real" in row.checks for row in rows),
         convolutional=len(dense),
         target=sum(row.dense_share >= TARGET for row in dense),

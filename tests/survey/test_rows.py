@@ -134,6 +134,16 @@ def test_a_survey_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not Records(path).missing(wanted)
 
 
+def test_a_light_row_is_done_again_where_more_is_asked_for(tmp_path: Path) -> None:
+    records = Records(tmp_path / "c.jsonl")
+    records.add(good("a", light=True))
+    records.add(good("b"))
+    wanted = cases("a", "b")
+    assert [case.name for case in records.missing(wanted)] == ["a"]
+    assert not records.missing(wanted, light=True)
+    assert summarize(records.of(wanted), 2).light == 1
+
+
 def test_other_versions_start_anew(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     Records(path).add(good("a"))
