@@ -52,7 +52,7 @@ class Geometry:
     """
 
     def __init__(
-        self, structure: CGeometry, keep: tuple[object, ...], out: Sequence[int], weight_bytes: int
+        self, structure: CGeometry, keep: tuple[Any, ...], out: Sequence[int], weight_bytes: int
     ) -> None:
         self._structure = structure
         self._keep = keep
@@ -62,6 +62,12 @@ class Geometry:
         self.out_channels = structure.out_channels
         self.weight_bytes = weight_bytes
         self.scratch: dict[int, int] = {}
+
+    def plain(self) -> bytes:
+        """The C structure and its tables without addresses, for a run outside this process."""
+        return bytes(self._structure)[: CGeometry.source.offset] + b"".join(
+            bytes(table) for table in self._keep
+        )
 
 
 def output_size(
@@ -199,7 +205,7 @@ def geometry(
     ]
     residual = [v for _, t in residuals for v in map_strides(t)]
     c_source = (ctypes.c_int64 * len(source))(*source)
-    c_residual = (ctypes.c_int64 * max(1, len(residual)))(*residual)
+    c_residual = (ctypes.c_int64 * len(residual))(*residual)
     structure = CGeometry(
         samples,
         channels,

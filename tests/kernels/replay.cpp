@@ -1,0 +1,110 @@
+// Replays the cases that write_cases.py wrote through the C ABI, for every instruction set that
+// the machine can run. Every buffer has exactly the size it needs, so that a sanitizer sees a step
+// outside; `runner` calls the body three times, as if there were three threads.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "binarize.h"
+
+static FILE *file;
+
+static int64_t number() {
+  int64_t value;
+  if (fread(&value, sizeof(value), 1, file) != 1) {
+    fprintf(stderr, "the file of cases ends too early\n");
+    exit(2);
+  }
+  return value;
+}
+
+// Bytes of the next tensor, or null; the caller frees them.
+static void *tensor(int64_t *bytes) {
+  *bytes = number();
+  if (*bytes < 0) return nullptr;
+  void *data = malloc(*bytes ? (size_t)*bytes : 1);
+  if (*bytes && fread(data, (size_t)*bytes, 1, file) != 1) exit(2);
+  return data;
+}
+
+static void runner(void (*body)(void *), void *data, unsigned threads, unsigned) {
+  for (unsigned i = 0; i < threads; ++i) body(data);
+}
+
+static bool close_enough(const float *got, const float *wanted, int64_t count, double tolerance) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (got[i] == wanted[i] || (isnan(got[i]) && isnan(wanted[i]))) continue;
+    if (!(fabs((double)got[i] - wanted[i]) <= tolerance * (1 + fabs((double)wanted[i])))) {
+      fprintf(stderr, "entry %lld: %g instead of %g\n", (long long)i, got[i], wanted[i]);
+      return false;
+    }
+  }
+  return true;
+}
+
+int main(int argc, char **argv) {
+  if (argc != 2 || !(file = fopen(argv[1], "rb"))) {
+    fprintf(stderr, "usage: replay FILE\n");
+    return 2;
+  }
+  static const char *names[] = {"scalar", "avx2", "avx512", "neon"};
+  int64_t runs[4] = {0, 0, 0, 0};
+  const int64_t cases = number();
+  for (int64_t i = 0; i < cases; ++i) {
+    const double tolerance = number() ? 0 : 1e-4;
+    BinarizeGeometry g;
+    int64_t *fields = (int64_t *)&g;
+    for (size_t k = 0; k < offsetof(BinarizeGeometry, source) / 8; ++k) fields[k] = number();
+    int64_t *source = (int64_t *)malloc(sizeof(int64_t) * (size_t)(6 * g.sources));
+    int64_t *residual = (int64_t *)malloc(sizeof(int64_t) * (size_t)(4 * g.residuals + 1));
+    for (int64_t k = 0; k < 6 * g.sources; ++k) source[k] = number();
+    for (int64_t k = 0; k < 4 * g.residuals; ++k) residual[k] = number();
+    g.source = source, g.residual = residual;
+    const int64_t count = BINARIZE_FIRST_SOURCE + 2 * g.sources + g.residuals;
+    void **wanted = (void **)calloc((size_t)count, sizeof(void *));
+    void **tensors = (void **)calloc((size_t)count, sizeof(void *));
+    int64_t bytes[2] = {0, 0};
+    for (int64_t k = 0; k < count; ++k) {
+      int64_t size;
+      wanted[k] = tensors[k] = tensor(&size);
+      if (k == BINARIZE_RESULT) bytes[0] = size;
+      if (k == BINARIZE_RESULT_MEANS) bytes[1] = size;
+    }
+    for (int32_t set = 0; set < 4; ++set) {
+      if (binarize_available(set) != 2) continue;
+      const int64_t room = binarize_scratch(&g, 3);
+      if (room < 0) return 2;
+      tensors[BINARIZE_SCRATCH] = aligned_alloc(64, (size_t)(room + 63) / 64 * 64);
+      memset(tensors[BINARIZE_SCRATCH], 0xa5, (size_t)room);
+      tensors[BINARIZE_RESULT] = malloc((size_t)bytes[0]);
+      tensors[BINARIZE_RESULT_MEANS] = bytes[1] > 0 ? malloc((size_t)bytes[1]) : nullptr;
+      const int32_t status = binarize_unit(set, &g, (const void *const *)tensors, 3, runner);
+      bool good = status == BINARIZE_OK;
+      for (int k = 0; k < 2 && good; ++k) {
+        const int at = BINARIZE_RESULT + k;
+        if (bytes[k] > 0)
+          good = close_enough((const float *)tensors[at], (const float *)wanted[at], bytes[k] / 4,
+                              tolerance);
+      }
+      free(tensors[BINARIZE_SCRATCH]);
+      free(tensors[BINARIZE_RESULT]);
+      free(tensors[BINARIZE_RESULT_MEANS]);
+      if (!good) {
+        fprintf(stderr, "case %lld, %s: status %d\n", (long long)i, names[set], status);
+        return 1;
+      }
+      ++runs[set];
+    }
+    for (int64_t k = 0; k < count; ++k) free(wanted[k]);
+    free(wanted);
+    free(tensors);
+    free(source);
+    free(residual);
+  }
+  for (int set = 0; set < 4; ++set) {
+    if (runs[set]) printf("%s: %lld cases agree\n", names[set], (long long)runs[set]);
+  }
+  fclose(file);
+  return runs[BINARIZE_SCALAR] == cases ? 0 : 1;
+}
