@@ -49,7 +49,10 @@ def build_parser() -> Parser:
     return parser
 
 
-_COMMANDS = ("convert", "train", "eval", "predict", "report", "demo", "rules", "coverage", "doctor")
+_COMMANDS = (
+    *("convert", "train", "eval", "predict", "report", "bench", "demo"),
+    *("rules", "coverage", "doctor"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

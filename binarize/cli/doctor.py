@@ -15,7 +15,7 @@ from typing import Any
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
 
-__all__ = ["add", "run"]
+__all__ = ["add", "machine", "run"]
 
 _DESCRIPTION = """\
 Tell versions, processor, devices and policies, and convert, save and load a small network to see
@@ -59,7 +59,7 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Look, try, tell."""
-    facts: dict[str, Any] = {"system": _system(), "packages": {}, "checks": {}}
+    facts: dict[str, Any] = {"system": machine(), "packages": {}, "checks": {}}
     with out.step("importing the packages"):
         for module, distribution in _NEEDED.items():
             facts["packages"][distribution] = _package(module, distribution)
@@ -84,7 +84,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     return None if well else 1
 
 
-def _system() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Versions, processor and platform."""
     flags = _cpu_flags()
     return {
         "binarize": _version("binarize-torch"),
@@ -92,9 +93,7 @@ def _system() -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": _cores(),
         "features": [name for name in _FEATURES if name in flags],
     }
 

@@ -1,0 +1,98 @@
+"""The versions of a network that are compared, by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize.file import float_contents, network_contents
+
+__all__ = ["VERSIONS", "Subject", "Version"]
+
+
+class Subject:
+    """A network in the forms that versions are made of, each made when it is first asked for.
+
+    Args:
+        network: Makes the float network.
+        student: Makes the 1-bit network, in eval mode.
+        packed: Makes the packed network.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[], nn.Module],
+        student: Callable[[], nn.Module],
+        packed: Callable[[], nn.Module],
+    ) -> None:
+        self._network = network
+        self._student = student
+        self._packed = packed
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The float network in eval mode, in the memory format that is fastest on a CPU."""
+        network: Any = self._network().eval()
+        fast: nn.Module = network.to(memory_format=torch.channels_last)
+        return fast
+
+    @cached_property
+    def student(self) -> nn.Module:
+        """The 1-bit network."""
+        return self._student()
+
+    @cached_property
+    def packed(self) -> nn.Module:
+        """The packed network."""
+        return self._packed()
+
+
+@dataclass(frozen=True)
+class Version:
+    """One way to run a network.
+
+    Attributes:
+        summary: What it is, in a few words.
+        make: From the subject to what is called with an image (N, C, H, W), float32.
+        file_bytes: Size of the file that it is loaded from.
+    """
+
+    summary: str
+    make: Callable[[Subject], Callable[[Tensor], Any]]
+    file_bytes: Callable[[Subject], int]
+
+
+def _float_bytes(subject: Subject) -> int:
+    return float_contents(subject.network).size
+
+
+def _half(subject: Subject) -> nn.Module:
+    return copy.deepcopy(subject.network).to(torch.bfloat16)
+
+
+def _bf16(subject: Subject) -> Callable[[Tensor], Any]:
+    network = _half(subject)
+    return lambda image: network(image.to(torch.bfloat16))
+
+
+def _packed_bytes(subject: Subject) -> int:
+    student: Any = subject.student
+    return network_contents(student, student.binarize_plan).size
+
+
+VERSIONS: dict[str, Version] = {
+    "float": Version("float32", lambda subject: subject.network, _float_bytes),
+    "compiled": Version(
+        "float32, torch.compile", lambda subject: torch.compile(subject.network), _float_bytes
+    ),
+    "bf16": Version(
+        "weights and maps bfloat16", _bf16, lambda subject: float_contents(_half(subject)).size
+    ),
+    "packed": Version("1-bit, binarize.pack", lambda subject: subject.packed, _packed_bytes),
+}

@@ -1,0 +1,246 @@
+"""``binarize bench``: the versions of a network side by side, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from binarize.cli.networks import FORMS, add_network_options, nearest
+from binarize.cli.output import Output
+from binarize.cli.parser import Subparsers, add_command, size
+from binarize.errors import BinarizeError
+
+if TYPE_CHECKING:
+    from binarize.bench import Measured, Subject
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """\
+Run the float, the compiled, the bfloat16 and the packed 1-bit version of a network on this
+machine's CPU, in turns, and tell latency, throughput, memory and file size of each. Speed depends
+on the network's shapes and not on its weights, so that a network need not be trained for this."""
+
+_EXAMPLES = [
+    (
+        "binarize bench smp:Unet:resnet34 --classes 11 --size 480x352",
+        "would the 1-bit network be worth it?",
+    ),
+    (
+        "binarize bench runs/binary/binary.safetensors --threads 2 -o runs/bench",
+        "a saved network; a table, bench.json and bench.png",
+    ),
+    (
+        "binarize bench timm:resnet50 --versions float,packed --no-memory --json",
+        "two versions, latency only, for a program",
+    ),
+]
+
+
+def add(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands,
+        "bench",
+        run,
+        help="measure float, compiled, bf16 and packed versions",
+        usage="MODEL",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL", help=f"a saved network, or {FORMS}")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write bench.json and bench.png there"
+    )
+    parser.add_argument(
+        "--policy",
+        default="bidense",
+        metavar="NAME|FILE",
+        help="rules by which a float network becomes 1-bit (default bidense)",
+    )
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="size of the images (default: what it is made for)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images per call (default 1)"
+    )
+    parser.add_argument(
+        "--versions", metavar="NAMES", help="which ones (default float,compiled,bf16,packed)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=20, metavar="N", help="timings of each (default 20)"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads of torch (default: torch's own)"
+    )
+    parser.add_argument(
+        "--no-memory", action="store_true", help="do not start a process for each version's memory"
+    )
+    parser.add_argument(
+        "--model",
+        dest="network",
+        metavar="MODEL",
+        help="the network of the file, if it does not tell (see train)",
+    )
+    # How a process of its own is told to run one version and tell its memory: NAME:N,C,H,W.
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    add_network_options(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int | None:
+    """Measure."""
+    for name in ("batch_size", "rounds", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise BinarizeError(name.replace("_", "-"), value, "must be at least 1", "correct it")
+    from binarize.bench import VERSIONS
+
+    names = list(VERSIONS) if args.versions is None else args.versions.split(",")
+    for name in names:
+        if name not in VERSIONS:
+            raise BinarizeError("versions", name, "no such version", nearest(name, VERSIONS))
+    if args.output is not None:
+        from binarize.cli.records import make_folder
+
+        make_folder(args.output)
+    import torch
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    from binarize.cli.bench_subject import image_shape, open_subject
+
+    if args.memory_of is not None:
+        _tell_memory(args, out)
+        return None
+    with out.step(f"opening {args.model}"):
+        subject = open_subject(args)
+        shape = image_shape(args, subject)
+    rows = _measure(args, out, subject, list(dict.fromkeys(names)), shape)
+    _show(args, out, rows, shape)
+    if all(row.failure for row in rows):
+        cause = f"none of them runs ({rows[0].failure})"
+        raise BinarizeError("model", args.model, cause, "choose another --size or other --versions")
+    return None
+
+
+def _tell_memory(args: argparse.Namespace, out: Output) -> None:
+    import torch
+
+    from binarize.bench import VERSIONS, peak_of_this_process
+    from binarize.cli.bench_subject import open_subject
+
+    name, _, shape = args.memory_of.partition(":")
+    call = VERSIONS[name].make(open_subject(args))
+    image = torch.rand(*map(int, shape.split(",")))
+    with torch.inference_mode():
+        for _ in range(2):
+            call(image)
+    out.emit({"peak_bytes": peak_of_this_process()})
+
+
+def _measure(
+    args: argparse.Namespace,
+    out: Output,
+    subject: Subject,
+    names: Sequence[str],
+    shape: tuple[int, ...],
+) -> list[Measured]:
+    import torch
+
+    from binarize.bench import VERSIONS, Measured, time_interleaved
+    from binarize.cli.bench_subject import memory_in_a_process, saved
+
+    image = torch.rand(shape).contiguous(memory_format=torch.channels_last)
+    calls: dict[str, Callable[[], object]] = {}
+    failures: dict[str, str] = {}
+    with torch.inference_mode():
+        for name in names:
+            with out.step(f"preparing {name}: {VERSIONS[name].summary}"):
+                try:
+                    call = VERSIONS[name].make(subject)
+                    call(image)
+                except Exception as error:  # the others are worth knowing
+                    failures[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                else:
+                    calls[name] = partial(call, image)
+        with out.bar(f"timing {len(calls)} versions in turns", args.rounds if calls else 0) as move:
+            seconds = time_interleaved(calls, rounds=args.rounds, tell=move)
+    peaks: dict[str, int | None] = {}
+    with tempfile.TemporaryDirectory(prefix="binarize-bench-") as folder:
+        for name in [] if args.no_memory else calls:
+            with out.step(f"measuring the memory of {name}"):
+                reference = saved(args, subject, Path(folder)) if name == "packed" else args.model
+                peaks[name] = memory_in_a_process(args, reference, name, shape)
+    return [
+        Measured(
+            name,
+            VERSIONS[name].summary,
+            shape[0],
+            tuple(seconds.get(name, ())),
+            peaks.get(name),
+            None if name in failures else VERSIONS[name].file_bytes(subject),
+            failures.get(name, ""),
+        )
+        for name in names
+    ]
+
+
+def _show(
+    args: argparse.Namespace, out: Output, rows: Sequence[Measured], shape: tuple[int, ...]
+) -> None:
+    import torch
+    from rich.table import Table
+
+    from binarize.bench import relative_speed
+    from binarize.cli.bench_picture import draw
+    from binarize.cli.doctor import machine
+    from binarize.cli.records import write_json
+    from binarize.report.terminal import readable
+
+    base = next((row for row in rows if row.name == "float"), None)
+    facts = machine()
+    threads = torch.get_num_threads()
+    title = (
+        f"{args.model} on {'×'.join(map(str, shape))}, "
+        f"{facts['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("version", style="bold")
+    for column in ("latency", "middle half", "images/s", "speed", "memory", "file"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        if row.latency is None or row.quartiles is None or row.throughput is None:
+            table.add_row(row.name, "failed")
+            continue
+        speed = None if base is None else relative_speed(base.seconds, row.seconds)
+        table.add_row(
+            row.name,
+            f"{row.latency * 1e3:.4g} ms",
+            "–".join(f"{value * 1e3:.3g}" for value in row.quartiles),
+            f"{row.throughput:.3g}",
+            "" if speed is None else f"{speed:.2f}×",
+            "" if row.peak_bytes is None else readable(row.peak_bytes, "B"),
+            readable(row.file_bytes, "B"),
+        )
+    out.print(title)
+    out.print(table)
+    for row in rows:
+        if row.failure:
+            out.print(f"{row.name}: {row.failure}")
+    told = {
+        "model": args.model,
+        "shape": list(shape),
+        "threads": threads,
+        "rounds": args.rounds,
+        "machine": facts,
+        "torch": torch.__version__,
+        "versions": [row.to_dict(base) for row in rows],
+    }
+    if args.output is not None:
+        write_json(args.output / "bench.json", told)
+        draw(args.output / "bench.png", title, rows)
+        out.print(f"{args.output / 'bench.json'}, {args.output / 'bench.png'}", wrap=False)
+    out.emit(told)

@@ -1,0 +1,48 @@
+"""The picture of a benchmark: latency with its spread, memory and file size of the versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from binarize.bench import Measured
+
+__all__ = ["draw"]
+
+
+def draw(path: Path, title: str, rows: Sequence[Measured]) -> None:
+    """Write the picture.
+
+    Args:
+        path: Where to.
+        title: Above it.
+        rows: The versions; those that do not run have empty bars.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.2 + 0.45 * len(rows)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    axes: Any = figure.subplots(1, 3, sharey=True)
+    panels = (
+        ("latency, ms (median, quartiles)", [(row.latency or 0) * 1e3 for row in rows]),
+        ("peak memory, MB", [(row.peak_bytes or 0) / 1e6 for row in rows]),
+        ("file, MB", [(row.file_bytes or 0) / 1e6 for row in rows]),
+    )
+    colors = ["tab:green" if row.name == "packed" else "tab:gray" for row in rows]
+    for axis, (name, values) in zip(axes, panels, strict=True):
+        bars = axis.barh(range(len(rows)), values, color=colors, height=0.6)
+        axis.bar_label(bars, [f"{value:.3g}" if value else "" for value in values], padding=3)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlim(0, 1.3 * max(*values, 1e-9))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    for place, row in enumerate(rows):
+        if row.quartiles is not None:
+            axes[0].plot([1e3 * value for value in row.quartiles], [place, place], color="black")
+    axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
+    axes[0].invert_yaxis()
+    figure.savefig(path)
