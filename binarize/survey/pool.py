@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -108,9 +109,7 @@ def _serve(link: Connection, light: bool) -> None:
     from binarize.survey.examine import examine
 
     torch.set_num_threads(1)
-    while True:
-        try:
-            case = link.recv()
-        except EOFError:
-            return
-        link.send(examine(case, light=light).to_dict())
+    # Until whoever asks is gone.
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            link.send(examine(link.recv(), light=light).to_dict())

@@ -101,3 +101,9 @@ def test_rows_come_from_other_processes() -> None:
     assert row.status == CONVERTED
     assert row.failures == {}
     assert row.checks == {"forward": "ok", "reload": "ok", "train": "ok"}
+    assert row.ops is not None
+    assert row.reference_ops is not None
+    assert 0 < row.ops < row.reference_ops / 10
+    assert row.effective_params is not None
+    assert 0 < row.effective_params < row.params
+    assert (row.size, row.other_size) == ([160, 160], [199, 249])
