@@ -57,6 +57,8 @@ def test_shell_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
         # Small made-up scenes take the place of a data set that has to be fetched.
         short = " --count 16 --size 64x64" + " --epochs 1" * line.startswith("binarize train")
         run = line.replace("--data camvid --root data/camvid", f"--data scenes{short}")
+        if line.startswith("binarize bench"):
+            run += " --versions float,packed --rounds 2 --no-memory"
         assert exit_code(main, shlex.split(run)[1:]) == 0, run
     assert list(Path("out").iterdir())
 
