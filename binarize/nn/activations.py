@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from binarize.ops.shifted_prelu import shifted_prelu
+
 __all__ = ["ShiftedPReLU"]
 
 
@@ -37,14 +39,7 @@ class ShiftedPReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a map; same shape and dtype."""
-        shape = [1] * x.dim()
-        shape[self.channel_dim] = self.channels
-        x = x + self.shift.view(shape).to(x.dtype)
-        if self.channel_dim == 1:
-            x = nn.functional.prelu(x, self.slope.to(x.dtype))
-        else:
-            x = torch.where(x > 0, x, x * self.slope.to(x.dtype))
-        return x if self.out_shift is None else x + self.out_shift.view(shape).to(x.dtype)
+        return shifted_prelu(x, self.shift, self.slope, self.out_shift, self.channel_dim)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, out_shift={self.out_shift is not None}"

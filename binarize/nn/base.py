@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
+from binarize.nn.binarizers import DistributionAdaptiveBinarizer
 from binarize.nn.bypass import make_bypass
 from binarize.nn.parts import ACTIVATIONS, BINARIZERS, WEIGHTS
 from binarize.nn.spec import UnitSpec
+from binarize.nn.weight_binarizers import ScaledSign
+from binarize.ops.adaptive_sign import Geometry, adaptive_convolution
 
 __all__ = ["BinaryLayer", "check_floating"]
 
@@ -103,10 +106,45 @@ class BinaryLayer(nn.Module):
             self.weight = weight
             self.quantizer.start(weight)
 
-    def _finish(self, y: Tensor) -> Tensor:
-        """What follows the sum and is not the bypass."""
+    def _fuses(self) -> bool:
+        """Whether binarizer, quantizer and convolution run as one function, to save memory.
+
+        Not with hooks on the parts: those want to see what goes in and out.
+        """
+        binarizer, quantizer = self.binarizer, self.quantizer
+        return (
+            type(binarizer) is DistributionAdaptiveBinarizer
+            and type(quantizer) is ScaledSign
+            and not (binarizer._forward_hooks or binarizer._forward_pre_hooks)
+            and not (quantizer._forward_hooks or quantizer._forward_pre_hooks)
+        )
+
+    def _convolve(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """The sum over binary values, where :meth:`_fuses` holds."""
+        threshold, exponent, positions, over = self.binarizer.terms(x)
+        scale = self.quantizer.spread(self.quantizer.scale(self.weight), self.weight)
+        return adaptive_convolution(
+            x,
+            threshold,
+            exponent,
+            self.weight,
+            scale,
+            geometry,
+            positions=positions,
+            over=over,
+        )
+
+    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
+        """What follows the sum: norm, inner activation, and the bypass of ``x``."""
         y = self.norm(y)
-        return y if self.inner is None else self.inner(y)
+        if self.inner is not None:
+            y = self.inner(y)
+        if self.bypass is None:
+            return y
+        path = self.bypass(x)
+        # Nobody reads a batch norm's output a second time, its own backward pass neither.
+        owned = self.inner is None and isinstance(self.norm, _BATCH_NORMS)
+        return y.add_(path) if owned and y.dtype == path.dtype else y + path
 
     @property
     def popcount_exact(self) -> bool:

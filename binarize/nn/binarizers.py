@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from binarize.errors import BinarizeError
 from binarize.nn.activation_binarizers.base import ActivationBinarizer
 from binarize.nn.threshold import ThresholdForm
-from binarize.ops.sign import scaled_sign
+from binarize.ops.adaptive_sign import adaptive_sign
 
 __all__ = ["DistributionAdaptiveBinarizer"]
 
@@ -79,6 +79,25 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
             exponent=self.a.detach(),
         )
 
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor, list[int], list[int]]:
+        """What :func:`binarize.ops.adaptive_sign.adaptive_sign` needs beside the map.
+
+        Args:
+            x: As in :meth:`forward`.
+
+        Returns:
+            Threshold, exponent, dimensions of the positions, dimensions of the scale's mean.
+        """
+        positions = [d for d in range(1, x.dim()) if d != self.channel_dim % x.dim()]
+        shape = [1] * x.dim()
+        shape[self.channel_dim] = self.channels
+        detached = x.detach()
+        mean = detached.mean(positions, keepdim=True) if positions else detached
+        threshold = self.k.view(shape) * mean + self.b.view(shape)
+        if self.scale == "layer":
+            return threshold, self.a, positions, list(range(1, x.dim()))
+        return threshold, self.a.view(shape), positions, positions
+
     def forward(self, x: Tensor) -> Tensor:
         """Binarize a map.
 
@@ -88,31 +107,8 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
         Returns:
             Tensor of the same shape and dtype: ``alpha * sign(x - beta)``.
         """
-        positions = [d for d in range(1, x.dim()) if d != self.channel_dim % x.dim()]
-        shape = [1] * x.dim()
-        shape[self.channel_dim] = self.channels
-        detached = x.detach()
-        mean = detached.mean(positions, keepdim=True) if positions else detached
-        beta = self.k.view(shape) * mean + self.b.view(shape)
-        # As "0 - beta" is never -0.0, neither is the sum: its sign bit says x >= beta.
-        shifted = x + (0.0 - beta).to(x.dtype)
-        per_layer = self.scale == "layer"
-        over = list(range(1, x.dim())) if per_layer else positions
-        a = self.a if per_layer else self.a.view(shape)
-        deviation = _mean_magnitude(shifted.detach(), over)
-        alpha = torch.exp(a * (deviation - 1))
-        return scaled_sign(shifted, alpha.to(x.dtype))
+        threshold, exponent, positions, over = self.terms(x)
+        return adaptive_sign(x, threshold, exponent, positions=positions, over=over)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, scale={self.scale!r}"
-
-
-def _mean_magnitude(x: Tensor, dims: list[int]) -> Tensor:
-    if not dims:
-        return x.abs()
-    count = 1
-    for d in dims:
-        count *= x.shape[d]
-    # Sums of bfloat16 would lose what a mean needs.
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, 1, dims, keepdim=True, dtype=wide) / count

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.spec import UnitSpec
+from binarize.ops.adaptive_sign import Geometry
 from binarize.ops.bypass import repeat_border
 
 __all__ = [
@@ -98,10 +99,20 @@ class _BiConvNd(BinaryLayer):
             pads += same_padding(x.shape[2 + d], reach, conv.stride[d])
         return pads
 
+    def _pads_by_zeros(self) -> bool:
+        """Whether the convolution itself does all padding, with the same width on both sides."""
+        conv: Any = self
+        own = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        return own and self.pre_padding is None
+
     def forward(self, input: Tensor) -> Tensor:
         """Run the unit on a map (N, C_in, *spatial)."""
         check_floating(input)
         conv: Any = self
+        if self._fuses() and self._pads_by_zeros():
+            none = (0,) * self.spatial
+            geometry = Geometry(conv.stride, conv.padding, conv.dilation, False, none, conv.groups)
+            return self._finish(self._convolve(input, geometry), input)
         binary = self.binarizer(input)
         if self.pre_padding is not None:
             pads = self._pads(input)
@@ -109,8 +120,7 @@ class _BiConvNd(BinaryLayer):
             if isinstance(self.pre_padding, str) and self.bypass is not None:
                 for d in range(self.spatial):
                     input = repeat_border(input, input.dim() - 1 - d, *pads[2 * d : 2 * d + 2])
-        y = self._finish(conv._conv_forward(binary, self.quantizer(self.weight), None))
-        return y if self.bypass is None else y + self.bypass(input)
+        return self._finish(conv._conv_forward(binary, self.quantizer(self.weight), None), input)
 
 
 class BiConv2d(_BiConvNd, nn.Conv2d):
@@ -190,20 +200,25 @@ class _BiConvTransposeNd(BinaryLayer):
             self.spatial,
             conv.dilation,
         )
-        y = _CONV_TRANSPOSE[self.spatial](
-            self.binarizer(input),
-            self.quantizer(self.weight),
-            None,
-            conv.stride,
-            conv.padding,
-            output_padding,
-            conv.groups,
-            conv.dilation,
-        )
-        y = self._finish(y)
-        if self.bypass is None:
-            return y
-        return y + self.bypass(F.interpolate(input, size=y.shape[2:], mode="nearest"))
+        if self._fuses():
+            geometry = Geometry(
+                conv.stride, conv.padding, conv.dilation, True, tuple(output_padding), conv.groups
+            )
+            y = self._convolve(input, geometry)
+        else:
+            y = _CONV_TRANSPOSE[self.spatial](
+                self.binarizer(input),
+                self.quantizer(self.weight),
+                None,
+                conv.stride,
+                conv.padding,
+                output_padding,
+                conv.groups,
+                conv.dilation,
+            )
+        if self.bypass is not None:
+            input = F.interpolate(input, size=y.shape[2:], mode="nearest")
+        return self._finish(y, input)
 
 
 _CONV_TRANSPOSE: dict[int, Any] = {

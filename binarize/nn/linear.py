@@ -53,5 +53,5 @@ class BiLinear(BinaryLayer, nn.Linear):
         """Run the unit on a tensor (N, *positions, C_in)."""
         check_floating(input)
         y = F.linear(self.binarizer(input), self.quantizer(self.weight))
-        y = self._finish(y.reshape(-1, self.out_features)).view(y.shape)
-        return y if self.bypass is None else y + self.bypass(input)
+        rows = self._finish(y.reshape(-1, self.out_features), input.reshape(-1, self.in_features))
+        return rows.view(y.shape)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from binarize.errors import BinarizeError
 
-__all__ = ["SURROGATES", "clip_gradient", "scaled_sign", "sign"]
+__all__ = ["SURROGATES", "clip_gradient", "clip_gradient_", "scaled_sign", "sign"]
 
 SURROGATES = ("polynomial", "clip")
 
@@ -22,6 +22,12 @@ def clip_gradient(grad: Tensor, x: Tensor) -> Tensor:
     # The kernel leaves out its bounds; the next number after 1 makes it take 1 itself in.
     bound = 1 + torch.finfo(x.dtype).eps
     return torch.ops.aten.hardtanh_backward(grad, x, -bound, bound)
+
+
+def clip_gradient_(grad: Tensor, x: Tensor) -> Tensor:
+    """As :func:`clip_gradient`, written into ``grad``."""
+    bound = 1 + torch.finfo(x.dtype).eps
+    return torch.ops.aten.hardtanh_backward.grad_input(grad, x, -bound, bound, grad_input=grad)
 
 
 class _PolynomialSign(torch.autograd.Function):
