@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from binarize.file.save import save
     from binarize.graph.convert import convert, plan
     from binarize.graph.plan import Plan
-    from binarize.lower import PackedNetwork, pack
+    from binarize.lower import PackedNetwork, export_onnx, pack
     from binarize.policy import Policy, policies
     from binarize.report import Report, report
     from binarize.train import Trainer, recalibrate
@@ -30,6 +30,7 @@ __all__ = [
     "Report",
     "Trainer",
     "convert",
+    "export_onnx",
     "load",
     "nn",
     "ops",
@@ -50,6 +51,7 @@ _HOMES = {
     "Report": "report",
     "Trainer": "train",
     "convert": "graph",
+    "export_onnx": "lower",
     "load": "file",
     "pack": "lower",
     "plan": "graph",

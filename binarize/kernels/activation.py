@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["shifted_prelu"]
+__all__ = ["reference", "shifted_prelu"]
 
 _LIBRARY = torch.library.Library("binarize", "FRAGMENT")
 _LIBRARY.define(
@@ -18,7 +18,7 @@ _LIBRARY.define(
 )
 
 
-def _reference(
+def reference(
     x: Tensor,
     shift: Tensor | None,
     slope: Tensor,
@@ -51,6 +51,6 @@ def _fake(
     return torch.empty_like(x), x.new_empty(means)
 
 
-_LIBRARY.impl("shifted_prelu", _reference, "CompositeExplicitAutograd")
+_LIBRARY.impl("shifted_prelu", reference, "CompositeExplicitAutograd")
 
 shifted_prelu = torch.ops.binarize.shifted_prelu.default

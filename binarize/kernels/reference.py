@@ -48,7 +48,10 @@ def unit(
     act_out_shift: Tensor | None,
     want_means: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Run ``binarize::unit``; :mod:`binarize.kernels.ops` tells what it computes."""
+    """Run ``binarize::unit``; :mod:`binarize.kernels.ops` tells what it computes.
+
+    A ``weight`` of floats is taken for the signs themselves, in the shape of a convolution's.
+    """
     x = torch.cat([_enlarge(s, u) for s, u in zip(sources, upsample, strict=True)], 1)
     positions = list(range(2, x.dim()))
     column = (1, -1, *(1,) * len(positions))
@@ -59,7 +62,9 @@ def unit(
     level = level.reshape(-1, x.shape[1], *(1,) * len(positions))
     signs = _signs(x, level, flip)
     layout = Layout(x.shape[1], gain.shape[0], kernel, stride, dilation, groups, transposed)
-    filters = unpack_weight(weight, layout, kernel, transposed)
+    filters = weight
+    if not weight.is_floating_point():
+        filters = unpack_weight(weight, layout, kernel, transposed)
     total = _convolve(
         signs, filters, stride, padding, dilation, groups, padding_mode, transposed, output_padding
     )

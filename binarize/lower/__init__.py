@@ -1,6 +1,7 @@
 """From a trained 1-bit network to one that computes with bits."""
 
 from binarize.lower.network import PackedNetwork
+from binarize.lower.onnx import export_onnx
 from binarize.lower.pack import pack
 
-__all__ = ["PackedNetwork", "pack"]
+__all__ = ["PackedNetwork", "export_onnx", "pack"]

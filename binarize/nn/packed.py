@@ -91,12 +91,16 @@ class PackedUnit(_Single):
 
     Shapes: (N, C_in, *spatial) to (N, C_out, *spatial of the convolution's output).
 
+    Attributes:
+        kernel: What is called; an exporter may set it to the same in plain torch.
+
     Raises:
         BinarizeError: The input is not floating point.
     """
 
     gain: Tensor
     threshold: Tensor
+    kernel: Any = staticmethod(unit)
 
     def __init__(self, layer: Any, bits: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -153,7 +157,7 @@ class PackedUnit(_Single):
             padding, offset = self._pad_to_same(input)
         if output_size is not None:
             output_padding = self._fit(input, output_size)
-        y, _ = unit(
+        y, _ = self.kernel(
             [input.float()],
             [1],
             [],
@@ -244,6 +248,7 @@ class PackedActivation(_Single):
     """
 
     slope: Tensor
+    kernel: Any = staticmethod(shifted_prelu)
 
     def __init__(self, activation: ShiftedPReLU) -> None:
         super().__init__()
@@ -252,7 +257,7 @@ class PackedActivation(_Single):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a map; same shape and dtype."""
-        y, _ = shifted_prelu(
+        y, _ = self.kernel(
             x.float(), self.shift, self.slope, self.out_shift, self.channel_dim, False
         )
         return y.to(x.dtype)

@@ -1,0 +1,76 @@
+"""ONNX files: standard operators, small, and the network's own results."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import binarize
+from binarize.data import Scenes
+from binarize.errors import BinarizeError
+from binarize.nn import BiConv2d, BiConvTranspose2d, ShiftedPReLU
+
+
+class Net(nn.Module):
+    """Float stem and head around units with all that an exporter may stumble on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, padding=1)
+        self.down = BiConv2d(64, 65, 3, stride=2, padding=1)
+        self.act = ShiftedPReLU(65)
+        self.up = BiConvTranspose2d(65, 32, 2, stride=2)
+        self.head = nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.act(self.down(self.stem(x)))))
+
+
+# What torch's exporter and the libraries below it warn about.
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_runtime_gives_the_same(shop: SimpleNamespace, tmp_path: Path) -> None:
+    network = shop.train_like(Net())
+    path = tmp_path / "net.onnx"
+    picture = Scenes(1, (24, 32), seed=0)[0]["image"][None]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    binarize.export_onnx(network, path, picture)
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    weights = {x.name: x for x in model.graph.initializer if x.name.endswith("weight")}
+    assert weights["down.weight"].data_type == onnx.TensorProto.UINT8
+    assert list(weights["down.weight"].dims) == [64 * 65 * 9 // 8]
+    assert path.stat().st_size < 0.5 * 4 * sum(p.numel() for p in network.parameters())
+    assert str(Path(__file__).parent) not in path.read_bytes().decode("latin1")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options)
+    (result,) = session.run(None, {session.get_inputs()[0].name: picture.numpy()})
+    with torch.no_grad():
+        wanted = network(picture)
+    torch.testing.assert_close(torch.from_numpy(result), wanted, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_refusals(shop: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = shop.train_like(Net())
+    picture = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(BinarizeError, match="there is no folder"):
+        binarize.export_onnx(network, tmp_path / "none" / "net.onnx", picture)
+    with pytest.raises(BinarizeError, match="it has no binary layers"):
+        binarize.export_onnx(nn.Conv2d(3, 3, 1).eval(), tmp_path / "net.onnx", picture)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BinarizeError) as caught:
+        binarize.export_onnx(network, "net.onnx", picture)
+    assert str(caught.value) == (
+        "path='net.onnx': writing ONNX needs the package onnx; pip install onnx onnxscript"
+    )
+    assert list(tmp_path.iterdir()) == []
