@@ -64,7 +64,9 @@ __attribute__((noinline)) void count_wide(const uint64_t* const* pixel, const in
                                           int64_t block_words, int32_t* out, int64_t stride,
                                           int64_t lanes) {
   __m512i sum[kPixels][kWide];
+#pragma GCC unroll 4
   for (int i = 0; i < kPixels; ++i) {
+#pragma GCC unroll 4
     for (int v = 0; v < kWide; ++v) sum[i][v] = _mm512_setzero_si512();
   }
   const uint64_t *a0 = pixel[0], *a1 = pixel[1], *a2 = pixel[2], *a3 = pixel[3];
@@ -82,9 +84,11 @@ __attribute__((noinline)) void count_wide(const uint64_t* const* pixel, const in
       }
     }
   }
+#pragma GCC unroll 4
   for (int v = 0; v < kWide; ++v) {
     const int64_t left = lanes - 8 * v;
     const __mmask8 mask = left >= 8 ? 0xff : (__mmask8)((1 << left) - 1);
+#pragma GCC unroll 4
     for (int i = 0; i < kPixels; ++i) {
       _mm256_mask_storeu_epi32(out + i * stride + 8 * v, mask, _mm512_cvtepi64_epi32(sum[i][v]));
     }

@@ -1,0 +1,132 @@
+"""One binary convolution against the best float32 convolution of the same shape.
+
+    python benchmarks/convolution.py --threads 1
+    python benchmarks/convolution.py --threads 1 --cpu-time     # on a machine that is busy
+
+For every layer, in turns: float32 convolution in both memory formats (oneDNN), packing and binary
+convolution alone, and a whole unit (distribution-adaptive thresholds and scale, norm, bypass,
+shifted PReLU, means for the next layer). Each is run twice in its turn and the second run is timed,
+so that its input is in the cache, where the layer before would have left it. Ratios are of the
+smallest times, and of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from binarize.kernels import pack_weight
+from binarize.kernels.native import select, status
+
+# Input channels, output channels, kernel, height and width.
+LAYERS = [
+    (64, 64, 3, 120),
+    (128, 128, 3, 60),
+    (256, 256, 3, 60),
+    (512, 512, 3, 30),
+    (384, 96, 3, 120),
+    (384, 96, 1, 120),
+]
+
+
+def arguments(x: torch.Tensor, weight: torch.Tensor, whole: bool) -> list[Any]:
+    """Arguments of the op: the convolution alone, or a whole unit."""
+    outputs, inputs, taps = weight.shape[0], x.shape[1], weight.shape[2]
+    maybe = [torch.randn(outputs) if whole else None for _ in range(3)]
+    return [
+        [x],
+        [1],
+        [x.mean((2, 3))] if whole else [],
+        pack_weight(weight, stride=(1, 1), dilation=(1, 1)),
+        torch.rand(outputs),
+        torch.randn(outputs),
+        torch.rand(inputs) if whole else None,
+        torch.randn(inputs),
+        None,
+        torch.tensor(0.1) if whole else None,
+        (taps, taps),
+        (1, 1),
+        (taps // 2,) * 4,
+        (1, 1),
+        1,
+        "zeros",
+        False,
+        (0, 0),
+        "contiguous" if whole else "none",
+        (0, 0),
+        [],
+        *maybe,
+        whole,
+    ]
+
+
+def measure(
+    runs: dict[str, Callable[[], object]], seconds: float, clock: Callable[[], float]
+) -> dict[str, tuple[float, float]]:
+    """Smallest and median time of each in milliseconds, one after the other in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[next(iter(runs))]) < 5:
+        for name, run in runs.items():
+            run()
+            start = clock()
+            run()
+            times[name].append(1e3 * (clock() - start))
+    return {name: (min(t), statistics.median(t)) for name, t in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5.0, help="per layer")
+    parser.add_argument("--kernels", default=status().active, help="as in BINARIZE_KERNELS")
+    parser.add_argument("--cpu-time", action="store_true", help="of the one thread, not the clock")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    if options.cpu_time and options.threads != 1:
+        parser.error("--cpu-time is the time of one thread")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    unit = select(options.kernels)
+    rows = []
+    print(
+        f"{options.kernels}, torch {torch.__version__}, {options.threads} threads; ms: min (median)"
+    )
+    for inputs, outputs, taps, side in LAYERS:
+        x = torch.randn(1, inputs, side, side)
+        nhwc = x.contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(outputs, inputs, taps, taps)
+        last = weight.contiguous(memory_format=torch.channels_last)
+        alone, whole = arguments(nhwc, weight, False), arguments(nhwc, weight, True)
+        pad = taps // 2
+        runs: dict[str, Callable[[], object]] = {
+            "float NCHW": lambda a=x, w=weight, p=pad: F.conv2d(a, w, padding=p),
+            "float NHWC": lambda a=nhwc, w=last, p=pad: F.conv2d(a, w, padding=p),
+            "binary": lambda a=alone: unit(*a),
+            "unit": lambda a=whole: unit(*a),
+        }
+        with torch.inference_mode():
+            found = measure(runs, options.seconds, clock)
+        best = [min(found["float NCHW"][k], found["float NHWC"][k]) for k in (0, 1)]
+        ratios = {n: [best[k] / found[n][k] for k in (0, 1)] for n in ("binary", "unit")}
+        layer = f"{inputs}->{outputs} {taps}x{taps} at {side}"
+        rows.append({"layer": layer, "ms": found, "ratio": ratios})
+        cells = "  ".join(f"{n} {a:.3f} ({b:.3f})" for n, (a, b) in found.items())
+        told = "  ".join(f"{n} {a:.1f} ({b:.1f})" for n, (a, b) in ratios.items())
+        print(f"{layer:22s} {cells}  ratios: {told}", flush=True)
+    if options.json:
+        facts = {"kernels": options.kernels, "threads": options.threads, "layers": rows}
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(facts, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
