@@ -20,6 +20,7 @@ class Measured:
         images: Images per call.
         seconds: Seconds per call, one for each round; empty if it does not run.
         peak_bytes: Largest resident memory of a process that starts, loads and runs it.
+        idle_bytes: What of it Python and the libraries have, before there is a network.
         file_bytes: Size of its file.
         failure: Why it does not run; empty if it does.
     """
@@ -29,6 +30,7 @@ class Measured:
     images: int
     seconds: tuple[float, ...] = ()
     peak_bytes: int | None = None
+    idle_bytes: int | None = None
     file_bytes: int | None = None
     failure: str = ""
 
@@ -60,6 +62,7 @@ class Measured:
             "images_per_second": self.throughput,
             "speedup": None if base is None else relative_speed(base.seconds, self.seconds),
             "peak_bytes": self.peak_bytes,
+            "idle_bytes": self.idle_bytes,
             "file_bytes": self.file_bytes,
             "failure": self.failure or None,
             "seconds": list(self.seconds),

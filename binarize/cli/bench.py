@@ -127,18 +127,22 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 def _tell_memory(args: argparse.Namespace, out: Output) -> None:
+    # All libraries that a network may come from, so that the idle process is the same for all.
+    import segmentation_models_pytorch  # noqa: F401
+    import timm  # noqa: F401
     import torch
 
     from binarize.bench import VERSIONS, peak_of_this_process
     from binarize.cli.bench_subject import open_subject
 
+    idle = peak_of_this_process()
     name, _, shape = args.memory_of.partition(":")
     call = VERSIONS[name].make(open_subject(args))
     image = torch.rand(*map(int, shape.split(",")))
     with torch.inference_mode():
         for _ in range(2):
             call(image)
-    out.emit({"peak_bytes": peak_of_this_process()})
+    out.emit({"peak_bytes": peak_of_this_process(), "idle_bytes": idle})
 
 
 def _measure(
@@ -168,7 +172,7 @@ def _measure(
                     calls[name] = partial(call, image)
         with out.bar(f"timing {len(calls)} versions in turns", args.rounds if calls else 0) as move:
             seconds = time_interleaved(calls, rounds=args.rounds, tell=move)
-    peaks: dict[str, int | None] = {}
+    peaks: dict[str, tuple[int | None, int | None]] = {}
     with tempfile.TemporaryDirectory(prefix="binarize-bench-") as folder:
         for name in [] if args.no_memory else calls:
             with out.step(f"measuring the memory of {name}"):
@@ -180,7 +184,7 @@ def _measure(
             VERSIONS[name].summary,
             shape[0],
             tuple(seconds.get(name, ())),
-            peaks.get(name),
+            *peaks.get(name, (None, None)),
             None if name in failures else VERSIONS[name].file_bytes(subject),
             failures.get(name, ""),
         )
@@ -227,6 +231,9 @@ def _show(
         )
     out.print(title)
     out.print(table)
+    idle = [row.idle_bytes for row in rows if row.idle_bytes is not None]
+    if idle:
+        out.print(f"memory: of it, Python and the libraries alone have {readable(min(idle), 'B')}")
     for row in rows:
         if row.failure:
             out.print(f"{row.name}: {row.failure}")

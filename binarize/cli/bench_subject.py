@@ -106,7 +106,7 @@ def saved(args: argparse.Namespace, subject: Subject, folder: Path) -> str:
 
 def memory_in_a_process(
     args: argparse.Namespace, reference: str, version: str, shape: tuple[int, ...]
-) -> int | None:
+) -> tuple[int | None, int | None]:
     """Largest memory of a process that does nothing but load a version and run it twice.
 
     Args:
@@ -116,7 +116,7 @@ def memory_in_a_process(
         shape: Shape of the images.
 
     Returns:
-        Bytes; ``None`` if it is not known.
+        Bytes in all, and before there was a network; ``None`` if they are not known.
     """
     words = ["bench", reference, "--policy", args.policy, "--in-channels", str(args.in_channels)]
     words += ["--memory-of", f"{version}:{','.join(map(str, shape))}", "--json", "--quiet"]
@@ -138,7 +138,7 @@ def memory_in_a_process(
             text=True,
             timeout=_PATIENCE,
         )
-        peak = json.loads(done.stdout)["peak_bytes"]
+        told = json.loads(done.stdout)
+        return told["peak_bytes"], told["idle_bytes"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
-        return None
-    return None if peak is None else int(peak)
+        return None, None

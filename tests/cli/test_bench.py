@@ -57,7 +57,7 @@ def test_a_saved_network_and_its_memory(run, binary_run: Path) -> None:
     (row,) = answer.json["versions"]
     assert answer.json["shape"] == [1, 3, 24, 32]
     assert row["file_bytes"] == file.stat().st_size
-    assert row["peak_bytes"] is None or row["peak_bytes"] > 1e6
+    assert row["peak_bytes"] is None or row["peak_bytes"] >= row["idle_bytes"] > 1e6
     assert row["speedup"] is None
 
 
