@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from binarize.graph.flow import Layer, fed_by, only_prediction_follows
+from binarize.graph.flow import Layer, fed_by, leads_to, only_prediction_follows
 from binarize.graph.layers import scope_name
 from binarize.graph.plan import CONTRACT, Decision
 from binarize.graph.rewritable import Rewritable
@@ -40,6 +40,9 @@ def decide_activations(
         Decisions with their position in the run.
     """
     fed = fed_by(trace, is_unit)
+    around = policy.replace_activations == "around"
+    reach = fed_by(trace, lambda op: True) if around else fed
+    ahead = leads_to(trace, is_unit) if around else [False] * len(trace.ops)
     heads = {path for path, layer in layers.items() if "prediction" in layer.roles}
     head = only_prediction_follows(trace, lambda op: op.path in heads)
     places: dict[tuple[str, str, int], list[Op]] = defaultdict(list)
@@ -56,7 +59,7 @@ def decide_activations(
         inside = _norm_activation(first, modules)
         site = path or f"{scope_name(scope)}:{first.name}#{ordinal}"
         rewrite = not path or uses[path] > 1
-        dims = {fed[op.index] for op in ops}
+        dims = {reach[op.index] if ahead[op.index] else fed[op.index] for op in ops}
         widths = {op.shape[d] for op in ops for d in dims if d and len(op.shape) > abs(d)}
         action, rule = "keep", CONTRACT
         if policy.unit.activation is None or policy.replace_activations == "none":
@@ -70,7 +73,8 @@ def decide_activations(
         elif rewrite and not can_rewrite(scope):
             reason = f"the forward that calls it is kept: {can_rewrite.opaque[scope]}"
         else:
-            action, reason = "replace", f"follows a binary layer; becomes {policy.unit.activation}"
+            place = "follows" if all(fed[op.index] for op in ops) else "stands before"
+            action, reason = "replace", f"{place} a binary layer; becomes {policy.unit.activation}"
         replaced = action == "replace"
         decision = Decision(
             site=site if inside is None else f"{path}.act",

@@ -13,7 +13,7 @@ from torch import nn
 
 from binarize.graph.trace import Op, Trace
 
-__all__ = ["Layer", "all_layers", "fed_by", "find_layers", "only_prediction_follows"]
+__all__ = ["Layer", "all_layers", "fed_by", "find_layers", "leads_to", "only_prediction_follows"]
 
 _LAYER_KINDS = ("layer", "function-layer", "product")
 
@@ -233,6 +233,23 @@ def fed_by(trace: Trace, is_binary: Callable[[Op], bool]) -> list[int]:
             dim = -dim
         fed.append(dim)
     return fed
+
+
+def leads_to(trace: Trace, is_binary: Callable[[Op], bool]) -> list[bool]:
+    """For each operation whether a binary layer is among the next layers behind it.
+
+    Args:
+        trace: The run.
+        is_binary: Whether a layer's call becomes binary.
+    """
+    found = [False] * len(trace.ops)
+    for op in reversed(trace.ops):
+        nexts = [trace.ops[i] for i in trace.consumers[op.index]]
+        found[op.index] = any(
+            is_binary(n) if n.kind == "layer" else n.kind not in _LAYER_KINDS and found[n.index]
+            for n in nexts
+        )
+    return found
 
 
 def _has_channels_second(op: Op) -> bool:

@@ -26,7 +26,7 @@ _UNIT = tuple(UnitSpec.__dataclass_fields__)
 _RULE = ("match", "action", "reason")
 _MATCH = {"name": None, "role": ROLES, "kind": KINDS, "class": None, "position": None}
 _POSITION = re.compile(r"(first|last) [1-9][0-9]*")
-_REPLACE = ("all", "all-but-head", "none")
+_REPLACE = ("all", "all-but-head", "around", "none")
 
 
 def policy_files() -> dict[str, Path]:

@@ -99,7 +99,8 @@ class Policy:
         unit: Parts of the binary unit.
         rules: Tried in order; the first that matches a layer decides.
         replace_activations: Which ReLU-like activations after a unit become the unit's:
-            ``"all"``, ``"all-but-head"`` (the one before the prediction stays) or ``"none"``.
+            ``"all"``, ``"all-but-head"`` (the one before the prediction stays), ``"around"`` (all,
+            and those between a float layer and a binary one) or ``"none"``.
     """
 
     name: str
