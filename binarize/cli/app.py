@@ -51,7 +51,7 @@ def build_parser() -> Parser:
 
 _COMMANDS = (
     *("convert", "train", "eval", "predict", "report", "bench", "demo"),
-    *("rules", "coverage", "doctor"),
+    *("rules", "coverage", "table", "doctor"),
 )
 
 

@@ -1,16 +1,12 @@
-"""The network of the BiDense paper, ConvNeXt-Tiny with BatchNorm under UPerNet, made 1-bit.
+"""The network of the BiDense paper, ConvNeXt-Tiny with BatchNorm under UPerNet, in float.
 
-The classes below are an ordinary float network and know nothing of ``binarize``. Converting it
-gives the network that the authors wrote by hand: block additions gone, a bypass around every
-convolution but the first and the last.
-
-    python examples/paper_network.py
-    python examples/paper_network.py --task depth --size 416 544
+An ordinary network that knows nothing of ``binarize``. Converting it gives the network that the
+authors wrote by hand: block additions gone, a bypass around every convolution but the first and the
+last.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -18,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import binarize
+__all__ = ["DenseNetwork"]
 
 Norm = nn.BatchNorm2d
 
@@ -180,21 +176,3 @@ class DenseNetwork(nn.Module):
         x = F.interpolate(x, size=image.shape[2:], mode="bilinear", align_corners=True)
         x = self.predict(x)
         return x if self.max_depth is None else self.max_depth * torch.sigmoid(x)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert the network and print what became of it."""
-    parser = argparse.ArgumentParser(description="Convert the BiDense paper's network.")
-    parser.add_argument("--task", choices=("segmentation", "depth"), default="segmentation")
-    parser.add_argument("--classes", type=int, default=151, help="classes of the segmentation")
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 480), metavar=("H", "W"))
-    parser.add_argument("--policy", default="bidense-released")
-    given = parser.parse_args(arguments)
-    network = DenseNetwork(0 if given.task == "depth" else given.classes).eval()
-    example = torch.zeros(1, 3, *given.size)
-    student = binarize.convert(network, given.policy, example_inputs=example)
-    print(binarize.report(student, example))
-
-
-if __name__ == "__main__":
-    main()
