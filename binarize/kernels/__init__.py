@@ -2,6 +2,6 @@
 
 from binarize.kernels.geometry import output_size
 from binarize.kernels.layout import Layout, pack_weight, unpack_weight
-from binarize.kernels.ops import unit
+from binarize.kernels.ops import run_unit, unit
 
-__all__ = ["Layout", "output_size", "pack_weight", "unit", "unpack_weight"]
+__all__ = ["Layout", "output_size", "pack_weight", "run_unit", "unit", "unpack_weight"]

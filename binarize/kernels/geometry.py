@@ -44,7 +44,8 @@ class Geometry:
 
     Attributes:
         address: Of the C structure.
-        out_shape: (N, *spatial, C_out), the result in memory order.
+        out_shape: (N, C_out, *spatial).
+        out_strides: Of the result, whose channels lie next to each other.
         in_channels: C_in.
         out_channels: C_out.
         weight_bytes: Size of the packed weight.
@@ -57,7 +58,13 @@ class Geometry:
         self._structure = structure
         self._keep = keep
         self.address = ctypes.addressof(structure)
-        self.out_shape = (structure.samples, *out, structure.out_channels)
+        self.out_shape = (structure.samples, structure.out_channels, *out)
+        strides = [1]
+        step = structure.out_channels
+        for length in reversed(out):
+            strides.insert(1, step)
+            step *= max(1, length)
+        self.out_strides = (step, *strides)
         self.in_channels = structure.in_channels
         self.out_channels = structure.out_channels
         self.weight_bytes = weight_bytes

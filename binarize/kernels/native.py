@@ -185,9 +185,9 @@ def _run(
         tuple([(tuple(x.shape), x.stride()) for x in residuals]),
     )
     threads = openmp.threads()
-    first, inner = sources[0], g.in_channels
-    y = first.new_empty(g.out_shape)
-    y_means = first.new_empty((g.out_shape[0], out) if want_means else (0,))
+    inner = g.in_channels
+    y = torch.empty_strided(g.out_shape, g.out_strides, dtype=torch.float32)
+    y_means = torch.empty((g.out_shape[0], out) if want_means else (0,), dtype=torch.float32)
     scratch = torch.empty(_scratch(library, g, threads), dtype=torch.uint8)
     if weight.numel() != g.weight_bytes or weight.dtype != torch.uint8:
         raise BinarizeError(
@@ -233,7 +233,7 @@ def _run(
         raise BinarizeError(
             "sources", g.out_shape, _STATUS.get(code, f"status {code}"), "report this as a bug"
         )
-    return y.movedim(-1, 1), y_means
+    return y, y_means
 
 
 def _scratch(library: Any, g: Geometry, threads: int) -> int:
@@ -257,7 +257,7 @@ def _vector(
 ) -> Tensor | None:
     if x is None:
         return None
-    if x.dtype != dtype or x.numel() != count:
+    if x.dtype is not dtype or x.numel() != count:
         raise BinarizeError(
             name, f"{x.numel()} x {x.dtype}", f"must be {count} x {dtype}", "give a tensor of that"
         )

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from binarize.errors import BinarizeError
-from binarize.kernels import Layout, pack_weight, unit, unpack_weight
+from binarize.kernels import Layout, pack_weight, run_unit, unit, unpack_weight
 from binarize.nn import (
     BiConv1d,
     BiConv2d,
@@ -289,6 +290,23 @@ def test_exports_with_sizes_that_vary() -> None:
     x = torch.randn(3, 6, 14, 11)
     for got, expected in zip(exported.module()(x), Packed()(x), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_calls_past_the_dispatcher_are_traced_all_the_same() -> None:
+    layer, x = build("3x3")
+    arguments_in_order = list(arguments(layer).values())
+
+    class Packed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return run_unit([x], [1], *arguments_in_order)[0]
+
+    expected = Packed()(x)
+    assert torch.equal(expected, unit([x], [1], *arguments_in_order)[0])
+    traced = make_fx(Packed())(x)
+    for graph in (torch.export.export(Packed(), (x,)).graph, traced.graph):
+        assert [n for n in graph.nodes if n.target is unit]
+    assert torch.equal(traced(x), expected)
+    assert torch.equal(torch.compile(Packed(), backend="eager", fullgraph=True)(x), expected)
 
 
 def test_layout_refuses_what_no_convolution_has() -> None:
