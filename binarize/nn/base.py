@@ -141,10 +141,15 @@ class BinaryLayer(nn.Module):
             y = self.inner(y)
         if self.bypass is None:
             return y
-        path = self.bypass(x)
+        path = self._around(x, y)
         # Nobody reads a batch norm's output a second time, its own backward pass neither.
         owned = self.inner is None and isinstance(self.norm, _BATCH_NORMS)
         return y.add_(path) if owned and y.dtype == path.dtype else y + path
+
+    def _around(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the bypass carries of ``x``, to be added to ``y``."""
+        path: Tensor = self.bypass(x)  # type: ignore[misc]
+        return path
 
     @property
     def popcount_exact(self) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.spec import UnitSpec
 from binarize.ops.adaptive_sign import Geometry
-from binarize.ops.bypass import repeat_border
 
 __all__ = [
     "BiConv1d",
@@ -68,14 +68,16 @@ class _BiConvNd(BinaryLayer):
     def _surplus(self) -> list[int]:
         """Outputs per input, see :func:`binarize.ops.resample_bypass`."""
         conv: Any = self
+        if isinstance(self.pre_padding, str):
+            # Padded to SAME, H pixels give ceil(H / stride) whatever the kernel.
+            return [s - 1 for s in conv.stride]
         reach = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
         if conv.padding == "same":
             padding = [r - 1 for r in reach]
         else:
             single = (0,) * self.spatial if conv.padding == "valid" else conv.padding
             padding = [2 * p for p in single]
-        # Padding to SAME depends on the size: the bypass pads its map likewise, see forward.
-        pairs = [] if isinstance(self.pre_padding, str) else list(self.pre_padding or ())
+        pairs = list(self.pre_padding or ())
         for d in range(self.spatial):
             # Pairs are in the order of torch.nn.functional.pad: the last dimension comes first.
             padding[d] += sum(int(p) for p in pairs[2 * (self.spatial - 1 - d) :][:2])
@@ -115,12 +117,15 @@ class _BiConvNd(BinaryLayer):
             return self._finish(self._convolve(input, geometry), input)
         binary = self.binarizer(input)
         if self.pre_padding is not None:
-            pads = self._pads(input)
-            binary = F.pad(binary, pads)
-            if isinstance(self.pre_padding, str) and self.bypass is not None:
-                for d in range(self.spatial):
-                    input = repeat_border(input, input.dim() - 1 - d, *pads[2 * d : 2 * d + 2])
+            binary = F.pad(binary, self._pads(input))
         return self._finish(conv._conv_forward(binary, self.quantizer(self.weight), None), input)
+
+    def _around(self, x: Tensor, y: Tensor) -> Tensor:
+        path = super()._around(x, y)
+        if isinstance(self.pre_padding, str) and torch.compiler.is_exporting():
+            # Both have one size for every input, which an export cannot prove.
+            path = F.interpolate(path, size=y.shape[2:], mode="nearest")
+        return path
 
 
 class BiConv2d(_BiConvNd, nn.Conv2d):

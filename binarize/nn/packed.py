@@ -151,10 +151,8 @@ class PackedUnit(_Single):
 
     def _count(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         check_floating(input)
-        padding, offset = self.padding, self.offset_of_bypass
+        padding = self._pad_to_same(input) if self.same else self.padding
         output_padding: Any = self.output_padding
-        if self.same:
-            padding, offset = self._pad_to_same(input)
         if output_size is not None:
             output_padding = self._fit(input, output_size)
         y, _ = self.kernel(
@@ -177,7 +175,7 @@ class PackedUnit(_Single):
             self.transposed,
             output_padding,
             self.bypass,
-            offset,
+            self.offset_of_bypass,
             [],
             None,
             None,
@@ -186,16 +184,15 @@ class PackedUnit(_Single):
         )
         return y.to(input.dtype)
 
-    def _pad_to_same(self, x: Tensor) -> tuple[list[int], list[int]]:
-        """Padding and offset of the bypass, which depend on the size here."""
-        padding, offset = list(self.padding), list(self.offset_of_bypass)
+    def _pad_to_same(self, x: Tensor) -> list[int]:
+        """Padding, which depends on the size here."""
+        padding = list(self.padding)
         for d, (kernel, stride) in enumerate(zip(self.kernel_size, self.stride, strict=True)):
             reach = self.dilation[d] * (kernel - 1) + 1
             before, after = same_padding(x.shape[2 + d], reach, stride)
             padding[2 * d] += before
             padding[2 * d + 1] += after
-            offset[d] += before
-        return padding, offset
+        return padding
 
     def _fit(self, x: Tensor, output_size: list[int]) -> list[int]:
         """Output padding that gives a transposed convolution the size that is asked for."""
