@@ -229,8 +229,10 @@ def fed_by(trace: Trace, is_binary: Callable[[Op], bool]) -> list[int]:
         dim = dims[0] if dims else 0
         if op.kind in ("function-layer", "product", "gate"):
             dim = 0
-        elif op.name in ("permute", "transpose", "movedim", "moveaxis", "swapaxes"):
-            dim = -dim
+        elif dim and op.order:
+            place, last = op.order.index(dim % len(op.order)), len(op.order) - 1
+            # In the middle of a channel shuffle it is elsewhere, and comes back.
+            dim = {1: 1, last: -1}.get(place, dim)
         fed.append(dim)
     return fed
 

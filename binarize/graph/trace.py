@@ -48,6 +48,7 @@ class Op:
         shape: Shape of the (first) result.
         macs: Multiply-accumulates of products of two computed tensors and of functional layers,
             ``None`` if unknown; 0 for the rest (layers are counted where their weights are known).
+        order: What permutes dimensions: per dimension of the result that of the operand.
     """
 
     index: int
@@ -62,6 +63,7 @@ class Op:
     in_shape: tuple[int, ...]
     shape: tuple[int, ...]
     macs: int | None = 0
+    order: tuple[int, ...] = ()
 
 
 @dataclass
@@ -248,11 +250,19 @@ class _Recorder(TorchFunctionMode):
         if not self._whole and any(isinstance(x, Tensor) for x in tree_iter(output)):
             name = normal_name(getattr(func, "__name__", str(func)))
             kind = function_kind(name)
-            self._add(kind, name, kind, (args, kwargs), output, None)
+            order = _order(func, args, kwargs) if name in _PERMUTING else ()
+            self._add(kind, name, kind, (args, kwargs), output, None, order)
         return output
 
     def _add(
-        self, kind: str, name: str, count: Any, operands: Any, output: Any, path: str | None
+        self,
+        kind: str,
+        name: str,
+        count: Any,
+        operands: Any,
+        output: Any,
+        path: str | None,
+        order: tuple[int, ...] = (),
     ) -> None:
         inputs: list[int] = []
         constant = False
@@ -291,6 +301,7 @@ class _Recorder(TorchFunctionMode):
                 in_shape=in_shape,
                 shape=tuple(results[0].shape) if results else (),
                 macs=_macs(kind, name, tensors, results),
+                order=order,
             )
         )
         counts[count] += 1
@@ -316,6 +327,17 @@ class _Recorder(TorchFunctionMode):
                 self.ops.append(
                     Op(index, "output", "output", "", 0, 0, None, (source,), False, shape, shape)
                 )
+
+
+_PERMUTING = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
+
+
+def _order(func: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
+    """Where each dimension comes from, asked of the function by a tensor with sizes 0, 1, 2, ..."""
+    if not args or not isinstance(args[0], Tensor):
+        return ()
+    probe = torch.empty(tuple(range(args[0].dim())), device="meta")
+    return tuple(func(probe, *args[1:], **kwargs).shape)
 
 
 def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:

@@ -232,3 +232,27 @@ def test_u_nets_of_other_ranks(rank: int, lab: SimpleNamespace) -> None:
     trains(student, *student(x))
     # Without example inputs, one is made from the first convolution.
     assert binarize.plan(teacher) == student.binarize_plan
+
+
+class Shuffled(nn.Module):
+    """An activation right behind a channel shuffle, one behind a layout that ends in channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.mix, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.first, self.last = nn.ReLU(), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.stem(x))
+        x = self.first(x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2))
+        x = self.last(self.mix(x).movedim(1, -1))
+        return self.head(x.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 2), (5, 7)])
+def test_channels_are_found_wherever_they_go(size: tuple[int, int]) -> None:
+    student = binarize.convert(Shuffled(), example_inputs=torch.randn(2, 3, *size))
+    assert (student.first.channels, student.first.channel_dim) == (8, 1)
+    assert (student.last.channels, student.last.channel_dim) == (8, -1)
+    assert student(torch.randn(2, 3, 9, 11)).shape == (2, 2, 9, 11)
