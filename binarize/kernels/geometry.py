@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 from binarize.errors import BinarizeError
@@ -182,6 +183,9 @@ def geometry(
     for shape, _ in residuals:
         good = shape == (samples, out_channels, *out)
         _check("residuals", shape, good, f"must have shape {(samples, out_channels, *out)}")
+    reads = channels // groups * prod(kernel)
+    _check("kernel", kernel, reads < 2**30,
+           "must read fewer than 2**30 values per output: they are counted in 32 bits")  # fmt: skip
     layout = Layout(channels, out_channels, kernel, stride, dilation, groups, transposed)
     pointwise = not transposed and all(v == 1 for v in (*kernel, *stride)) and not any(padding)
     every = [*strides, *(s for _, s in residuals)]
@@ -202,9 +206,7 @@ def geometry(
         spatial = [0, 0, values[-1]] if flat else [*(0,) * (3 - dims), *values[2:]]
         return [values[0], *spatial]
 
-    count = 1
-    for length in size:
-        count *= length
+    count = prod(size)
     source = [
         v
         for s, u, t in zip(shapes, upsample, strides, strict=True)

@@ -5,6 +5,7 @@ Counts are integers: with gain 1, offset 0 and no bypass the results must be equ
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import subprocess
@@ -271,6 +272,29 @@ def test_any_strides_and_alignment() -> None:
         residual = torch.randn(view.shape[0], 18, 6, 5)[:, ::2, : view.shape[2], : view.shape[3]]
         if residual.shape[2:] == view.shape[2:]:
             check(plain([view], 9, **SQUARE, residuals=[residual]), exact=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is not there until used")
+def test_offsets_beyond_32_bits() -> None:
+    far = 2**31 + 8  # elements
+    reserve = 0x4000  # MAP_NORESERVE: address space alone
+    memory = mmap.mmap(-1, 4 * (far + 256), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserve)
+    everywhere = torch.frombuffer(memory, dtype=torch.float32)
+    # Samples, rows and columns as far apart as that; only their own pages are ever touched.
+    for strides, shape in (
+        ((far, 1, 64, 64), (2, 64, 1, 1)),
+        ((0, 1, far, 64), (1, 64, 2, 1)),
+        ((0, 1, 64, far), (1, 64, 1, 2)),
+    ):
+        x = everywhere.as_strided(shape, strides).copy_(torch.randn(shape))
+        near = x.clone(memory_format=torch.channels_last)
+        values = everything(plain([near], 64, **SQUARE), 5) | {"bypass": "contiguous"}
+        values |= {"bypass_offset": [0, 0], "residuals": [near], "means": []}
+        for name in SETS:
+            wanted = native.select(name)(**values)
+            got = native.select(name)(**(values | {"sources": [x], "residuals": [x]}))
+            assert torch.equal(got[0], wanted[0])
+            assert torch.equal(got[1], wanted[1])
 
 
 def test_not_a_number_and_infinity() -> None:
