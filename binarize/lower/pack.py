@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from binarize.errors import ModelError
+from binarize.graph.given import given_network
 from binarize.graph.inputs import arguments
 from binarize.lower.network import PackedNetwork
 from binarize.nn import BinaryLayer, ShiftedPReLU
@@ -39,11 +40,7 @@ def pack(model: nn.Module, example_inputs: Any = None) -> PackedNetwork:
         ModelError: The network has no binary layers, is packed already, is in training mode, has
             no values (meta device), or does not accept the example inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "model", type(model).__name__, "not a torch.nn.Module", "give the network itself"
-        )
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = given_network(model)
     _check(model)
     twins: dict[int, Any] = {}
     for module in model.modules():

@@ -105,7 +105,8 @@ def resample_bypass(x: Tensor, stride: Sequence[int], surplus: Sequence[int]) ->
         Map (N, C, *spatial of the convolution's output).
 
     Nothing here depends on the size's value, so that networks export with dynamic sizes (pooling
-    with ``ceil_mode`` would).
+    with ``ceil_mode`` would). With a stride, torch 2.8 to 2.11 ask for sizes that are declared even
+    or odd (``2 * Dim(...)``): their own pooling does.
     """
     for dim, (s, c) in enumerate(zip(stride, surplus, strict=True), start=2):
         if c < 0:

@@ -163,7 +163,7 @@ EXPORTED = ["dense", "released", "strided", "depthwise", "reflect", "transposed"
 
 
 def pooling_exports() -> bool:
-    """Whether this torch exports its own pooling for even and odd sizes; 2.8 does not."""
+    """Whether this torch exports its own pooling for even and odd sizes; 2.8 and 2.11 do not."""
     sizes = {2: torch.export.Dim("height", min=4, max=512)}
     try:
         torch.export.export(nn.AvgPool2d(2), (torch.zeros(1, 1, 9, 8),), dynamic_shapes=(sizes,))
