@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from binarize.file.save import save
     from binarize.graph.convert import convert, plan
     from binarize.graph.plan import Plan
+    from binarize.inspection import Inspection, inspect
     from binarize.lower import PackedNetwork, export_onnx, pack
     from binarize.policy import Policy, policies
     from binarize.report import Report, report
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BinarizeError",
+    "Inspection",
     "PackedNetwork",
     "Plan",
     "Policy",
@@ -31,6 +33,7 @@ __all__ = [
     "Trainer",
     "convert",
     "export_onnx",
+    "inspect",
     "load",
     "nn",
     "ops",
@@ -45,6 +48,7 @@ __all__ = [
 # Names and the sub-packages they come from, imported when first asked for: torch takes seconds,
 # and the command line's help needs none of it.
 _HOMES = {
+    "Inspection": "inspection",
     "PackedNetwork": "lower",
     "Plan": "graph",
     "Policy": "policy",
@@ -52,6 +56,7 @@ _HOMES = {
     "Trainer": "train",
     "convert": "graph",
     "export_onnx": "lower",
+    "inspect": "inspection",
     "load": "file",
     "pack": "lower",
     "plan": "graph",

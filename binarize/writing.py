@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["filling", "replacing"]
 
 
 @contextlib.contextmanager
@@ -37,3 +38,39 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filling(folder: Path, names: Collection[str]) -> Iterator[Path]:
+    """Write files that belong together, which appear in their folder when all are written.
+
+    Args:
+        folder: Where to; it is made, parents included, if it is not there. Other files in it stay.
+        names: All names that such files may have: those in the folder that are not written anew
+            are old, and removed.
+
+    Yields:
+        A folder to write to.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    target = Path(os.path.realpath(folder))
+    exists = target.is_dir()
+    # Inside of a folder that is there: it may be the only place that can be written to.
+    temporary = (target if exists else target.parent) / (
+        f".{target.name}.{secrets.token_hex(4)}.part"
+    )
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if not exists:
+            os.replace(temporary, target)
+            return
+        written = sorted(temporary.iterdir())
+        for file in written:
+            os.replace(file, target / file.name)
+        for name in set(names) - {file.name for file in written}:
+            (target / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

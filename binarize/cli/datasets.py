@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["add_data_options", "has_split", "make_loader", "open_data", "task_of"]
 
 
-def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the options that choose the data set, its task and its size."""
+def add_data_options(
+    parser: argparse.ArgumentParser, *, required: bool = True, workers: bool = True
+) -> None:
+    """Add the options that choose the data set, its task, its size and its loader processes."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -45,7 +47,10 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) 
     group.add_argument(
         "--count", type=int, metavar="N", help="pictures of 'scenes' (default 256, 64 to test)"
     )
-    group.add_argument("--workers", type=int, default=0, metavar="N", help="loader processes")
+    if workers:
+        group.add_argument("--workers", type=int, default=0, metavar="N", help="loader processes")
+    else:
+        parser.set_defaults(workers=0)
 
 
 def task_of(args: argparse.Namespace, known: Mapping[str, Any]) -> str:
@@ -61,6 +66,7 @@ def open_data(
     *,
     known: Mapping[str, Any] | None = None,
     augment: Any = False,
+    preload: bool = True,
 ) -> DenseDataset:
     """Open a split of the data set and read it into memory, with a bar.
 
@@ -70,6 +76,7 @@ def open_data(
         out: Where progress goes.
         known: Settings of the network's training, for what the options leave open.
         augment: Handed to the data set.
+        preload: False leaves the reading to whoever takes a sample.
 
     Raises:
         DataError: The data set refuses, or a value is out of range.
@@ -97,6 +104,8 @@ def open_data(
     data = open_dataset(
         args.data, args.root, split=split, size=shape, task=task_of(args, known), **options
     )
+    if not preload:
+        return data
     doing = "drawing" if args.data == "scenes" else "reading"
     with out.bar(f"{doing} {len(data)} pictures ({split})", len(data)) as move:
         data.preload(move)

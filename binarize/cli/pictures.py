@@ -1,4 +1,4 @@
-"""Predictions as pictures: label maps in the classes' colours, depth in a colour map.
+"""Pictures as inputs, and predictions as pictures: label maps in colours, depth in a colour map.
 
 Shape legend: H, W rows and columns.
 """
@@ -9,15 +9,63 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.errors import FileError
+from binarize.errors import DataError, FileError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["beside", "depth_picture", "label_picture", "legend", "save_picture"]
+__all__ = [
+    "as_input",
+    "beside",
+    "depth_picture",
+    "find_pictures",
+    "label_picture",
+    "legend",
+    "save_picture",
+]
 
 Colors = Sequence[Sequence[int]]
+
+
+def find_pictures(given: Sequence[str]) -> list[Path]:
+    """The picture files that were named, and those of folders that were named.
+
+    Raises:
+        DataError: There is no such file or folder, it is no picture, or the folder has none.
+    """
+    from binarize.data.images import IMAGE_SUFFIXES, image_files
+
+    found: list[Path] = []
+    for name in given:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            inside = image_files(path, "images")
+            if not inside:
+                raise DataError("images", name, "the folder has no images", "check the path")
+            found += inside
+        elif not path.is_file():
+            raise DataError("images", name, "no such file or folder", "check the path")
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise DataError(
+                "images", name, "is no image", f"use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        else:
+            found.append(path)
+    return found
+
+
+def as_input(picture: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
+    """A batch (1, 3, H, W) for the network.
+
+    Args:
+        picture: uint8 (3, H, W).
+        stats: Mean and standard deviation of the values from 0 to 1, for each channel.
+    """
+    import torch
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in stats)
+    return ((picture.float() / 255 - mean) / std)[None]
 
 
 def label_picture(labels: Tensor, colors: Colors) -> Image:

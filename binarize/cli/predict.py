@@ -119,25 +119,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 def _pictures(given: list[str]) -> list[Path]:
-    """The picture files that were named, and those of folders that were named."""
-    from binarize.data.images import IMAGE_SUFFIXES, image_files
+    """The picture files; refuses two whose results would have one name."""
+    from binarize.cli.pictures import find_pictures
 
-    found: list[Path] = []
-    for name in given:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            inside = image_files(path, "images")
-            if not inside:
-                raise DataError("images", name, "the folder has no images", "check the path")
-            found += inside
-        elif not path.is_file():
-            raise DataError("images", name, "no such file or folder", "check the path")
-        elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise DataError(
-                "images", name, "is no image", f"use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        else:
-            found.append(path)
+    found = find_pictures(given)
     stems: dict[str, Path] = {}
     for path in found:
         if stems.setdefault(path.stem, path) != path:
@@ -173,15 +158,13 @@ def _predict(
 ) -> dict[str, Any]:
     import torch
 
-    from binarize.cli.pictures import beside, depth_picture, label_picture, save_picture
+    from binarize.cli.pictures import as_input, beside, depth_picture, label_picture, save_picture
     from binarize.cli.start import try_out
     from binarize.data.images import read_image, resize_image
 
     image = read_image(path)
     rows, columns = image.shape[-2:]
-    small = image if shape is None else resize_image(image, shape)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in stats)
-    batch = ((small.float() / 255 - mean) / std)[None]
+    batch = as_input(image if shape is None else resize_image(image, shape), stats)
     try_out(network, batch)
     with torch.no_grad():
         decoded: Tensor = task.decode(network(batch), (rows, columns))[0]

@@ -55,6 +55,10 @@ class AdaptiveSet(ActivationBinarizer):
             offset=beta,
         )
 
+    def level_index(self, values: Tensor) -> Tensor:
+        """1 for the larger of the two values, whatever alpha's sign."""
+        return (values >= self.beta.to(values.dtype)).to(torch.uint8)
+
     def forward(self, x: Tensor) -> Tensor:
         """Binarize a map; same shape and dtype, values beta - alpha and beta + alpha."""
         alpha, beta = self.alpha.to(x.dtype), self.beta.to(x.dtype)

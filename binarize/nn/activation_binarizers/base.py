@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
@@ -49,6 +50,18 @@ class ActivationBinarizer(nn.Module):
     def threshold_form(self) -> ThresholdForm | None:
         """What packed layers do in its place; ``None`` if no threshold form says it."""
         return None
+
+    def level_index(self, values: Tensor) -> Tensor:
+        """Tell which of its ``2 ** bits`` levels each value of its output is, 0 the lowest.
+
+        Args:
+            values: What ``forward`` returned in eval mode, of any shape.
+
+        Returns:
+            Integers of that shape; with one bit 1 stands for +1. The sign bit decides, so that a
+            scale of 0 hides nothing.
+        """
+        return (~torch.signbit(values)).to(torch.uint8)
 
     def reset_parameters(self) -> None:
         """Set parameters and buffers to their initial values."""

@@ -65,6 +65,12 @@ class LearnedLevels(ActivationBinarizer):
             return None
         return ThresholdForm(b=torch.zeros(self.channels), factor=self.basis)
 
+    def level_index(self, values: Tensor) -> Tensor:
+        """Number of the level, 0 to ``2 ** bits - 1``."""
+        levels, _ = level_table(self.basis[None])
+        flat = values.detach().reshape(1, -1).to(levels.dtype)
+        return nearest_level(flat, levels).view(values.shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a map; same shape and dtype."""
         basis = self.basis.clone()[None]  # the fit below changes the buffer

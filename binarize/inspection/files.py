@@ -1,0 +1,116 @@
+"""An inspection as files: JSON, tables, figures."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from binarize.errors import FileError
+from binarize.inspection.figures import entropy_figure, map_figure, parameter_figure
+from binarize.inspection.numbers import Inspection
+from binarize.writing import filling
+
+__all__ = ["NAMES", "write"]
+
+NAMES = (
+    "inspection.json",
+    "channels.csv",
+    "parameters.csv",
+    "feature_maps.csv",
+    "entropy.png",
+    "parameters.png",
+    "feature_maps.png",
+)
+
+
+def write(
+    inspection: Inspection, folder: Path, pictures: Sequence[tuple[str, Tensor]] = ()
+) -> tuple[Path, ...]:
+    """Write an inspection, see :meth:`Inspection.save`.
+
+    Figures that would show nothing (no learned parameters, no feature maps) are left out.
+
+    Args:
+        inspection: The numbers.
+        folder: Where to.
+        pictures: Name and picture (uint8, (3, H, W)) of the first batches.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileError: The folder cannot be written.
+    """
+    try:
+        with filling(folder, NAMES) as temporary:
+            _write_numbers(inspection, temporary, [name for name, _ in pictures])
+            figures: dict[str, Any] = {
+                "entropy.png": entropy_figure(inspection),
+                "parameters.png": parameter_figure(inspection),
+                "feature_maps.png": map_figure(inspection, pictures),
+            }
+            for name, figure in figures.items():
+                if figure is not None:
+                    figure.savefig(temporary / name, dpi=130)
+            written = [name for name in NAMES if (temporary / name).exists()]
+    except OSError as error:
+        raise FileError(
+            "folder",
+            str(folder),
+            f"cannot be written ({error.strerror or error})",
+            "choose a folder that can be written to",
+        ) from error
+    return tuple(folder / name for name in written)
+
+
+def _write_numbers(inspection: Inspection, folder: Path, names: Sequence[str]) -> None:
+    record = {**inspection.to_dict(), "pictures": list(names)}
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    (folder / "inspection.json").write_text(text + "\n", encoding="utf-8")
+    heads = {
+        "channels.csv": ("layer", "channel", "share", "entropy", "pooled_entropy"),
+        "parameters.csv": ("layer", "parameter", "index", "value"),
+        "feature_maps.csv": ("batch", "sample", "position", "before", "after"),
+    }
+    rows = {
+        "channels.csv": _channels(inspection),
+        "parameters.csv": _parameters(inspection),
+        "feature_maps.csv": _maps(inspection),
+    }
+    for name, head in heads.items():
+        _write_table(folder / name, head, rows[name])
+
+
+def _write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(head)
+        table.writerows(rows)
+
+
+def _channels(inspection: Inspection) -> Iterator[Sequence[Any]]:
+    for layer in inspection.layers:
+        columns = zip(layer.share, layer.entropy, layer.pooled_entropy, strict=True)
+        for channel, values in enumerate(columns):
+            yield layer.name, channel, *values
+
+
+def _parameters(inspection: Inspection) -> Iterator[Sequence[Any]]:
+    for layer in inspection.layers:
+        for name, values in layer.parameters.items():
+            for index, value in enumerate(values):
+                yield layer.name, name, index, value
+
+
+def _maps(inspection: Inspection) -> Iterator[Sequence[Any]]:
+    """A row for each position; "row:column" where a map has two dimensions."""
+    for kept in inspection.maps:
+        for position in itertools.product(*map(range, kept.before.shape)):
+            before, after = float(kept.before[position]), float(kept.after[position])
+            yield kept.batch, kept.sample, ":".join(map(str, position)), before, after

@@ -1,0 +1,201 @@
+"""The numbers of an inspection, as plain data.
+
+Shape legend: C channels of a layer's input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["FeatureMap", "Inspection", "LayerInspection"]
+
+
+@dataclass(frozen=True)
+class LayerInspection:
+    """One binary layer's input behind its activation binarizer.
+
+    Entropies are in bits: with one bit 1 at most, 0 where all values are the same.
+
+    Attributes:
+        name: Dotted name in the network.
+        kind: Class of the layer.
+        binarizer: Name of its activation binarizer, as rule files write it.
+        bits: Bits per value.
+        calls: How often the layer ran; 0 if it never did, and all statistics are then empty.
+        share: For each channel the share of +1 over all calls, (C,); with several bits that of the
+            upper half of the levels.
+        entropy: For each channel the entropy of a single map, averaged over all maps, (C,). What
+            BiDense calls channel-wise (Figs. 3 and 6d).
+        pooled_entropy: For each channel the entropy of all its values together, (C,). Not below
+            ``entropy``, and the one that tells something of maps of a single position.
+        map_entropy: For each map, in the order of the calls, its entropy averaged over the
+            channels; Fig. 6d shows its distribution for the first layer.
+        parameters: What the binarizer learned, flat: k, b and a of a distribution-adaptive one; of
+            others the floating-point parameters and buffers that they have.
+    """
+
+    name: str
+    kind: str
+    binarizer: str
+    bits: int
+    calls: int
+    share: tuple[float, ...]
+    entropy: tuple[float, ...]
+    pooled_entropy: tuple[float, ...]
+    map_entropy: tuple[float, ...]
+    parameters: Mapping[str, tuple[float, ...]]
+
+    @property
+    def mean_entropy(self) -> float | None:
+        """``entropy`` averaged over the channels; ``None`` if nothing was measured."""
+        return _mean(self.entropy)
+
+    @property
+    def mean_pooled_entropy(self) -> float | None:
+        """``pooled_entropy`` averaged over the channels; ``None`` if nothing was measured."""
+        return _mean(self.pooled_entropy)
+
+    @property
+    def constant(self) -> int:
+        """Number of channels that had one and the same value everywhere."""
+        return sum(value == 0 for value in self.pooled_entropy)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what is not finite is None."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "binarizer": self.binarizer,
+            "bits": self.bits,
+            "calls": self.calls,
+            "mean_entropy": self.mean_entropy,
+            "mean_pooled_entropy": self.mean_pooled_entropy,
+            "constant_channels": self.constant,
+            "share": list(self.share),
+            "entropy": list(self.entropy),
+            "pooled_entropy": list(self.pooled_entropy),
+            "map_entropy": list(self.map_entropy),
+            "parameters": {name: _finite(values) for name, values in self.parameters.items()},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """A sample's activations before and after they are binarized, averaged over the channels.
+
+    Attributes:
+        batch: Which batch it is from.
+        sample: Which sample of the batch.
+        entropy: Its entropy averaged over the channels, in bits.
+        before: Float activations, (*positions); (C,) where a sample has no positions.
+        after: The same, binarized, scale included.
+    """
+
+    batch: int
+    sample: int
+    entropy: float
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What binarization leaves of a network's maps.
+
+    Attributes:
+        network: Class of the network.
+        policy: Name of the policy that made it; ``None`` if it was built by hand.
+        batches: Number of batches that were measured.
+        layers: The binary layers in the order in which they run; at the end those that did not.
+        maps_of: Name of the layer whose feature maps were kept.
+        maps: The feature maps.
+    """
+
+    network: str
+    policy: str | None
+    batches: int
+    layers: tuple[LayerInspection, ...]
+    maps_of: str | None
+    maps: tuple[FeatureMap, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: everything but the values of feature maps."""
+        return {
+            "network": self.network,
+            "policy": self.policy,
+            "batches": self.batches,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "maps_of": self.maps_of,
+            "maps": [
+                {
+                    "batch": kept.batch,
+                    "sample": kept.sample,
+                    "shape": list(kept.before.shape),
+                    "entropy": kept.entropy,
+                }
+                for kept in self.maps
+            ],
+        }
+
+    def save(
+        self, folder: str | Path, pictures: Sequence[tuple[str, Tensor]] = ()
+    ) -> tuple[Path, ...]:
+        """Write the numbers (JSON, CSV) and the figures (PNG); all of them, or none.
+
+        Args:
+            folder: Where to; made if needed. What an earlier inspection left there is replaced,
+                other files stay.
+            pictures: Name and picture (uint8, (3, H, W)) of each batch of one sample, as far as
+                they are to be shown beside their feature maps.
+
+        Returns:
+            The files.
+
+        Raises:
+            FileError: The folder cannot be written.
+        """
+        from binarize.inspection.files import write
+
+        return write(self, Path(folder), pictures)
+
+    def __str__(self) -> str:
+        made = "by hand" if self.policy is None else f"by policy {self.policy!r}"
+        head = f"{self.network}, 1-bit {made}; entropy in bits over {self.batches} batches"
+        rows = [("Layer", "Binarizer", "Channels", "Constant", "Calls", "Entropy", "Pooled")]
+        for layer in self.layers:
+            rows.append(
+                (
+                    layer.name or "(root)",
+                    layer.binarizer if layer.bits == 1 else f"{layer.binarizer}, {layer.bits} bits",
+                    str(len(layer.entropy)) if layer.entropy else "-",
+                    str(layer.constant) if layer.entropy else "-",
+                    str(layer.calls),
+                    _short(layer.mean_entropy),
+                    _short(layer.mean_pooled_entropy),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [head]
+        for row in rows:
+            names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+            numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+            lines.append("  ".join((*names, *numbers)).rstrip())
+        return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _finite(values: Iterable[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,95 @@
+"""Count the levels of one layer's binarized maps, call by call.
+
+Shape legend: N samples, C channels, L levels of a binarizer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from binarize.inspection.numbers import LayerInspection
+from binarize.nn import BinaryLayer
+from binarize.ops.entropy import entropy
+
+__all__ = ["Tally"]
+
+
+class Tally:
+    """What is known so far about one layer.
+
+    Args:
+        name: Its dotted name.
+        layer: The layer.
+    """
+
+    def __init__(self, name: str, layer: BinaryLayer) -> None:
+        self.name = name
+        self.layer = layer
+        self.calls = 0
+        self._counts = torch.zeros(
+            layer.binarizer.channels, 2**layer.activation_bits, dtype=torch.int64
+        )
+        self._entropies = torch.zeros(layer.binarizer.channels, dtype=torch.float64)
+        self._maps: list[float] = []
+
+    def add(self, values: Tensor) -> list[float]:
+        """Count one call.
+
+        Args:
+            values: What the binarizer returned, samples first.
+
+        Returns:
+            The entropy of each sample, averaged over the channels; nothing for maps without
+            positions.
+        """
+        self.calls += 1
+        binarizer = self.layer.binarizer
+        channels, levels = self._counts.shape
+        index = binarizer.level_index(values).movedim(binarizer.channel_dim, 1)
+        samples, positions = index.shape[0], math.prod(index.shape[2:])
+        if not index.numel():
+            return []
+        # Each sample's channel has numbers of its own, so that one count tells all of them apart.
+        rows = torch.arange(samples * channels, device=index.device) * levels
+        numbers = index.reshape(samples * channels, positions) + rows[:, None]
+        counts = torch.bincount(numbers.flatten(), minlength=samples * channels * levels)
+        counts = counts.view(samples, channels, levels).cpu()
+        entropies = entropy(counts.double() / positions)
+        self._counts += counts.sum(0)
+        self._entropies += entropies.sum(0)
+        means: list[float] = entropies.mean(1).tolist()
+        self._maps += means
+        return means
+
+    def numbers(self) -> LayerInspection:
+        """The numbers as they stand."""
+        share = pooled = mean = torch.zeros(0, dtype=torch.float64)
+        if self._maps:
+            shares = self._counts.double() / self._counts.sum(1, keepdim=True)
+            share = shares[:, shares.shape[1] // 2 :].sum(1)
+            pooled = entropy(shares)
+            mean = self._entropies / len(self._maps)
+        return LayerInspection(
+            name=self.name,
+            kind=type(self.layer).__name__,
+            binarizer=self.layer.spec.binarizer,
+            bits=self.layer.activation_bits,
+            calls=self.calls,
+            share=tuple(share.tolist()),
+            entropy=tuple(mean.tolist()),
+            pooled_entropy=tuple(pooled.tolist()),
+            map_entropy=tuple(self._maps),
+            parameters=self._parameters(),
+        )
+
+    def _parameters(self) -> dict[str, tuple[float, ...]]:
+        binarizer = self.layer.binarizer
+        found = (*binarizer.named_parameters(), *binarizer.named_buffers())
+        return {
+            name: tuple(tensor.detach().double().flatten().tolist())
+            for name, tensor in found
+            if tensor.is_floating_point()
+        }
