@@ -1,8 +1,8 @@
 """Binary layers and the parts they are made of."""
 
+from binarize.nn.activation_binarizers import DistributionAdaptiveBinarizer
 from binarize.nn.activations import ShiftedPReLU
 from binarize.nn.base import BinaryLayer
-from binarize.nn.binarizers import DistributionAdaptiveBinarizer
 from binarize.nn.bypass import ChannelAdaptiveBypass, ShortcutBypass
 from binarize.nn.conv import (
     BiConv1d,

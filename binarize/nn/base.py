@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
-from binarize.nn.binarizers import DistributionAdaptiveBinarizer
+from binarize.nn.activation_binarizers import DistributionAdaptiveBinarizer
 from binarize.nn.bypass import make_bypass
 from binarize.nn.parts import ACTIVATIONS, BINARIZERS, WEIGHTS
 from binarize.nn.spec import UnitSpec

@@ -7,7 +7,6 @@ from typing import Any
 from binarize.nn import activation_binarizers as activations
 from binarize.nn import weight_binarizers as weights
 from binarize.nn.activations import ShiftedPReLU
-from binarize.nn.binarizers import DistributionAdaptiveBinarizer
 from binarize.nn.maxout import Maxout
 from binarize.nn.plain_activations import HardTanh, NoActivation
 
@@ -18,7 +17,7 @@ BINARIZERS: dict[str, Any] = {
     "ablated-dab": activations.AblatedBinarizer,
     "adaptive-set": activations.AdaptiveSet,
     "annealed-sign": activations.AnnealedSign,
-    "dab": DistributionAdaptiveBinarizer,
+    "dab": activations.DistributionAdaptiveBinarizer,
     "elastic-sign": activations.ElasticSign,
     "learned-levels": activations.LearnedLevels,
     "magnitude-sign": activations.MagnitudeSign,

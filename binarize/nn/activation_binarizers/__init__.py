@@ -4,6 +4,9 @@ from binarize.nn.activation_binarizers.ablated import AblatedBinarizer
 from binarize.nn.activation_binarizers.adaptive_set import AdaptiveSet
 from binarize.nn.activation_binarizers.annealed_sign import AnnealedSign
 from binarize.nn.activation_binarizers.base import ActivationBinarizer
+from binarize.nn.activation_binarizers.distribution_adaptive import (
+    DistributionAdaptiveBinarizer,
+)
 from binarize.nn.activation_binarizers.elastic_sign import ElasticSign
 from binarize.nn.activation_binarizers.learned_levels import LearnedLevels
 from binarize.nn.activation_binarizers.magnitude_sign import MagnitudeSign
@@ -16,6 +19,7 @@ __all__ = [
     "ActivationBinarizer",
     "AdaptiveSet",
     "AnnealedSign",
+    "DistributionAdaptiveBinarizer",
     "ElasticSign",
     "LearnedLevels",
     "MagnitudeSign",

@@ -1,7 +1,4 @@
-"""Activation binarizers: float map in, scaled signs out.
-
-Shapes: (N, C, *spatial) with ``channel_dim=1``, or (N, *positions, C) with ``channel_dim=-1``.
-"""
+"""BiDense's binarizer: threshold and scale follow each image."""
 
 from __future__ import annotations
 
