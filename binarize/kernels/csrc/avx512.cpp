@@ -46,14 +46,18 @@ inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation&
 }
 
 inline void expand(const uint64_t* plane, int planes, int32_t* out) {
-  for (int i = 0; i < 4; ++i) {
-    __m512i sum = _mm512_setzero_si512();
-    for (int p = 0; p < planes; ++p) {
-      const __mmask16 mask = (__mmask16)(plane[8 * p] >> (16 * i));
-      sum = _mm512_mask_or_epi32(sum, mask, sum, _mm512_set1_epi32(1 << p));
+  __m512i sum[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
+                    _mm512_setzero_si512()};
+  for (int p = 0; p < planes; ++p) {
+    const __m512i place = _mm512_set1_epi32(1 << p);
+    const uint64_t word = plane[8 * p];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      sum[i] = _mm512_mask_or_epi32(sum[i], (__mmask16)(word >> (16 * i)), sum[i], place);
     }
-    _mm512_storeu_si512(out + 16 * i, sum);
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) _mm512_storeu_si512(out + 16 * i, sum[i]);
 }
 
 #include "plan.hpp"

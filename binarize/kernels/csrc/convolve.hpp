@@ -194,8 +194,14 @@ static inline __attribute__((always_inline)) T load_as(const P* from) {
   return value;
 }
 
-static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
-static inline float to_floats(int32_t v) { return (float)v; }
+template <class F, class I>
+static inline __attribute__((always_inline)) F to_floats(I v) {
+  if constexpr (sizeof(F) == sizeof(float)) {
+    return (float)v;
+  } else {
+    return __builtin_convertvector(v, F);
+  }
+}
 
 // Everything after the count, for all pixels of a block and one vector of channels.
 template <class F, class I, bool kBypass, bool kResidual, bool kActivation>
@@ -210,7 +216,7 @@ static inline __attribute__((always_inline)) void finish_channels(const Block& b
   const int32_t* counts = b.counts + o;
   for (int64_t i = 0; i < b.pixels; ++i, counts += b.count_stride) {
     const I count = load_as<I>(counts);
-    F v = scale * to_floats(load_as<I>(b.table[i] + o) - (count + count)) + offset;
+    F v = scale * to_floats<F>(load_as<I>(b.table[i] + o) - (count + count)) + offset;
     if (kBypass) v += load_as<F>(b.bypass[i] + o);
     if (kResidual) v += load_as<F>(b.residual[i] + o);
     if (kActivation) {
@@ -229,10 +235,16 @@ static inline __attribute__((always_inline)) void finish_channels(const Block& b
 
 template <bool kBypass, bool kResidual, bool kActivation>
 static void finish_block(const Block& b) {
-  constexpr int64_t kLanes = sizeof(Floats) / sizeof(float);
   int64_t o = 0;
+  // Channels that do not fill a register go through smaller ones.
   for (; o + kLanes <= b.channels; o += kLanes) {
     finish_channels<Floats, Ints, kBypass, kResidual, kActivation>(b, o);
+  }
+  for (; o + 8 <= b.channels; o += 8) {
+    finish_channels<Floats8, Ints8, kBypass, kResidual, kActivation>(b, o);
+  }
+  for (; o + 4 <= b.channels; o += 4) {
+    finish_channels<Floats4, Ints4, kBypass, kResidual, kActivation>(b, o);
   }
   for (; o < b.channels; ++o) {
     finish_channels<float, int32_t, kBypass, kResidual, kActivation>(b, o);

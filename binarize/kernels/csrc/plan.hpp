@@ -5,6 +5,11 @@
 // As many floats as a register holds.
 typedef float Floats __attribute__((vector_size(kRegister)));
 typedef int32_t Ints __attribute__((vector_size(kRegister)));
+typedef float Floats8 __attribute__((vector_size(32)));
+typedef int32_t Ints8 __attribute__((vector_size(32)));
+typedef float Floats4 __attribute__((vector_size(16)));
+typedef int32_t Ints4 __attribute__((vector_size(16)));
+constexpr int64_t kLanes = sizeof(Floats) / sizeof(float);
 
 struct Dim {
   int64_t in;     // size of the enlarged input
