@@ -20,18 +20,18 @@ from binarize.nn.spec import UnitSpec
 __all__ = ["new_activation", "rewrite_forward"]
 
 
-def new_activation(decision: Decision, spec: UnitSpec, like: nn.Module) -> nn.Module:
+def new_activation(decision: Decision, spec: UnitSpec, *like: nn.Module) -> nn.Module:
     """The activation that a decision asks for.
 
     Args:
         decision: About an activation, with its channels.
         spec: The unit's parts.
-        like: A module whose parameters tell device and dtype.
+        like: Modules, of which the first with parameters tells device and dtype.
     """
     new = ACTIVATIONS[spec.activation or ""](
         decision.channels, channel_dim=decision.channel_dim, **spec.activation_options
     )
-    parameter = next((p for p in like.parameters() if p.is_floating_point()), None)
+    parameter = next((p for m in like for p in m.parameters() if p.is_floating_point()), None)
     if parameter is None:
         return new
     return new.to(device=parameter.device, dtype=parameter.dtype)
@@ -43,6 +43,7 @@ def rewrite_forward(
     scope: str,
     decisions: list[Decision],
     spec: UnitSpec,
+    model: nn.Module,
 ) -> None:
     """Give a module a forward without what its decisions say has to go, in place.
 
@@ -54,6 +55,7 @@ def rewrite_forward(
         scope: Its dotted name.
         decisions: Activations to replace, additions and scales to drop.
         spec: The unit's parts.
+        model: The whole network; a module without parameters has its device and dtype.
 
     Raises:
         ModelError: The forward lacks what a decision names.
@@ -77,7 +79,7 @@ def rewrite_forward(
         twin = traced.twins.get(node)
         if decision.part == "activation":
             new_name = _free_name(module, f"prelu_{decision.ordinal}")
-            child = new_activation(decision, spec, module)
+            child = new_activation(decision, spec, module, model)
             module.add_module(new_name, child.train(module.training))
             for each in (node, twin):
                 if each is not None:

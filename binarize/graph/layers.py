@@ -46,7 +46,8 @@ def obstacle(layer: Any) -> str | None:
 def extra_padding(layer: nn.Module) -> str | Sequence[int] | None:
     """Padding that a convolution's own forward adds, as ``pre_padding`` of a binary one."""
     name = type(layer).__name__
-    if name in _TENSORFLOW_SAME and (name != "StdConv2dSame" or getattr(layer, "same_pad", True)):
+    # Some pad by themselves only where the stride makes the padding depend on the size.
+    if name in _TENSORFLOW_SAME and getattr(layer, "same_pad", True):
         return "same"
     if name == "Conv2dStaticSamePadding":
         padding = getattr(getattr(layer, "static_padding", None), "padding", None)

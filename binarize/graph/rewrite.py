@@ -44,7 +44,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
     }
     for scope, decisions in edits.items():
         rewrite_forward(
-            find_module(model, scope), graphs[scope], scope, decisions, plan.policy.unit
+            find_module(model, scope), graphs[scope], scope, decisions, plan.policy.unit, model
         )
     places = Places(model)
     for decision in plan.part("activation"):

@@ -25,8 +25,13 @@ class _ShiftedPReLU(torch.autograd.Function):
         shifted = x + shift.view(shape).to(x.dtype)
         ctx.save_for_backward(shifted, slope)
         ctx.dim = dim
+        offset = None if out_shift is None else out_shift.view(shape).to(x.dtype)
+        if dim == 1:
+            y = F.prelu(shifted, slope.to(x.dtype))
+            return y if offset is None else y.add_(offset)
+        # Not a view, which a network could not change in place behind a function of its own.
         y = F.prelu(shifted.transpose(1, dim), slope.to(x.dtype)).transpose(1, dim)
-        return y if out_shift is None else y.add_(out_shift.view(shape).to(x.dtype))
+        return y.clone() if offset is None else y + offset
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

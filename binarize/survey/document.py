@@ -68,7 +68,7 @@ def _lines(rows: Sequence[Row], planned: int, command: str) -> Iterator[str]:
     if len(rows) < planned:
         yield ""
         yield f"**Not finished: {len(rows)} of {planned} networks were examined so far.**"
-        yield "The command goes on where it stopped."
+        yield "The command goes on where it stopped; a small network of every family comes first."
     if summary.light:
         yield ""
         yield f"{count(summary.light)} of them were converted and compared in the shapes of their"

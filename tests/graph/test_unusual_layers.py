@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, StdConv2d
+from timm.layers import Conv2dSame, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -74,6 +76,17 @@ def test_tensorflow_padding_is_kept(stride: int) -> None:
     torch.testing.assert_close(student(X), model[2](raw + bias.view(1, -1, 1, 1)))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layer", [StdConv2dSame, ScaledStdConv2dSame])
+def test_standardized_layers_pad_once(layer: type[nn.Conv2d], stride: int) -> None:
+    model = sandwich(layer(8, 8, 3, stride=stride)).eval()
+    student = convert(model).eval()
+    assert isinstance(student[1], BinaryLayer)
+    for size in ((13, 14), (8, 9), (7, 7)):
+        x = torch.randn(1, 3, *size)
+        assert student(x).shape == model(x).shape
+
+
 class Scaled(nn.Conv2d):
     """A convolution with a forward of its own."""
 
@@ -140,3 +153,25 @@ def test_unused_layers_are_told_and_harm_nothing() -> None:
     assert last.site == "spare"
     assert "never" in last.reason
     assert student(X).shape == (2, 2, 13, 14)
+
+
+class Bent(nn.Module):
+    """An activation of its own, without parameters."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(x) * 1.7
+
+
+@pytest.mark.parametrize(
+    "place", [{"device": "meta"}, {"dtype": torch.float64}], ids=["device", "dtype"]
+)
+def test_a_new_activation_lies_where_the_network_does(place: dict[str, Any]) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), Bent(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+    ).to(**place)
+    x = torch.zeros(1, 3, 16, 16, **place)
+    student = binarize.convert(model, example_inputs=x)
+    (activation,) = student.binarize_plan.part("activation")
+    assert (activation.action, activation.rewrite) == ("replace", True)
+    assert {(p.device, p.dtype) for p in student.parameters()} == {(x.device, x.dtype)}
+    assert student(x).shape == model(x).shape

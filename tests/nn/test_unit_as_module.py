@@ -276,3 +276,17 @@ def test_shifted_prelu_on_any_rank_and_empty(positions: tuple[int, ...], channel
         assert act(x).shape == x.shape
     torch.testing.assert_close(act(torch.full_like(x, -4.0)), torch.full_like(x, -1.0))
     torch.testing.assert_close(act(torch.full_like(x, 4.0)), torch.full_like(x, 4.0))
+
+
+@pytest.mark.parametrize("out_shift", [True, False])
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_an_activation_may_be_scaled_in_place(channel_dim: int, out_shift: bool) -> None:
+    act = binarize.nn.ShiftedPReLU(5, channel_dim=channel_dim, out_shift=out_shift)
+    x = torch.randn(2, 5, 5, 5, requires_grad=True)
+    expected = 1.5 * act(x)
+    got = act(x).mul_(1.5)
+    assert torch.equal(got, expected)
+    weight = torch.randn_like(got)
+    (a,) = torch.autograd.grad((got * weight).sum(), x)
+    (b,) = torch.autograd.grad((expected * weight).sum(), x)
+    torch.testing.assert_close(a, b)
