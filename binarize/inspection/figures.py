@@ -15,6 +15,8 @@ from binarize.inspection.numbers import FeatureMap, Inspection, LayerInspection
 
 __all__ = ["entropy_figure", "map_figure", "parameter_figure"]
 
+# Up to so many values of a layer are drawn one by one.
+_FEW = 8
 _FILL, _LINE, _ACCENT = "#9ecae1", "#2171b5", "#d94801"
 
 
@@ -58,12 +60,12 @@ def parameter_figure(inspection: Inspection) -> Figure | None:
         values = [
             [v for v in layer.parameters.get(name, ()) if math.isfinite(v)] for layer in layers
         ]
-        _boxes(panel, layers, values)
-        single = [(i, v[0]) for i, v in enumerate(values) if len(v) == 1]
-        panel.plot(*zip(*single, strict=True) if single else ((), ()), "o", color=_ACCENT, ms=4)
+        _boxes(panel, layers, [some if len(some) > _FEW else () for some in values])
+        dots = [(i, v) for i, some in enumerate(values) if len(some) <= _FEW for v in some]
+        panel.plot([i for i, _ in dots], [v for _, v in dots], "o", color=_ACCENT, markersize=4)
         panel.set_ylabel(name)
     panels[0].set_title(
-        "Values of the binarizers\nbox: quartiles, whiskers: 5 to 95 %, dot: one value per layer",
+        f"Values of the binarizers\nbox: quartiles, whiskers: 5 to 95 %, dots: up to {_FEW} values",
         fontsize=8,
     )
     return figure

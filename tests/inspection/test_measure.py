@@ -94,7 +94,8 @@ def test_every_binarizer(name: str) -> None:
         for parameter in layer.binarizer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     if UNITS[name].binarizer == "adaptive-set":
-        nn.init.constant_(layer.binarizer.alpha, -0.5)  # the larger value is that of -1
+        nn.init.constant_(layer.binarizer.alpha, -0.5)  # the larger value is that of -1,
+        nn.init.constant_(layer.binarizer.beta, 0.7)  # and both are positive
     x = torch.randn(3, 4, 20, 21)
     made = binarize.inspect(layer, [x])
     (told,) = made.layers
