@@ -184,7 +184,10 @@ def _phase_words(part: Tensor, layout: Layout) -> Tensor:
     else:
         rows = part.permute(0, 1, 3, 4, 5, 2).flatten(2, 4)
     packed = _to_bytes(rows)  # [group][output][step][byte]
-    packed = F.pad(packed, (0, 0, 0, 0, 0, -packed.shape[1] % LANES))
+    # Not by F.pad: where a phase has no taps there is nothing along a dimension, and torch 2.8
+    # pads no such tensor.
+    rest = packed.new_zeros(packed.shape[0], -packed.shape[1] % LANES, *packed.shape[2:])
+    packed = torch.cat([packed, rest], 1)
     packed = packed.unflatten(1, (-1, LANES)).unflatten(4, (layout.words, 8))
     return packed.permute(0, 1, 3, 4, 2, 5).flatten()
 
