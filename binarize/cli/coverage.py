@@ -95,7 +95,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     write_document(args.output, rows, len(cases), " ".join(words))
     data = args.output.with_suffix(".json")
     records.write(data, cases, summary.to_dict())
-    if len(rows) == len(cases):
+    # It may hold more than was asked for this time.
+    if len(rows) == len(cases) == len(records.rows):
         record.unlink(missing_ok=True)
     _show(summary, out)
     out.print(f"written: {args.output}, {data}", wrap=False)

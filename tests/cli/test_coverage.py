@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from binarize.survey import Records, Row
+
 NAMES = ("timm:test_resnet", "timm:test_vit")
 
 
@@ -32,6 +34,17 @@ def test_no_time_writes_what_there_is(run, tmp_path: Path) -> None:
     path = tmp_path / "none.md"
     assert run("coverage", *NAMES, "-o", path, "--minutes", 0).code == 0
     assert "Not finished: 0 of 2" in path.read_text(encoding="utf-8")
+
+
+def test_a_finished_part_leaves_the_record_of_the_rest(run, tmp_path: Path) -> None:
+    records = Records(tmp_path / "few.partial.jsonl")
+    for name in ("test_resnet", "resnet18"):
+        records.add(Row(f"timm:{name}", "timm", "resnet", name, status="converted"))
+    assert run("coverage", NAMES[0], "-o", tmp_path / "few.md").code == 0
+    assert "`resnet18`" not in (tmp_path / "few.md").read_text(encoding="utf-8")
+    assert set(Records(records.path).rows) == {"timm:test_resnet", "timm:resnet18"}
+    assert run("coverage", NAMES[0], "timm:resnet18", "-o", tmp_path / "few.md").code == 0
+    assert not records.path.exists()
 
 
 def test_names_only(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
