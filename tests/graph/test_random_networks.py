@@ -495,6 +495,10 @@ def row(blocks: tuple[Any, ...], rank: int, channels: int) -> tuple[nn.Sequentia
             block = replace(block, stride=1)
         modules.append(build(block, rank, channels))
         channels = modules[-1].width
+        if channels > 48:
+            # So would widths: concatenations double them.
+            modules.append(CONV[rank](channels, 8, 1))
+            channels = 8
     return nn.Sequential(*modules), channels
 
 
