@@ -63,6 +63,15 @@ def record(
     Changes in place are recorded as new values, so that the graph has no side effects.
     """
     recorder = _Recorder()
+    with torch.inference_mode(False), torch.no_grad():
+        # In inference mode composite operators would be recorded whole.
+        inputs = [x.clone() if x.is_inference() else x for x in inputs]
+        return _record(recorder, run, inputs)
+
+
+def _record(
+    recorder: _Recorder, run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
+) -> tuple[Recording, list[Tensor]]:
     for index, value in enumerate(inputs):
         node = recorder.recording.graph.placeholder(f"input_{index}")
         node.meta["value"] = _shell(value)
