@@ -24,8 +24,14 @@ def network(kind: str) -> nn.Module:
     torch.manual_seed(0)
     if kind == "resnet18":
         block: Any = timm.models.resnet.BasicBlock
+        # Branches that end in a norm with gain 0 would get no gradient at the first step.
         return timm.models.resnet.ResNet(
-            block, [2, 2, 2, 2], num_classes=3, stem_width=8, channels=(8, 12, 16, 24)
+            block,
+            [2, 2, 2, 2],
+            num_classes=3,
+            stem_width=8,
+            channels=(8, 12, 16, 24),
+            zero_init_last=False,
         )
     if kind == "mobilenetv2":
         return torchvision.models.MobileNetV2(
