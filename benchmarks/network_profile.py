@@ -1,0 +1,161 @@
+"""Where a packed network's time goes, operation by operation, for ``networks.py``."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from binarize import kernels
+from binarize.kernels import pack_weight, run_unit
+from binarize.lower import PackedNetwork
+
+__all__ = ["Line", "peak_rate", "profile"]
+
+# Input and output channels, kernel, height and width: shapes that the kernels like.
+_LIKED = ((512, 512, 3, 30), (256, 256, 3, 60), (1024, 512, 3, 30), (128, 128, 3, 60))
+
+
+@dataclass
+class Line:
+    """Operations of one kind and shape.
+
+    Attributes:
+        what: Kind and shape.
+        binary: Whether bits are counted.
+        macs: Multiplications of bits, of all of them.
+        calls: How many there are in a pass.
+        seconds: Time of all of them, one number for each round.
+    """
+
+    what: str
+    binary: bool
+    macs: int = 0
+    calls: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds, in seconds."""
+        return statistics.median(self.seconds)
+
+
+class _Timed(fx.Interpreter):
+    """Runs a program node by node and notes each operation's time."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.noted: list[tuple[str, bool, int, float]] = []
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Time it."""
+        started = time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+        result = super().call_function(target, args, kwargs)
+        ended = time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+        if target is run_unit or target is kernels.unit:
+            self.noted.append((*_unit(args, result[0]), ended - started))
+        else:
+            name = getattr(target, "__name__", str(target)).partition(".")[0]
+            shapes = ", ".join(_shape(x) for x in args if isinstance(x, Tensor) and x.dim() > 1)
+            self.noted.append((f"{name} {shapes}".strip(), False, 0, ended - started))
+        return result
+
+
+def _shape(x: Tensor) -> str:
+    return "x".join(map(str, x.shape))
+
+
+def _unit(args: Any, y: Tensor) -> tuple[str, bool, int]:
+    """What a unit is, and its multiplications of bits."""
+    names = [a.name for a in kernels.unit._schema.arguments]
+    given = dict(zip(names, args, strict=True))
+    inputs, outputs = sum(x.shape[1] for x in given["sources"]), y.shape[1]
+    taps, groups = given["kernel"], given["groups"]
+    area = taps[0] * taps[1]
+    pixels = y.shape[0] * y.shape[2] * y.shape[3]
+    if given["transposed"]:
+        first = given["sources"][0]
+        pixels = first.shape[0] * first.shape[2] * first.shape[3]
+    text = f"1-bit {inputs}->{outputs} {taps[0]}x{taps[1]} to {y.shape[2]}x{y.shape[3]}"
+    for name, usual in (("stride", (1, 1)), ("dilation", (1, 1)), ("groups", 1)):
+        value = given[name] if name == "groups" else tuple(given[name])
+        if value != usual:
+            text += f" {name} {value if name == 'groups' else value[0]}"
+    return text, True, pixels * area * inputs * outputs // groups
+
+
+def profile(packed: PackedNetwork, image: Tensor, rounds: int) -> list[Line]:
+    """Time all operations of a packed network; the most expensive first.
+
+    With one thread it is processor time, which other work on the machine disturbs little.
+
+    Raises:
+        RuntimeError: No program could be made for the network: it runs module by module.
+    """
+    packed(image)
+    if packed.unfused is not None:
+        raise RuntimeError(f"the network is not fused: {packed.unfused}")
+    program = next(reversed(packed._programs.values()))
+    lines: dict[str, Line] = {}
+    for _ in range(rounds):
+        runner = _Timed(program.module)
+        runner.run(image)
+        spent: dict[str, float] = defaultdict(float)
+        calls: dict[str, int] = defaultdict(int)
+        for what, binary, macs, seconds in runner.noted:
+            line = lines.setdefault(what, Line(what, binary))
+            spent[what] += seconds
+            calls[what] += 1
+            line.calls, line.macs = calls[what], macs * calls[what]
+        for what, seconds in spent.items():
+            lines[what].seconds.append(seconds)
+    return sorted(lines.values(), key=lambda line: -line.median)
+
+
+def peak_rate(rounds: int) -> float:
+    """Multiplications of bits per second of the best plain binary convolution, packing included."""
+    best = 0.0
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    for inputs, outputs, taps, side in _LIKED:
+        x = torch.randn(1, inputs, side, side).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(outputs, inputs, taps, taps)
+        given: list[Any] = [
+            [x],
+            [1],
+            [],
+            pack_weight(weight, stride=(1, 1), dilation=(1, 1)),
+            torch.rand(outputs),
+            torch.randn(outputs),
+            None,
+            torch.zeros(inputs),
+            None,
+            None,
+            (taps, taps),
+            (1, 1),
+            (taps // 2,) * 4,
+            (1, 1),
+            1,
+            "zeros",
+            False,
+            (0, 0),
+            "none",
+            (0, 0),
+            [],
+            None,
+            None,
+            None,
+            False,
+        ]
+        times = []
+        for _ in range(rounds + 1):
+            started = clock()
+            run_unit(*given)
+            times.append(clock() - started)
+        macs = side * side * taps * taps * inputs * outputs
+        best = max(best, macs / min(times[1:]))
+    return best
