@@ -21,7 +21,7 @@ from torch import Tensor
 from binarize.kernels import native, reference
 from binarize.kernels.geometry import output_size
 
-__all__ = ["run_unit", "unit"]
+__all__ = ["is_watched", "run_unit", "unit"]
 
 _LIBRARY = torch.library.Library("binarize", "DEF")
 _LIBRARY.define(
@@ -79,11 +79,21 @@ _LIBRARY.impl("unit", native.unit, "CPU")
 unit = torch.ops.binarize.unit.default
 
 
+def is_watched() -> bool:
+    """Whether someone records or changes calls of operators: fake tensors, tracers, transforms."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 def run_unit(*arguments: Any) -> tuple[Tensor, Tensor]:
     """``binarize::unit``, past torch's dispatcher where nothing listens to it.
 
-    Half of a small call's time is the dispatcher's. While torch traces, compiles or exports, and
-    for tensor sub-classes and other devices, it is called as ever.
+    Half of a small call's time is the dispatcher's. While torch traces, compiles, exports or
+    profiles, and for tensor sub-classes and other devices, it is called as ever.
 
     Args:
         *arguments: All arguments of the op, in the schema's order.
@@ -96,7 +106,8 @@ def run_unit(*arguments: Any) -> tuple[Tensor, Tensor]:
         torch.compiler.is_compiling()
         or type(first) is not Tensor
         or not first.is_cpu
-        or torch._C._len_torch_dispatch_stack()
+        or is_watched()
+        or torch._C._autograd._profiler_enabled()
     ):
         return unit(*arguments)
     return native.unit(*arguments)

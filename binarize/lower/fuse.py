@@ -15,7 +15,7 @@ from torch import fx
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from binarize.kernels.activation import shifted_prelu
-from binarize.kernels.ops import unit
+from binarize.kernels.ops import run_unit, unit
 from binarize.lower.record import Recording
 from binarize.lower.units import (
     arguments,
@@ -46,6 +46,7 @@ def fuse(recording: Recording) -> None:
     - A unit reads the parts of a concatenation, and maps before they are enlarged by nearest
       neighbour, in the place of the result.
     - The means that a unit's thresholds need are taken while the map is written.
+    - What reads a convolution's result alone and can write over it does so.
     """
     recording.graph.eliminate_dead_code()  # results nobody reads, which would count as users
     _drop_identities(recording.graph)
@@ -56,6 +57,9 @@ def fuse(recording: Recording) -> None:
         _read_parts(node)
     _pass_means(recording.graph)
     recording.graph.eliminate_dead_code()
+    _overwrite(recording.graph)
+    for node in units(recording.graph):
+        node.target = run_unit
 
 
 def _drop_identities(graph: fx.Graph) -> None:
@@ -196,6 +200,15 @@ def _mean(source: fx.Node) -> fx.Node:
     given["want_means"] = True
     set_arguments(maker, given)
     return result(maker, 1)
+
+
+def _overwrite(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if is_call(node, _aten.relu.default):
+            source: Any = node.args[0]
+            # A convolution's result is new memory; what another call returns may be a view.
+            if is_call(source, _aten.convolution.default) and len(source.users) == 1:
+                node.target = _aten.relu_.default
 
 
 def _maker(source: fx.Node) -> fx.Node | None:

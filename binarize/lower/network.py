@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from binarize.errors import ModelError
+from binarize.kernels.ops import is_watched
 from binarize.lower.fuse import fuse
 from binarize.lower.record import NotRecordable, record
 
@@ -73,7 +74,7 @@ class PackedNetwork(nn.Module):
         if torch.compiler.is_compiling():
             return self.network(*args, **kwargs)
         with torch.no_grad():
-            if self.unfused is not None or _is_watched():
+            if self.unfused is not None or is_watched():
                 return self.network(*args, **kwargs)
             leaves, spec = tree_flatten((args, kwargs))
             try:
@@ -193,16 +194,6 @@ def _check_plain(leaves: Sequence[Any], what: str) -> None:
     for leaf in leaves:
         if not isinstance(leaf, (Tensor, *_PLAIN)):
             raise NotRecordable(f"{what} is a {type(leaf).__name__}, not made of tensors")
-
-
-def _is_watched() -> bool:
-    """Whether someone records or changes the calls (fake tensors, profilers of shapes, tracing)."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._get_tracing_state()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
 
 
 def _told(error: Exception) -> str:

@@ -10,13 +10,14 @@ import torch
 from torch import fx
 
 from binarize.kernels.activation import shifted_prelu
-from binarize.kernels.ops import unit
+from binarize.kernels.ops import run_unit, unit
 
 __all__ = ["arguments", "is_call", "replace_call", "result", "set_arguments", "units", "value_of"]
 
 _NAMES: dict[Any, list[str]] = {
     op: [a.name for a in op._schema.arguments] for op in (unit, shifted_prelu)
 }
+_NAMES[run_unit] = _NAMES[unit]
 
 
 def is_call(node: Any, *targets: Any) -> bool:
@@ -26,7 +27,7 @@ def is_call(node: Any, *targets: Any) -> bool:
 
 def units(graph: fx.Graph) -> Iterator[fx.Node]:
     """The calls of the unit's kernel, in order; the graph may be changed meanwhile."""
-    yield from [node for node in graph.nodes if is_call(node, unit)]
+    yield from [node for node in graph.nodes if is_call(node, unit, run_unit)]
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
         assert_alike(packed, network, torch.randn(2, 3, 12, 16))
     assert shop.operators(packed) == operators
     # Stem and head, the stem's activation, and its means for the concatenation's reader.
-    assert shop.operators(packed) == ["convolution", "relu", "mean", "convolution"]
+    assert shop.operators(packed) == ["convolution", "relu_", "mean", "convolution"]
     down, conv1, conv2, up = shop.calls(packed)
     assert [len(call["sources"]) for call in (down, conv1, conv2, up)] == [1, 1, 1, 2]
     assert up["upsample"] == [2, 1]
