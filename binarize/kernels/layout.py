@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from binarize.errors import BinarizeError
-from binarize.ops.bits import pack_signs, unpack_signs
+from binarize.ops.bits import pack_bits, unpack_signs
 
 __all__ = ["Layout", "pack_weight", "unpack_weight"]
 
@@ -169,7 +169,8 @@ def pack_weight(
     for taps in layout.phases:
         part = bits
         for dim, chosen in enumerate(taps, start=3):
-            part = part.index_select(dim, torch.tensor(chosen, dtype=torch.int64))
+            if chosen != tuple(range(part.shape[dim])):
+                part = part.index_select(dim, torch.tensor(chosen, dtype=torch.int64))
         words.append(_phase_words(part, layout))
         sums.append(_phase_sums(part))
     return torch.cat(words + sums)
@@ -195,7 +196,7 @@ def _phase_words(part: Tensor, layout: Layout) -> Tensor:
 def _to_bytes(rows: Tensor) -> Tensor:
     """Bits of the last dimension to bytes, filled up to whole words."""
     rows = F.pad(rows, (0, -rows.shape[-1] % WORD))
-    return pack_signs(rows.to(torch.int8) * 2 - 1).view(*rows.shape[:-1], rows.shape[-1] // 8)
+    return pack_bits(rows).view(*rows.shape[:-1], rows.shape[-1] // 8)
 
 
 def _phase_sums(part: Tensor) -> Tensor:

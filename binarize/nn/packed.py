@@ -15,12 +15,12 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from binarize.kernels.activation import shifted_prelu
 from binarize.kernels.layout import pack_weight
-from binarize.kernels.ops import unit
+from binarize.kernels.ops import run_unit
 from binarize.nn.activations import ShiftedPReLU
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.conv import same_padding
 from binarize.nn.folding import folded_norm, folded_padding, obstacle_to_counting
-from binarize.ops.bits import unpack_signs
+from binarize.ops.bits import unpack_bits
 
 __all__ = [
     "PackedActivation",
@@ -100,7 +100,7 @@ class PackedUnit(_Single):
 
     gain: Tensor
     threshold: Tensor
-    kernel: Any = staticmethod(unit)
+    kernel: Any = staticmethod(run_unit)
 
     def __init__(self, layer: Any, bits: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class PackedUnit(_Single):
         gain = gain * _factors(layer, scale).detach().double()
         self._hold(
             weight=pack_weight(
-                unpack_signs(bits, shape, torch.int8) > 0,
+                unpack_bits(bits, shape),
                 stride=self.stride,
                 dilation=self.dilation,
                 groups=self.groups,

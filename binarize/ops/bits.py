@@ -7,6 +7,7 @@ Bit order: element i of the flattened tensor is bit ``i % 8`` (least significant
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from binarize.errors import BinarizeError
 
-__all__ = ["pack_signs", "unpack_signs"]
+__all__ = ["pack_bits", "pack_signs", "unpack_bits", "unpack_signs"]
+
+# Times eight bytes of 0 or 1, taken as one number, it gathers them in the highest byte.
+_GATHER = 0x0102040810204080
 
 
 def pack_signs(signs: Tensor) -> Tensor:
@@ -26,10 +30,25 @@ def pack_signs(signs: Tensor) -> Tensor:
     Returns:
         uint8 tensor of ``ceil(numel / 8)`` bytes on the same device.
     """
-    bits = (~(signs.detach().flatten() < 0)).to(torch.uint8)
-    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
-    return (bits * weights).sum(1, dtype=torch.uint8)
+    return pack_bits(~(signs.detach() < 0))
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """Pack the elements of a bool tensor, one bit each.
+
+    Args:
+        bits: Bool tensor of any shape.
+
+    Returns:
+        uint8 tensor of ``ceil(numel / 8)`` bytes on the same device.
+    """
+    flat = bits.reshape(-1)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
+    if sys.byteorder == "big":
+        flat = flat.flip(1)
+    # Rows of their own memory: what is viewed as eight bytes has to start at a multiple of them.
+    rows = flat.to(torch.uint8, copy=True).view(torch.int64).squeeze(1)
+    return (((rows * _GATHER) >> 56) & 255).to(torch.uint8)
 
 
 def unpack_signs(
@@ -48,6 +67,22 @@ def unpack_signs(
     Raises:
         BinarizeError: The number of bytes does not fit the shape.
     """
+    return (unpack_bits(packed, shape).to(dtype) * 2 - 1).view(tuple(shape))
+
+
+def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo :func:`pack_bits`.
+
+    Args:
+        packed: uint8 tensor of ``ceil(prod(shape) / 8)`` bytes.
+        shape: Shape of the tensor that was packed.
+
+    Returns:
+        Bool tensor of ``shape``.
+
+    Raises:
+        BinarizeError: The number of bytes does not fit the shape.
+    """
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.numel() != (count + 7) // 8:
         raise BinarizeError(
@@ -58,4 +93,4 @@ def unpack_signs(
         )
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = (packed.view(-1, 1) >> shifts) & 1
-    return (bits.flatten()[:count].to(dtype) * 2 - 1).view(tuple(shape))
+    return bits.bool().flatten()[:count].view(tuple(shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import binarize
 from binarize.ops import pack_signs, sign, unpack_signs
+from binarize.ops.bits import pack_bits, unpack_bits
 
 QUIET = settings(max_examples=80, deadline=None, database=None, derandomize=True)
 
@@ -67,3 +69,18 @@ def test_wrong_number_of_bytes(shape: tuple[int, ...]) -> None:
     packed = pack_signs(torch.ones(30))
     with pytest.raises(binarize.BinarizeError, match=r"^packed=.*: .*; .*"):
         unpack_signs(packed, shape)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (7, 3), (2, 3, 8)])
+def test_bools(shape: tuple[int, ...]) -> None:
+    bits = torch.rand(shape) < 0.5
+    expected = np.packbits(bits.numpy(), bitorder="little")
+    assert np.array_equal(pack_bits(bits).numpy(), expected)
+    assert torch.equal(unpack_bits(pack_bits(bits), shape), bits)
+
+
+def test_bools_of_any_memory_layout() -> None:
+    bits = torch.rand(9, 17) < 0.5
+    for view in (bits.t(), bits[1:, 3:], bits.flatten()[1:9], bits[:, ::2]):
+        expected = np.packbits(view.contiguous().numpy(), bitorder="little")
+        assert np.array_equal(pack_bits(view).numpy(), expected)
