@@ -57,8 +57,8 @@ def _scale(x: Tensor, deviation: Tensor, exponent: Tensor) -> Tensor:
 
 def _binarize(
     x: Tensor, threshold: Tensor, exponent: Tensor, over: list[int]
-) -> tuple[Tensor, Tensor]:
-    """The scaled signs and the mean magnitude that their scale depends on."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The shifted map, whose sign bits count, the mean magnitude, and a buffer of the map's size."""
     # torch.export runs this with gradients on, where writing into a buffer is refused.
     x, threshold, exponent = x.detach(), threshold.detach(), exponent.detach()
     shifted = x + _shift(x, threshold)
@@ -70,8 +70,7 @@ def _binarize(
     wide = torch.promote_types(x.dtype, torch.float32)
     deviation = magnitude.sum(over, keepdim=True, dtype=wide) if over else magnitude.to(wide)
     deviation = deviation / count
-    scale = _scale(x, deviation, exponent)
-    return torch.copysign(scale, shifted, out=magnitude), deviation
+    return shifted, deviation, magnitude
 
 
 def _binarize_again(
@@ -114,10 +113,10 @@ class _AdaptiveSign(torch.autograd.Function):
         positions: list[int],
         over: list[int],
     ) -> Tensor:
-        binary, deviation = _binarize(x, threshold, exponent, over)
+        shifted, deviation, buffer = _binarize(x, threshold, exponent, over)
         ctx.save_for_backward(x, threshold, exponent, deviation)
         ctx.dims = positions, over
-        return binary
+        return torch.copysign(_scale(x, deviation, exponent.detach()), shifted, out=buffer)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -184,6 +183,23 @@ def _convolve(
     return _PLAIN[rank](x, weight, None, stride, padding, dilation, groups)
 
 
+def _factors(
+    x: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, geometry: Geometry
+) -> Tensor | None:
+    """What the sum over signs can be multiplied by afterwards, where the scales leave the sum.
+
+    That sum is a whole number, so that it is exact in whatever order it is taken: a layer that
+    counts bits has the same. In half precision it would not be, there the scales stay inside.
+    """
+    per_output = not geometry.transposed and weight_scale.numel() == weight.shape[0]
+    per_sample = all(size == 1 for size in scale.shape[1:])
+    wide = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+    if not (per_output and per_sample and wide):
+        return None
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    return scale * weight_scale.reshape(shape)
+
+
 class _AdaptiveConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -197,14 +213,21 @@ class _AdaptiveConvolution(torch.autograd.Function):
         over: list[int],
         *geometry: Any,
     ) -> Tensor:
-        binary, deviation = _binarize(x, threshold, exponent, over)
+        shifted, deviation, buffer = _binarize(x, threshold, exponent, over)
+        scale = _scale(x, deviation, exponent.detach())
+        factors = _factors(x, scale, weight, weight_scale, Geometry(*geometry))
+        own_scale = weight_scale
+        if factors is not None:
+            scale = weight_scale = scale.new_ones(())
+        binary = torch.copysign(scale, shifted, out=buffer)
         binary_weight = _binary_weight(weight, weight_scale, x)
         # The float layer keeps a copy in half precision under autocast, too.
         kept = None if binary_weight.dtype == weight.dtype else binary_weight
-        ctx.save_for_backward(x, threshold, exponent, deviation, weight, weight_scale, kept)
+        ctx.save_for_backward(x, threshold, exponent, deviation, weight, own_scale, kept)
         ctx.dims = positions, over
         ctx.geometry = geometry
-        return _convolve(binary, binary_weight, *geometry)
+        y = _convolve(binary, binary_weight, *geometry)
+        return y if factors is None else y.mul_(factors)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

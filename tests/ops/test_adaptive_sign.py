@@ -101,6 +101,17 @@ def test_convolution(name: str, frozen: int | None) -> None:
     torch.testing.assert_close(grads(y, free), grads(expected, free))
 
 
+def test_sums_are_whole_numbers() -> None:
+    """What a layer that counts bits gets, to the last bit: the scales are put on afterwards."""
+    x, weight = torch.randn(2, 96, 9, 7), torch.randn(5, 96, 3, 3)
+    scale = torch.rand(5, 1, 1, 1) + 0.1
+    geometry = Geometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    terms = (torch.zeros(2, 96, 1, 1), torch.zeros(1))
+    y = adaptive_convolution(x, *terms, weight, scale, geometry, positions=[2, 3], over=[1, 2, 3])
+    counted = F.conv2d(sign(x.double()), sign(weight.double()), None, padding=1)
+    assert torch.equal(y, counted.float() * scale.view(1, 5, 1, 1))
+
+
 def kept_bytes(unit: BinaryLayer, x: Tensor) -> int:
     """Bytes that the graph keeps beside parameters, buffers and the input."""
     own = {t.untyped_storage().data_ptr() for t in (*unit.parameters(), *unit.buffers(), x)}
