@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["error_decay", "hard_sign", "straight_through"]
+__all__ = ["clip", "error_decay", "hard_sign", "straight_through"]
 
 # IR-Net's estimator goes from the identity to the sign's own shape: log10 of its steepness.
 _LOG_T_MIN, _LOG_T_MAX = -3.0, 1.0
@@ -34,6 +34,17 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
         soft: Tensor of the same shape and dtype.
     """
     return _StraightThrough.apply(hard, soft)
+
+
+def clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """``torch.clamp`` whose gradient is 1 at the bounds too, with every version of torch.
+
+    Args:
+        x: Tensor of any shape.
+        low: Lower bound, without gradient.
+        high: Upper bound, without gradient.
+    """
+    return torch.where((x >= low) & (x <= high), x, x.detach().clamp(low, high))
 
 
 def hard_sign(x: Tensor) -> Tensor:

@@ -46,10 +46,8 @@ def test_in_80_columns(report: Report) -> None:
 
     header = next(row for row in report.layers if row.part == "file").bytes
     total = report.file_bytes
-    told = next(i for i, line in enumerate(lines) if line.startswith("rules that matched nothing"))
-    assert "role=vector -> keep" in " ".join(lines[told:])
     assert (
-        lines[:told]
+        lines
         == f"""\
 Net, 1-bit by policy 'bidense', operations for 1×3×32×32
 

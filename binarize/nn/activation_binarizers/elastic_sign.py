@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from binarize.nn.activation_binarizers.base import ActivationBinarizer
 from binarize.nn.threshold import ThresholdForm
-from binarize.ops.straight_through import hard_sign, straight_through
+from binarize.ops.straight_through import clip, hard_sign, straight_through
 
 __all__ = ["ElasticSign"]
 
@@ -63,6 +63,6 @@ class ElasticSign(ActivationBinarizer):
         signs = hard_sign(x)
         alpha = self.alpha.clamp(min=_SMALLEST).to(x.dtype)
         fixed = alpha.detach()
-        through_x = fixed * torch.clamp(x / fixed, -1.0, 1.0)
+        through_x = fixed * clip(x / fixed, -1.0, 1.0)
         through_alpha = signs * alpha / math.sqrt(max(x.numel(), 1))
         return straight_through(signs * fixed, through_x + through_alpha)

@@ -9,7 +9,7 @@ from binarize.errors import BinarizeError
 from binarize.nn.activation_binarizers.base import ActivationBinarizer
 from binarize.nn.threshold import ThresholdForm
 from binarize.ops.levels import fitted_basis, level_table, nearest_level
-from binarize.ops.straight_through import straight_through
+from binarize.ops.straight_through import clip, straight_through
 
 __all__ = ["MAX_BITS", "LearnedLevels", "check_bits"]
 
@@ -82,7 +82,7 @@ class LearnedLevels(ActivationBinarizer):
                 self.basis.copy_(fitted_basis(values, chosen, codes, basis)[0])
             hard = levels[0][chosen].view(x.shape).to(x.dtype)
         edge = levels[0].abs().max().to(x.dtype)
-        return straight_through(hard, torch.clamp(x, -edge, edge))
+        return straight_through(hard, clip(x, -edge, edge))
 
     def extra_repr(self) -> str:
         return f"{self.channels}, bits={self.bits}"

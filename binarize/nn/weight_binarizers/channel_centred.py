@@ -9,7 +9,7 @@ from torch import Tensor
 
 from binarize.nn.weight_binarizers.base import WeightBinarizer, centred_signs
 from binarize.ops.sign import clip_gradient
-from binarize.ops.straight_through import hard_sign
+from binarize.ops.straight_through import clip, hard_sign
 
 __all__ = ["ChannelCentredSign"]
 
@@ -51,7 +51,7 @@ class ChannelCentredSign(WeightBinarizer):
 
     def centred(self, weight: Tensor) -> Tensor:
         """The weight, centred and clipped."""
-        return (weight - self._centre(weight.detach())).clamp(-1, 1)
+        return clip(weight - self._centre(weight.detach()), -1, 1)
 
     def _centre(self, weight: Tensor) -> Tensor:
         grouped, _ = self.slices(weight)
