@@ -58,7 +58,7 @@ def _scale(x: Tensor, deviation: Tensor, exponent: Tensor) -> Tensor:
 def _binarize(
     x: Tensor, threshold: Tensor, exponent: Tensor, over: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The shifted map, whose sign bits count, the mean magnitude, and a buffer of the map's size."""
+    """The shifted map, whose sign bits count, the mean magnitude, a buffer of the map's size."""
     # torch.export runs this with gradients on, where writing into a buffer is refused.
     x, threshold, exponent = x.detach(), threshold.detach(), exponent.detach()
     shifted = x + _shift(x, threshold)

@@ -60,7 +60,7 @@ def test_interruption_leaves_with_130_and_says_how_to_go_on(tmp_path: Path) -> N
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1] == "interrupted"
     assert "--resume goes on from" in err
