@@ -36,13 +36,13 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return _StraightThrough.apply(hard, soft)
 
 
-def clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+def clip(x: Tensor, low: Any, high: Any) -> Tensor:
     """``torch.clamp`` whose gradient is 1 at the bounds too, with every version of torch.
 
     Args:
         x: Tensor of any shape.
-        low: Lower bound, without gradient.
-        high: Upper bound, without gradient.
+        low: Lower bound, a number or a tensor; without gradient.
+        high: Upper bound, likewise.
     """
     return torch.where((x >= low) & (x <= high), x, x.detach().clamp(low, high))
 
