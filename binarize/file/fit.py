@@ -25,12 +25,13 @@ def check_fit(slots: Sequence[Slot], stored: Stored, name: str) -> None:
         ModelError: Something is missing, left over or of another shape; the first three of each.
     """
     missing, different, used = [], [], set()
+    sizes: dict[tuple[str, torch.Size], tuple[int, int]] = {}
     for slot in slots:
         key = stored.name_of(slot)
         used |= {key} if slot.layer is None else {f"{key}.bits", f"{key}.scale"}
         if not stored.has(key):
             missing.append(slot.name)
-        elif (difference := _difference(slot, key, stored)) is not None:
+        elif (difference := _difference(slot, key, stored, sizes)) is not None:
             different.append(difference)
             used |= {key, f"{key}.bits", f"{key}.scale"}
     unexpected = [key for key in stored.tensors if key not in used]
@@ -52,7 +53,9 @@ def check_fit(slots: Sequence[Slot], stored: Stored, name: str) -> None:
         )
 
 
-def _difference(slot: Slot, key: str, stored: Stored) -> str | None:
+def _difference(
+    slot: Slot, key: str, stored: Stored, sizes: dict[tuple[str, torch.Size], tuple[int, int]]
+) -> str | None:
     shape = tuple(slot.tensor.shape)
     if slot.layer is None:
         if key not in stored.tensors:
@@ -66,7 +69,10 @@ def _difference(slot: Slot, key: str, stored: Stored) -> str | None:
     bits, scale = stored.tensors.get(f"{key}.bits"), stored.tensors.get(f"{key}.scale")
     if bits is None or scale is None:
         return f"{slot.name} is not stored as bits and scale"
-    size, scales = slot.packed_sizes
+    alike = str(slot.layer.quantizer), slot.tensor.shape
+    if alike not in sizes:
+        sizes[alike] = slot.packed_sizes
+    size, scales = sizes[alike]
     fits = bits.dtype == torch.uint8 and tuple(bits.shape) == (size,)
     if not fits or tuple(scale.shape) != (scales,) or not scale.is_floating_point():
         return (

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from binarize.errors import ModelError
 from binarize.file.slots import Slot
@@ -30,7 +31,7 @@ def network_without_values(model: nn.Module | None, origin: Mapping[str, Any]) -
     """
     if model is None:
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _NoInitialValues():
                 network = build_origin(origin)
             if not any(t.device.type == "meta" for t in _unsaved(network)):
                 return network
@@ -46,6 +47,18 @@ def network_without_values(model: nn.Module | None, origin: Mapping[str, Any]) -
             parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
     return copy.deepcopy(model, memo)
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leave out what would fill tensors that have no values, which takes as long as building."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FILLING and args and args[0].device.type == "meta":
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
 
 
 def _unsaved(network: nn.Module) -> Iterator[Tensor]:
