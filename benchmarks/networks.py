@@ -157,14 +157,14 @@ def prepare(
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
                 call = COMPETITORS[name][1](case, threads)
-                output = torch.as_tensor(call()).float().flatten().clone()
+                output = torch.as_tensor(call()).double().flatten()
         except Exception as error:
             text = " ".join(str(error).split())[:160]
             missing = isinstance(error, ModuleNotFoundError)
             failures[name] = f"missing: {text}" if missing else f"{type(error).__name__}: {text}"
             continue
         like = case.subject.student(case.image) if name == "packed" else plain
-        alike[name] = F.cosine_similarity(output, like.flatten(), dim=0).item()
+        alike[name] = F.cosine_similarity(output, like.double().flatten(), dim=0).item()
         calls[name] = call
         print(f"  {name} ready, {time.perf_counter() - started:.0f} s", flush=True)
     return calls, alike, failures
