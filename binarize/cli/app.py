@@ -96,6 +96,8 @@ def _guarded(args: Any, debug: bool) -> int:
     except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         return _fail(f"{error.filename or 'file'}: {error.strerror}", MISTAKE, debug)
     except Exception as error:
+        if _by_interruption(error):
+            return _fail("interrupted", INTERRUPTED, False)
         if debug:
             traceback.print_exc()
         text = " ".join(str(error).split())[:300]
@@ -105,6 +107,15 @@ def _guarded(args: Any, debug: bool) -> int:
             BUG,
             False,
         )
+
+
+def _by_interruption(error: BaseException | None) -> bool:
+    """Whether an error came up while an interruption was passing through somebody's clean-up."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

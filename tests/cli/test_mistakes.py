@@ -221,6 +221,21 @@ def test_debug_shows_the_traceback(run) -> None:
     assert answer.err.splitlines()[-1].startswith("error: policy='bidens'")
 
 
+def test_an_interruption_stays_one_when_cleaning_up_fails(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("half closed")
+
+    monkeypatch.setattr("binarize.policy.policies", interrupted)
+    answer = run("rules", "ls")
+    assert answer.code == 130
+    assert answer.err.strip() == "interrupted"
+
+
 def test_a_bug_says_so_and_how_to_see_more(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError("oh")

@@ -528,7 +528,7 @@ class NetworkModule(nn.Module):
 
 # -------------------------------------------------------------------------------- properties
 
-EXAMPLES = int(os.environ.get("BINARIZE_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("BINARIZE_EXAMPLES", "25"))
 CHECKED = settings(
     max_examples=EXAMPLES,
     derandomize="BINARIZE_EXAMPLES" not in os.environ,
