@@ -6,6 +6,8 @@ from collections import defaultdict
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from binarize.errors import ModelError
 
@@ -29,6 +31,30 @@ def find_module(model: nn.Module, path: str) -> Any:
         ) from None
 
 
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+
+
+def _copy_hooks(old: nn.Module, new: nn.Module) -> None:
+    weights = {
+        key
+        for key, hook in old._forward_pre_hooks.items()
+        if isinstance(hook, (WeightNorm, SpectralNorm))
+    }
+    for name in _HOOKS:
+        ours = getattr(old, name)
+        getattr(new, name).update({key: ours[key] for key in ours if key not in weights})
+    if old._backward_hooks:
+        new._is_full_backward_hook = old._is_full_backward_hook
+
+
 class Places:
     """The owners of every module, read once: a search per exchange would be quadratic.
 
@@ -47,13 +73,15 @@ class Places:
             for name, child in owner._modules.items():
                 self._owners[id(child)].append((owner, name))
 
-    def exchange(self, path: str, new: nn.Module, within: str = "") -> None:
+    def exchange(self, path: str, new: nn.Module, within: str = "", *, hooks: bool = True) -> None:
         """Put a module in another's place, and wherever else that one is registered.
 
         Args:
             path: Dotted path of the old module.
             new: The new one; it takes over the old one's mode.
             within: Dotted path of the module below which the old one is exchanged.
+            hooks: Whether the new one takes over the old one's hooks too (networks of timm take
+                their features by hooks). Those that compute a weight stay.
 
         Raises:
             ModelError: There is no module at ``path``, or it is the network itself.
@@ -75,6 +103,8 @@ class Places:
             else:
                 self._owners[id(old)].append((owner, name))
         new.train(old.training)
+        if hooks:
+            _copy_hooks(old, new)
 
     def _below(self, path: str) -> set[int]:
         if path not in self._inside:

@@ -126,7 +126,8 @@ def _adopt(places: Places, unit: BinaryLayer, path: str, bias: torch.Tensor | No
         # The unit has no bias: the norm sees its input shifted by that much.
         mean: Any = unit.norm.running_mean
         mean.sub_(bias.to(mean.dtype))
-    places.exchange(path, follower)
+    # A plain norm keeps its hooks inside the unit.
+    places.exchange(path, follower, hooks=not plain)
 
 
 def _bypass_projection(places: Places, decision: Decision, spec: UnitSpec) -> None:

@@ -106,6 +106,27 @@ def test_names_and_hooks_that_users_know() -> None:
     assert {f"stages.{i}.conv{j}.weight" for i in range(3) for j in (1, 2)} <= kept
 
 
+def test_hooks_of_the_original_go_on_working() -> None:
+    seen: list[str] = []
+    teacher = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(8, 8, 3)), nn.ReLU()),
+        nn.Conv2d(8, 2, 1),
+    )
+    for name in ("1.0", "1.1", "1.2", "2.0", "2.1"):
+        module = teacher.get_submodule(name)
+        module.register_forward_hook(lambda _m, _a, _out, n=name: seen.append(n))
+        module.register_forward_pre_hook(lambda _m, _a, n=name: seen.append(f"before {n}"))
+    x = torch.randn(2, 3, 12, 12)
+    teacher(x)
+    expected, seen[:] = sorted(seen), []
+    student = binarize.convert(teacher, example_inputs=x)
+    seen.clear()
+    student(x)
+    assert sorted(seen) == expected
+
+
 def test_an_average_of_weights() -> None:
     student = converted()
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
