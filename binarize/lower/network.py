@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from binarize.errors import ModelError
+from binarize.graph.trace import skeleton
 from binarize.kernels.ops import is_watched
 from binarize.lower.fuse import fuse
 from binarize.lower.record import NotRecordable, record
@@ -27,10 +28,11 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 class PackedNetwork(nn.Module):
     """A 1-bit network for inference, made by :func:`binarize.pack`.
 
-    It is called as the network it was made of. The first call with inputs of some size also
-    records what is computed; from then on a program is run for inputs of this size that leaves
-    out what need not be done (see :mod:`binarize.lower.fuse`), up to sixteen sizes at a time.
-    Python code and hooks of the modules do not run in programs. Under ``torch.compile`` and
+    It is called as the network it was made of. The first call with inputs of some size records
+    what is computed, by a run of a copy on tensors without values; from then on a program is run
+    for inputs of this size that leaves out what need not be done (see
+    :mod:`binarize.lower.fuse`), up to sixteen sizes at a time. Python code and hooks of the
+    modules do not run in programs. Under ``torch.compile`` and
     ``torch.export``, and where ``unfused`` gives a reason, the modules run one by one.
 
     Args:
@@ -90,7 +92,8 @@ class PackedNetwork(nn.Module):
             return program(leaves)
 
     def _first_call(self, key: Hashable, leaves: Sequence[Any], spec: TreeSpec) -> Any:
-        program, output = _make_program(self.network, leaves, spec)
+        program = _make_program(self.network, leaves, spec)
+        output = program(leaves)  # before it is kept: should it fail, the modules run
         with self._lock:
             self._programs[key] = program
             while len(self._programs) > _PROGRAMS:
@@ -163,31 +166,28 @@ def _key(leaves: Sequence[Any], spec: TreeSpec) -> Hashable:
     return spec, shapes, autocast
 
 
-def _make_program(
-    network: nn.Module, leaves: Sequence[Any], spec: TreeSpec
-) -> tuple[_Program, Any]:
+def _make_program(network: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> _Program:
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     told: list[Any] = []
+    copy = skeleton(network)  # what modules keep of a run without values goes with it
 
     def run(*inputs: Tensor) -> list[Tensor]:
         filled = list(leaves)
         for i, value in zip(tensors, inputs, strict=True):
             filled[i] = value
         args, kwargs = tree_unflatten(filled, spec)
-        results, out_spec = tree_flatten(network(*args, **kwargs))
+        results, out_spec = tree_flatten(copy(*args, **kwargs))
         _check_plain(results, "a result")
         told[:] = [out_spec, [None if isinstance(x, Tensor) else (x,) for x in results]]
         return [x for x in results if isinstance(x, Tensor)]
 
-    recording, results = record(run, [leaves[i] for i in tensors])
+    recording = record(run, [leaves[i] for i in tensors])
     fuse(recording)
     recording.graph.lint()
     module = fx.GraphModule(recording.constants, recording.graph)
     program = _Program(module, tensors, told[0])
     program.others = told[1]
-    values = iter(results)
-    filled = [next(values) if other is None else other[0] for other in program.others]
-    return program, tree_unflatten(filled, program.spec)
+    return program
 
 
 def _check_plain(leaves: Sequence[Any], what: str) -> None:

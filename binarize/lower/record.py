@@ -1,4 +1,7 @@
-"""Record a network's run as a graph of ATen operators, for arguments of these very shapes."""
+"""Record a network's run as a graph of ATen operators, for arguments of these very shapes.
+
+The run uses fake tensors (shapes without values), so that no map takes memory meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -43,47 +47,46 @@ class Recording:
         return node
 
 
-def record(
-    run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
-) -> tuple[Recording, list[Tensor]]:
-    """Run a function once and record what it does with its arguments.
+def record(run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Recording:
+    """Record what a function does with its arguments, by one run on fake tensors.
 
     Args:
         run: Takes tensors, returns a list of tensors. Values of tensors must not decide what it
-            does next.
-        inputs: Its arguments.
+            does next. What it keeps of its run (a cache, say) has no values.
+        inputs: Its arguments; only shapes, strides, types and devices matter.
 
     Returns:
-        The graph, with a placeholder per argument and a list as its output, and the results.
+        The graph, with a placeholder per argument and a list as its output.
 
     Raises:
-        NotRecordable: A value is read back, the shape of a result depends on values, or a tensor
-            is changed in place that the run did not make, or of which there are views.
+        NotRecordable: A value is read back, the shape of a result depends on values, a tensor
+            is changed in place that the run did not make, or of which there are views, or a
+            tensor without values is left from another run.
 
     Changes in place are recorded as new values, so that the graph has no side effects.
     """
     recorder = _Recorder()
-    with torch.inference_mode(False), torch.no_grad():
-        # In inference mode composite operators would be recorded whole.
-        inputs = [x.clone() if x.is_inference() else x for x in inputs]
-        return _record(recorder, run, inputs)
-
-
-def _record(
-    recorder: _Recorder, run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
-) -> tuple[Recording, list[Tensor]]:
-    for index, value in enumerate(inputs):
-        node = recorder.recording.graph.placeholder(f"input_{index}")
-        node.meta["value"] = _shell(value)
-        recorder.nodes[value] = node
-    with recorder:
-        results = list(run(*inputs))
-    recorder.recording.graph.output([recorder.node(value) for value in results])
-    return recorder.recording, results
+    graph = recorder.recording.graph
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    # In inference mode composite operators would be recorded whole.
+    with torch.inference_mode(False), torch.no_grad(), fake:
+        given = [fake.from_tensor(value) for value in inputs]
+        for index, value in enumerate(given):
+            recorder.nodes[value] = node = graph.placeholder(f"input_{index}")
+            node.meta["value"] = _shell(value)
+        with recorder:
+            results = list(run(*given))
+        graph.output([recorder.node(value) for value in results])
+    return recorder.recording
 
 
 def _shell(value: Any) -> Any:
-    return tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), value)
+    with _disable_current_modes():
+        return tree_map_only(
+            Tensor,
+            lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"),
+            value,
+        )
 
 
 class _Recorder(TorchDispatchMode):
@@ -95,6 +98,8 @@ class _Recorder(TorchDispatchMode):
     def node(self, value: Tensor) -> fx.Node:
         """The node that made a tensor; what no node made is a constant."""
         if value not in self.nodes:
+            if isinstance(value, FakeTensor):
+                raise NotRecordable("it keeps a tensor of an earlier run")
             self.nodes[value] = self.recording.constant(value)
         known: fx.Node = self.nodes[value]
         return known
@@ -130,10 +135,10 @@ class _Recorder(TorchDispatchMode):
         target = values[0]
         if pure is None or pure is func or any(v.dtype != target.dtype for v in values):
             raise NotRecordable(f"it changes a tensor in place ({func})")
-        storage = target.untyped_storage().data_ptr()
+        storage = target.untyped_storage()._cdata
         for other, node in list(self.nodes.items()):
             # Whoever reads the same memory under another name would see the change, too.
-            same = other.untyped_storage().data_ptr() == storage
+            same = other.untyped_storage()._cdata == storage
             if same and (other is not target or node.op != "call_function"):
                 raise NotRecordable(f"it changes a tensor that is read elsewhere ({func})")
         return pure

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import binarize
+from binarize.kernels import native
 from binarize.nn import BiConv2d
 
 
@@ -301,6 +302,42 @@ def test_what_no_graph_can_say_is_run_as_it_is(
     assert packed.unfused is not None
     assert reason in packed.unfused
     assert reason in repr(packed)
+
+
+def test_recording_computes_no_values(
+    shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    run = native.unit
+    monkeypatch.setattr(native, "unit", lambda *given: runs.append(1) or run(*given))
+    packed = binarize.pack(shop.student(shop.UNet()))
+    for calls in (1, 2):
+        packed(torch.randn(1, 3, 8, 8))
+        assert len(runs) == 4 * calls  # units
+
+
+class Keeper(nn.Module):
+    """Keeps what it made for a size, as position embeddings and attention masks are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = BiConv2d(4, 4, 3, padding=1)
+        self.kept: dict[Any, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape not in self.kept:
+            self.kept[x.shape] = torch.arange(float(x.shape[-1]))
+        return self.unit(x) + self.kept[x.shape]
+
+
+def test_what_modules_keep_has_values(shop: SimpleNamespace) -> None:
+    network = shop.train_like(Keeper())
+    packed = binarize.pack(network)
+    for width in (5, 6, 5):
+        assert_alike(packed, network, torch.randn(1, 4, 5, width))
+    assert packed.unfused is None
+    packed(torch.randn(1, 4, 5, 7))
+    assert all(type(value) is Tensor for value in packed.network.kept.values())
 
 
 def test_an_error_of_the_call_is_the_networks_own(shop: SimpleNamespace) -> None:
