@@ -67,7 +67,11 @@ def _fake(
     size = [length * upsample[0] for length in first.shape[2:]]
     out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
     samples, channels = first.shape[0], gain.shape[0]
-    y = first.new_empty((samples, *out, channels)).movedim(-1, 1)
+    # Channels last, by its strides: a contiguous tensor of symbolic sizes would guard on them.
+    strides = [channels]
+    for length in reversed(out):
+        strides.insert(0, strides[0] * length)
+    y = first.new_empty_strided((samples, channels, *out), (strides[0], 1, *strides[1:]))
     return y, first.new_empty((samples, channels) if want_means else (0,))
 
 

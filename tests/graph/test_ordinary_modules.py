@@ -158,6 +158,7 @@ def test_gradient_checkpoints() -> None:
         torch.testing.assert_close(ours[name], gradient, msg=name)
 
 
+@pytest.mark.usefixtures("pooling_exports")
 def test_exports_with_dynamic_sizes_where_padding_depends_on_the_size() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),

@@ -162,21 +162,11 @@ def test_compiles_as_one_graph_with_gradients(name: str) -> None:
 EXPORTED = ["dense", "released", "strided", "depthwise", "reflect", "transposed", "linear"]
 
 
-def pooling_exports() -> bool:
-    """Whether this torch exports its own pooling for even and odd sizes; 2.8 and 2.11 do not."""
-    sizes = {2: torch.export.Dim("height", min=4, max=512)}
-    try:
-        torch.export.export(nn.AvgPool2d(2), (torch.zeros(1, 1, 9, 8),), dynamic_shapes=(sizes,))
-    except torch._dynamo.exc.UserError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("name", EXPORTED)
-def test_exports_with_dynamic_shapes(name: str) -> None:
+def test_exports_with_dynamic_shapes(name: str, request: pytest.FixtureRequest) -> None:
     unit, x = make(name)
-    if name == "strided" and not pooling_exports():
-        pytest.skip("this version of torch does not export average pooling for all sizes")
+    if name == "strided":
+        request.getfixturevalue("pooling_exports")
     batch = torch.export.Dim("batch", min=1, max=64)
     height, width = (torch.export.Dim(n, min=4, max=512) for n in ("height", "width"))
     dims = (1, 2) if name == "linear" else (2, 3)
