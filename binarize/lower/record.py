@@ -112,8 +112,13 @@ class _Recorder(TorchDispatchMode):
             raise NotRecordable(f"it reads values of tensors ({func})")
         if torch.Tag.dynamic_output_shape in func.tags:
             raise NotRecordable(f"the shape of a result depends on values ({func})")
-        operands = tree_map_only(Tensor, self.node, (args, kwargs))
-        recorded = self._out_of_place(func, values) if func._schema.is_mutable else func
+        recorded, read = func, kwargs
+        if func._schema.is_mutable:
+            outs = [a.name for a in func._schema.arguments if a.is_out]
+            read = {name: value for name, value in kwargs.items() if name not in outs}
+            target = kwargs[outs[0]] if len(outs) == 1 else values[0]
+            recorded = self._out_of_place(func, outs, target, values)
+        operands = tree_map_only(Tensor, self.node, (args, read))
         result = func(*args, **kwargs)
         node = self.recording.graph.call_function(recorded, *operands)
         node.meta["value"] = _shell(result)
@@ -127,14 +132,14 @@ class _Recorder(TorchDispatchMode):
                     self.nodes[part] = item
         return result
 
-    def _out_of_place(self, func: Any, values: Sequence[Tensor]) -> Any:
-        """The operator that gives as a new value what ``func`` writes over its first operand."""
-        name, _, overload = func.__name__.partition(".")
-        packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-        pure = getattr(packet, overload, None) if name.endswith("_") else None
-        target = values[0]
-        if pure is None or pure is func or any(v.dtype != target.dtype for v in values):
+    def _out_of_place(
+        self, func: Any, outs: Sequence[str], target: Tensor, values: Sequence[Tensor]
+    ) -> Any:
+        """The operator that gives as a new value what ``func`` writes over ``target``."""
+        pure = _pure(func, outs)
+        if pure is None or any(v.dtype != target.dtype for v in values):
             raise NotRecordable(f"it changes a tensor in place ({func})")
+        self.node(target)  # a constant, if nobody has read it yet
         storage = target.untyped_storage()._cdata
         for other, node in list(self.nodes.items()):
             # Whoever reads the same memory under another name would see the change, too.
@@ -142,3 +147,18 @@ class _Recorder(TorchDispatchMode):
             if same and (other is not target or node.op != "call_function"):
                 raise NotRecordable(f"it changes a tensor that is read elsewhere ({func})")
         return pure
+
+
+def _pure(func: Any, outs: Sequence[str]) -> Any:
+    """The functional form of ``name_`` and of ``name.out``, or ``None``."""
+    name, _, overload = func.__name__.partition(".")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    if not outs:
+        return getattr(packet, overload, None) if name.endswith("_") else None
+    wanted = [(a.name, str(a.type)) for a in func._schema.arguments if a.name not in outs]
+    for each in packet.overloads() if packet is not None and len(outs) == 1 else []:
+        found = getattr(packet, each)
+        given = [(a.name, str(a.type)) for a in found._schema.arguments]
+        if given == wanted and not found._schema.is_mutable:
+            return found
+    return None

@@ -20,6 +20,7 @@ from binarize.nn.activations import ShiftedPReLU
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.conv import same_padding
 from binarize.nn.folding import folded_norm, folded_padding, obstacle_to_counting
+from binarize.nn.weight_binarizers import ScaledSign
 from binarize.ops.bits import unpack_bits
 
 __all__ = [
@@ -291,8 +292,12 @@ class StoredWeight(nn.Module):
 
     def forward(self, weight: None = None) -> Tensor:
         """The weight in use, as the layer's own binarizer gives it."""
-        latent = self.quantizer.unpack(self.bits, self.scale, _shell(self.shape, self.scale))
-        binary: Tensor = self.quantizer(latent)
+        like = _shell(self.shape, self.scale)
+        if type(self.quantizer) is ScaledSign:
+            # Of signs times their scale the quantizer would make the same again.
+            scale = self.quantizer.spread(self.scale, like)
+            return unpack_bits(self.bits, self.shape).to(scale) * (2 * scale) - scale
+        binary: Tensor = self.quantizer(self.quantizer.unpack(self.bits, self.scale, like))
         return binary
 
 

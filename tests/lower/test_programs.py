@@ -250,6 +250,29 @@ def test_shared_unit_and_changes_in_place(shop: SimpleNamespace) -> None:
     assert packed.unfused is None
 
 
+class IntoBuffer(nn.Module):
+    """Writes results into tensors that are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = BiConv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        size = y.abs()
+        total = size + 1
+        torch.copysign(size, x, out=size)
+        torch.mul(size, 2, out=size)
+        return size + total
+
+
+def test_results_written_into_buffers(shop: SimpleNamespace) -> None:
+    network = shop.train_like(IntoBuffer())
+    packed = binarize.pack(network)
+    assert_alike(packed, network, torch.randn(1, 4, 5, 6))
+    assert packed.unfused is None
+
+
 class Awkward(nn.Module):
     """Does what a graph of operators cannot say."""
 
@@ -268,6 +291,9 @@ class Awkward(nn.Module):
         if self.what == "view":
             y[:, 0] += 1
             return y
+        if self.what == "out view":
+            torch.add(y[:, 0], 1, out=y[:, 0])
+            return y
         if self.what == "input":
             return x.mul_(2) + y
         if self.what == "buffer":
@@ -282,6 +308,7 @@ class Awkward(nn.Module):
         ("value", "it reads values of tensors"),
         ("size", "the shape of a result depends on values"),
         ("view", "it changes a tensor that is read elsewhere"),
+        ("out view", "it changes a tensor that is read elsewhere"),
         ("input", "it changes a tensor that is read elsewhere"),
         ("buffer", "it changes a tensor that is read elsewhere"),
         ("object", "a result is a SimpleNamespace, not made of tensors"),
@@ -353,6 +380,7 @@ def test_released_policy(shop: SimpleNamespace) -> None:
     network = shop.student(shop.UNet(), "bidense-released")
     packed = binarize.pack(network)
     assert_alike(packed, network, torch.randn(1, 3, 8, 8))
+    assert packed.unfused is None
 
 
 def test_no_gradients(shop: SimpleNamespace) -> None:
