@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from binarize.nn.bypass import make_bypass
 from binarize.nn.parts import ACTIVATIONS, BINARIZERS, WEIGHTS
 from binarize.nn.spec import UnitSpec
 from binarize.nn.weight_binarizers import ScaledSign
-from binarize.ops.adaptive_sign import Geometry, adaptive_convolution
+from binarize.ops.adaptive_sign import adaptive_convolution
+from binarize.ops.convolution import Geometry, binary_convolution, sample_magnitude
 
 __all__ = ["BinaryLayer", "check_floating"]
 
@@ -119,20 +120,28 @@ class BinaryLayer(nn.Module):
             and not (quantizer._forward_hooks or quantizer._forward_pre_hooks)
         )
 
-    def _convolve(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """The sum over binary values, where :meth:`_fuses` holds."""
-        threshold, exponent, positions, over = self.binarizer.terms(x)
-        scale = self.quantizer.spread(self.quantizer.scale(self.weight), self.weight)
-        return adaptive_convolution(
-            x,
-            threshold,
-            exponent,
-            self.weight,
-            scale,
-            geometry,
-            positions=positions,
-            over=over,
-        )
+    def _sum(
+        self, x: Tensor, geometry: Geometry, widen: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """The sum over binary values.
+
+        Args:
+            x: The layer's input.
+            geometry: How the weight is laid over it.
+            widen: Pads the binarized map in a way that ``geometry`` does not tell.
+        """
+        whole = bool(self.binarizer.popcount_exact and self.popcount_exact)
+        if widen is None and self._fuses():
+            threshold, exponent, positions, over = self.binarizer.terms(x)
+            scale = self.quantizer.spread(self.quantizer.scale(self.weight), self.weight)
+            dims = {"positions": positions, "over": over}
+            return adaptive_convolution(
+                x, threshold, exponent, self.weight, scale, geometry, **dims, whole=whole
+            )
+        binary = self.binarizer(x)
+        magnitude = sample_magnitude(binary) if whole else None
+        binary = binary if widen is None else widen(binary)
+        return binary_convolution(binary, self.quantizer(self.weight), geometry, magnitude)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         """What follows the sum: norm, inner activation, and the bypass of ``x``."""

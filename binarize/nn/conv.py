@@ -6,6 +6,7 @@ Shapes: (N, C_in, *spatial) to (N, C_out, *spatial of the convolution's output).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.spec import UnitSpec
-from binarize.ops.adaptive_sign import Geometry
+from binarize.ops.convolution import Geometry
 
 __all__ = [
     "BiConv1d",
@@ -101,24 +102,31 @@ class _BiConvNd(BinaryLayer):
             pads += same_padding(x.shape[2 + d], reach, conv.stride[d])
         return pads
 
-    def _pads_by_zeros(self) -> bool:
-        """Whether the convolution itself does all padding, with the same width on both sides."""
+    def _geometry(self, x: Tensor) -> Geometry:
+        """The convolution with the zeros that it pads."""
         conv: Any = self
-        own = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-        return own and self.pre_padding is None
+        none = (0,) * self.spatial
+        pads, own = self._pads(x), none
+        if conv.padding_mode == "zeros" and conv.padding == "same":
+            around = conv._reversed_padding_repeated_twice
+            pads = [a + b for a, b in zip_longest(pads, around, fillvalue=0)]
+        elif conv.padding_mode == "zeros" and conv.padding != "valid":
+            own = conv.padding
+        return Geometry(conv.stride, own, conv.dilation, False, none, conv.groups, pads)
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the unit on a map (N, C_in, *spatial)."""
         check_floating(input)
         conv: Any = self
-        if self._fuses() and self._pads_by_zeros():
-            none = (0,) * self.spatial
-            geometry = Geometry(conv.stride, conv.padding, conv.dilation, False, none, conv.groups)
-            return self._finish(self._convolve(input, geometry), input)
-        binary = self.binarizer(input)
-        if self.pre_padding is not None:
-            binary = F.pad(binary, self._pads(input))
-        return self._finish(conv._conv_forward(binary, self.quantizer(self.weight), None), input)
+        geometry = self._geometry(input)
+        if conv.padding_mode == "zeros":
+            return self._finish(self._sum(input, geometry), input)
+
+        def widen(binary: Tensor) -> Tensor:
+            binary = F.pad(binary, list(geometry.pads))
+            return F.pad(binary, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+
+        return self._finish(self._sum(input, geometry._replace(pads=()), widen), input)
 
     def _around(self, x: Tensor, y: Tensor) -> Tensor:
         path = super()._around(x, y)
@@ -205,32 +213,15 @@ class _BiConvTransposeNd(BinaryLayer):
             self.spatial,
             conv.dilation,
         )
-        if self._fuses():
-            geometry = Geometry(
+        y = self._sum(
+            input,
+            Geometry(
                 conv.stride, conv.padding, conv.dilation, True, tuple(output_padding), conv.groups
-            )
-            y = self._convolve(input, geometry)
-        else:
-            y = _CONV_TRANSPOSE[self.spatial](
-                self.binarizer(input),
-                self.quantizer(self.weight),
-                None,
-                conv.stride,
-                conv.padding,
-                output_padding,
-                conv.groups,
-                conv.dilation,
-            )
+            ),
+        )
         if self.bypass is not None:
             input = F.interpolate(input, size=y.shape[2:], mode="nearest")
         return self._finish(y, input)
-
-
-_CONV_TRANSPOSE: dict[int, Any] = {
-    1: F.conv_transpose1d,
-    2: F.conv_transpose2d,
-    3: F.conv_transpose3d,
-}
 
 
 class BiConvTranspose2d(_BiConvTransposeNd, nn.ConvTranspose2d):

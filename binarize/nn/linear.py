@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.spec import UnitSpec
+from binarize.ops.convolution import Geometry
 
 __all__ = ["BiLinear"]
 
@@ -52,6 +52,6 @@ class BiLinear(BinaryLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Run the unit on a tensor (N, *positions, C_in)."""
         check_floating(input)
-        y = F.linear(self.binarizer(input), self.quantizer(self.weight))
+        y = self._sum(input, Geometry())
         rows = self._finish(y.reshape(-1, self.out_features), input.reshape(-1, self.in_features))
         return rows.view(y.shape)

@@ -277,6 +277,7 @@ class StoredWeight(nn.Module):
 
     Attributes:
         reason: Why bits are not counted.
+        popcount_exact: As the layer's own.
     """
 
     bits: Tensor
@@ -287,6 +288,7 @@ class StoredWeight(nn.Module):
         self.quantizer: Any = layer.quantizer
         self.shape = tuple(layer.weight.shape)
         self.reason = obstacle_to_counting(layer)
+        self.popcount_exact = bool(self.quantizer.popcount_exact)
         self.register_buffer("bits", bits.clone())
         self.register_buffer("scale", scale.detach().clone())
 

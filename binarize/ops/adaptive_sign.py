@@ -17,28 +17,22 @@ Shapes: maps have the samples at dimension 0; ``positions`` and ``over`` are dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from binarize.ops.convolution import (
+    Geometry,
+    convolution_gradients,
+    convolve,
+    sum_factors,
+    sums_exactly,
+)
 from binarize.ops.sign import clip_gradient_
 
-__all__ = ["Geometry", "adaptive_convolution", "adaptive_sign"]
-
-
-class Geometry(NamedTuple):
-    """What a convolution needs beside map and weight, as ``torch.convolution`` takes it."""
-
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
-    transposed: bool
-    output_padding: Sequence[int]
-    groups: int
+__all__ = ["adaptive_convolution", "adaptive_sign"]
 
 
 def _sum(x: Tensor, dims: list[int]) -> Tensor:
@@ -157,49 +151,6 @@ def _binary_weight(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
     return binary.to(x.dtype) if cast else binary
 
 
-# Not torch.convolution, which autocast does not know.
-_PLAIN: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED: dict[int, Any] = {
-    1: F.conv_transpose1d,
-    2: F.conv_transpose2d,
-    3: F.conv_transpose3d,
-}
-
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor:
-    rank = x.dim() - 2
-    if transposed:
-        rest = stride, padding, output_padding, groups, dilation
-        return _TRANSPOSED[rank](x, weight, None, *rest)
-    return _PLAIN[rank](x, weight, None, stride, padding, dilation, groups)
-
-
-def _factors(
-    x: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, geometry: Geometry
-) -> Tensor | None:
-    """What the sum over signs can be multiplied by afterwards, where the scales leave the sum.
-
-    That sum is a whole number, so that it is exact in whatever order it is taken: a layer that
-    counts bits has the same. In half precision it would not be, there the scales stay inside.
-    """
-    per_output = not geometry.transposed and weight_scale.numel() == weight.shape[0]
-    per_sample = all(size == 1 for size in scale.shape[1:])
-    wide = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
-    if not (per_output and per_sample and wide):
-        return None
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    return scale * weight_scale.reshape(shape)
-
-
 class _AdaptiveConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -209,15 +160,17 @@ class _AdaptiveConvolution(torch.autograd.Function):
         exponent: Tensor,
         weight: Tensor,
         weight_scale: Tensor,
+        geometry: Geometry,
         positions: list[int],
         over: list[int],
-        *geometry: Any,
+        whole: bool,
     ) -> Tensor:
         shifted, deviation, buffer = _binarize(x, threshold, exponent, over)
         scale = _scale(x, deviation, exponent.detach())
-        factors = _factors(x, scale, weight, weight_scale, Geometry(*geometry))
+        factors = None
         own_scale = weight_scale
-        if factors is not None:
+        if whole and sums_exactly(x, weight):
+            factors = sum_factors(scale, weight_scale, geometry)
             scale = weight_scale = scale.new_ones(())
         binary = torch.copysign(scale, shifted, out=buffer)
         binary_weight = _binary_weight(weight, weight_scale, x)
@@ -226,7 +179,7 @@ class _AdaptiveConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, threshold, exponent, deviation, weight, own_scale, kept)
         ctx.dims = positions, over
         ctx.geometry = geometry
-        y = _convolve(binary, binary_weight, *geometry)
+        y = convolve(binary, binary_weight, geometry)
         return y if factors is None else y.mul_(factors)
 
     @staticmethod
@@ -237,21 +190,16 @@ class _AdaptiveConvolution(torch.autograd.Function):
         if binary_weight is None:
             binary_weight = _binary_weight(weight, weight_scale, weight)
         binary, scale = _binarize_again(*saved)
-        # Autocast may have run the convolution in another type than that of map and weight.
-        grad_binary, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad,
-            binary.to(grad.dtype),
-            binary_weight.to(grad.dtype),
-            None,
-            *ctx.geometry,
-            [any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[3], False],
+        wanted = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[3]
+        grad_binary, grad_weight = convolution_gradients(
+            grad, binary, binary_weight, ctx.geometry, wanted
         )
         grads: tuple[Tensor | None, ...] = (None, None, None)
         if grad_binary is not None:
             grads = _gradients(grad_binary.to(x.dtype), binary, scale, (*saved,), *ctx.dims)
         if grad_weight is not None:
             grad_weight = clip_gradient_(grad_weight.to(weight.dtype), weight)
-        return (*grads, grad_weight, *(None,) * 9)
+        return (*grads, grad_weight, *(None,) * 5)
 
 
 def adaptive_convolution(
@@ -264,6 +212,7 @@ def adaptive_convolution(
     *,
     positions: list[int],
     over: list[int],
+    whole: bool,
 ) -> Tensor:
     """Convolve the scaled signs of a map with scaled signs of a weight.
 
@@ -271,18 +220,22 @@ def adaptive_convolution(
     the straight-through estimator's: 1 where ``|weight| <= 1``, else 0, times that of the signs.
 
     Args:
-        x: Floating-point map (N, C_in, *spatial).
+        x: Floating-point map (N, C_in, *spatial); for a linear map (N, *positions, C_in).
         threshold: As in :func:`adaptive_sign`.
         exponent: As in :func:`adaptive_sign`.
-        weight: Latent weight, as ``torch.convolution`` takes it.
-        weight_scale: Positive and detached; broadcasts to ``weight``.
-        geometry: Of the convolution; the padding is by zeros.
+        weight: Latent weight, as torch's layer of that geometry has it.
+        weight_scale: Positive and detached, of the size of ``weight`` in dimension 0; broadcasts
+            to it.
+        geometry: How the weight is laid over the map.
         positions: As in :func:`adaptive_sign`.
         over: As in :func:`adaptive_sign`.
+        whole: Whether the map's scale is one per sample and the weight's one per output channel:
+            then the signs are summed alone, see :mod:`binarize.ops.convolution`.
 
     Returns:
-        Map (N, C_out, *spatial of the convolution's output).
+        The sums.
     """
-    return _AdaptiveConvolution.apply(
-        x, threshold, exponent, weight, weight_scale, positions, over, *geometry
+    y: Tensor = _AdaptiveConvolution.apply(
+        x, threshold, exponent, weight, weight_scale, geometry, positions, over, whole
     )
+    return y

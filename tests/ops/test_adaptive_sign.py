@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from binarize.nn import BiConv2d, BiConvTranspose2d, BinaryLayer
-from binarize.ops.adaptive_sign import Geometry, adaptive_convolution, adaptive_sign
+from binarize.nn import BiConv2d, BiConvTranspose2d, BiLinear, BinaryLayer
+from binarize.ops.adaptive_sign import adaptive_convolution, adaptive_sign
+from binarize.ops.convolution import Geometry
 from binarize.ops.sign import scaled_sign, sign
 
 # Sample size, channels, positions; dimensions of positions and of the scale's mean.
@@ -79,22 +80,24 @@ def test_convolution(name: str, frozen: int | None) -> None:
     weight = torch.randn(shape, dtype=torch.float64)
     weight.view(-1)[:4] = torch.tensor([0.0, -0.0, 1.0, -1.0])
     scale = torch.rand([n if d == scale_dim else 1 for d, n in enumerate(shape)]).double() + 0.5
+    if geometry.transposed:
+        scale = scale.expand(shape[0], -1, -1, -1)
     leaves = [x, threshold, exponent, weight]
     for i, leaf in enumerate(leaves):
         leaf.requires_grad_(i != frozen)
-    y = adaptive_convolution(*leaves, scale, geometry, positions=[2, 3], over=[1, 2, 3])
+    y = adaptive_convolution(*leaves, scale, geometry, positions=[2, 3], over=[1, 2, 3], whole=True)
 
     # The weight's surrogate is not multiplied by the scale.
     signs = sign(weight, "clip")
     used = scale * signs.detach() + (signs - signs.detach())
     binary = composed(x, threshold, exponent, [1, 2, 3])
     if geometry.transposed:
-        stride, padding, dilation, _, output_padding, groups = geometry
+        stride, padding, dilation, _, output_padding, groups, _ = geometry
         expected = F.conv_transpose2d(
             binary, used, None, stride, padding, output_padding, groups, dilation
         )
     else:
-        stride, padding, dilation, _, _, groups = geometry
+        stride, padding, dilation, _, _, groups, _ = geometry
         expected = F.conv2d(binary, used, None, stride, padding, dilation, groups)
     torch.testing.assert_close(y, expected)
     free = [leaf for leaf in leaves if leaf.requires_grad]
@@ -107,7 +110,9 @@ def test_sums_are_whole_numbers() -> None:
     scale = torch.rand(5, 1, 1, 1) + 0.1
     geometry = Geometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
     terms = (torch.zeros(2, 96, 1, 1), torch.zeros(1))
-    y = adaptive_convolution(x, *terms, weight, scale, geometry, positions=[2, 3], over=[1, 2, 3])
+    y = adaptive_convolution(
+        x, *terms, weight, scale, geometry, positions=[2, 3], over=[1, 2, 3], whole=True
+    )
     counted = F.conv2d(sign(x.double()), sign(weight.double()), None, padding=1)
     assert torch.equal(y, counted.float() * scale.view(1, 5, 1, 1))
 
@@ -128,10 +133,18 @@ def kept_bytes(unit: BinaryLayer, x: Tensor) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("kind", [BiConv2d, BiConvTranspose2d])
-def test_a_unit_keeps_its_sum_only(kind: type) -> None:
-    unit = kind(32, 32, 3, padding=1)
-    x = torch.randn(2, 32, 24, 24, requires_grad=True)
+@pytest.mark.parametrize(
+    "unit",
+    [
+        BiConv2d(32, 32, 3, padding=1),
+        BiConv2d(32, 32, 3, pre_padding="same"),
+        BiConvTranspose2d(32, 32, 3, padding=1),
+        BiLinear(32, 32),
+    ],
+    ids=["plain", "SAME", "transposed", "linear"],
+)
+def test_a_unit_keeps_its_sum_only(unit: BinaryLayer) -> None:
+    x = torch.randn(2, 32, 32, 32, requires_grad=True)
     one_map = x.numel() * 4
     assert one_map <= kept_bytes(unit, x) < 1.1 * one_map
 
