@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from binarize.lower import PackedNetwork, export_onnx, pack
     from binarize.policy import Policy, policies
     from binarize.report import Report, report
+    from binarize.report.sensitivity import Sensitivity
+    from binarize.sensitivity.measure import sensitivity
     from binarize.train import Trainer, recalibrate
 
 __version__ = "0.1.0"
@@ -30,6 +32,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Report",
+    "Sensitivity",
     "Trainer",
     "convert",
     "export_onnx",
@@ -43,6 +46,7 @@ __all__ = [
     "recalibrate",
     "report",
     "save",
+    "sensitivity",
 ]
 
 # Names and the sub-packages they come from, imported when first asked for: torch takes seconds,
@@ -53,6 +57,7 @@ _HOMES = {
     "Plan": "graph",
     "Policy": "policy",
     "Report": "report",
+    "Sensitivity": "report",
     "Trainer": "train",
     "convert": "graph",
     "export_onnx": "lower",
@@ -64,6 +69,7 @@ _HOMES = {
     "recalibrate": "train",
     "report": "report",
     "save": "file",
+    "sensitivity": "sensitivity",
 }
 
 

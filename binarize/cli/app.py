@@ -50,7 +50,7 @@ def build_parser() -> Parser:
 
 
 _COMMANDS = (
-    *("convert", "train", "eval", "predict", "report", "inspect", "bench", "demo"),
+    *("convert", "train", "eval", "predict", "report", "inspect", "sensitivity", "bench", "demo"),
     *("rules", "coverage", "table", "doctor"),
 )
 

@@ -22,7 +22,7 @@ from binarize.policy.loader import load_policy
 from binarize.policy.match import Overrides, with_overrides
 from binarize.policy.schema import Policy, Rule
 
-__all__ = ["convert", "plan"]
+__all__ = ["Traced", "convert", "plan"]
 
 
 def plan(
@@ -96,12 +96,44 @@ def _plan(
 ) -> Plan:
     base = load_policy(policy)
     chosen = with_overrides(base, overrides, all_layers(model))
-    _check_model(model)
-    trace = run_example(model, example_inputs)
-    asked = len(chosen.rules) - len(base.rules)
-    plan = make_plan(trace, chosen, find_origin(model), asked=asked)
-    _check_plan(model, plan, chosen.rules[:asked])
+    plan = Traced(model, example_inputs).plan(base, chosen)
+    _check_plan(model, plan, chosen.rules[: len(chosen.rules) - len(base.rules)])
     return plan
+
+
+class Traced:
+    """A float network that ran once, to be planned and converted as often as wanted.
+
+    Args:
+        model: The network; it must not change.
+        example_inputs: As in :func:`plan`.
+
+    Raises:
+        ModelError: As in :func:`plan`.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any = None) -> None:
+        _check_model(model)
+        self.model = model
+        self._trace = run_example(model, example_inputs)
+        self._origin = find_origin(model)
+
+    def plan(self, policy: Policy, chosen: Policy | None = None) -> Plan:
+        """Plan by a policy; one that makes nothing binary is as good as any other here.
+
+        Args:
+            policy: The policy.
+            chosen: The same with the user's overrides in front, if there are any.
+        """
+        chosen = policy if chosen is None else chosen
+        asked = len(chosen.rules) - len(policy.rules)
+        return make_plan(self._trace, chosen, self._origin, asked=asked)
+
+    def convert(self, plan: Plan) -> nn.Module:
+        """Return a deep copy of the network, made binary by a plan of :meth:`plan`."""
+        student = copied(self.model)
+        apply_plan(student, plan)
+        return student
 
 
 def _check_model(model: nn.Module) -> None:

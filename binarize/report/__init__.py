@@ -3,5 +3,14 @@
 from binarize.report.measure import report
 from binarize.report.numbers import Report, Row
 from binarize.report.packed import PackedReport, PackedRow
+from binarize.report.sensitivity import Sensitivity, SiteSensitivity
 
-__all__ = ["PackedReport", "PackedRow", "Report", "Row", "report"]
+__all__ = [
+    "PackedReport",
+    "PackedRow",
+    "Report",
+    "Row",
+    "Sensitivity",
+    "SiteSensitivity",
+    "report",
+]

@@ -1,0 +1,155 @@
+"""Run a network over some batches and compare its output with the float network's.
+
+Shape legend: N samples, C channels of the output, H, W rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize.train.batches import batch_image, batch_pair
+from binarize.train.outputs import dense_output
+from binarize.train.task import Task
+
+__all__ = ["Jury", "Outcome", "compare", "error_of_mean"]
+
+# The same threshold as that of the depth metric δ1.
+_FAR = math.log(1.25)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a network came to.
+
+    Attributes:
+        metric: The task's metric over all batches; ``None`` without a task.
+        metrics: The same batch by batch; () without a task.
+        distances: Distance to the reference's output, batch by batch.
+        disagreements: Disagreement with it, batch by batch.
+    """
+
+    metric: float | None
+    metrics: tuple[float, ...]
+    distances: tuple[float, ...]
+    disagreements: tuple[float, ...]
+
+    @property
+    def distance(self) -> float:
+        """Mean over the batches."""
+        return fmean(self.distances)
+
+    @property
+    def disagreement(self) -> float:
+        """Mean over the batches."""
+        return fmean(self.disagreements)
+
+
+class Jury:
+    """Judges networks by the same batches, against the output of one of them.
+
+    Args:
+        reference: The network that the others are compared with. Its output for all batches is
+            kept in memory.
+        batches: Images and targets, or without a task images; at least one batch.
+        task: Whose metric is measured, and which turns an output into the map to compare; without
+            one the output's dimension 1 holds the channels.
+        device: Where the networks are.
+
+    Attributes:
+        reference: How the reference itself does.
+        images: Number of images.
+
+    Raises:
+        DataError: A batch does not fit the task.
+    """
+
+    def __init__(
+        self, reference: nn.Module, batches: Sequence[Any], task: Task | None, device: torch.device
+    ) -> None:
+        self._task = task
+        self._device = device
+        self._pairs = [self._pair(batch) for batch in batches]
+        self._maps: list[Tensor] = []
+        self.images = sum(len(image) for image, _ in self._pairs)
+        self.reference = self.judge(reference)
+
+    @torch.no_grad()
+    def judge(self, network: nn.Module) -> Outcome:
+        """Run a network, which is left in evaluation mode."""
+        network.eval()
+        first = not self._maps
+        task = self._task
+        total = None if task is None else task.metric(self._device)
+        metrics, pairs = [], []
+        for number, (image, target) in enumerate(self._pairs):
+            made = _prepare(network(image), target, task)
+            if task is not None and total is not None and target is not None:
+                single = task.metric(self._device)
+                for metric in (total, single):
+                    task.update(metric, made, target)
+                metrics.append(_value(single, task))
+            if first:
+                self._maps.append(made)
+            pairs.append(compare(self._maps[number], made))
+        overall = None if total is None or task is None else _value(total, task)
+        distances, disagreements = zip(*pairs, strict=True)
+        return Outcome(overall, tuple(metrics), distances, disagreements)
+
+    def _pair(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        if self._task is None:
+            image, target = batch_image(batch), None
+        else:
+            image, target = batch_pair(batch, self._task.target)
+            target = target.to(self._device)
+            self._task.check(target)
+        image = image.to(self._device)
+        return image.contiguous(memory_format=torch.channels_last), target
+
+
+def compare(reference: Tensor, other: Tensor) -> tuple[float, float]:
+    """Distance and disagreement of two maps (N, C, ...), see ``SiteSensitivity``.
+
+    Args:
+        reference: The float network's map: logits of C classes, or with C = 1 values.
+        other: Another network's.
+
+    Returns:
+        Mean Kullback-Leibler divergence Σ_c p_c·(log p_c − log q_c) of other's classes q from the
+        reference's p and the share of positions with another most likely class. With C = 1 the
+        mean absolute difference, and the share of positions where it is above log 1.25.
+    """
+    wide = torch.float64 if reference.device.type != "mps" else torch.float32
+    if reference.shape[1] == 1:
+        gap = (reference - other).abs()
+        return float(gap.mean(dtype=wide)), float((gap > _FAR).to(wide).mean())
+    p, q = reference.float().log_softmax(1), other.float().log_softmax(1)
+    divergence = (p.exp() * (p - q)).sum(1).mean(dtype=wide)
+    return float(divergence), float((p.argmax(1) != q.argmax(1)).to(wide).mean())
+
+
+def error_of_mean(values: Sequence[float]) -> float | None:
+    """Standard error of a mean, s/√n; ``None`` of less than two values."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _prepare(output: Any, target: Tensor | None, task: Task | None) -> Tensor:
+    if task is not None and target is not None:
+        return task.prepare(output, (target.shape[-2], target.shape[-1]))
+    # Networks that classify return (N, C).
+    flat = isinstance(output, Tensor) and output.ndim == 2
+    return output if flat else dense_output(output)
+
+
+def _value(metric: Any, task: Task) -> float:
+    with warnings.catch_warnings():
+        # A batch may have no pixel that counts.
+        warnings.simplefilter("ignore")
+        return float(metric.compute()[task.monitor])

@@ -1,0 +1,28 @@
+"""Give a converted network the trained values of another, as far as they are the same network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["graft"]
+
+
+@torch.no_grad()
+def graft(network: nn.Module, trained: nn.Module, site: str) -> None:
+    """Take over what a trained 1-bit network learned, but for one layer, which is float here.
+
+    Everything of the same name and shape is taken over. The float layer keeps its own weights, and
+    so does what belongs to it here and is not there: its norm, its activation.
+
+    Args:
+        network: The network with the float layer; changed in place.
+        trained: The trained network, in which that layer is binary.
+        site: Dotted name of the layer.
+    """
+    own = {id(tensor) for tensor in network.get_submodule(site).state_dict(keep_vars=True).values()}
+    known = trained.state_dict()
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        value = known.get(name)
+        if id(tensor) not in own and value is not None and value.shape == tensor.shape:
+            tensor.copy_(value)

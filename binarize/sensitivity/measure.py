@@ -1,0 +1,306 @@
+"""Binarize one layer at a time, or all but one, and measure what that costs."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from binarize.errors import DataError, ModelError, PolicyError
+from binarize.graph import Decision, Plan, Traced
+from binarize.graph.flow import all_layers
+from binarize.graph.given import copied, given_network
+from binarize.lower import PackedNetwork
+from binarize.policy import Match, Policy, Rule, load_policy, with_overrides
+from binarize.policy.match import Overrides
+from binarize.report.sensitivity import MODES, Sensitivity, SiteSensitivity
+from binarize.sensitivity.compare import Jury, Outcome, error_of_mean
+from binarize.sensitivity.graft import graft
+from binarize.train import Task, recalibrate
+from binarize.train.batches import batch_image
+
+__all__ = ["Study", "sensitivity"]
+
+
+def sensitivity(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    task: Task | None = None,
+    policy: str | Path | Policy | None = None,
+    mode: str = "alone",
+    overrides: Overrides | None = None,
+    calibration: Iterable[Any] | None = None,
+    teacher: nn.Module | None = None,
+    example_inputs: Any = None,
+    on_site: Callable[[SiteSensitivity, int, int], None] | None = None,
+) -> Sensitivity:
+    """Measure what binarizing each layer costs, nothing being trained.
+
+    For each layer that the policy makes binary, a network is made in which it alone is binary
+    (``mode="alone"``), or all others are (``mode="without"``). Its norms' statistics are measured
+    anew, and its output is compared with that of the float network, whose norms are measured on
+    the same images. So a layer that can be binarized without any change costs exactly nothing.
+
+    Layers are told apart before any training, which makes up for much of what is lost, and not for
+    the same share everywhere. In mode ``"without"`` a network that was not trained is mostly too
+    far gone to tell layers apart; give a trained one.
+
+    Args:
+        model: The trained float network; or in mode ``"without"`` a trained 1-bit one. Unchanged.
+        data: Batches to measure on, held in memory: images with targets as for the task, or
+            without a task images (N, C, H, W). A few dozen images are enough to rank layers.
+        task: Whose metric is measured, from :mod:`binarize.train`; ``None`` compares outputs only.
+        policy: How layers become binary: name of a bundled policy, path of a rule file, or a
+            :class:`Policy`. ``None`` is ``"bidense"``, and that of a 1-bit network for it.
+        mode: ``"alone"`` or ``"without"``.
+        overrides: As in :func:`binarize.plan`; layers that they keep are not measured.
+        calibration: Batches to measure the norms on; ``None`` takes the images of ``data``.
+        teacher: The float network that a 1-bit ``model`` was converted from. A layer that is float
+            in mode ``"without"`` has its weights, norm and activation from here.
+        example_inputs: As in :func:`binarize.plan`; ``None`` is the first image of ``data``.
+        on_site: Called with (result, layers done, layers in all) after each.
+
+    Returns:
+        The result: print it, rank it, save it, or give it to :func:`binarize.plan` with a budget.
+
+    Raises:
+        PolicyError: As in :func:`binarize.plan`, or the mode is unknown.
+        ModelError: As in :func:`binarize.plan`, or model, mode and teacher do not go together.
+        DataError: There is no batch, or a batch does not fit the task.
+    """
+    study = Study(
+        model,
+        data,
+        task=task,
+        policy=policy,
+        mode=mode,
+        overrides=overrides,
+        calibration=calibration,
+        teacher=teacher,
+        example_inputs=example_inputs,
+    )
+    rows = []
+    for number, site in enumerate(study.sites, start=1):
+        rows.append(study.measure(site))
+        if on_site is not None:
+            on_site(rows[-1], number, len(study.sites))
+    return study.result(rows)
+
+
+class Study:
+    """What :func:`sensitivity` does, one layer at a time.
+
+    Args:
+        model: See :func:`sensitivity`, as for all others.
+        data: See there.
+        task: See there.
+        policy: See there.
+        mode: See there.
+        overrides: See there.
+        calibration: See there.
+        teacher: See there.
+        example_inputs: See there.
+
+    Attributes:
+        sites: Names of the layers to measure, in the order in which they run.
+
+    Raises:
+        PolicyError: See :func:`sensitivity`.
+        ModelError: See :func:`sensitivity`.
+        DataError: See :func:`sensitivity`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        *,
+        task: Task | None = None,
+        policy: str | Path | Policy | None = None,
+        mode: str = "alone",
+        overrides: Overrides | None = None,
+        calibration: Iterable[Any] | None = None,
+        teacher: nn.Module | None = None,
+        example_inputs: Any = None,
+    ) -> None:
+        if mode not in MODES:
+            raise PolicyError("mode", mode, "no such mode", f"use {' or '.join(MODES)}")
+        self.mode = mode
+        model = given_network(model)
+        plan: Plan | None = getattr(model, "binarize_plan", None)
+        _check(model, plan, mode, policy, overrides, teacher)
+        base = model if teacher is None else given_network(teacher)
+        if plan is not None:
+            self._policy = plan.policy
+        else:
+            chosen = load_policy("bidense" if policy is None else policy)
+            self._policy = with_overrides(chosen, overrides, all_layers(base))
+        batches = list(data)
+        if not batches:
+            raise DataError("data", 0, "has no batches", "give at least one batch of images")
+        self._device = next((p.device for p in base.parameters()), torch.device("cpu"))
+        if example_inputs is None:
+            example_inputs = batch_image(batches[0])[:1].to(self._device)
+        self._traced = Traced(base, example_inputs)
+        whole = self._traced.plan(self._policy)
+        if plan is not None:
+            _check_teacher(plan, whole)
+        self._sites = {d.site: d for d in whole.layers if d.action != "keep"}
+        if not self._sites:
+            raise ModelError(
+                "model",
+                type(base).__name__,
+                "there is nothing to binarize, so nothing to measure",
+                "use another policy, or other overrides",
+            )
+        self.sites = tuple(self._sites)
+        self._calibration = batches if calibration is None else list(calibration)
+        self._task = task
+        self._jury = Jury(self._ready(copied(base)), batches, task, self._device)
+        self._trained = None if plan is None else model
+        self._binary: Outcome | None = None
+        if mode == "without":
+            made = self._traced.convert(whole) if self._trained is None else copied(self._trained)
+            self._binary = self._jury.judge(self._ready(made))
+
+    def measure(self, site: str) -> SiteSensitivity:
+        """Measure one layer.
+
+        Args:
+            site: One of ``sites``.
+        """
+        decision = self._sites[site]
+        if self._binary is None:
+            kept = [name for name in self.sites if name != site]
+            plan = self._plan(kept)
+            binary = self._jury.judge(self._ready(self._traced.convert(plan)))
+            decision = next(d for d in plan.layers if d.site == site)
+            return self._row(decision, binary, self._jury.reference, binary)
+        network = self._traced.convert(self._plan([site]))
+        if self._trained is not None:
+            graft(network, self._trained, site)
+        mended = self._jury.judge(self._ready(network))
+        return self._row(decision, self._binary, mended, mended)
+
+    def result(self, rows: Sequence[SiteSensitivity]) -> Sensitivity:
+        """Put measured layers together; those that are missing are told as such."""
+        order = {site: number for number, site in enumerate(self.sites)}
+        binary = self._binary
+        return Sensitivity(
+            network=type(self._traced.model).__name__,
+            policy=self._policy.name,
+            mode=self.mode,
+            trained=self._trained is not None,
+            metric=None if self._task is None else self._task.monitor,
+            float_metric=self._jury.reference.metric,
+            binary_metric=None if binary is None else binary.metric,
+            binary_distance=None if binary is None else binary.distance,
+            binary_disagreement=None if binary is None else binary.disagreement,
+            images=self._jury.images,
+            calibration=sum(len(batch_image(batch)) for batch in self._calibration),
+            planned=len(self.sites),
+            sites=tuple(sorted(rows, key=lambda row: order[row.site])),
+        )
+
+    def _plan(self, kept: Sequence[str]) -> Plan:
+        if not kept:
+            return self._traced.plan(self._policy)
+        rule = Rule(Match(name=tuple(map(glob.escape, kept))), "keep", "left out of this step")
+        return self._traced.plan(self._policy, with_overrides(self._policy, [rule]))
+
+    def _ready(self, network: nn.Module) -> nn.Module:
+        """A network with the statistics that its norms have now."""
+        norms = (m for m in network.modules() if isinstance(m, _BatchNorm))
+        if any(norm.track_running_stats for norm in norms):
+            recalibrate(network, self._calibration)
+        return network
+
+    def _row(
+        self, decision: Decision, binary: Outcome, other: Outcome, made: Outcome
+    ) -> SiteSensitivity:
+        """What a network costs over another, in which one layer less is binary."""
+        sign = -1 if self._task is not None and not self._task.higher_is_better else 1
+        drops = [sign * (a - b) for a, b in zip(other.metrics, binary.metrics, strict=True)]
+        gaps = [a - b for a, b in zip(binary.distances, other.distances, strict=True)]
+        drop = None
+        if binary.metric is not None and other.metric is not None:
+            drop = sign * (other.metric - binary.metric)
+        return SiteSensitivity(
+            site=decision.site,
+            kind=decision.kind,
+            shape=decision.shape,
+            action=decision.action,
+            metric=made.metric,
+            drop=drop,
+            drop_error=error_of_mean(drops),
+            distance=binary.distance - other.distance,
+            distance_error=error_of_mean(gaps),
+            disagreement=binary.disagreement - other.disagreement,
+        )
+
+
+def _check(
+    model: nn.Module,
+    plan: Plan | None,
+    mode: str,
+    policy: Any,
+    overrides: Any,
+    teacher: nn.Module | None,
+) -> None:
+    name = type(model).__name__
+    if isinstance(model, PackedNetwork):
+        raise ModelError(
+            "model",
+            name,
+            "a packed network cannot be taken apart",
+            "give the one that was packed",
+        )
+    if plan is None:
+        if teacher is not None:
+            raise ModelError(
+                "teacher",
+                type(teacher).__name__,
+                "it is for a trained 1-bit network, and this one is float",
+                "leave it out, or give the 1-bit network as the model",
+            )
+        return
+    if mode == "alone":
+        raise ModelError(
+            "model",
+            name,
+            "it is binary, and layers alone are measured in the float network",
+            "give the float network, or mode='without'",
+        )
+    if teacher is None:
+        raise ModelError(
+            "teacher",
+            None,
+            "a 1-bit network needs the float network that it was converted from",
+            "give it as the teacher",
+        )
+    if policy is not None or overrides:
+        raise PolicyError(
+            "policy" if policy is not None else "overrides",
+            policy if policy is not None else overrides,
+            f"the network has been converted, by {plan.policy.name!r}",
+            "leave it out, or give the float network as the model",
+        )
+
+
+def _check_teacher(plan: Plan, own: Plan) -> None:
+    """Refuse a teacher of which the plan would be another."""
+    ours, theirs = ({d.site: (d.action, d.shape) for d in p.layers} for p in (plan, own))
+    if ours != theirs:
+        site = next(site for site in {**ours, **theirs} if ours.get(site) != theirs.get(site))
+        raise ModelError(
+            "teacher",
+            site,
+            "this layer is not the same in the network that was converted",
+            "give the float network that the 1-bit one came from",
+        )
