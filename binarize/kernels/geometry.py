@@ -50,6 +50,7 @@ class Geometry:
         in_channels: C_in.
         out_channels: C_out.
         weight_bytes: Size of the packed weight.
+        work: Roughly how long a call takes, in floats read or written.
         scratch: Bytes of scratch memory per number of threads, filled in by the caller.
     """
 
@@ -69,6 +70,7 @@ class Geometry:
         self.in_channels = structure.in_channels
         self.out_channels = structure.out_channels
         self.weight_bytes = weight_bytes
+        self.work = _work(structure)
         self.scratch: dict[int, int] = {}
 
     def plain(self) -> bytes:
@@ -76,6 +78,15 @@ class Geometry:
         return bytes(self._structure)[: CGeometry.source.offset] + b"".join(
             bytes(table) for table in self._keep
         )
+
+
+def _work(g: CGeometry) -> int:
+    """Maps are read, and read or written again, once each; 512 bits count as fast as a float."""
+    inputs, outputs = g.in_channels * prod(g.in_size), g.out_channels * prod(g.out_size)
+    taps = outputs * prod(g.kernel) * (g.in_channels // g.groups)
+    if g.transposed:
+        taps //= prod(g.stride)
+    return int(g.samples * (2 * inputs + 2 * outputs + taps // 512))
 
 
 def output_size(

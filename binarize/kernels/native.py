@@ -29,6 +29,8 @@ ENVIRONMENT = "BINARIZE_KERNELS"
 # In the order of preference; the numbers are the library's.
 SETS = {"avx512": 2, "avx2": 1, "neon": 3, "scalar": 0}
 _NAMES = ("libbinarize_kernels.so", "libbinarize_kernels.dylib", "binarize_kernels.dll")
+# Floats; less work than this, some 20 microseconds, is not worth waking other threads for.
+SERIAL_WORK = 2**17
 _STATUS = {1: "the library refuses this geometry", 2: "this machine cannot run these kernels"}
 
 
@@ -184,7 +186,7 @@ def _run(
         tuple(bypass_offset),
         tuple([(tuple(x.shape), x.stride()) for x in residuals]),
     )
-    threads = openmp.threads()
+    threads = 1 if g.work < SERIAL_WORK else openmp.threads()
     inner = g.in_channels
     y = torch.empty_strided(g.out_shape, g.out_strides, dtype=torch.float32)
     y_means = torch.empty((g.out_shape[0], out) if want_means else (0,), dtype=torch.float32)

@@ -26,6 +26,12 @@ CHANNELS = [1, 2, 3, 15, 16, 17, 63, 64, 65, 97]
 SQUARE: dict[str, Any] = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
 
 
+@pytest.fixture(autouse=True)
+def threads_for_small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the maps of these tests, which are small, would be left to one thread."""
+    monkeypatch.setattr(native, "SERIAL_WORK", 0)
+
+
 def test_library_is_there_in_continuous_integration() -> None:
     """A package that silently fell back to plain torch does not pass."""
     found = native.status()
@@ -325,12 +331,38 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_any_stage_may_have_fewer_items_than_threads(transposed: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for height, width in ((1, 1), (1, 2), (2, 3), (7, 5), (1, 700)):
+            values: dict[str, Any] = {"stride": (2, 3), "transposed": transposed}
+            x = [nhwc(1, 40, height, width)]
+            check(plain(x, 9, **SQUARE, **values), exact=True)
+            check(everything(plain(x, 9, **SQUARE, **values), width), exact=False)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_little_work_is_left_to_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(openmp, "threads", lambda: asked.append(1) or 2)
+    values = plain([nhwc(1, 64, 16, 16)], 64, **SQUARE)
+    work = 2 * 2 * 64 * 256 + 256 * 64 * 64 * 9 // 512
+    for limit, expected in ((work + 1, 0), (work, 1)):
+        monkeypatch.setattr(native, "SERIAL_WORK", limit)
+        native.select(SETS[0])(**values)
+        assert len(asked) == expected
+
+
 def test_several_python_threads_at_once() -> None:
     cases = [everything(plain([nhwc(1, c, 20, 20)], 64, **SQUARE), c) for c in (16, 64, 65, 130)]
     expected = [native.unit(**values)[0] for values in cases]
     wrong: list[int] = []
 
     def work(number: int) -> None:
+        torch.set_num_threads(2)  # of this thread's own calls
         for turn in range(10):
             which = (number + turn) % len(cases)
             if not torch.equal(native.unit(**cases[which])[0], expected[which]):

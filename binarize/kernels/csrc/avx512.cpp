@@ -60,6 +60,7 @@ inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   for (int i = 0; i < 4; ++i) _mm512_storeu_si512(out + 16 * i, sum[i]);
 }
 
+#include "parallel.hpp"
 #include "plan.hpp"
 
 template <int kWide>
@@ -114,7 +115,6 @@ inline void count_tile(int64_t wide, const uint64_t* const* pixel, const int64_t
   }
 }
 
-#include "parallel.hpp"
 #include "bits.hpp"
 #include "convolve.hpp"
 

@@ -1,13 +1,12 @@
 // Float maps to bits: means, thresholds, signs, mean |x - t|, padding, strings.
 
+struct Work;
+
 struct Call {
   const BinarizeGeometry* g;
   const void* const* tensors;
   Plan plan;
-  Phase phase;
-  const uint64_t* words;  // of this phase
-  int64_t sum_row;        // first of this phase
-  Team team;
+  Work* work;
 
   const float* floats(int i) const { return (const float*)tensors[i]; }
   const float* source(int64_t i) const { return floats(BINARIZE_FIRST_SOURCE + (int)i); }
@@ -83,8 +82,7 @@ static MeanRow mean_row(const BinarizeGeometry& g, int64_t row) {
   return {0, 0, 0, 0, 0, 0};
 }
 
-static void mean_item(const void* context, int64_t item, int64_t) {
-  const Call& c = *(const Call*)context;
+static void mean_item(Call& c, int64_t item, int64_t) {
   const MeanRow r = mean_row(*c.g, item);
   const Source s(c, r.source);
   float* sums = c.plan.mean_part + item * c.g->in_channels;
@@ -107,12 +105,13 @@ static void finish_means(const float* part, int64_t rows, int64_t row_stride, in
   }
 }
 
+static bool takes_means(const Call& c) { return c.floats(BINARIZE_MEAN_GAIN) && !c.means(0); }
+
 // Thresholds of every sample, (n, channel).
 static void make_levels(Call& c) {
   const BinarizeGeometry& g = *c.g;
   const float *gain = c.floats(BINARIZE_MEAN_GAIN), *base = c.floats(BINARIZE_THRESHOLD);
-  const bool given = g.sources > 0 && c.means(0) != nullptr;
-  if (gain && !given) c.team.run(mean_item, &c, c.plan.mean_rows);
+  const bool given = !takes_means(c);
   int64_t row = 0, channel = 0;
   for (int64_t i = 0; i < g.sources; ++i) {
     const int64_t* s = g.source + 6 * i;
@@ -250,8 +249,7 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
 }
 
 // Packs one segment of one padded row.
-static void pack_item(const void* context, int64_t item, int64_t) {
-  const Call& c = *(const Call*)context;
+static void pack_item(Call& c, int64_t item, int64_t) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t segment = item % p.segments, line = item / p.segments;
@@ -307,8 +305,7 @@ static inline uint64_t read_bits(const uint64_t* from, int64_t at, int64_t count
 }
 
 // Strings of one row: per pixel and group the bits of the group's channels, tap after tap.
-static void string_item(const void* context, int64_t item, int64_t) {
-  const Call& c = *(const Call*)context;
+static void string_item(Call& c, int64_t item, int64_t) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const uint64_t* row = p.bits + item * p.padded[2] * p.words;
@@ -341,15 +338,10 @@ static void string_item(const void* context, int64_t item, int64_t) {
   }
 }
 
-// Bits, strings, and per sample the gains with alpha multiplied in.
-static void make_bits(Call& c) {
+// Per sample the gains with alpha multiplied in.
+static void make_scale(Call& c) {
   const BinarizeGeometry& g = *c.g;
-  Plan& p = c.plan;
-  make_levels(c);
-  make_flips(c);
-  const int64_t lines = g.samples * p.padded[0] * p.padded[1];
-  c.team.run(pack_item, &c, lines * p.segments);
-  if (p.gathered) c.team.run(string_item, &c, lines);
+  const Plan& p = c.plan;
   const float *exponent = c.floats(BINARIZE_EXPONENT), *gain = c.floats(BINARIZE_GAIN);
   const double count =
       (double)g.in_channels * (double)g.in_size[0] * (double)g.in_size[1] * (double)g.in_size[2];

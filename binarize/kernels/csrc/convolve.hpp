@@ -1,12 +1,34 @@
 // Bits to the result: counting, and everything that comes after it while a block is in the cache.
 
+struct Block;
+
+// What the work items of one phase share.
+struct Work {
+  int64_t index;  // of the phase
+  Phase phase;
+  const uint64_t* words;  // of its weight
+  const int32_t* tap_sums;
+  int64_t sum_row;  // of its first item
+  int32_t* numbers[3];
+  int64_t patterns[3];
+  const float* act[3];  // shift, slope, shift after it
+  void (*finish)(const Block&);
+  int64_t items;         // per sample
+  const uint64_t* base;  // bits or strings
+  int64_t line[3];       // words per step of z, y, x
+  int64_t sample;        // words per sample
+};
+
 // Windows that hang over the border: for every output position of a dimension the number of its
 // pattern, and for every combination of patterns and every channel the sum that a count of 0
 // different bits stands for. Zero padding is stored as 0-bits, which count as -1; what that adds
 // is taken away here by the tap sums.
-static void make_table(Call& c, const int32_t* sums, int32_t* numbers[3], int64_t patterns[3]) {
+static void make_table(const Call& c) {
   const BinarizeGeometry& g = *c.g;
-  const Phase& f = c.phase;
+  const Phase& f = c.work->phase;
+  const int32_t* sums = c.work->tap_sums;
+  int32_t** numbers = c.work->numbers;
+  int64_t* patterns = c.work->patterns;
   int64_t at = 0;
   for (int d = 0; d < 3; ++d) {
     numbers[d] = c.plan.pattern + at;
@@ -262,23 +284,10 @@ static Finish choose_finish(bool bypass, bool residual, bool activation) {
   return all[bypass][residual][activation];
 }
 
-// What the work items of one phase share.
-struct Work {
-  const Call* call;
-  int32_t* numbers[3];
-  int64_t patterns[3];
-  const float* act[3];  // shift, slope, shift after it
-  Finish finish;
-  int64_t items;         // per sample
-  const uint64_t* base;  // bits or strings
-  int64_t line[3];       // words per step of z, y, x
-  int64_t sample;        // words per sample
-};
-
 // Where everything that a window reads lies, in words from its first position.
-static void make_offsets(const Work& w) {
-  const Call& c = *w.call;
-  const Phase& f = c.phase;
+static void make_offsets(const Call& c) {
+  const Work& w = *c.work;
+  const Phase& f = w.phase;
   const int64_t taps2 = c.g->folded ? 1 : f.dim[2].taps,
                 words = c.g->depthwise ? 1 : c.plan.string_words;
   int64_t* to = c.plan.offsets;
@@ -291,17 +300,16 @@ static void make_offsets(const Work& w) {
   }
 }
 
-static void count_dense(const Work& w, const uint64_t* const* pixel, int64_t pixels,
+static void count_dense(const Call& c, const uint64_t* const* pixel, int64_t pixels,
                         int32_t* counts) {
-  const Call& c = *w.call;
   const BinarizeGeometry& g = *c.g;
-  const int64_t words = c.plan.string_words, reads = c.phase.steps * words;
+  const int64_t words = c.plan.string_words, reads = c.work->phase.steps * words;
   const int64_t out_group = g.out_channels / g.groups, blocks = ceil_div(out_group, 8);
   const int64_t stride = c.plan.count_stride, block_words = reads * 8;
   const uint64_t* moved[kMostPixels];
   for (int64_t group = 0; group < g.groups; ++group) {
     for (int64_t i = 0; i < pixels; ++i) moved[i] = pixel[i] + group * words;
-    const uint64_t* weight = c.words + group * blocks * block_words;
+    const uint64_t* weight = c.work->words + group * blocks * block_words;
     for (int64_t b = 0; b < blocks;) {
       const int64_t wide = least(kVectors, blocks - b);
       int32_t* to = counts + group * out_group + b * 8;
@@ -332,10 +340,9 @@ static inline __attribute__((always_inline)) void load_lanes(Lanes& to, const ui
     sum = half_ ^ c_;                      \
   } while (0)
 
-static void count_depthwise(const Work& w, const uint64_t* const* pixel, int64_t pixels,
+static void count_depthwise(const Call& c, const uint64_t* const* pixel, int64_t pixels,
                             int32_t* counts) {
-  const Call& c = *w.call;
-  const int64_t steps = c.phase.steps, words = c.plan.words, stride = c.plan.count_stride;
+  const int64_t steps = c.work->phase.steps, words = c.plan.words, stride = c.plan.count_stride;
   const int64_t period = words + 8;
   int planes = 1;
   while (planes < kPlanes && (steps >> planes)) ++planes;
@@ -348,7 +355,7 @@ static void count_depthwise(const Work& w, const uint64_t* const* pixel, int64_t
       const uint64_t *at = pixel[i] + f, *weight = c.plan.depth_weight + f % words;
       Lanes plane[kPlanes];
       for (int p = 0; p < top; ++p) plane[p] = Lanes{};
-      auto bit = [&](Lanes& to, int64_t s) __attribute__((always_inline)) {
+      auto bit = [&](Lanes & to, int64_t s) __attribute__((always_inline)) {
         Lanes b;
         load_lanes(to, at + offsets[s]);
         load_lanes(b, weight + s * period);
@@ -393,23 +400,23 @@ static void count_depthwise(const Work& w, const uint64_t* const* pixel, int64_t
   }
 }
 
-static void repeat_weight(Call& c) {
+static void repeat_weight(const Call& c) {
   const int64_t words = c.plan.words, period = words + 8;
-  for (int64_t t = 0; t < c.phase.taps; ++t) {
+  for (int64_t t = 0; t < c.work->phase.taps; ++t) {
     for (int64_t k = 0; k < period; ++k) {
-      c.plan.depth_weight[t * period + k] = c.words[t * words + k % words];
+      c.plan.depth_weight[t * period + k] = c.work->words[t * words + k % words];
     }
   }
 }
 
 // Positions of a block and where they read and write, one stretch of a row after the other.
-static __attribute__((noinline)) void place_block(const Work& w, int64_t n, int64_t first, Block& b,
+static __attribute__((noinline)) void place_block(const Call& c, int64_t n, int64_t first, Block& b,
                                                   const uint64_t** pixel, float* bypass_room,
                                                   float* map_room) {
-  const Call& c = *w.call;
+  const Work& w = *c.work;
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
-  const Phase& f = c.phase;
+  const Phase& f = w.phase;
   const Dim& fx = f.dim[2];
   const bool direct = bypass_is_direct(g);
   const Source source(c, 0);
@@ -458,10 +465,9 @@ static __attribute__((noinline)) void place_block(const Work& w, int64_t n, int6
 }
 
 // Adds the second and all further residuals to the first.
-static void join_residuals(const Work& w, int64_t n, int64_t first, Block& b, float* room) {
-  const Call& c = *w.call;
+static void join_residuals(const Call& c, int64_t n, int64_t first, Block& b, float* room) {
   const BinarizeGeometry& g = *c.g;
-  const Dim* dim = c.phase.dim;
+  const Dim* dim = c.work->phase.dim;
   for (int64_t i = 0; i < b.pixels; ++i, room += b.channels) {
     const int64_t row = (first + i) / dim[2].out;
     const int64_t at[3] = {row / dim[1].out, row % dim[1].out, (first + i) % dim[2].out};
@@ -478,13 +484,12 @@ static void join_residuals(const Work& w, int64_t n, int64_t first, Block& b, fl
   }
 }
 
-static void convolve_item(const void* context, int64_t item, int64_t slot) {
-  const Work& w = *(const Work*)context;
-  const Call& c = *w.call;
+static void convolve_item(Call& c, int64_t item, int64_t slot) {
+  const Work& w = *c.work;
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t n = item / w.items, part = item % w.items, channels = g.out_channels;
-  const int64_t end = least(c.phase.outputs, (part + 1) * p.span);
+  const int64_t end = least(w.phase.outputs, (part + 1) * p.span);
   float* room = p.room + slot * p.room_floats;
   int32_t* counts = (int32_t*)room;
   float* bypass_room = room + p.block * p.count_stride;
@@ -499,38 +504,77 @@ static void convolve_item(const void* context, int64_t item, int64_t slot) {
   b.shift = w.act[0], b.slope = w.act[1], b.out_shift = w.act[2];
   b.sums = nullptr;
   if (c.tensors[BINARIZE_RESULT_MEANS]) {
-    b.sums = p.sum_part + (n * p.sum_rows + c.sum_row + part) * channels;
+    b.sums = p.sum_part + (n * p.sum_rows + w.sum_row + part) * channels;
     for (int64_t o = 0; o < channels; ++o) b.sums[o] = 0;
   }
   const uint64_t* pixel[kMostPixels];
   for (int64_t first = part * p.span; first < end; first += p.block) {
     b.pixels = least(p.block, end - first);
     const int64_t rounded = ceil_div(b.pixels, kPixels) * kPixels;
-    place_block(w, n, first, b, pixel, bypass_room, map_room);
-    if (g.residuals > 1) join_residuals(w, n, first, b, residual_room);
+    place_block(c, n, first, b, pixel, bypass_room, map_room);
+    if (g.residuals > 1) join_residuals(c, n, first, b, residual_room);
     for (int64_t i = b.pixels; i < rounded; ++i) pixel[i] = pixel[b.pixels - 1];
     if (g.depthwise) {
-      count_depthwise(w, pixel, b.pixels, counts);
+      count_depthwise(c, pixel, b.pixels, counts);
     } else {
-      count_dense(w, pixel, rounded, counts);
+      count_dense(c, pixel, rounded, counts);
     }
     w.finish(b);
   }
 }
 
-static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, int64_t threads,
-                        BinarizeRunner runner) {
-  Call c;
-  c.g = &g;
-  c.tensors = tensors;
-  c.team = {threads, runner};
-  const bool want_means = tensors[BINARIZE_RESULT_MEANS] != nullptr;
-  make_plan(g, want_means, threads, (char*)tensors[BINARIZE_SCRATCH], c.plan);
-  const Plan& p = c.plan;
-  make_bits(c);
+// Makes everything ready for the next phase that has outputs.
+static void begin_phase(Call& c) {
+  Work& w = *c.work;
+  for (;;) {
+    w.phase = make_phase(*c.g, w.index);
+    if (w.phase.outputs > 0) break;
+    w.words += w.phase.words;
+    w.tap_sums += w.phase.sums;
+    ++w.index;
+  }
+  make_table(c);
+  make_offsets(c);
+  if (c.g->depthwise) repeat_weight(c);
+  w.items = ceil_div(w.phase.outputs, c.plan.span);
+}
 
-  Work w;
-  w.call = &c;
+static void next_phase(Call& c) {
+  Work& w = *c.work;
+  w.sum_row += w.items;
+  w.words += w.phase.words;
+  w.tap_sums += w.phase.sums;
+  ++w.index;
+  begin_phase(c);
+}
+
+static void make_result_means(Call& c) {
+  const BinarizeGeometry& g = *c.g;
+  float* means = (float*)c.tensors[BINARIZE_RESULT_MEANS];
+  if (!means) return;
+  const int64_t area = g.out_size[0] * g.out_size[1] * g.out_size[2];
+  const int64_t rows = c.work->sum_row + c.work->items;
+  for (int64_t n = 0; n < g.samples; ++n) {
+    finish_means(c.plan.sum_part + n * c.plan.sum_rows * g.out_channels, rows, g.out_channels,
+                 g.out_channels, area, means + n * g.out_channels);
+  }
+}
+
+static void make_thresholds(Call& c) {
+  make_levels(c);
+  make_flips(c);
+}
+
+static void begin_counting(Call& c) {
+  make_scale(c);
+  begin_phase(c);
+}
+
+// What the epilogue needs, and where bits are read.
+static void begin_work(const Call& c, Work& w) {
+  const BinarizeGeometry& g = *c.g;
+  const Plan& p = c.plan;
+  const void* const* tensors = c.tensors;
   const bool active =
       tensors[BINARIZE_ACT_SHIFT] || tensors[BINARIZE_ACT_SLOPE] || tensors[BINARIZE_ACT_OUT_SHIFT];
   // An activation that lacks a part has its neutral value in this memory.
@@ -550,31 +594,41 @@ static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, i
   w.line[0] = w.line[1] * p.padded[1];
   w.sample = w.line[0] * p.padded[0];
 
-  c.words = (const uint64_t*)tensors[BINARIZE_WEIGHT];
+  w.words = (const uint64_t*)tensors[BINARIZE_WEIGHT];
   int64_t all_words = 0;
   for (int64_t i = 0; i < p.phases; ++i) all_words += make_phase(g, i).words;
-  const int32_t* sums = (const int32_t*)(c.words + all_words);
-  c.sum_row = 0;
-  for (int64_t i = 0; i < p.phases; ++i) {
-    c.phase = make_phase(g, i);
-    if (c.phase.outputs > 0) {
-      make_table(c, sums, w.numbers, w.patterns);
-      make_offsets(w);
-      if (g.depthwise) repeat_weight(c);
-      w.items = ceil_div(c.phase.outputs, p.span);
-      c.team.run(convolve_item, &w, g.samples * w.items);
-      c.sum_row += w.items;
-    }
-    c.words += c.phase.words;
-    sums += c.phase.sums;
+  w.tap_sums = (const int32_t*)(w.words + all_words);
+  w.index = w.sum_row = 0;
+}
+
+static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, int64_t threads,
+                        BinarizeRunner runner) {
+  Call c;
+  Work w;
+  c.g = &g;
+  c.tensors = tensors;
+  c.work = &w;
+  make_plan(g, tensors[BINARIZE_RESULT_MEANS] != nullptr, threads, (char*)tensors[BINARIZE_SCRATCH],
+            c.plan);
+  begin_work(c, w);
+
+  const int64_t lines = g.samples * c.plan.padded[0] * c.plan.padded[1];
+  int64_t count = 0;
+  auto add = [&](void (*item)(Call&, int64_t, int64_t), int64_t items, void (*after)(Call&)) {
+    c.plan.stages[count++] = {item, after, items, 0, 0, 0};
+  };
+  if (takes_means(c)) {
+    add(mean_item, c.plan.mean_rows, make_thresholds);
+  } else {
+    make_thresholds(c);
   }
-  if (want_means) {
-    float* means = (float*)tensors[BINARIZE_RESULT_MEANS];
-    const int64_t area = g.out_size[0] * g.out_size[1] * g.out_size[2];
-    for (int64_t n = 0; n < g.samples; ++n) {
-      finish_means(p.sum_part + n * p.sum_rows * g.out_channels, c.sum_row, g.out_channels,
-                   g.out_channels, area, means + n * g.out_channels);
-    }
+  add(pack_item, lines * c.plan.segments, c.plan.gathered ? nullptr : begin_counting);
+  if (c.plan.gathered) add(string_item, lines, begin_counting);
+  for (int64_t i = 0; i < c.plan.phases; ++i) {
+    const int64_t outputs = make_phase(g, i).outputs;
+    if (outputs > 0) add(convolve_item, g.samples * ceil_div(outputs, c.plan.span), next_phase);
   }
+  c.plan.stages[count - 1].after = make_result_means;
+  run_stages(c, c.plan.stages, count, threads, runner);
   return BINARIZE_OK;
 }

@@ -69,6 +69,7 @@ inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   }
 }
 
+#include "parallel.hpp"
 #include "plan.hpp"
 
 inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* offsets, int64_t reads,
@@ -115,7 +116,6 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
   }
 }
 
-#include "parallel.hpp"
 #include "bits.hpp"
 #include "convolve.hpp"
 

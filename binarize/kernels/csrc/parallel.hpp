@@ -1,38 +1,81 @@
-// Work items spread over threads by a counter, so that no thread needs to know its number.
+// A unit's work as stages, which the threads of one parallel region go through together.
+//
+// Threads come and go as the runner and the system like: a stage is over when its items are done,
+// not when a number of threads has arrived. So one thread can do all of the work, and one that
+// comes late finds it done.
+struct Call;
 
-typedef void (*ItemBody)(const void* context, int64_t item, int64_t slot);
+struct Stage {
+  void (*item)(Call& call, int64_t item, int64_t slot);
+  // What comes between this stage and the next, in one thread; may be null.
+  void (*after)(Call& call);
+  int64_t items;     // at least 1
+  uint64_t claimed;  // from the front (low half) and from the back (high half)
+  int64_t done;
+  int32_t over;
+};
 
 struct Region {
-  ItemBody body;
-  const void* context;
-  int64_t items;
-  int64_t next;
+  Call* call;
+  Stage* stages;
+  int64_t count;
   int64_t slots;
 };
 
+// An item that nobody else does, or -1.
+static int64_t claim(Stage& stage, bool from_back) {
+  const uint64_t before =
+      __atomic_fetch_add(&stage.claimed, from_back ? (uint64_t)1 << 32 : 1, __ATOMIC_RELAXED);
+  const int64_t front = (int64_t)(before & 0xffffffff), back = (int64_t)(before >> 32);
+  if (front + back >= stage.items) return -1;
+  return from_back ? stage.items - 1 - back : front;
+}
+
+static inline void pause_briefly(int64_t turn) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+#if defined(BINARIZE_POSIX)
+  // The thread that is waited for may have lost its processor.
+  if (turn > 1000) sched_yield();
+#else
+  (void)turn;
+#endif
+}
+
 static void region_main(void* data) {
-  Region* region = (Region*)data;
-  // A slot is a thread's own scratch memory.
-  const int64_t slot = __atomic_fetch_add(&region->slots, 1, __ATOMIC_RELAXED);
-  for (;;) {
-    const int64_t item = __atomic_fetch_add(&region->next, 1, __ATOMIC_RELAXED);
-    if (item >= region->items) return;
-    region->body(region->context, item, slot);
+  Region& region = *(Region*)data;
+  // A slot is a thread's own scratch memory. Two threads begin at either end of the items, so that
+  // each finds what it wrote in the stage before in its own cache.
+  const int64_t slot = __atomic_fetch_add(&region.slots, 1, __ATOMIC_RELAXED);
+  for (Stage* stage = region.stages; stage < region.stages + region.count; ++stage) {
+    for (;;) {
+      const int64_t item = claim(*stage, slot % 2);
+      if (item < 0) break;
+      stage->item(*region.call, item, slot);
+      if (__atomic_add_fetch(&stage->done, 1, __ATOMIC_ACQ_REL) < stage->items) continue;
+      if (stage->after) stage->after(*region.call);
+      __atomic_store_n(&stage->over, 1, __ATOMIC_RELEASE);
+    }
+    for (int64_t turn = 0; !__atomic_load_n(&stage->over, __ATOMIC_ACQUIRE); ++turn) {
+      pause_briefly(turn);
+    }
   }
 }
 
-struct Team {
-  int64_t threads;
-  BinarizeRunner runner;
-
-  void run(ItemBody body, const void* context, int64_t items) const {
-    if (items <= 0) return;
-    Region region = {body, context, items, 0, 0};
-    const int64_t count = items < threads ? items : threads;
-    if (runner && count > 1) {
-      runner(region_main, &region, (unsigned)count, 0);
-    } else {
-      region_main(&region);
-    }
+static void run_stages(Call& call, Stage* stages, int64_t count, int64_t threads,
+                       BinarizeRunner runner) {
+  int64_t most_items = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    most_items = stages[i].items > most_items ? stages[i].items : most_items;
   }
-};
+  Region region = {&call, stages, count, 0};
+  threads = most_items < threads ? most_items : threads;
+  if (runner && threads > 1) {
+    runner(region_main, &region, (unsigned)threads, 0);
+  } else {
+    region_main(&region);
+  }
+}

@@ -109,6 +109,7 @@ struct Plan {
   int64_t deviation_rows;  // per sample
   int64_t patterns[3];     // at most so many windows that hang over the border differently
   // Scratch memory.
+  Stage* stages;
   float *level, *mean_part, *scale, *sum_part, *room;
   double* deviation;
   uint64_t *flip, *bits, *strings, *depth_weight;
@@ -174,6 +175,7 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
   };
   const int64_t n = g.samples, c = g.in_channels, o = g.out_channels;
   const int64_t pixels = n * p.padded[0] * p.padded[1];
+  p.stages = (Stage*)take((int64_t)sizeof(Stage) * (3 + p.phases));
   p.level = (float*)take(4 * n * c);
   p.mean_part = (float*)take(4 * p.mean_rows * c);
   p.scale = (float*)take(4 * (n + 3) * o);

@@ -4,6 +4,11 @@
 
 #include "binarize.h"
 
+#if defined(__unix__) || defined(__APPLE__)
+#define BINARIZE_POSIX
+#include <sched.h>
+#endif
+
 #define BINARIZE_SET(name)                                                            \
   int32_t binarize_unit_##name(const BinarizeGeometry& g, const void* const* tensors, \
                                int64_t threads, BinarizeRunner runner)
