@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from binarize.kernels.activation import shifted_prelu
 from binarize.kernels.ops import run_unit, unit
@@ -41,7 +40,7 @@ _NEAREST = (
 def fuse(recording: Recording) -> None:
     """Rewrite a graph in place.
 
-    - BatchNorms behind kept convolutions go into their weights.
+    - BatchNorms behind kept convolutions write over their results, and round as they do.
     - What follows a unit goes into it: additions of other maps, one activation.
     - A unit reads the parts of a concatenation, and maps before they are enlarged by nearest
       neighbour, in the place of the result.
@@ -50,7 +49,7 @@ def fuse(recording: Recording) -> None:
     """
     recording.graph.eliminate_dead_code()  # results nobody reads, which would count as users
     _drop_identities(recording.graph)
-    _fold_norms(recording)
+    _write_norms(recording)
     for node in units(recording.graph):
         _take_tail(recording, node)
     for node in units(recording.graph):
@@ -69,27 +68,42 @@ def _drop_identities(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _fold_norms(recording: Recording) -> None:
+def _write_norms(recording: Recording) -> None:
+    r"""Apply BatchNorms behind kept convolutions as one pass over the convolution's result.
+
+    With :math:`g = \gamma / \sqrt{\sigma^2 + \epsilon}` a norm is
+    :math:`y = g x + (\beta - g \mu)`. Folding g into the weights would save that pass, but round
+    otherwise than the network does, and what rounds otherwise may get another sign in the binary
+    layers behind it. This does not: the norm itself tells both numbers, and `addcmul` rounds once,
+    as it does.
+    """
     graph, known = recording.graph, recording.constants
     for node in list(graph.nodes):
         if not is_call(node, _aten.native_batch_norm.default):
             continue
-        conv, gain, shift, mean, var, training, _, eps = node.args
+        conv, *given, training, momentum, eps = node.args
         if training or not is_call(conv, _aten.convolution.default) or len(conv.users) != 1:
             continue
-        tensors = (*conv.args[1:3], gain, shift, mean, var)
-        if any(t is not None and t.op != "get_attr" for t in tensors):
+        tensors = [t for t in given if t is not None]
+        if any(t.op != "get_attr" for t in tensors):
             continue
-        weight, bias, gain, shift, mean, var = (t and known[t.target] for t in tensors)
-        weight, bias = fuse_conv_bn_weights(
-            weight, bias, mean, var, eps, gain, shift, transpose=conv.args[6]
-        )
-        with graph.inserting_before(conv):
-            folded = (recording.constant(weight.detach()), recording.constant(bias.detach()))
-        conv.args = (conv.args[0], *folded, *conv.args[3:])
+        if any(value_of(t).dtype != torch.float32 for t in (conv, *tensors)):
+            continue
+        gain, shift, mean, var = (t and known[t.target].detach() for t in given)
+        column = torch.zeros_like(var).view(1, -1, 1)
+        none = column.flatten()
+        rest = False, momentum, eps
+        ones = _aten.native_batch_norm(column + 1, gain, None, none, var, *rest)[0]
+        zeros = _aten.native_batch_norm(column, gain, shift, mean, var, *rest)[0]
+        shape = (1, -1, *(1,) * (value_of(conv).dim() - 2))
+        with graph.inserting_before(node):
+            factor = recording.constant(ones.view(shape))
+            offset = recording.constant(zeros.view(shape))
+            normed = graph.call_function(_aten.addcmul.default, (offset, conv, factor))
+        normed.meta["value"] = value_of(conv)
         for user in list(node.users):
             if user.args[1] == 0:
-                user.replace_all_uses_with(conv)
+                user.replace_all_uses_with(normed)
             graph.erase_node(user)
         graph.erase_node(node)
 
@@ -203,12 +217,20 @@ def _mean(source: fx.Node) -> fx.Node:
 
 
 def _overwrite(graph: fx.Graph) -> None:
+    """Let what alone reads a convolution's result write over it: such a result is new memory."""
     for node in graph.nodes:
-        if is_call(node, _aten.relu.default):
-            source: Any = node.args[0]
-            # A convolution's result is new memory; what another call returns may be a view.
-            if is_call(source, _aten.convolution.default) and len(source.users) == 1:
-                node.target = _aten.relu_.default
+        operand = {_aten.relu.default: 0, _aten.addcmul.default: 1}.get(node.target)
+        if node.op != "call_function" or operand is None:
+            continue
+        source: Any = node.args[operand]
+        own = is_call(source, _aten.convolution.default, _aten.addcmul.out)
+        if not own or len(source.users) != 1:
+            continue
+        if operand == 0:
+            node.target = _aten.relu_.default
+        elif value_of(source).shape == value_of(node).shape:
+            node.target = _aten.addcmul.out
+            node.kwargs = {**node.kwargs, "out": source}
 
 
 def _maker(source: fx.Node) -> fx.Node | None:

@@ -37,8 +37,8 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
     with torch.inference_mode():
         assert_alike(packed, network, torch.randn(2, 3, 12, 16))
     assert shop.operators(packed) == operators
-    # Stem and head, the stem's activation, and its means for the concatenation's reader.
-    assert shop.operators(packed) == ["convolution", "relu_", "mean", "convolution"]
+    # Stem and head, the stem's norm and activation, its means for the concatenation's reader.
+    assert shop.operators(packed) == "convolution addcmul relu_ mean convolution".split()
     down, conv1, conv2, up = shop.calls(packed)
     assert [len(call["sources"]) for call in (down, conv1, conv2, up)] == [1, 1, 1, 2]
     assert up["upsample"] == [2, 1]
@@ -159,23 +159,59 @@ def test_what_a_unit_reads(shop: SimpleNamespace, what: str, factors: list[int])
     assert call["upsample"] == factors
 
 
-def test_norm_of_a_kept_convolution_is_folded(shop: SimpleNamespace) -> None:
+class Normed(nn.Module):
+    """Float convolutions with norms, whose maps are results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 20, 3, bias=False)
+        self.bn = nn.BatchNorm2d(20)
+        self.up = nn.ConvTranspose2d(20, 9, 2, stride=2)
+        self.bn2 = nn.BatchNorm2d(9)
+        self.unit = BiConv2d(9, 4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        first = F.relu(self.bn(self.conv(x)))
+        second = self.bn2(self.up(first))
+        return first, second, self.unit(second)
+
+
+def test_norms_round_as_the_network_does(shop: SimpleNamespace) -> None:
+    network = shop.train_like(Normed())
+    packed = binarize.pack(network)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 3, 17, 16).contiguous(memory_format=layout)
+        with torch.no_grad():
+            wanted = network(x)
+        for found in (packed(x), packed(x)):
+            for map_, other in zip(found[:2], wanted[:2], strict=True):
+                assert torch.equal(map_, other)
+            torch.testing.assert_close(found[2], wanted[2])
+    packed = binarize.pack(network)
+    packed(x)
+    assert shop.operators(packed) == "convolution addcmul relu_ convolution addcmul".split()
+    # They write over what the convolutions made.
+    (program,) = packed._programs.values()
+    norms = [node for node in program.module.graph.nodes if "addcmul" in str(node.target)]
+    assert all(node.kwargs["out"] is node.args[1] for node in norms)
+
+
+def test_norm_whose_input_is_read_elsewhere(shop: SimpleNamespace) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 3)
             self.bn = nn.BatchNorm2d(4)
-            self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
-            self.bn2 = nn.BatchNorm2d(4)
             self.unit = BiConv2d(4, 4, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.unit(self.bn2(self.up(self.bn(self.conv(x)))))
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.conv(x)
+            return self.unit(self.bn(y)), y
 
     network = shop.train_like(Net())
     packed = binarize.pack(network)
     assert_alike(packed, network, torch.randn(1, 3, 7, 6))
-    assert shop.operators(packed) == ["convolution", "convolution"]
+    assert shop.operators(packed) == ["convolution", "native_batch_norm"]
 
 
 def test_calls_of_all_sizes(shop: SimpleNamespace) -> None:

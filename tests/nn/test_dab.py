@@ -151,3 +151,13 @@ def test_mistakes_are_told_in_one_line() -> None:
         DistributionAdaptiveBinarizer(0)
     with pytest.raises(binarize.BinarizeError, match=r"^scale='layers': .*; .*layer, channel"):
         DistributionAdaptiveBinarizer(3, scale="layers")
+
+
+def test_thresholds_do_not_depend_on_the_layout() -> None:
+    binarizer = DistributionAdaptiveBinarizer(5).eval()
+    x = 100 + 3 * torch.randn(2, 5, 37, 41)
+    threshold = binarizer.terms(x)[0]
+    assert torch.equal(threshold, x.double().mean((2, 3), keepdim=True).float())
+    assert torch.equal(
+        threshold, binarizer.terms(x.contiguous(memory_format=torch.channels_last))[0]
+    )

@@ -89,11 +89,18 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
         shape = [1] * x.dim()
         shape[self.channel_dim] = self.channels
         detached = x.detach()
-        mean = detached.mean(positions, keepdim=True) if positions else detached
+        mean = self._mean(detached, positions) if positions else detached
         threshold = self.k.view(shape) * mean + self.b.view(shape)
         if self.scale == "layer":
             return threshold, self.a, positions, list(range(1, x.dim()))
         return threshold, self.a.view(shape), positions, positions
+
+    def _mean(self, x: Tensor, positions: list[int]) -> Tensor:
+        if self.training or not x.is_cpu:
+            return x.mean(positions, keepdim=True)
+        # The last bit of a threshold decides signs: in double precision it depends neither on the
+        # order of the sum nor on the map's layout, and is what packed layers have.
+        return x.mean(positions, keepdim=True, dtype=torch.float64).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Binarize a map.
