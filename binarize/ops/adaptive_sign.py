@@ -17,7 +17,7 @@ Shapes: maps have the samples at dimension 0; ``positions`` and ``over`` are dim
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from binarize.ops.convolution import (
     sum_factors,
     sums_exactly,
 )
-from binarize.ops.sign import clip_gradient_
+from binarize.ops.rows import along_rows
+from binarize.ops.sign import clip_gradient_, polynomial_gradient_
 
 __all__ = ["adaptive_convolution", "adaptive_sign"]
 
@@ -40,47 +41,42 @@ def _sum(x: Tensor, dims: list[int]) -> Tensor:
     return x.sum(dims, keepdim=True) if dims else x
 
 
-def _shift(x: Tensor, threshold: Tensor) -> Tensor:
-    # As "0 - threshold" is never -0.0, neither is x + shift: its sign bit says x >= threshold.
-    return (0.0 - threshold).to(x.dtype)
+class _Terms(NamedTuple):
+    """The map, and what of the size of its means tells everything else."""
 
+    x: Tensor
+    shift: Tensor
+    excess: Tensor
+    scale: Tensor
 
-def _scale(x: Tensor, deviation: Tensor, exponent: Tensor) -> Tensor:
-    return torch.exp(exponent * (deviation - 1)).to(x.dtype)
+    def shifted(self, out: Tensor | None = None) -> Tensor:
+        """The map less its thresholds."""
+        return torch.add(self.x, along_rows(self.shift, self.x), out=out)
 
 
 def _binarize(
     x: Tensor, threshold: Tensor, exponent: Tensor, over: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The shifted map, whose sign bits count, the mean magnitude, a buffer of the map's size."""
+) -> tuple[_Terms, Tensor, Tensor]:
+    """The terms, the shifted map, whose sign bits count, and a buffer of the map's size."""
     # torch.export runs this with gradients on, where writing into a buffer is refused.
     x, threshold, exponent = x.detach(), threshold.detach(), exponent.detach()
-    shifted = x + _shift(x, threshold)
+    # As "0 - threshold" is never -0.0, neither is x + shift: its sign bit says x >= threshold.
+    shift = (0.0 - threshold).to(x.dtype)
+    shifted = x + along_rows(shift, x)
     magnitude = shifted.abs()
-    count = 1
-    for d in over:
-        count *= x.shape[d]
     # A mean of half precision would lose what it is for.
     wide = torch.promote_types(x.dtype, torch.float32)
-    deviation = magnitude.sum(over, keepdim=True, dtype=wide) if over else magnitude.to(wide)
-    deviation = deviation / count
-    return shifted, deviation, magnitude
-
-
-def _binarize_again(
-    x: Tensor, threshold: Tensor, exponent: Tensor, deviation: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The scaled signs and their scale, for the backward pass."""
-    scale = _scale(x, deviation, exponent)
-    shifted = x + _shift(x, threshold)
-    return torch.copysign(scale, shifted, out=shifted), scale
+    mean = magnitude.mean(over, keepdim=True, dtype=wide) if over else magnitude.to(wide)
+    excess = mean - 1
+    return _Terms(x, shift, excess, torch.exp(exponent * excess).to(x.dtype)), shifted, magnitude
 
 
 def _gradients(
     grad: Tensor,
     binary: Tensor,
-    scale: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor, Tensor],
+    terms: _Terms,
+    threshold: Tensor,
+    exponent: Tensor,
     positions: list[int],
     over: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,11 +84,9 @@ def _gradients(
 
     ``binary`` is used up: a buffer that is there costs less than a new one.
     """
-    x, threshold, exponent, deviation = saved
-    through_scale = _sum(torch.mul(grad, binary, out=binary), over) * (deviation - 1)
-    size = torch.add(x, _shift(x, threshold), out=binary).abs_()
-    slope = torch.addcmul(2 * scale, size, -2 * scale, out=size).clamp_(min=0)
-    grad_x = slope.mul_(grad)
+    through_scale = _sum(torch.mul(grad, binary, out=binary), over) * terms.excess
+    size = terms.shifted(out=binary).abs_()
+    grad_x = polynomial_gradient_(size, grad, terms.scale)
     grad_threshold = _sum(grad_x, positions).neg().to(threshold.dtype)
     return grad_x, grad_threshold, through_scale.sum_to_size(exponent.shape).to(exponent.dtype)
 
@@ -107,17 +101,19 @@ class _AdaptiveSign(torch.autograd.Function):
         positions: list[int],
         over: list[int],
     ) -> Tensor:
-        shifted, deviation, buffer = _binarize(x, threshold, exponent, over)
-        ctx.save_for_backward(x, threshold, exponent, deviation)
+        terms, shifted, buffer = _binarize(x, threshold, exponent, over)
+        ctx.save_for_backward(x, *terms[1:], threshold, exponent)
         ctx.dims = positions, over
-        return torch.copysign(_scale(x, deviation, exponent.detach()), shifted, out=buffer)
+        return torch.copysign(terms.scale, shifted, out=buffer)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        saved = ctx.saved_tensors
-        binary, scale = _binarize_again(*saved)
-        return (*_gradients(grad, binary, scale, saved, *ctx.dims), None, None)
+        *saved, threshold, exponent = ctx.saved_tensors
+        terms = _Terms(*saved)
+        shifted = terms.shifted()
+        binary = torch.copysign(terms.scale, shifted, out=shifted)
+        return (*_gradients(grad, binary, terms, threshold, exponent, *ctx.dims), None, None)
 
 
 def adaptive_sign(
@@ -144,11 +140,12 @@ def adaptive_sign(
 
 
 def _binary_weight(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    # Neither -0.0, which counts as +1; a number too small for half precision keeps its sign there.
     signs = weight.detach() + 0.0
-    binary = torch.copysign(scale, signs, out=signs)
-    # What autocast would do, done here so that the copy can be kept.
-    cast = x.dtype != weight.dtype and torch.is_autocast_enabled(x.device.type)
-    return binary.to(x.dtype) if cast else binary
+    if x.dtype != weight.dtype and torch.is_autocast_enabled(x.device.type):
+        # What autocast would do, done here so that the copy can be kept.
+        signs, scale = signs.to(x.dtype), scale.to(x.dtype)
+    return torch.copysign(scale, signs, out=signs)
 
 
 class _AdaptiveConvolution(torch.autograd.Function):
@@ -165,10 +162,8 @@ class _AdaptiveConvolution(torch.autograd.Function):
         over: list[int],
         whole: bool,
     ) -> Tensor:
-        shifted, deviation, buffer = _binarize(x, threshold, exponent, over)
-        scale = _scale(x, deviation, exponent.detach())
-        factors = None
-        own_scale = weight_scale
+        terms, shifted, buffer = _binarize(x, threshold, exponent, over)
+        factors, scale, own_scale = None, terms.scale, weight_scale
         if whole and sums_exactly(x, weight):
             factors = sum_factors(scale, weight_scale, geometry)
             scale = weight_scale = scale.new_ones(())
@@ -176,7 +171,7 @@ class _AdaptiveConvolution(torch.autograd.Function):
         binary_weight = _binary_weight(weight, weight_scale, x)
         # The float layer keeps a copy in half precision under autocast, too.
         kept = None if binary_weight.dtype == weight.dtype else binary_weight
-        ctx.save_for_backward(x, threshold, exponent, deviation, weight, own_scale, kept)
+        ctx.save_for_backward(x, *terms[1:], threshold, exponent, weight, own_scale, kept)
         ctx.dims = positions, over
         ctx.geometry = geometry
         y = convolve(binary, binary_weight, geometry)
@@ -185,18 +180,20 @@ class _AdaptiveConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        *saved, weight, weight_scale, binary_weight = ctx.saved_tensors
-        x = saved[0]
+        *saved, threshold, exponent, weight, weight_scale, binary_weight = ctx.saved_tensors
+        terms = _Terms(*saved)
         if binary_weight is None:
             binary_weight = _binary_weight(weight, weight_scale, weight)
-        binary, scale = _binarize_again(*saved)
+        shifted = terms.shifted()
+        binary = torch.copysign(terms.scale, shifted, out=shifted)
         wanted = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[3]
         grad_binary, grad_weight = convolution_gradients(
             grad, binary, binary_weight, ctx.geometry, wanted
         )
         grads: tuple[Tensor | None, ...] = (None, None, None)
         if grad_binary is not None:
-            grads = _gradients(grad_binary.to(x.dtype), binary, scale, (*saved,), *ctx.dims)
+            grad_binary = grad_binary.to(binary.dtype)
+            grads = _gradients(grad_binary, binary, terms, threshold, exponent, *ctx.dims)
         if grad_weight is not None:
             grad_weight = clip_gradient_(grad_weight.to(weight.dtype), weight)
         return (*grads, grad_weight, *(None,) * 5)

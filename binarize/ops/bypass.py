@@ -6,6 +6,7 @@ Shapes: maps are (N, C, *spatial) with any number of spatial dimensions; ``dim``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,43 @@ __all__ = ["GROUPINGS", "channel_adaptive_bypass", "repeat_border", "resample_by
 
 GROUPINGS = ("contiguous", "interleaved")
 
+# Channels that are added one by one to their mean.
+_FEW = 8
+
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {
     1: F.avg_pool1d,
     2: F.avg_pool2d,
     3: F.avg_pool3d,
 }
+
+
+class _GroupMean(torch.autograd.Function):
+    """Means over blocks of neighbouring channels, the last dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        total = x[..., ::size] + x[..., 1::size]
+        for i in range(2, size):
+            total += x[..., i::size]
+        return total.div_(size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return (grad / ctx.size).repeat_interleave(ctx.size, -1), None
+
+
+def _group_mean(x: Tensor, groups: int, dim: int) -> Tensor:
+    """Means over blocks of neighbouring channels.
+
+    Where the channels lie last in memory, torch's mean over a few of them is slow, and its gradient
+    would not keep that layout.
+    """
+    size = x.shape[dim] // groups
+    if x.stride(dim) != 1 or not 2 <= size <= _FEW:
+        return x.unflatten(dim, (groups, size)).mean(dim + 1)
+    means: Tensor = _GroupMean.apply(x.movedim(dim, -1), size)
+    return means.movedim(-1, dim)
 
 
 def _fuse_down(x: Tensor, channels: int, grouping: str, dim: int) -> Tensor:
@@ -30,11 +63,11 @@ def _fuse_down(x: Tensor, channels: int, grouping: str, dim: int) -> Tensor:
     if channels == 1:
         return x.mean(dim, keepdim=True)
     if grouping == "contiguous" and in_channels == size * channels:
-        return x.unflatten(dim, (channels, size)).mean(dim + 1)
+        return _group_mean(x, channels, dim)
     head = x.narrow(dim, 0, size * (channels - 1))
     tail = x.narrow(dim, size * (channels - 1), in_channels - size * (channels - 1))
     if grouping == "contiguous":
-        groups = head.unflatten(dim, (channels - 1, size)).mean(dim + 1)
+        groups = _group_mean(head, channels - 1, dim)
     else:
         groups = head.unflatten(dim, (size, channels - 1)).mean(dim)
     return torch.cat([groups, tail.mean(dim, keepdim=True)], dim)

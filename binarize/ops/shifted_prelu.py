@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from binarize.ops.rows import along_rows
 
 __all__ = ["shifted_prelu"]
 
@@ -22,16 +23,13 @@ class _ShiftedPReLU(torch.autograd.Function):
     ) -> Tensor:
         shape = [1] * x.dim()
         shape[dim] = -1
-        shifted = x + shift.view(shape).to(x.dtype)
+        shifted = x + along_rows(shift.view(shape).to(x.dtype), x)
         ctx.save_for_backward(shifted, slope)
         ctx.dim = dim
-        offset = None if out_shift is None else out_shift.view(shape).to(x.dtype)
-        if dim == 1:
-            y = F.prelu(shifted, slope.to(x.dtype))
-            return y if offset is None else y.add_(offset)
-        # Not a view, which a network could not change in place behind a function of its own.
-        y = F.prelu(shifted.transpose(1, dim), slope.to(x.dtype)).transpose(1, dim)
-        return y.clone() if offset is None else y + offset
+        # The kernel behind F.prelu, which would take the channels at dimension 1 only.
+        slopes = along_rows(slope.view(shape).to(x.dtype), x)
+        y: Tensor = torch.ops.aten._prelu_kernel(shifted, slopes)
+        return y if out_shift is None else y.add_(along_rows(out_shift.view(shape).to(x.dtype), x))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -51,7 +49,7 @@ class _ShiftedPReLU(torch.autograd.Function):
         buffer = shifted.clamp(max=0).mul_(grad)
         grad_slope = total(buffer)
         torch.ops.aten.threshold_backward.grad_input(grad, shifted, 0, grad_input=buffer)
-        grad_x = buffer.lerp_(grad, slope.view(shape).to(grad.dtype))
+        grad_x = buffer.lerp_(grad, along_rows(slope.view(shape).to(grad.dtype), grad))
         grad_out_shift = total(grad) if ctx.needs_input_grad[3] else None
         return grad_x, total(grad_x), grad_slope, grad_out_shift, None
 

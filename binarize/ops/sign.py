@@ -12,7 +12,14 @@ from torch import Tensor
 
 from binarize.errors import BinarizeError
 
-__all__ = ["SURROGATES", "clip_gradient", "clip_gradient_", "scaled_sign", "sign"]
+__all__ = [
+    "SURROGATES",
+    "clip_gradient",
+    "clip_gradient_",
+    "polynomial_gradient_",
+    "scaled_sign",
+    "sign",
+]
 
 SURROGATES = ("polynomial", "clip")
 
@@ -30,6 +37,19 @@ def clip_gradient_(grad: Tensor, x: Tensor) -> Tensor:
     return torch.ops.aten.hardtanh_backward.grad_input(grad, x, -bound, bound, grad_input=grad)
 
 
+def polynomial_gradient_(size: Tensor, grad: Tensor, scale: Tensor) -> Tensor:
+    """``scale * (2 - 2 size) * grad`` where ``size < 1``, else 0, written into ``size``.
+
+    In passes of two tensors each: torch has no vectorized ones of three that broadcast.
+
+    Args:
+        size: Magnitudes.
+        grad: Of the same shape and dtype.
+        scale: Broadcasts to them.
+    """
+    return size.sub_(1).clamp_(max=0).mul_(grad).mul_(-2 * scale)
+
+
 class _PolynomialSign(torch.autograd.Function):
     # copysign and these few passes are many times quicker than torch.where on a CPU.
 
@@ -41,8 +61,7 @@ class _PolynomialSign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         x, scale = ctx.saved_tensors
-        slope = torch.addcmul(2 * scale, x.abs(), -2 * scale).clamp_(min=0)
-        grad_x = slope.mul_(grad)
+        grad_x = polynomial_gradient_(x.abs(), grad, scale)
         if not ctx.needs_input_grad[1]:
             return grad_x, None
         ones = torch.ones((), dtype=x.dtype, device=x.device)

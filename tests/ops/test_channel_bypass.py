@@ -125,6 +125,23 @@ def test_gradient_is_the_transposed_map(grouping: str, channels_out: int) -> Non
     torch.testing.assert_close(x.grad, expected)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3, 8, 11])
+def test_channels_last_in_memory_stay_last_in_result_and_gradient(groups: int) -> None:
+    """Few and many channels to a group, with and without some that are left over."""
+    for channels in (2 * groups, 3 * groups + 1, 8 * groups, 9 * groups + groups // 2):
+        x = torch.randn(2, channels, 3, 4, dtype=torch.float64, requires_grad=True)
+        last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+        y, expected = channel_adaptive_bypass(last, groups), literal(x, groups, "contiguous")
+        torch.testing.assert_close(y, expected)
+        grad = torch.randn_like(expected)
+        expected.backward(grad)
+        y.backward(grad.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(last.grad, x.grad)
+        if channels % groups == 0 and groups > 1:
+            for t in (y, last.grad):
+                assert t.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_channels_at_another_dimension() -> None:
     x = torch.randn(2, 3, 4, 10)
     first = channel_adaptive_bypass(x.permute(0, 3, 1, 2), 14)

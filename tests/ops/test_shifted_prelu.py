@@ -69,3 +69,18 @@ def test_frozen_parameters_and_second_backward() -> None:
     (first,) = torch.autograd.grad(y, x, retain_graph=True)
     (second,) = torch.autograd.grad(y, x)
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("channels", [3, 40])
+def test_memory_layout_changes_nothing(channels: int, dtype: torch.dtype) -> None:
+    x = torch.randn(2, channels, 5, 4, dtype=dtype)
+    parameters = [torch.randn(channels, dtype=dtype, requires_grad=True) for _ in range(3)]
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        leaf = x.clone(memory_format=memory_format).requires_grad_()
+        y = shifted_prelu(leaf, *parameters)
+        assert y.is_contiguous(memory_format=memory_format)
+        leaves = [leaf, *parameters]
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    torch.testing.assert_close(*results)

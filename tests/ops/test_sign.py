@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import binarize
 from binarize.ops import sign
+from binarize.ops.sign import polynomial_gradient_
 
 QUIET = settings(max_examples=50, deadline=None, database=None, derandomize=True)
 JUST_BELOW, JUST_ABOVE = math.nextafter(1.0, 0.0), math.nextafter(1.0, 2.0)
@@ -112,3 +113,12 @@ def test_mistakes_are_told_in_one_line() -> None:
         sign(torch.zeros(2), "polinomial")
     with pytest.raises(binarize.BinarizeError, match=r"^x=torch\.int64: .*floating.*; .*float"):
         sign(torch.zeros(2, dtype=torch.int64))
+
+
+def test_the_polynomial_gradient_is_written_into_the_magnitudes() -> None:
+    x = torch.tensor([[-2.0, -1.0, -0.25], [0.0, 0.5, 1.5]], dtype=torch.float64)
+    grad, scale = torch.randn_like(x), torch.tensor([[2.0], [0.5]], dtype=torch.float64)
+    expected = grad * scale * torch.tensor([[0, 0, 1.5], [2, 1, 0]], dtype=torch.float64)
+    size = x.abs()
+    assert polynomial_gradient_(size, grad, scale) is size
+    torch.testing.assert_close(size, expected)

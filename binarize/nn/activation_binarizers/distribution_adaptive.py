@@ -97,7 +97,8 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
 
     def _mean(self, x: Tensor, positions: list[int]) -> Tensor:
         if self.training or not x.is_cpu:
-            return x.mean(positions, keepdim=True)
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return x.mean(positions, keepdim=True, dtype=wide)
         # The last bit of a threshold decides signs: in double precision it depends neither on the
         # order of the sum nor on the map's layout, and is what packed layers have.
         return x.mean(positions, keepdim=True, dtype=torch.float64).to(x.dtype)
