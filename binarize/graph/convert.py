@@ -17,6 +17,7 @@ from binarize.graph.origin import find_origin
 from binarize.graph.plan import Plan
 from binarize.graph.planner import make_plan
 from binarize.graph.rewrite import apply_plan
+from binarize.graph.scopes import ScopeGraph
 from binarize.nn.base import BinaryLayer
 from binarize.policy.loader import load_policy
 from binarize.policy.match import Overrides, with_overrides
@@ -52,7 +53,7 @@ def plan(
         ModelError: The network is already converted, has nothing to binarize, has weights that
             are not finite, or does not accept the example inputs.
     """
-    return _plan(given_network(model), policy, example_inputs, overrides)
+    return _plan(given_network(model), policy, example_inputs, overrides)[0]
 
 
 def convert(
@@ -82,9 +83,9 @@ def convert(
         ModelError: As in :func:`plan`.
     """
     model = given_network(model)
-    plan = _plan(model, policy, example_inputs, overrides)
+    plan, graphs = _plan(model, policy, example_inputs, overrides)
     student = copied(model)
-    apply_plan(student, plan)
+    apply_plan(student, plan, graphs)
     return student
 
 
@@ -93,12 +94,12 @@ def _plan(
     policy: str | Path | Policy,
     example_inputs: Any,
     overrides: Overrides | None,
-) -> Plan:
+) -> tuple[Plan, dict[str, ScopeGraph]]:
     base = load_policy(policy)
     chosen = with_overrides(base, overrides, all_layers(model))
-    plan = Traced(model, example_inputs).plan(base, chosen)
+    plan, graphs = Traced(model, example_inputs).planned(base, chosen)
     _check_plan(model, plan, chosen.rules[: len(chosen.rules) - len(base.rules)])
-    return plan
+    return plan, graphs
 
 
 class Traced:
@@ -118,15 +119,18 @@ class Traced:
         self._trace = run_example(model, example_inputs)
         self._origin = find_origin(model)
 
-    def plan(self, policy: Policy, chosen: Policy | None = None) -> Plan:
-        """Plan by a policy; one that makes nothing binary is as good as any other here.
+    def plan(self, policy: Policy) -> Plan:
+        """Plan by a policy; one that makes nothing binary is as good as any other here."""
+        return self.planned(policy, policy)[0]
+
+    def planned(self, base: Policy, chosen: Policy) -> tuple[Plan, dict[str, ScopeGraph]]:
+        """Plan, and hand out the graphs that :func:`apply_plan` would take again.
 
         Args:
-            policy: The policy.
-            chosen: The same with the user's overrides in front, if there are any.
+            base: The policy.
+            chosen: The same, with the user's overrides in front if there are any.
         """
-        chosen = policy if chosen is None else chosen
-        asked = len(chosen.rules) - len(policy.rules)
+        asked = len(chosen.rules) - len(base.rules)
         return make_plan(self._trace, chosen, self._origin, asked=asked)
 
     def convert(self, plan: Plan) -> nn.Module:

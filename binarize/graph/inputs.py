@@ -19,6 +19,8 @@ from binarize.graph.trace import Trace, trace
 __all__ = ["arguments", "input_shapes", "run_example"]
 
 _SIZES = {1: (256, 1024, 4096), 2: (256, 224, 128, 384, 512, 64, 32), 3: (64, 32, 96, 128)}
+# Frames, height, width of a film; other networks of three dimensions take cubes.
+_FILM = (16, 224, 224)
 
 
 def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
@@ -146,6 +148,8 @@ def _candidates(model: nn.Module) -> Iterator[tuple[tuple[int, ...], ...]]:
             if isinstance(module, kind):
                 for length in _SIZES[spatial]:
                     yield ((1, module.in_channels, *[length] * spatial),)
+                if spatial == 3:
+                    yield ((1, module.in_channels, *_FILM),)
                 return
 
 

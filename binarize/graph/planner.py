@@ -16,6 +16,7 @@ from binarize.graph.inputs import input_shapes
 from binarize.graph.layers import obstacle
 from binarize.graph.plan import CONTRACT, Decision, Plan
 from binarize.graph.rewritable import Rewritable
+from binarize.graph.scopes import ScopeGraph
 from binarize.graph.settle import Settlement, settle_shortcuts
 from binarize.graph.shortcuts import find_shortcuts
 from binarize.graph.trace import Op, Trace
@@ -28,7 +29,7 @@ __all__ = ["make_plan"]
 
 def make_plan(
     trace: Trace, policy: Policy, origin: Mapping[str, Any] | None = None, *, asked: int = 0
-) -> Plan:
+) -> tuple[Plan, dict[str, ScopeGraph]]:
     """Decide about every layer, norm, activation and residual addition of a traced network.
 
     Args:
@@ -38,7 +39,7 @@ def make_plan(
         asked: How many of the policy's first rules are the user's own overrides.
 
     Returns:
-        The plan.
+        The plan, and the graphs of the forwards that it rewrites, by path.
     """
     modules = dict(trace.model.named_modules(remove_duplicate=False))
     norms = _adoptable_norms(trace, modules)
@@ -97,7 +98,7 @@ def make_plan(
         )
     found.sort(key=lambda pair: pair[0])
     rewritten = sorted({d.scope for _, d in found if d.rewrite})
-    return Plan(
+    plan = Plan(
         policy,
         tuple(decision for _, decision in found),
         dict(can_rewrite.opaque),
@@ -112,6 +113,7 @@ def make_plan(
         _size(trace.model),
         input_shapes(trace),
     )
+    return plan, {scope: can_rewrite.graphs[scope] for scope in rewritten}
 
 
 def _decide(trace: Trace, layer: Layer, rule: Rule | None) -> tuple[str, str, str]:

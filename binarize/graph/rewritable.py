@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from binarize.errors import ModelError
-from binarize.graph.scopes import asks_for, constants, fits, trace_scope
+from binarize.graph.scopes import ScopeGraph, asks_for, constants, fits, trace_scope
 from binarize.graph.trace import Trace
 
 __all__ = ["Rewritable"]
@@ -24,11 +24,13 @@ class Rewritable:
     Attributes:
         opaque: Causes by path of the modules whose forward cannot be rewritten.
         arguments: Per tried path the arguments that become constants of its graph.
+        graphs: Per path whose forward can be rewritten its graphs.
     """
 
     def __init__(self, trace: Trace, modules: dict[str, nn.Module]) -> None:
         self.opaque: dict[str, str] = {}
         self.arguments: dict[str, dict[str, Any]] = {}
+        self.graphs: dict[str, ScopeGraph] = {}
         self._trace = trace
         self._modules = modules
 
@@ -38,6 +40,7 @@ class Rewritable:
             cause = self._try(scope)
             if cause is not None:
                 self.opaque[scope] = cause
+                self.graphs.pop(scope, None)
         return scope not in self.opaque
 
     def _try(self, scope: str) -> str | None:
@@ -65,6 +68,7 @@ class Rewritable:
     def _misfit(self, scope: str, given: dict[str, Any]) -> str | None:
         self.arguments[scope] = given
         try:
-            return fits(trace_scope(self._modules[scope], given), self._trace, scope)
+            graph = self.graphs[scope] = trace_scope(self._modules[scope], given)
         except ModelError as error:
             return error.rule
+        return fits(graph, self._trace, scope)

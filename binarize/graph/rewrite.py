@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from binarize.graph.forwards import new_activation, rewrite_forward
 from binarize.graph.layers import effective_weight
 from binarize.graph.places import Places, find_module
 from binarize.graph.plan import Decision, Plan
-from binarize.graph.scopes import trace_scope
+from binarize.graph.scopes import ScopeGraph, trace_scope
 from binarize.graph.units import build_unit
 from binarize.nn.base import BinaryLayer
 from binarize.nn.spec import UnitSpec
@@ -23,12 +24,15 @@ from binarize.ops.bypass import GROUPINGS
 __all__ = ["apply_plan"]
 
 
-def apply_plan(model: nn.Module, plan: Plan) -> None:
+def apply_plan(
+    model: nn.Module, plan: Plan, planned: Mapping[str, ScopeGraph] | None = None
+) -> None:
     """Make a float network binary, in place.
 
     Args:
         model: The float network.
         plan: A plan for a network of this structure.
+        planned: Graphs of its forwards by path, as far as planning has them; they are edited.
 
     Raises:
         ModelError: The network is not the one that was planned for. It may then be changed in
@@ -39,9 +43,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
         if decision.rewrite:
             edits[decision.scope].append(decision)
     # The graphs are taken from the float network, before any module changes.
-    graphs = {
-        scope: trace_scope(find_module(model, scope), plan.arguments.get(scope)) for scope in edits
-    }
+    graphs = dict(planned or {})
+    for scope in edits:
+        if scope not in graphs or not graphs[scope].portable:
+            module = find_module(model, scope)
+            graphs[scope] = trace_scope(module, plan.arguments.get(scope))
     for scope, decisions in edits.items():
         rewrite_forward(
             find_module(model, scope), graphs[scope], scope, decisions, plan.policy.unit, model

@@ -43,6 +43,16 @@ class ScopeGraph:
     training: fx.Graph | None
     twins: dict[fx.Node, fx.Node]
 
+    @property
+    def portable(self) -> bool:
+        """Whether copies of the traced module have all that the graphs take from it.
+
+        Tracing hands a constant that the forward makes to the module, and copies lack it.
+        """
+        graphs = [graph for graph in (self.graph, self.training) if graph is not None]
+        taken = [str(node.target) for g in graphs for node in g.find_nodes(op="get_attr")]
+        return not any("_tensor_constant" in name for name in taken)
+
 
 class _ChildrenAreLeaves(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import time
 from collections import deque
@@ -17,6 +18,7 @@ __all__ = ["survey"]
 
 # A worker is replaced after so many networks: what libraries cache would add up.
 _PER_WORKER = 60
+_PRELOAD = ["binarize.survey.examine", "timm", "segmentation_models_pytorch", "torchvision"]
 
 
 def survey(
@@ -33,7 +35,7 @@ def survey(
     Yields:
         A row for every case, in the order in which they are done.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     queue = deque(cases)
     workers: list[_Worker] = []
     try:
@@ -54,6 +56,15 @@ def survey(
     finally:
         for worker in workers:
             worker.stop()
+
+
+def _context() -> Any:
+    """Processes that start with the libraries imported, where the system can do that."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
 
 
 class _Worker:
@@ -107,9 +118,15 @@ def _serve(link: Connection, light: bool) -> None:
     import torch
 
     from binarize.survey.examine import examine
+    from binarize.survey.shapes import prefer_native_shapes
 
     torch.set_num_threads(1)
+    prefer_native_shapes()
+    # What was imported stays; networks are cycles, and are cleared one by one.
+    gc.freeze()
+    gc.disable()
     # Until whoever asks is gone.
     with suppress(EOFError, BrokenPipeError):
         while True:
             link.send(examine(link.recv(), light=light).to_dict())
+            gc.collect()

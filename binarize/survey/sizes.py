@@ -14,12 +14,15 @@ _SQUARE = (224, 256, 240, 384, 448, 512, 320, 128)
 # Odd ones first; most decoders want multiples of the encoder's stride, windows those of 7 or 8.
 _OTHER = ((199, 249), (193, 257), (192, 288), (256, 192), (448, 224), (512, 256), (384, 384))
 _SMALL = (64, 96, 128, 160)
+# The other video networks of torchvision take 112.
+_LARGE_VIDEOS = ("mvit_v1_b", "mvit_v2_s", "s3d", "swin3d_t", "swin3d_s", "swin3d_b")
 
 
 def default_sizes(case: Case, model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Shapes (1, C, *spatial) of images to try, the network's own default first."""
     if case.family == "video":
-        yield from ((1, 3, 16, 112, 112), (1, 3, 16, 224, 224))
+        side = 224 if case.name in _LARGE_VIDEOS else 112
+        yield (1, 3, 16, side, side)
         return
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, Mapping) and config.get("input_size"):

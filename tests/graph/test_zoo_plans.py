@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import binarize
 
@@ -119,6 +119,21 @@ def test_convnext_is_nearly_all_binary(lab: SimpleNamespace) -> None:
 def test_without_example_inputs(name: str, lab: SimpleNamespace) -> None:
     model = lab.build(name)
     assert binarize.plan(model) == binarize.plan(model, example_inputs=torch.zeros(1, 3, 224, 224))
+
+
+def test_a_film_is_guessed_too() -> None:
+    class Film(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nn.Conv3d(3, 8, 3, 2, 1), nn.Conv3d(8, 8, 3, 2, 1)
+            self.head = nn.Linear(8 * 4 * 56 * 56, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(self.stem(x)).flatten(1))
+
+    with torch.device("meta"):
+        plan = binarize.plan(Film())
+    assert plan.example == ((1, 3, 16, 224, 224),)
 
 
 def test_shortcuts_are_treated_by_what_they_carry(lab: SimpleNamespace) -> None:

@@ -6,9 +6,14 @@ import os
 from collections import Counter
 
 import pytest
+import timm
+import torch
 
+from binarize import convert
 from binarize.errors import ModelError
 from binarize.survey import Case, catalogue, pool, select, spread, survey
+from binarize.survey.catalogue import build
+from binarize.survey.examine import _original, _train, examine
 from binarize.survey.row import CONVERTED, FAILED
 
 
@@ -107,3 +112,39 @@ def test_rows_come_from_other_processes() -> None:
     assert row.effective_params is not None
     assert 0 < row.effective_params < row.params
     assert (row.size, row.other_size) == ([160, 160], [199, 249])
+
+
+def test_a_layer_without_a_gradient_is_a_failure_unless_the_original_has_none_either() -> None:
+    # Of the encoder the decoder takes no map behind the fourth.
+    row = examine(Case("segmentation_models_pytorch", "PSPNet", "PSPNet/efficientnet-b0"))
+    assert row.status == CONVERTED
+    assert row.failures == {}
+    assert row.checks["train"] == "ok"
+
+    with torch.device("meta"):
+        teacher = timm.create_model("test_resnet")
+    student = convert(teacher)
+    site = next(d.site for d in student.binarize_plan.layers if d.action == "binarize")
+    x = torch.zeros(2, 3, 64, 64, device="meta")
+    assert _train(teacher, student, x, None) is None
+    student.get_submodule(site).register_forward_hook(lambda _module, _args, out: out.detach())
+    assert str(_train(teacher, student, x, None)).startswith(f"no gradient for {site}.")
+
+
+def test_a_network_that_cannot_be_built_without_storage_loses_it() -> None:
+    # Its constructor computes with tensors.
+    with pytest.raises(NotImplementedError), torch.device("meta"):
+        build(Case("torchvision", "classification", "regnet_x_400mf"))
+    model, x, _ = _original(Case("torchvision", "classification", "regnet_x_400mf"))
+    assert x.is_meta
+    assert all(p.is_meta for p in model.parameters())
+    row = examine(Case("torchvision", "classification", "regnet_x_400mf"))
+    assert row.failures == {}
+
+
+@pytest.mark.parametrize("name", ["s3d", "mvit_v2_s"])
+def test_networks_for_films_are_examined_at_the_size_they_take(name: str) -> None:
+    row = examine(Case("torchvision", "video", name), light=True)
+    assert row.status == CONVERTED, row.cause
+    assert row.failures == {}
+    assert row.size == [16, 224, 224]
