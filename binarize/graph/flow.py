@@ -13,7 +13,15 @@ from torch import nn
 
 from binarize.graph.trace import Op, Trace
 
-__all__ = ["Layer", "all_layers", "fed_by", "find_layers", "leads_to", "only_prediction_follows"]
+__all__ = [
+    "Layer",
+    "all_layers",
+    "fed_by",
+    "find_layers",
+    "foreign_convolutions",
+    "leads_to",
+    "only_prediction_follows",
+]
 
 _LAYER_KINDS = ("layer", "function-layer", "product")
 
@@ -95,6 +103,17 @@ def all_layers(model: nn.Module) -> dict[str, nn.Module]:
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if _kinds(module)
+    }
+
+
+def foreign_convolutions(trace: Trace) -> dict[str, Any]:
+    """Modules by path that convolve like torch's convolutions, but descend from none of them."""
+    return {
+        path: module
+        for path, module in trace.model.named_modules()
+        if not _kinds(module)
+        and isinstance(getattr(module, "weight", None), nn.Parameter)
+        and all(hasattr(module, name) for name in ("in_channels", "out_channels", "kernel_size"))
     }
 
 

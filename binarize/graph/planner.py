@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from binarize.graph.activations import decide_activations
 from binarize.graph.classify import is_batch_norm
-from binarize.graph.flow import Layer, find_layers
+from binarize.graph.flow import Layer, find_layers, foreign_convolutions
 from binarize.graph.growth import layers_to_stop
 from binarize.graph.inputs import input_shapes
 from binarize.graph.layers import obstacle
@@ -96,6 +96,7 @@ def make_plan(
                 ),
             )
         )
+    found += _foreign(trace)
     found.sort(key=lambda pair: pair[0])
     rewritten = sorted({d.scope for _, d in found if d.rewrite})
     plan = Plan(
@@ -179,6 +180,26 @@ def _layer_decision(
         like=settled.alike.get(path),
         roles=tuple(sorted(layer.roles)),
     )
+
+
+def _foreign(trace: Trace) -> list[tuple[int, Decision]]:
+    """Convolutions that stay because a unit cannot know what their forward does."""
+    return [
+        (
+            trace.inside[path][0].index if trace.inside[path] else len(trace.ops),
+            Decision(
+                site=path,
+                part="layer",
+                kind=type(module).__name__,
+                action="keep",
+                reason="a convolution that is none of torch's: what it does with its weight "
+                "(mixes kernels for every image, say) is its own",
+                rule=CONTRACT,
+                shape=tuple(module.weight.shape),
+            ),
+        )
+        for path, module in foreign_convolutions(trace).items()
+    ]
 
 
 def _adoptable_norms(trace: Trace, modules: Mapping[str, Any]) -> dict[str, str]:

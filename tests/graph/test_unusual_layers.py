@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import binarize
+from binarize.graph import rewritable, rewrite
+from binarize.graph.rewrite import apply_plan
+from binarize.graph.scopes import trace_scope
 from binarize.nn import BinaryLayer
 
 X = torch.randn(2, 3, 13, 14, generator=torch.Generator().manual_seed(5))
@@ -116,6 +121,81 @@ def test_a_layer_that_a_unit_cannot_stand_in_for_is_kept(middle: nn.Module, site
     assert decision.action == "keep"
     assert decision.reason
     assert type(student.get_submodule(site)) is type(model.get_submodule(site))
+
+
+class Mixed(nn.Module):
+    """A convolution that mixes its kernel of several for every image, as CondConv does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.kernel_size = 8, 8, (3, 3)
+        self.weight = nn.Parameter(torch.randn(4, 8 * 8 * 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = x.mean((1, 2, 3))[:, None].expand(-1, 4).softmax(1)
+        kernels = (shares @ self.weight).view(-1, 8, 3, 3)
+        y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels, padding=1, groups=len(x))
+        return y.view(x.shape)
+
+
+def test_a_convolution_that_is_none_of_torchs_is_kept_with_its_reason() -> None:
+    model = sandwich(Mixed(), nn.Conv2d(8, 8, 3, padding=1))
+    student = convert(model)
+    decision = next(d for d in student.binarize_plan.layers if d.site == "1")
+    assert (decision.action, decision.kind, decision.shape) == ("keep", "Mixed", (4, 576))
+    assert decision.reason.startswith("a convolution that is none of torch's")
+    assert type(student[1]) is Mixed
+    order = [d.site for d in student.binarize_plan.layers]
+    assert order.index("0") < order.index("1") < order.index("2")
+    # Counted once, by the report too.
+    report = binarize.report(student, example_inputs=X)
+    row = next(row for row in report.layers if row.name == "1")
+    assert (row.part, row.decision, row.float_params) == ("layer", "keep", 4 * 576)
+    assert sum(row.float_params + row.binary_params for row in report.layers) == sum(
+        p.numel() for p in student.parameters()
+    )
+    student(X).sum().backward()
+    assert student[1].weight.grad is not None
+
+
+class Shifted(nn.Module):
+    """A residual block that makes a constant, which the graph of its forward takes from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - torch.tensor([2.0])
+        return x + self.other(F.relu(self.one(x)))
+
+
+def test_constants_of_a_rewritten_forward_come_along() -> None:
+    model = sandwich(Shifted())
+    student = convert(model)
+    assert any(d.rewrite and d.scope == "1" for d in student.binarize_plan.decisions)
+    assert not [name for name in vars(model[1]) if "constant" in name]
+    twin = copy.deepcopy(model)
+    apply_plan(twin, student.binarize_plan)
+    twin.load_state_dict(student.state_dict())
+    assert torch.equal(twin(X), student(X))
+
+
+def test_a_conversion_traces_every_forward_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[str] = []
+
+    def count(module: nn.Module, given: object = None) -> object:
+        traced.append(type(module).__name__)
+        return trace_scope(module, given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rewritable, "trace_scope", count)
+    monkeypatch.setattr(rewrite, "trace_scope", count)
+    with torch.device("meta"):
+        model = timm.create_model("resnet18")
+    student = binarize.convert(model)
+    blocks = {d.scope for d in student.binarize_plan.decisions if d.rewrite}
+    assert len(blocks) == 8
+    assert traced.count("BasicBlock") == 8
 
 
 @pytest.mark.parametrize(
