@@ -23,7 +23,10 @@ downloaded, and most of it runs on tensors without storage. A survey that was st
 it was; what a finished one left is replaced."""
 
 _EXAMPLES = [
-    ("binarize coverage --jobs 2 -o docs/coverage.md", "everything: half an hour on two cores"),
+    (
+        "binarize coverage --jobs 2 -o docs/coverage.md",
+        "everything: half an hour of processor time, so a quarter of an hour on two cores",
+    ),
     ("binarize coverage 'timm:resnet*' 'smp:Unet/*' -o few.md", "some networks, by pattern"),
     ("binarize coverage convnext --list", "names only: those of a family"),
     ("binarize coverage --minutes 10 -o part.md", "what ten minutes are enough for"),
@@ -61,7 +64,9 @@ def add(commands: Subparsers) -> None:
         help="seconds that one network may take (default 300)",
     )
     parser.add_argument(
-        "--light", action="store_true", help="convert and compare shapes only, in a quarter of it"
+        "--light",
+        action="store_true",
+        help="convert and compare shapes only, in a third of the time",
     )
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="stop after that long, and write what there is"

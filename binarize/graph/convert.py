@@ -119,18 +119,21 @@ class Traced:
         self._trace = run_example(model, example_inputs)
         self._origin = find_origin(model)
 
-    def plan(self, policy: Policy) -> Plan:
-        """Plan by a policy; one that makes nothing binary is as good as any other here."""
-        return self.planned(policy, policy)[0]
-
-    def planned(self, base: Policy, chosen: Policy) -> tuple[Plan, dict[str, ScopeGraph]]:
-        """Plan, and hand out the graphs that :func:`apply_plan` would take again.
+    def plan(self, policy: Policy, chosen: Policy | None = None) -> Plan:
+        """Plan by a policy; one that makes nothing binary is as good as any other here.
 
         Args:
-            base: The policy.
-            chosen: The same, with the user's overrides in front if there are any.
+            policy: The policy.
+            chosen: The same with the user's overrides in front, if there are any.
         """
-        asked = len(chosen.rules) - len(base.rules)
+        return self.planned(policy, chosen)[0]
+
+    def planned(
+        self, policy: Policy, chosen: Policy | None = None
+    ) -> tuple[Plan, dict[str, ScopeGraph]]:
+        """Plan as above, and hand out the graphs that :func:`apply_plan` would take again."""
+        chosen = policy if chosen is None else chosen
+        asked = len(chosen.rules) - len(policy.rules)
         return make_plan(self._trace, chosen, self._origin, asked=asked)
 
     def convert(self, plan: Plan) -> nn.Module:

@@ -10,38 +10,53 @@ from binarize.survey.catalogue import LIBRARIES
 from binarize.survey.records import versions
 from binarize.survey.row import CONVERTED, NOTHING, ORIGINAL, Row
 from binarize.survey.summary import TARGET, Summary, summarize
-from binarize.survey.tables import count, family_line, kept_by_family, network_line, percent, table
+from binarize.survey.tables import (
+    count,
+    family_line,
+    kept_by_family,
+    network_line,
+    percent,
+    short_name,
+    table,
+)
 
 __all__ = ["write_document"]
 
 _WORDS = """\
-- *Converted*: `binarize.convert(model)` with the default policy and no further arguments. A network
-  without a layer that this policy makes binary (a pure transformer: its linear layers over tokens
-  and its attention are left alone unless a rule asks for them) gets an error that says so, and is
-  counted under *nothing to do*. *Original fails*: the library itself cannot build or run it.
+Every network is built with random weights, converted by `binarize.convert(model)` with the default
+policy and no further arguments, and compared with its original:
+
+- *forward*: at the default size the outputs have the original's structure and shapes.
+- *train*: so they have in training mode at a second size, odd where the original accepts an odd
+  one, and every binary parameter gets a gradient where the original's weight does.
+- *reload*: the plan read from JSON and carried out on a fresh network gives the same tensors.
+- *real*, for one small network of every family: all of it with values, on a small image: finite
+  gradients, and the same outputs after `save` and `load`. The others are run on tensors without
+  storage, where a shape is a shape and a value is none.
+
+A network with `+features` (timm's `features_only=True`) gets the check *forward* only; one with
+`+aux` (smp's `aux_params`) gets them like the others. What the columns say:
+
+- *checks*: `all` are forward, train and reload, with the second size behind them (`one size`: the
+  original takes its own only); `real` where values were checked too. What fails is in bold.
 - *of all*: share of the float network's parameters that are binary afterwards. Weights of
   projection shortcuts, which a bypass without weights replaces, count nowhere.
 - *of convolutions*: the same, of the weights of convolutions and of linear layers used as such on
-  maps; a convolution on a map of one position counts too, though it is kept by the contract.
+  maps. *Convolutional* networks are those with more than half of their weights there.
 - *on maps*: the same without the layers that only see one position (squeeze-excite, a head behind
   global pooling): there a convolution is a fully connected layer, and the sign of one value against
   its own mean says nothing.
-- *Convolutional*: more than half of the weights are in convolutions, counted as above.
 - *kept*: what is left in float: number of layers by what they do (`rules/README.md` lists these
-  roles; `other` layers have a forward of their own), and their weights. Weights that no layer
-  holds, such as those that a forward hands to a function itself (`CondConv2d` in the `cc` networks
-  of efficientnet), stay as they are and count under *of all* only.
+  roles; `other` layers have a forward of their own), and their weights. The JSON file has the
+  reason of each.
 - *forwards*: module forwards that were rewritten, and those that could not be ("+2 opaque": they
   run as written; the JSON file has the causes).
-- *forward*: at the default size the outputs have the original's structure and shapes. *train*: so
-  they have in training mode at the second size, odd where the original accepts an odd one, and
-  every binary parameter gets a gradient. *reload*: the plan read from JSON and carried out on a
-  fresh network gives the same tensors. *real*: all of it with values, on a small image: finite
-  gradients, and the same outputs after `save` and `load`; without that mark the checks ran on
-  tensors without storage. `+features` is timm's `features_only=True`, `+aux` smp's `aux_params`:
-  the first gets the check *forward* only.
 - *Params* and *OPs*: as the paper counts them (float + binary / 32, float + binary / 64), before
   and after, one image of the default size; `?`: not known, an operation in it cannot be counted.
+
+A network without a layer that the policy makes binary (a pure transformer: its linear layers over
+tokens and its attention are left alone unless a rule asks for them) gets an error that says so, and
+is counted under *nothing to do*. *Original fails*: the library itself refuses to build or run it.
 """
 
 
@@ -54,17 +69,19 @@ def write_document(path: Path, rows: Sequence[Row], planned: int, command: str) 
         planned: How many networks there were to be.
         command: The command that made it, for the reader.
     """
-    path.write_text("\n".join(_lines(rows, planned, command)) + "\n", encoding="utf-8")
+    lines = _lines(rows, planned, command, path.with_suffix(".json").name)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _lines(rows: Sequence[Row], planned: int, command: str) -> Iterator[str]:
+def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterator[str]:
     summary = summarize(rows, planned)
     using = ", ".join(f"{name} {number}" for name, number in versions().items())
     yield "# Coverage"
     yield ""
-    yield f"What the default policy makes of every network of three libraries, by `{command}` with"
-    yield f"{using}. {count(summary.seconds / 60)} minutes of processor time. `coverage.json` holds"
-    yield "the same for programs, with the layers and causes in full."
+    yield "What the default policy makes of every network of three libraries. Written by"
+    yield f"`{command}` in {count(summary.seconds / 60)} minutes of processor time, with"
+    yield f"{using}."
+    yield f"`{data}` holds the same for programs, with all layers and causes."
     if len(rows) < planned:
         yield ""
         yield f"**Not finished: {len(rows)} of {planned} networks were examined so far.**"
@@ -80,8 +97,11 @@ def _lines(rows: Sequence[Row], planned: int, command: str) -> Iterator[str]:
     yield from _original(rows)
     yield from ("", "## Every network")
     for (library, family), members in _grouped(rows).items():
-        yield from ("", f"### {library}: {family}", "")
+        yield from ("", f"### {short_name(library)}: {family}", "")
+        number = f"{count(len(members))} network{'s' * (len(members) > 1)}"
+        yield from (f"<details><summary>{number}</summary>", "")
         yield from table(_NETWORK, [network_line(row) for row in members])
+        yield from ("", "</details>")
 
 
 def _summary(rows: Sequence[Row], summary: Summary) -> Iterator[str]:
@@ -90,7 +110,7 @@ def _summary(rows: Sequence[Row], summary: Summary) -> Iterator[str]:
     for library in LIBRARIES:
         own = [row for row in rows if row.library == library]
         if own:
-            lines.append(_short(library, summarize(own, len(own))))
+            lines.append(_short(short_name(library), summarize(own, len(own))))
     lines.append(_short("all", summary))
     yield from table(_SHORT, lines)
     yield from ("", "### Failures", "")
@@ -126,8 +146,8 @@ _FAMILY = [
     "of convolutions", "on maps",
 ]  # fmt: skip
 _NETWORK = [
-    "network", "converted", "of all", "of convolutions", "on maps", "kept", "forwards", "forward",
-    "train", "reload", "real", "Params M", "OPs G",
+    "network", "of all", "of convolutions", "on maps", "kept", "forwards", "checks", "Params M",
+    "OPs G",
 ]  # fmt: skip
 
 

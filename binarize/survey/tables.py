@@ -8,7 +8,15 @@ from typing import Any
 
 from binarize.survey.row import CONVERTED, NOTHING, ORIGINAL, Row
 
-__all__ = ["count", "family_line", "kept_by_family", "network_line", "percent", "table"]
+__all__ = [
+    "count",
+    "family_line",
+    "kept_by_family",
+    "network_line",
+    "percent",
+    "short_name",
+    "table",
+]
 
 # Of several roles the one that tells most.
 _ROLES = ("input", "prediction", "constant", "gate", "vector", "attention", "tokens", "unused")
@@ -17,6 +25,11 @@ _ROLES = ("input", "prediction", "constant", "gate", "vector", "attention", "tok
 def count(number: float) -> str:
     """A number with thousands set apart."""
     return f"{number:,.0f}"
+
+
+def short_name(library: str) -> str:
+    """A library as the networks' keys name it."""
+    return library if library != "segmentation_models_pytorch" else "smp"
 
 
 def percent(share: float) -> str:
@@ -36,7 +49,7 @@ def family_line(library: str, family: str, rows: Sequence[Row]) -> list[str]:
     """Cells about one family."""
     done = [row for row in rows if row.status == CONVERTED]
     return [
-        f"{library}: {family}",
+        f"{short_name(library)}: {family}",
         count(len(rows)),
         count(len(done)),
         _some(row.status == NOTHING for row in rows),
@@ -64,30 +77,30 @@ def network_line(row: Row) -> list[str]:
     """Cells about one network."""
     name = f"`{row.name}`" + (f" +{row.variant}" if row.variant else "")
     if row.status != CONVERTED:
-        return [name, row.status, *[""] * 11]
+        return [name, row.status, *[""] * 7]
     opaque = f" +{len(row.opaque)} opaque" if row.opaque else ""
-    second = "×".join(map(str, row.other_size[-2:])) or "one size"
-    train = _mark(row, "train")
     return [
         name,
-        "yes",
         percent(row.share),
         percent(row.dense_share),
         percent(row.map_share),
         _kept(row),
         f"{row.rewritten}{opaque}",
-        _mark(row, "forward"),
-        f"{train} {second}" if train else "",
-        _mark(row, "reload"),
-        _mark(row, "real"),
+        _checks(row),
         _change(row.params, row.effective_params, 1e6),
         _change(row.reference_ops, row.ops, 1e9) if row.effective_params is not None else "",
     ]
 
 
-def _mark(row: Row, check: str) -> str:
-    told = row.checks.get(check)
-    return "" if told is None else "ok" if told == "ok" else "**fails**"
+def _checks(row: Row) -> str:
+    passed = [name for name, told in row.checks.items() if told == "ok"]
+    words = [f"**{name} fails**" for name in row.checks if name not in passed]
+    if {"forward", "train", "reload"}.issubset(passed):
+        passed = ["all", *(["real"] if "real" in passed else [])]
+    size = ""
+    if "train" in row.checks:
+        size = " " + ("×".join(map(str, row.other_size[-2:])) or "one size")
+    return ", ".join(words + passed) + size
 
 
 def _change(before: float | None, after: float | None, unit: float) -> str:
@@ -130,7 +143,7 @@ def kept_by_family(rows: Sequence[Row]) -> Iterator[list[str]]:
                 weights[_role(group)] += group["dense"] / row.dense / len(members)
         roles = sorted((role for role in weights if weights[role]), key=lambda r: -weights[r])
         yield [
-            f"{library}: {family}",
+            f"{short_name(library)}: {family}",
             count(len(members)),
             _range([row.dense_share for row in members]),
             _range([row.map_share for row in members]),

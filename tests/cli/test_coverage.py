@@ -20,7 +20,7 @@ def test_document_and_data(run, tmp_path: Path) -> None:
     assert answer.json["summary"]["converted"] == 1
     assert answer.json["summary"]["nothing"] == 1
     text = path.read_text(encoding="utf-8")
-    assert "`test_resnet` | yes" in text
+    assert "| `test_resnet` |" in text
     assert "`test_vit` | nothing to binarize" in text
     data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert [row["key"] for row in data["rows"]] == list(NAMES)

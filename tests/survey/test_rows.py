@@ -99,12 +99,37 @@ def test_the_document_names_what_fails_first(tmp_path: Path) -> None:
         if found.startswith(("| network |", "| `net_a`"))
     )
     assert len(head) == len(line)
-    assert dict(zip(head, line, strict=True))["of convolutions"] == "82.4%"
+    cells = dict(zip(head, line, strict=True))
+    assert cells["of convolutions"] == "82.4%"
+    assert cells["checks"] == "all 33×65"
     assert "gate 2 (100)" in line
     # A table's lines all have its columns.
     for found in text.splitlines():
         if found.startswith("| `net_"):
             assert found.count(" | ") == len(head) - 1
+
+
+def test_checks_are_told_in_few_words(tmp_path: Path) -> None:
+    done = {"forward": "ok", "train": "ok", "reload": "ok"}
+    rows = [
+        good("real", checks={**done, "real": "ok"}),
+        good("still", other_size=[]),
+        good("light", checks={"forward": "ok"}, light=True),
+        good("wrong", checks={**done, "train": "no gradient"}),
+    ]
+    write_document(tmp_path / "c.md", rows, 4, "binarize coverage")
+    text = (tmp_path / "c.md").read_text(encoding="utf-8")
+    cells = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            name, *rest = line.strip("| ").split(" | ")
+            cells[name.strip("`")] = rest[5]
+    assert cells == {
+        "real": "all, real 33×65",
+        "still": "all one size",
+        "light": "forward",
+        "wrong": "**train fails**, forward, reload 33×65",
+    }
 
 
 def test_a_finished_document_does_not_say_otherwise(tmp_path: Path) -> None:
