@@ -1,23 +1,31 @@
 """How well a packed network agrees with its float simulation on real pictures of CamVid.
 
-    python benchmarks/exactness.py binary.safetensors --root data/camvid --size 144x192
+    python benchmarks/exactness.py binary.safetensors --root data/camvid --size 144x192 [--onnx]
 
 The simulation is the 1-bit network in eval mode, which computes with floats. A 1-bit network
 amplifies rounding: an activation that differs in the last bit may lie on the other side of its
 threshold, and so on from layer to layer. So the script also runs the simulation in double
-precision, and tells how well both agree with that.
+precision, and tells how well all agree with that. With --onnx it also exports the network and runs
+it by ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import binarize
 from binarize.data import CamVid
 from binarize.kernels import native
+
+Run = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
@@ -27,45 +35,66 @@ def main() -> None:
     parser.add_argument("--size", default="144x192", help="rows x columns")
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--onnx", action="store_true", help="the exported network, too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows, columns = (int(side) for side in args.size.split("x"))
     data = CamVid(args.root, "test", (rows, columns))
-    network = binarize.load(args.file)
     exact = binarize.load(args.file).double()
-    packed = binarize.load(args.file, packed=True)
-    pixels = agree = 0
-    agree_exact = {"float": 0, "packed": 0}
-    largest = 0.0
-    tables = {name: torch.zeros(data.num_classes, data.num_classes) for name in ("float", "packed")}
+    versions: dict[str, Run] = {
+        "simulation": binarize.load(args.file),
+        "packed": binarize.load(args.file, packed=True),
+    }
+    if args.onnx:
+        versions["onnx"] = onnx_version(args.file, (1, 3, rows, columns), args.threads)
+    count = min(args.pictures, len(data))
+    pixels = count * rows * columns
+    alike = dict.fromkeys(versions, 0)
+    alike_exact = dict.fromkeys(versions, 0)
+    largest = dict.fromkeys(versions, 0.0)
+    tables = {name: torch.zeros(data.num_classes, data.num_classes) for name in versions}
     with torch.inference_mode():
-        for index in range(min(args.pictures, len(data))):
+        for index in range(count):
             image, mask = data[index]["image"][None], data[index]["mask"].flatten()
-            wanted, result = network(image), packed(image)
             truth = exact(image.double()).argmax(1)
-            largest = max(largest, float((wanted - result).abs().max()))
-            classes = {"float": wanted.argmax(1), "packed": result.argmax(1)}
-            pixels += classes["float"].numel()
-            agree += int((classes["float"] == classes["packed"]).sum())
-            for name, found in classes.items():
-                agree_exact[name] += int((found == truth).sum())
+            results = {name: run(image) for name, run in versions.items()}
+            wanted = results["simulation"]
             known = mask != data.ignore_index
-            for name, found in classes.items():
+            for name, result in results.items():
+                found = result.argmax(1)
+                alike[name] += int((found == wanted.argmax(1)).sum())
+                alike_exact[name] += int((found == truth).sum())
+                largest[name] = max(largest[name], float((wanted - result).abs().max()))
                 pairs = mask[known] * data.num_classes + found.flatten()[known]
                 counts = pairs.bincount(minlength=data.num_classes**2)
                 tables[name] += counts.view(data.num_classes, -1)
     told = {
-        "pictures": min(args.pictures, len(data)),
-        "size": args.size,
-        "kernels": native.status().active,
-        "pixels that agree": agree / pixels,
-        "of the simulation with itself in double precision": agree_exact["float"] / pixels,
-        "packed with the simulation in double precision": agree_exact["packed"] / pixels,
-        "largest difference of a logit": largest,
-        "mIoU of the simulation": _miou(tables["float"]),
-        "mIoU packed": _miou(tables["packed"]),
+        name: {
+            "pixels as in the simulation": alike[name] / pixels,
+            "pixels as in the simulation in double precision": alike_exact[name] / pixels,
+            "largest difference of a logit": largest[name],
+            "mIoU": _miou(tables[name]),
+        }
+        for name in versions
     }
-    print(json.dumps(told, indent=1))
+    about = {"pictures": count, "size": args.size, "kernels": native.status().active}
+    print(json.dumps({**about, **told}, indent=1))
+
+
+def onnx_version(file: str, shape: tuple[int, ...], threads: int) -> Run:
+    """The network in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "net.onnx"
+        binarize.export_onnx(binarize.load(file), path, torch.zeros(shape))
+        session = onnxruntime.InferenceSession(path, options)
+    name = session.get_inputs()[0].name
+    return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
 
 
 def _miou(table: torch.Tensor) -> float:

@@ -50,8 +50,8 @@ def build_parser() -> Parser:
 
 
 _COMMANDS = (
-    *("convert", "train", "eval", "predict", "report", "inspect", "sensitivity", "bench", "demo"),
-    *("rules", "coverage", "table", "doctor"),
+    *("convert", "train", "eval", "predict", "report", "export", "inspect", "sensitivity"),
+    *("bench", "demo", "rules", "coverage", "table", "doctor"),
 )
 
 

@@ -1,0 +1,110 @@
+"""``binarize export``: write a saved 1-bit network as an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from binarize.cli.networks import add_network_options, recipe_from
+from binarize.cli.output import Output
+from binarize.cli.parser import Subparsers, add_command, size
+from binarize.errors import BinarizeError, ModelError
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """\
+Write a 1-bit network as an ONNX file of standard operators, which any runtime can run. Binary
+weights are stored as bits. The network takes images of one size: the one that is asked for, or
+else the one that the file was trained or converted for. Needs the packages onnx and onnxscript."""
+
+_EXAMPLES = [
+    ("binarize export runs/binary/binary.safetensors -o unet.onnx", "at the size of the training"),
+    (
+        "binarize export unet.safetensors -o unet.onnx --size 480x352 --batch-size 4",
+        "for four images at a time, of another size",
+    ),
+    (
+        "binarize export mine.safetensors -o mine.onnx --model nets.py:make --json",
+        "a network of your own, told for a program",
+    ),
+]
+
+
+def add(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands,
+        "export",
+        run,
+        help="write a 1-bit network as an ONNX file",
+        usage="FILE -o NET.onnx",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("file", metavar="FILE", help="a 1-bit network that binarize wrote")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="NET.onnx", help="where to"
+    )
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="size of the images (default: what the file was made for)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)"
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
+    )
+    add_network_options(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int | None:
+    """Export."""
+    if args.batch_size < 1:
+        raise BinarizeError("batch-size", args.batch_size, "must be positive", "use 1 or more")
+    import warnings
+
+    import torch
+
+    from binarize.cli.sources import open_file
+    from binarize.lower import export_onnx
+
+    fallback = None if args.model is None else recipe_from(args, args.model)
+    with out.step(f"loading {args.file}"):
+        source = open_file(args.file, fallback)
+    if not source.binary:
+        raise ModelError(
+            "file",
+            args.file,
+            "this is a float network, and only 1-bit networks are exported",
+            "give the file that binarize train or binarize convert wrote",
+        )
+    shape = (args.batch_size, *_image_shape(args, source))
+    # The exporter tells of its own plans, which are nobody's here.
+    with out.step(f"writing {args.output}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export_onnx(source.network, args.output, torch.zeros(shape))
+    written = args.output.stat().st_size
+    told = f"{args.output}: {written / 1e6:.2f} MB, takes {'×'.join(map(str, shape))}"
+    out.print(told, wrap=False)
+    out.emit({"file": args.file, "output": args.output, "bytes": written, "shape": list(shape)})
+    return None
+
+
+def _image_shape(args: argparse.Namespace, source: Any) -> tuple[int, ...]:
+    """Shape (C, H, W) of the images: as asked for, trained for, or converted for."""
+    from binarize.cli.convert import example_image
+
+    known = source.settings.get("size")
+    image = example_image(source.network, args.size or (known and tuple(known)))
+    if image is not None:
+        return tuple(image.shape[1:])
+    shapes = source.network.binarize_plan.example
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise BinarizeError(
+            "file", args.file, "does not say what images its network takes", "give --size WxH"
+        )
+    return tuple(shapes[0][1:])

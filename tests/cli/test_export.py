@@ -1,0 +1,71 @@
+"""``binarize export``: an ONNX file that gives what the saved network gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+import binarize
+from binarize.cli.networks import Recipe, build
+from binarize.data import Scenes
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_at_the_size_of_the_training(run, binary_run: Path, tmp_path: Path) -> None:
+    file, path = binary_run / "binary.safetensors", tmp_path / "net.onnx"
+    answer = run("export", file, "-o", path, "--json", "--quiet")
+    assert answer.code == 0, answer.err
+    assert answer.json == {
+        "file": str(file),
+        "output": str(path),
+        "bytes": path.stat().st_size,
+        "shape": [1, 3, 24, 32],
+    }
+    image = Scenes(1, (24, 32), seed=3)[0]["image"][None]
+    known = Recipe("demo:UNet", Scenes.num_classes, arguments={"widths": [8, 16]})
+    network = binarize.load(file, build(known))
+    made = session(path)
+    (found,) = made.run(None, {made.get_inputs()[0].name: image.numpy()})
+    with torch.no_grad():
+        wanted = network(image)
+    torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_size(run, binary_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    answer = run("export", binary_run / "binary.safetensors", "-o", path, "--size", "40x16",
+                 "--batch-size", 2)  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert "takes 2×3×16×40" in answer.out
+    assert session(path).get_inputs()[0].shape == [2, 3, 16, 40]
+
+
+def test_mistakes(run, binary_run: Path, float_run: Path, tmp_path: Path) -> None:
+    file, path = binary_run / "binary.safetensors", tmp_path / "net.onnx"
+    cases = {
+        "export a float network": (
+            (float_run / "float.safetensors", "-o", path),
+            "this is a float network, and only 1-bit networks are exported",
+        ),
+        "no folder": ((file, "-o", tmp_path / "none" / "net.onnx"), "there is no folder"),
+        "no batch": ((file, "-o", path, "--batch-size", 0), "batch-size=0: must be positive"),
+        "no file": ((tmp_path / "no.safetensors", "-o", path), "there is no such file"),
+        "no output": ((file,), "the following arguments are required: -o/--output"),
+    }
+    for name, (words, message) in cases.items():
+        answer = run("export", *words, "--quiet")
+        assert answer.code != 0, name
+        assert message in answer.err, name
+        assert len(answer.err.strip().splitlines()) <= 2, name
+        assert "Traceback" not in answer.err
+    assert list(tmp_path.iterdir()) == []
