@@ -59,7 +59,7 @@ def test_mistakes(run, binary_run: Path, float_run: Path, tmp_path: Path) -> Non
         ),
         "no folder": ((file, "-o", tmp_path / "none" / "net.onnx"), "there is no folder"),
         "no batch": ((file, "-o", path, "--batch-size", 0), "batch-size=0: must be positive"),
-        "no file": ((tmp_path / "no.safetensors", "-o", path), "there is no such file"),
+        "no file": ((tmp_path / "no.safetensors", "-o", path), "no such file; check the path"),
         "no output": ((file,), "the following arguments are required: -o/--output"),
     }
     for name, (words, message) in cases.items():
