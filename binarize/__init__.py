@@ -11,9 +11,9 @@ from binarize.errors import BinarizeError
 
 if TYPE_CHECKING:
     from binarize import nn, ops
+    from binarize.budget.convert import convert, plan
     from binarize.file.load import load
     from binarize.file.save import save
-    from binarize.graph.convert import convert, plan
     from binarize.graph.plan import Plan
     from binarize.inspection import Inspection, inspect
     from binarize.lower import PackedNetwork, export_onnx, pack
@@ -59,12 +59,12 @@ _HOMES = {
     "Report": "report",
     "Sensitivity": "report",
     "Trainer": "train",
-    "convert": "graph",
+    "convert": "budget",
     "export_onnx": "lower",
     "inspect": "inspection",
     "load": "file",
     "pack": "lower",
-    "plan": "graph",
+    "plan": "budget",
     "policies": "policy",
     "recalibrate": "train",
     "report": "report",

@@ -39,6 +39,11 @@ _EXAMPLES = [
         "your own rules, and one part of the network left as it is",
     ),
     (
+        "binarize convert runs/float/float.safetensors --budget 3MB \\\n"
+        "      --sensitivity sensitivity/sensitivity.json --save-policy mine.toml --plan-only",
+        "the layers that hurt most stay float, as far as 3 MB go; as rules to edit",
+    ),
+    (
         "binarize convert nets.py:make --size 256x192 --plan-only --json",
         "a network of your own; the plan for a program",
     ),
@@ -76,6 +81,22 @@ def add(commands: Subparsers) -> None:
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
     )
     parser.add_argument(
+        "--budget",
+        metavar="AMOUNT",
+        help="choose what stays float by the file's size (3MB), operations (5GOPs), what the "
+        "metric may lose (drop=0.02), or the agreement with the float network (agreement=0.9)",
+    )
+    parser.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="what layers are worth to --budget: sensitivity.json of binarize sensitivity "
+        "(default: all the same, so those that cost least stay float)",
+    )
+    parser.add_argument(
+        "--save-policy", type=Path, metavar="FILE", help="write the rules, overrides included"
+    )
+    parser.add_argument(
         "--size", type=size, metavar="WxH", help="size of an image it accepts (default: found)"
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the float network's weights")
@@ -94,13 +115,15 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         raise BinarizeError("output", None, "is needed", "give -o FILE, or --plan-only to look")
     if args.output is not None and not args.output.parent.is_dir():
         raise FileError("output", str(args.output), "its folder does not exist", "make it first")
+    from binarize.budget import Budget, convert, plan
     from binarize.cli.sources import is_file, open_source
     from binarize.cli.start import overrides
     from binarize.cli.weights import load_encoder, load_weights
-    from binarize.graph import convert, plan
     from binarize.policy import load_policy
 
     load_policy(args.policy)
+    if args.budget is not None:
+        Budget.parse(args.budget)
     with out.step(f"building {args.model}"):
         recipe = None if is_file(args.model) else recipe_from(args, args.model)
         network = open_source(args.model, recipe).network
@@ -109,10 +132,16 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.weights is not None:
         out.note(f"weights: {load_weights(network, args.weights, partial=args.partial)}")
     example = example_image(network, args.size)
-    options: dict[str, Any] = {"example_inputs": example, "overrides": overrides(args)}
+    options: dict[str, Any] = {
+        "example_inputs": example,
+        "overrides": overrides(args),
+        "budget": args.budget,
+        "sensitivity": args.sensitivity,
+    }
     if args.plan_only:
         with out.step("tracing and planning"):
             made = plan(network, args.policy, **options)
+        _save_policy(made, args.save_policy, out)
         show_plan(made, out, everything=args.all)
         show_summary(made, out)
         out.emit(describe(made))
@@ -126,6 +155,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         student: Any = convert(network, args.policy, **options)
     with out.step(f"saving {args.output}"):
         save(student, args.output)
+    _save_policy(student.binarize_plan, args.save_policy, out)
     bytes_, before = args.output.stat().st_size, float_contents(network).size
     show_summary(student.binarize_plan, out)
     out.print(
@@ -146,6 +176,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         }
     )
     return None
+
+
+def _save_policy(plan: Plan, path: Path | None, out: Output) -> None:
+    if path is not None:
+        plan.policy.save(path)
+        out.note(f"rules: {path}")
 
 
 def example_image(network: Any, size: tuple[int, int] | None) -> Tensor | None:

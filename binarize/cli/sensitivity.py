@@ -243,16 +243,18 @@ def _measure(args: argparse.Namespace, study: Study, record: Record, out: Output
 def _show(result: Sensitivity, out: Output) -> None:
     from rich.table import Table
 
+    from binarize.report.terminal import readable
+
     out.print(result.headline())
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("layer", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", overflow="fold")  # in a narrow terminal the names give way
     heads = ["weights", "distance", "±", "disagree"]
     if result.metric is not None:
         heads += [f"{result.metric} lost", "±"]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in result.ranked():
-        cells = [f"{row.weights:,}", _number(row.distance), _number(row.distance_error)]
+        cells = [readable(row.weights, ""), _number(row.distance), _number(row.distance_error)]
         cells.append(f"{row.disagreement:.1%}")
         if result.metric is not None:
             cells += [_number(row.drop), _number(row.drop_error)]

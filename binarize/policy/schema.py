@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from binarize.nn.spec import OPTIONAL, UnitSpec
@@ -109,6 +110,22 @@ class Policy:
     unit: UnitSpec = field(default_factory=UnitSpec)
     rules: tuple[Rule, ...] = ()
     replace_activations: str = "all"
+
+    def save(self, path: str | Path) -> None:
+        """Write a rule file, to read, to edit, and to convert by.
+
+        What a bundled policy has, too, is inherited from it. The policy in the file has the file's
+        name.
+
+        Args:
+            path: Where to, a name that ends in ``.toml``; a file that is there is replaced.
+
+        Raises:
+            FileError: It cannot be written, or has another ending.
+        """
+        from binarize.policy.write import save_policy
+
+        save_policy(self, path)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in a rule file; :func:`binarize.policy.loader.from_dict` reads it."""

@@ -211,3 +211,26 @@ def test_partial_weights(run, tmp_path: Path) -> None:
     answer = run(*words, "--partial")
     assert answer.code == 0
     assert "1 of 1 tensors loaded" in answer.err
+
+
+def test_convert_within_a_budget(run, tmp_path: Path) -> None:
+    net = ("convert", "demo:UNet", "--model-arg", "widths=[8,16]", "--size", "32x24")
+    rules, file = tmp_path / "mine.toml", tmp_path / "x.safetensors"
+    answer = run(*net, "--budget", "16kB", "--save-policy", rules, "-o", file, "--json", "--quiet")
+    assert answer.code == 0, answer.err
+    assert file.stat().st_size == answer.json["bytes"] <= 16000
+    reasons = [row["reason"] for row in answer.json["decisions"] if row["part"] == "layer"]
+    assert sum(reason.startswith("kept by the budget of 16kB: ") for reason in reasons) > 0
+    again = run(*net, "--policy", rules, "--plan-only", "--json", "--quiet")
+    assert again.json["decisions"] == answer.json["decisions"]
+    for words, text in (
+        (("--budget", "much"), "budget='much': is no size, number of operations"),
+        (("--budget", "1kB"), "budget='1kB': the least that policy 'bidense' reaches is "),
+        (("--budget", "drop=0.1"), "what a layer loses has to be measured first"),
+        (("--budget", "9kB", "--sensitivity", tmp_path / "no.json"), "cannot be read"),
+        (("--sensitivity", tmp_path / "no.json"), "without a budget nothing asks for it"),
+    ):
+        answer = run(*net, "--plan-only", *words, "--quiet")
+        assert answer.code == 1
+        assert len(answer.err.splitlines()) == 1
+        assert text in answer.err

@@ -1,0 +1,251 @@
+"""From a budget to a policy: one rule for each layer that it decides about."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from binarize.budget.amount import Budget
+from binarize.budget.costs import Costs
+from binarize.budget.knapsack import Choice, front
+from binarize.errors import BinarizeError
+from binarize.graph import Decision
+from binarize.policy import Match, Policy, Rule, with_overrides
+from binarize.policy.match import Overrides
+from binarize.report import Sensitivity, SiteSensitivity
+
+__all__ = ["choose"]
+
+# What each kind of budget counts a layer's loss by; the smooth one where any will do.
+_MEASURES = {"bytes": "distance", "ops": "distance", "drop": "drop", "agreement": "disagreement"}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer to decide about.
+
+    Attributes:
+        decision: What the policy alone decides.
+        cost: What it costs more in float than in bits.
+        loss: What is lost by making it binary; 1 for every layer if nothing is known.
+        place: Its place among the layers by loss, from 1.
+    """
+
+    decision: Decision
+    cost: float
+    loss: float
+    place: int
+
+
+def choose(
+    model: nn.Module,
+    policy: Policy,
+    budget: Budget,
+    sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None,
+    overrides: Overrides | None,
+    example_inputs: Any,
+) -> Policy:
+    """Make a policy that keeps those layers in float that a budget has room for, or asks for.
+
+    Layers that the policy keeps, or the user's overrides, are left as they are. For a size or a
+    number of operations, those layers stay float whose losses have the largest sum for which there
+    is room; for a drop or an agreement, those that take the fewest bytes such that the losses of
+    the others sum up to no more than allowed. Costs are exact for the plan that comes out.
+
+    Args:
+        model: The float network; unchanged.
+        policy: The policy.
+        budget: The budget.
+        sensitivity: The layers' losses: a :class:`~binarize.Sensitivity`, what its ``to_dict``
+            gives, or its file. ``None`` counts every layer that runs the same, so that as many as
+            possible stay float, those that cost least.
+        overrides: The user's overrides; they come before the rules that are made here.
+        example_inputs: As in :func:`binarize.plan`.
+
+    Returns:
+        The policy with a rule in front for each layer that is decided about, with its reason.
+
+    Raises:
+        BinarizeError: The budget cannot be met, or needs nothing to be binary, or asks for
+            sensitivities that are not given, or they are not this network's.
+    """
+    known = _opened(sensitivity)
+    costs = Costs(model, "ops" if budget.kind == "ops" else "bytes", overrides, example_inputs)
+    base = costs.plan(policy)
+    open_ = [d for d in base.layers if d.action != "keep"]
+    if not open_:
+        return policy  # it is for the planner to refuse that
+    losses, order = _losses(open_, budget, known)
+    least = costs.of(policy)
+    layers = [
+        _Layer(d, costs.of(_keeping(policy, [d], budget)) - least, loss, place)
+        for d, loss, place in zip(open_, losses, order, strict=True)
+    ]
+    choices = front([(layer.cost, layer.loss) for layer in layers])
+    if not budget.is_cost:
+        return _ruled(policy, layers, _cheapest(choices, layers, budget), budget, known)
+    room = budget.limit - least
+    while True:
+        within = [choice for choice in choices if choice.cost <= room]
+        if not within:
+            raise BinarizeError(
+                "budget",
+                budget.text,
+                f"the least that policy {policy.name!r} reaches is "
+                f"{_amount(least + choices[0].cost, budget)}",
+                "give at least that, or use another policy",
+            )
+        chosen = within[-1].items()
+        if len(chosen) == len(layers):
+            whole = _keeping(policy, open_, budget)
+            raise BinarizeError(
+                "budget",
+                budget.text,
+                f"the network in float needs no more than {_amount(costs.of(whole), budget)}",
+                "leave the conversion out, or give a smaller budget",
+            )
+        made = _ruled(policy, layers, chosen, budget, known)
+        excess = costs.of(made) - budget.limit
+        if excess <= 0:
+            return made
+        # Layers share what costs something (a header, an activation): not all adds up.
+        room = within[-1].cost - max(excess, 1)
+
+
+def _opened(given: Any) -> Sensitivity | None:
+    if given is None or isinstance(given, Sensitivity):
+        return given
+    if isinstance(given, str | Path):
+        return Sensitivity.load(given)
+    try:
+        return Sensitivity.from_dict(given)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BinarizeError(
+            "sensitivity",
+            type(given).__name__,
+            f"is not the result of binarize.sensitivity ({type(error).__name__}: {error})",
+            "give the result, its to_dict(), or the file sensitivity.json",
+        ) from error
+
+
+def _losses(
+    decisions: Sequence[Decision], budget: Budget, known: Sensitivity | None
+) -> tuple[list[float], list[int]]:
+    """What binarizing each layer loses, not below 0, and its place by that."""
+    if known is None:
+        if not budget.is_cost:
+            raise BinarizeError(
+                "budget",
+                budget.text,
+                "what a layer loses has to be measured first",
+                "give sensitivity=binarize.sensitivity(model, data, task=...), or its file",
+            )
+        # A layer that never runs loses nothing.
+        return [float("unused" not in d.roles) for d in decisions], [1] * len(decisions)
+    if not budget.is_cost and known.mode != "alone":
+        raise BinarizeError(
+            "sensitivity",
+            known.mode,
+            f"a budget of {budget.text!r} adds up what layers lose alone",
+            "measure with mode='alone'",
+        )
+    rows: dict[str, SiteSensitivity] = {row.site: row for row in known.sites}
+    measure = _MEASURES[budget.kind]
+    losses = []
+    for decision in decisions:
+        loss = getattr(rows.get(decision.site), measure, None)
+        if loss is None:
+            raise BinarizeError(
+                "sensitivity",
+                decision.site,
+                f"there is no {measure} for this layer",
+                "measure this network with the same policy and overrides"
+                + ", and a task" * (measure == "drop"),
+            )
+        losses.append(loss)
+    # What is not a number is worse than all others together.
+    worst = 1 + sum(max(loss, 0.0) for loss in losses if math.isfinite(loss))
+    losses = [max(loss, 0.0) if math.isfinite(loss) else worst for loss in losses]
+    ranks = sorted(losses, reverse=True)
+    return losses, [ranks.index(loss) + 1 for loss in losses]
+
+
+def _cheapest(
+    choices: Sequence[Choice], layers: Sequence[_Layer], budget: Budget
+) -> frozenset[int]:
+    """The choice of the fewest bytes that keeps the losses of the others within the budget."""
+    allowed = budget.limit if budget.kind == "drop" else 1 - budget.limit
+    total = sum(layer.loss for layer in layers)
+    # Sums of the same numbers in another order differ in their last bits.
+    needed = (total - allowed) * (1 - 1e-12)
+    chosen = next((c for c in choices if c.value >= needed), choices[-1]).items()
+    if len(chosen) == len(layers) or total - choices[-1].value > allowed:
+        least = min(layers, key=lambda layer: layer.loss)
+        reached = least.loss if budget.kind == "drop" else 1 - least.loss
+        raise BinarizeError(
+            "budget",
+            budget.text,
+            f"with a single layer binary, {least.decision.site}, it is {reached:.4g} already",
+            "allow more, or leave the conversion out",
+        )
+    return chosen
+
+
+def _keeping(policy: Policy, decisions: Sequence[Decision], budget: Budget) -> Policy:
+    names = tuple(glob.escape(d.site) for d in decisions)
+    return with_overrides(policy, [Rule(Match(name=names), "keep", f"budget of {budget.text}")])
+
+
+def _ruled(
+    policy: Policy,
+    layers: Sequence[_Layer],
+    chosen: frozenset[int],
+    budget: Budget,
+    known: Sensitivity | None,
+) -> Policy:
+    """The policy with a rule for each layer, that says why."""
+    rules = []
+    for number, layer in enumerate(layers):
+        reason = _reason(layer, number in chosen, budget, known, len(layers))
+        match = Match(name=(glob.escape(layer.decision.site),))
+        rules.append(Rule(match, "keep" if number in chosen else "binarize", reason))
+    made = with_overrides(policy, rules)
+    return replace(made, name=f"{policy.name}, {budget.text}")
+
+
+def _reason(
+    layer: _Layer, kept: bool, budget: Budget, known: Sensitivity | None, count: int
+) -> str:
+    if known is None:
+        why = "without sensitivities the layers that cost least come first"
+    else:
+        loss = {
+            "distance": f"moves the output by {layer.loss:.4f}",
+            "drop": f"loses {layer.loss:.4f} {known.metric}",
+            "disagreement": f"changes {layer.loss:.1%} of the predictions",
+        }[_MEASURES[budget.kind]]
+        who = "binary alone" if known.mode == "alone" else "binary with all others"
+        why = f"{who} it {loss}, place {layer.place} of {count}"
+    what = f"{_amount(layer.cost, budget)} more in float; {why}"
+    if kept:
+        return f"kept by the budget of {budget.text}: {what}"
+    if budget.is_cost:
+        return f"no room in the budget of {budget.text}: {what}"
+    return f"allowed by the budget of {budget.text}: {what}"
+
+
+def _amount(value: float, budget: Budget) -> str:
+    unit = "OPs" if budget.kind == "ops" else "B"
+    size = abs(value)
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= factor:
+            # Rounded up: what is told as the least has to be enough.
+            digits = math.ceil(value / factor * 1000) / 1000
+            return f"{digits:.3f} {prefix}{unit}"
+    return f"{math.ceil(value)} {unit}"

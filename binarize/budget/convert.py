@@ -1,0 +1,125 @@
+"""The public calls: plan a conversion, convert; within a budget, if one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from binarize.budget.amount import Budget
+from binarize.budget.choose import choose
+from binarize.errors import BinarizeError
+from binarize.graph import Plan
+from binarize.graph import convert as convert_by
+from binarize.graph import plan as plan_by
+from binarize.graph.given import given_network
+from binarize.policy import Policy, load_policy
+from binarize.policy.match import Overrides
+from binarize.report import Sensitivity
+
+__all__ = ["convert", "plan"]
+
+
+def plan(
+    model: nn.Module,
+    policy: str | Path | Policy = "bidense",
+    *,
+    example_inputs: Any = None,
+    overrides: Overrides | None = None,
+    budget: str | None = None,
+    sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None = None,
+) -> Plan:
+    """Decide what a conversion would do, without doing it.
+
+    Args:
+        model: The float network; unchanged.
+        policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
+        example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
+            named ones, on the network's device. Without it an image-like input is tried whose
+            channels the first convolution tells.
+        overrides: ``{selector: action}`` or a list of rule tables, tried before the policy's
+            rules; see :func:`binarize.policy.match.with_overrides`. A selector, or the ``match``
+            of a table, may also be a function of a layer's name and module that returns a bool.
+        budget: Which layers stay float is chosen so that the file's size (``"3MB"``, ``"2MiB"``)
+            or the effective operations on the example inputs (``"5GOPs"``) are at most this, and
+            what is kept is worth most; or so that the metric is predicted to lose at most so much
+            (``"drop=0.02"``) or the predictions to agree with the float network's at least so
+            often (``"agreement=0.9"``), and the file is as small as possible. The prediction adds
+            up what layers lose alone and untrained. Overrides, and layers that the policy keeps,
+            stay as they are. Each layer's reason says how it was decided, and ``plan.policy.save``
+            writes the choice as a rule file.
+        sensitivity: What the layers are worth to a budget: what :func:`binarize.sensitivity`
+            returned, its ``to_dict()``, or its file. Sizes and operations go by ``distance``;
+            without sensitivities every layer counts the same, which keeps as many as possible.
+
+    Returns:
+        The plan: print it, compare it with another by :meth:`Plan.diff`, or read ``decisions``.
+
+    Raises:
+        PolicyError: The policy or an override is wrong, or an override matched no layer.
+        ModelError: The network is already converted, has nothing to binarize, has weights that
+            are not finite, or does not accept the example inputs.
+        BinarizeError: The budget cannot be met, needs nothing to be binary, or asks for
+            sensitivities that are not there.
+    """
+    chosen = _policy(model, policy, example_inputs, overrides, budget, sensitivity)
+    return plan_by(model, chosen, example_inputs=example_inputs, overrides=overrides)
+
+
+def convert(
+    model: nn.Module,
+    policy: str | Path | Policy = "bidense",
+    *,
+    example_inputs: Any = None,
+    overrides: Overrides | None = None,
+    budget: str | None = None,
+    sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None = None,
+) -> nn.Module:
+    """Turn a float network into a 1-bit network of the same call signature.
+
+    The float weights become the latent weights. BatchNorm statistics no longer fit: train, or
+    call :func:`binarize.recalibrate` on a few batches, before judging the result.
+
+    Args:
+        model: The float network; unchanged, it can serve as the teacher.
+        policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
+        example_inputs: As in :func:`plan`.
+        overrides: As in :func:`plan`.
+        budget: As in :func:`plan`.
+        sensitivity: As in :func:`plan`.
+
+    Returns:
+        A deep copy of ``model`` with binary units, in the same training mode. Its attribute
+        ``binarize_plan`` holds the plan.
+
+    Raises:
+        PolicyError: As in :func:`plan`.
+        ModelError: As in :func:`plan`.
+        BinarizeError: As in :func:`plan`.
+    """
+    chosen = _policy(model, policy, example_inputs, overrides, budget, sensitivity)
+    return convert_by(model, chosen, example_inputs=example_inputs, overrides=overrides)
+
+
+def _policy(
+    model: nn.Module,
+    policy: str | Path | Policy,
+    example_inputs: Any,
+    overrides: Overrides | None,
+    budget: str | None,
+    sensitivity: Any,
+) -> str | Path | Policy:
+    if budget is None:
+        if sensitivity is not None:
+            raise BinarizeError(
+                "sensitivity",
+                type(sensitivity).__name__,
+                "without a budget nothing asks for it",
+                "give a budget too, such as '3MB'",
+            )
+        return policy
+    limits = Budget.parse(budget)
+    network = given_network(model)
+    return choose(network, load_policy(policy), limits, sensitivity, overrides, example_inputs)

@@ -1,0 +1,88 @@
+"""What a network costs by a policy: bytes of its file or operations, counted without computing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from binarize.errors import ModelError
+from binarize.file import network_contents
+from binarize.graph import Plan, Traced
+from binarize.graph.flow import all_layers
+from binarize.graph.given import copied
+from binarize.policy import Policy, with_overrides
+from binarize.policy.match import Overrides
+from binarize.report import report
+
+__all__ = ["Costs"]
+
+
+class Costs:
+    """Counts what conversions of one network cost.
+
+    Args:
+        model: The float network; unchanged.
+        kind: ``"bytes"`` or ``"ops"``.
+        overrides: The user's overrides, tried before every policy's rules.
+        example_inputs: As in :func:`binarize.plan`; operations are counted for them.
+
+    Raises:
+        ModelError: As in :func:`binarize.plan`.
+    """
+
+    def __init__(
+        self, model: nn.Module, kind: str, overrides: Overrides | None, example_inputs: Any
+    ) -> None:
+        self._kind = kind
+        self._overrides = overrides
+        self._layers = all_layers(model)
+        self._example = _bare(example_inputs)
+        try:
+            self._traced = Traced(_outline(model), self._example)
+        except ModelError:
+            # A forward with tensors of its own cannot run without storage.
+            self._example = example_inputs
+            self._traced = Traced(model, example_inputs)
+
+    def plan(self, policy: Policy) -> Plan:
+        """Plan by a policy, the user's overrides in front."""
+        return self._traced.plan(policy, with_overrides(policy, self._overrides, self._layers))
+
+    def of(self, policy: Policy) -> float:
+        """Cost of the network by a policy.
+
+        Raises:
+            ModelError: Its operations cannot be counted.
+        """
+        plan = self.plan(policy)
+        network = self._traced.convert(plan)
+        if self._kind == "bytes":
+            return network_contents(network, plan).size
+        ops = report(network, self._example).ops
+        if ops is None:
+            raise ModelError(
+                "budget",
+                "OPs",
+                "some operations of this network cannot be counted",
+                "give a size, such as '3MB'; binarize.report tells which",
+            )
+        return ops
+
+
+def _outline(model: nn.Module) -> nn.Module:
+    """The network without storage."""
+    bare = {id(tensor): _bare(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    return copied(model, bare)
+
+
+def _bare(value: Any) -> Any:
+    def bare(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        empty = torch.empty_like(x, device="meta", requires_grad=False)
+        return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+
+    return tree_map(bare, value)

@@ -1,0 +1,84 @@
+"""A policy as a rule file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from binarize.errors import FileError
+from binarize.policy.loader import policies
+from binarize.policy.schema import Policy
+from binarize.writing import replacing
+
+__all__ = ["save_policy", "to_toml"]
+
+
+def save_policy(policy: Policy, path: str | Path) -> None:
+    """Write a policy to a rule file, which takes the file's name.
+
+    Args:
+        policy: The policy.
+        path: Where to, a name that ends in ``.toml``; a file that is there is replaced.
+
+    Raises:
+        FileError: It cannot be written, or has another ending.
+    """
+    path = Path(path)
+    if path.suffix != ".toml":
+        raise FileError("path", str(path), "a rule file is TOML", "give a name such as mine.toml")
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(to_toml(replace(policy, name=path.stem)), encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            "path",
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "choose a folder that can be written to",
+        ) from error
+
+
+def to_toml(policy: Policy) -> str:
+    """Text of a rule file; what a bundled policy has, too, is inherited from it.
+
+    Args:
+        policy: The policy.
+    """
+    base = _base(policy)
+    data = policy.to_dict()
+    rules = data.pop("rules")
+    unit = data.pop("unit")
+    lines = [f"{key} = {_value(value)}" for key, value in data.items()]
+    if base is not None:
+        lines = [line for line in lines if not line.startswith("replace_activations ")]
+        lines.append(f"extends = {_value(base.name)}")
+        rules = rules[: len(rules) - len(base.rules)]
+    else:
+        lines += ["", "[unit]", *(f"{key} = {_value(value)}" for key, value in unit.items())]
+    for rule in rules:
+        lines += ["", "[[rules]]", *(f"{k} = {_value(v)}" for k, v in rule.items() if v != {})]
+    return "\n".join(lines) + "\n"
+
+
+def _base(policy: Policy) -> Policy | None:
+    """The bundled policy that differs in its first rules only, and in as few as possible."""
+    alike = [
+        known
+        for known in policies().values()
+        if known.unit == policy.unit
+        and known.replace_activations == policy.replace_activations
+        and policy.rules[len(policy.rules) - len(known.rules) :] == known.rules
+    ]
+    return max(alike, key=lambda known: len(known.rules), default=None)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]" if len(value) != 1 else _value(value[0])
+    # Strings, numbers and truth are written alike in both, and a key here is always a bare one.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
