@@ -40,7 +40,7 @@ _EXAMPLES = [
     ),
     (
         "binarize convert runs/float/float.safetensors --budget 3MB \\\n"
-        "      --sensitivity sensitivity/sensitivity.json --save-policy mine.toml --plan-only",
+        "      --sensitivity out/sensitivity.json --save-policy mine.toml --plan-only",
         "the layers that hurt most stay float, as far as 3 MB go; as rules to edit",
     ),
     (
