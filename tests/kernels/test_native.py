@@ -250,6 +250,33 @@ def test_joined_sources_of_different_sizes(parts: tuple[int, ...]) -> None:
         check(everything(values, seed), exact=False)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("parts", [(32,), (16, 8), (64, 64), (70, 26)])
+def test_enlarged_sources(factor: int, parts: tuple[int, ...]) -> None:
+    x = [nhwc(2, c, 3, 5) for c in parts]
+    for outputs in (8, 24, 100, 200):
+        values = plain(x, outputs, upsample=[factor] * len(parts), **SQUARE)
+        check(values, exact=True)
+        for seed in range(3):
+            check(everything(values, seed), exact=False)
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("grouping", ["contiguous", "interleaved"])
+def test_bypass_between_any_channels(ratio: int, grouping: str) -> None:
+    given: dict[str, Any] = {"bypass": grouping, "want_means": True}
+    for narrow in (5, 16, 37):
+        for extra in (0, 3):
+            wide = narrow * ratio + extra
+            check(plain([nhwc(1, wide, 3, 4)], narrow, **given), exact=False)
+            check(plain([nhwc(1, narrow, 3, 4)], wide, **given), exact=False)
+            strided = plain([nhwc(1, wide, 5, 4)], narrow, (1, 1), (2, 2), **given)
+            check(strided, exact=False)
+        parts = [nhwc(1, narrow, 3, 4), nhwc(1, narrow * ratio, 3, 4)]
+        check(plain(parts, narrow, **given), exact=False)
+        check(plain(parts, 2 * narrow * (ratio + 1), **given), exact=False)
+
+
 def test_maps_of_one_pixel_and_no_samples() -> None:
     check(everything(plain([nhwc(3, 64, 1, 1)], 65, **SQUARE), 1), exact=False)
     check(plain([nhwc(3, 65, 1, 1)], 8, **SQUARE), exact=True)

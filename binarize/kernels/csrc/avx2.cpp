@@ -47,6 +47,34 @@ inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation&
   return kFlip ? (word & ~flip) | (other & flip) : word;
 }
 
+// The same of fewer than 64 floats; the bits beyond them are 0.
+template <bool kDeviation, bool kFlip>
+inline uint64_t pack_part(const float* x, const float* t, int64_t count, uint64_t flip,
+                          Deviation& deviation) {
+  const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const __m256i number = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  uint64_t word = 0, other = 0;
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    if (8 * i >= count) break;
+    const __m256i valid = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count - 8 * i), number);
+    const __m256 value = _mm256_maskload_ps(x + 8 * i, valid);
+    const __m256 level = _mm256_maskload_ps(t + 8 * i, valid);
+    const __m256 mask = _mm256_cmp_ps(value, level, _CMP_NLT_UQ);
+    word |= (uint64_t)(uint32_t)_mm256_movemask_ps(mask) << (8 * i);
+    if (kFlip) {
+      const __m256 turned = _mm256_cmp_ps(value, level, _CMP_NGT_UQ);
+      other |= (uint64_t)(uint32_t)_mm256_movemask_ps(turned) << (8 * i);
+    }
+    if (kDeviation) {
+      deviation.lane[i] =
+          _mm256_add_ps(deviation.lane[i], _mm256_and_ps(positive, _mm256_sub_ps(value, level)));
+    }
+  }
+  const uint64_t bits = kFlip ? (word & ~flip) | (other & flip) : word;
+  return bits & (((uint64_t)1 << count) - 1);
+}
+
 inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   for (int i = 0; i < 8; ++i) {
@@ -114,6 +142,10 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 }
 
 #include "bits.hpp"
+#include "table.hpp"
+#include "bypass.hpp"
+#include "finish.hpp"
+#include "count.hpp"
 #include "convolve.hpp"
 
 }  // namespace

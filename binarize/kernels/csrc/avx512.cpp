@@ -45,6 +45,33 @@ inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation&
   return word;
 }
 
+// The same of fewer than 64 floats; the bits beyond them are 0.
+template <bool kDeviation, bool kFlip>
+inline uint64_t pack_part(const float* x, const float* t, int64_t count, uint64_t flip,
+                          Deviation& deviation) {
+  uint64_t word = 0;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if (16 * i >= count) break;
+    const int64_t left = count - 16 * i;
+    const __mmask16 valid = left >= 16 ? 0xffff : (__mmask16)((1 << left) - 1);
+    const __m512 value = _mm512_maskz_loadu_ps(valid, x + 16 * i);
+    const __m512 level = _mm512_maskz_loadu_ps(valid, t + 16 * i);
+    uint32_t mask = _mm512_mask_cmp_ps_mask(valid, value, level, _CMP_NLT_UQ);
+    if (kFlip) {
+      const uint32_t chosen = (uint32_t)(flip >> (16 * i)) & 0xffff;
+      const uint32_t other = _mm512_mask_cmp_ps_mask(valid, value, level, _CMP_NGT_UQ);
+      mask = (mask & ~chosen) | (other & chosen);
+    }
+    word |= (uint64_t)mask << (16 * i);
+    if (kDeviation) {
+      deviation.lane[i] =
+          _mm512_add_ps(deviation.lane[i], _mm512_abs_ps(_mm512_sub_ps(value, level)));
+    }
+  }
+  return word;
+}
+
 inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   __m512i sum[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
                     _mm512_setzero_si512()};
@@ -116,6 +143,10 @@ inline void count_tile(int64_t wide, const uint64_t* const* pixel, const int64_t
 }
 
 #include "bits.hpp"
+#include "table.hpp"
+#include "bypass.hpp"
+#include "finish.hpp"
+#include "count.hpp"
 #include "convolve.hpp"
 
 }  // namespace

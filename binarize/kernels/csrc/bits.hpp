@@ -21,14 +21,18 @@ struct Call {
 struct Source {
   const float* x;
   int64_t channels, up, n, z, y, col;  // strides
+  int shift;                           // log2 of up, or -1
 
   Source(const Call& c, int64_t i) {
     const int64_t* s = c.g->source + 6 * i;
     x = c.source(i);
     channels = s[0], up = s[1], n = s[2], z = s[3], y = s[4], col = s[5];
+    shift = up & (up - 1) ? -1 : __builtin_ctzll((uint64_t)up);
   }
+  // Position before enlargement; dividing would take longer than copying a pixel.
+  int64_t small(int64_t i) const { return shift < 0 ? i / up : i >> shift; }
   const float* at(int64_t in, int64_t iz, int64_t iy, int64_t ix) const {
-    return x + in * n + (iz / up) * z + (iy / up) * y + (ix / up) * col;
+    return x + in * n + small(iz) * z + small(iy) * y + small(ix) * col;
   }
 };
 
@@ -162,32 +166,23 @@ static void make_flips(Call& c) {
 struct Packer {
   const float* level;
   const uint64_t* flip;  // or null
-  int64_t channels, full, rest;
-  float x_tail[64], level_tail[64];
-  uint64_t mask;
+  int64_t full, rest;    // whole words, and channels behind them
 
-  Packer(const float* l, const uint64_t* f, int64_t c) : level(l), flip(f), channels(c) {
-    full = channels / 64, rest = channels % 64;
-    mask = rest ? (~(uint64_t)0 >> (64 - rest)) : 0;
-    for (int64_t k = 0; k < 64; ++k) {
-      x_tail[k] = 0;
-      level_tail[k] = k < rest ? level[full * 64 + k] : 0;
-    }
-  }
+  Packer(const float* l, const uint64_t* f, int64_t channels)
+      : level(l), flip(f), full(channels / 64), rest(channels % 64) {}
 
   // Words of one pixel; `emit(i, word)` takes them.
   template <bool kDeviation, class Emit>
-  void pixel(const float* x, Deviation& deviation, Emit emit) {
+  inline __attribute__((always_inline)) void pixel(const float* x, Deviation& deviation,
+                                                   Emit emit) const {
     for (int64_t i = 0; i < full; ++i) {
       emit(i, flip ? pack64<kDeviation, true>(x + 64 * i, level + 64 * i, flip[i], deviation)
                    : pack64<kDeviation, false>(x + 64 * i, level + 64 * i, 0, deviation));
     }
     if (rest) {
-      __builtin_memcpy(x_tail, x + 64 * full, sizeof(float) * (size_t)rest);
-      const uint64_t word =
-          flip ? pack64<kDeviation, true>(x_tail, level_tail, flip[full], deviation)
-               : pack64<kDeviation, false>(x_tail, level_tail, 0, deviation);
-      emit(full, word & mask);
+      const float *tail = x + 64 * full, *t = level + 64 * full;
+      emit(full, flip ? pack_part<kDeviation, true>(tail, t, rest, flip[full], deviation)
+                      : pack_part<kDeviation, false>(tail, t, rest, 0, deviation));
     }
   }
 };
@@ -224,12 +219,11 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
                                           [&](int64_t k, uint64_t word) { at[k] = word; });
       }
     } else {
-      for (int64_t p = from; p < to;) {
-        const int64_t end = least(to, (p / s.up + 1) * s.up);
-        const float* pixel = s.at(n, z, y, p);
+      for (int64_t p = from; p < to; x += s.col) {
+        const int64_t end = least(to, (s.small(p) + 1) * s.up);
         Deviation once;
         uint64_t* at = row + p * words + offset;
-        packer.template pixel<kDeviation>(pixel, once, [&](int64_t k, uint64_t word) {
+        packer.template pixel<kDeviation>(x, once, [&](int64_t k, uint64_t word) {
           for (int64_t q = 0; q < end - p; ++q) {
             uint64_t* where = at + q * words + k;
             if (merge) {
@@ -239,7 +233,7 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
             }
           }
         });
-        deviation.add(once, (float)(end - p));
+        if (kDeviation) deviation.add(once, (float)(end - p));
         p = end;
       }
     }
@@ -248,8 +242,12 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
   }
 }
 
-// Packs one segment of one padded row.
-static void pack_item(Call& c, int64_t item, int64_t) {
+static void copy_row(uint64_t* rows, int64_t from, int64_t to, int64_t words) {
+  __builtin_memcpy(rows + to * words, rows + from * words, sizeof(uint64_t) * (size_t)words);
+}
+
+// Packs one segment of one padded row; `item` counts them.
+static void pack_segment(const Call& c, int64_t item) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t segment = item % p.segments, line = item / p.segments;
@@ -304,25 +302,39 @@ static inline uint64_t read_bits(const uint64_t* from, int64_t at, int64_t count
   return count < 64 ? value & (((uint64_t)1 << count) - 1) : value;
 }
 
+// Bits of all taps of a row in one string, for few channels: a word per pixel holds them.
+template <int kTaps>
+static void short_strings(const uint64_t* row, int64_t pixels, int64_t step, int64_t reach,
+                          int64_t channels, int64_t words, uint64_t* __restrict out) {
+  for (int64_t x = 0; x < pixels; ++x, row += step, out += words) {
+    uint64_t string[kTaps + 1] = {0};
+#pragma GCC unroll 5
+    for (int t = 0; t < kTaps; ++t) {
+      const int64_t at = t * channels / 64, shift = t * channels % 64;
+      const uint64_t bits = row[t * reach];
+      string[at] |= bits << shift;
+      string[at + 1] |= bits >> 1 >> (63 - shift);
+    }
+    for (int64_t w = 0; w < words; ++w) out[w] = string[w];
+  }
+}
+
 // Strings of one row: per pixel and group the bits of the group's channels, tap after tap.
-static void string_item(Call& c, int64_t item, int64_t) {
+static void string_row(const Call& c, int64_t line) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
-  const uint64_t* row = p.bits + item * p.padded[2] * p.words;
+  const uint64_t* row = p.bits + line * p.padded[2] * p.words;
   const int64_t in_group = g.in_channels / g.groups, words = p.string_words;
   const int64_t taps = g.folded ? g.kernel[2] : 1;
   const int64_t step = g.folded ? g.stride[2] : 1, reach = g.folded ? g.dilation[2] : 1;
-  uint64_t* out = p.strings + item * p.string_pixels * g.groups * words;
-  const int64_t tap_words = reach * p.words;
-  if (g.groups == 1 && p.words == 1 && words == 1) {
-    for (int64_t x = 0; x < p.string_pixels; ++x) {
-      const uint64_t* at = row + x * step;
-      uint64_t string = at[0];
-      for (int64_t t = 1; t < taps; ++t) string |= at[t * reach] << (t * in_group);
-      out[x] = string;
-    }
-    return;
+  uint64_t* out = p.strings + line * p.string_pixels * g.groups * words;
+  if (g.groups == 1 && p.words == 1 && taps == 3) {
+    return short_strings<3>(row, p.string_pixels, step, reach, in_group, words, out);
   }
+  if (g.groups == 1 && p.words == 1 && taps == 5) {
+    return short_strings<5>(row, p.string_pixels, step, reach, in_group, words, out);
+  }
+  const int64_t tap_words = reach * p.words;
   for (int64_t x = 0; x < p.string_pixels; ++x) {
     const uint64_t* pixel = row + x * step * p.words;
     for (int64_t group = 0; group < g.groups; ++group, out += words) {
@@ -335,6 +347,36 @@ static void string_item(Call& c, int64_t item, int64_t) {
         }
       }
     }
+  }
+}
+
+static void string_item(Call& c, int64_t item, int64_t) { string_row(c, item); }
+
+// Packs rows that read the same row of every source, or one beyond the border. Where a row is one
+// segment, its strings are made while it is in the cache.
+static void pack_item(Call& c, int64_t item, int64_t) {
+  const BinarizeGeometry& g = *c.g;
+  const Plan& p = c.plan;
+  const int64_t segment = item % p.segments, place = item / p.segments;
+  const int64_t plane = place / p.row_groups;
+  const int64_t group = place % p.row_groups + floor_div(-p.before[1], p.repeat);
+  const int64_t end = least((group + 1) * p.repeat, p.padded[1] - p.before[1]);
+  int64_t packed = -1;
+  for (int64_t y = most(group * p.repeat, -p.before[1]); y < end; ++y) {
+    const int64_t line = plane * p.padded[1] + y + p.before[1];
+    const int64_t now = line * p.segments + segment;
+    const bool within = y >= 0 && y < g.in_size[1];
+    if (within && packed >= 0 && p.segments == 1) {
+      copy_row(p.bits, packed, line, p.padded[2] * p.words);
+      if (p.gathered) {
+        copy_row(p.strings, packed, line, p.string_pixels * g.groups * p.string_words);
+      }
+      p.deviation[now] = p.deviation[packed];
+      continue;
+    }
+    pack_segment(c, now);
+    if (p.gathered && p.segments == 1) string_row(c, line);
+    if (within) packed = line;
   }
 }
 

@@ -91,6 +91,7 @@ static Phase make_phase(const BinarizeGeometry& g, int64_t index) {
 constexpr int64_t kPixels = 4;       // pixels of a register tile
 constexpr int64_t kMostPixels = 64;  // pixels of a block
 constexpr int64_t kSegment = 512;    // pixels of a row that one thread packs at a time
+constexpr int64_t kSegments = 4;     // sources that a bypass is read from where they lie
 
 struct Plan {
   int64_t words;          // per pixel, all channels
@@ -106,7 +107,14 @@ struct Plan {
   int64_t mean_rows;       // partial sums of the input, rows over all sources and samples
   int64_t sum_rows;        // partial sums of the output, rows per sample
   int64_t segments;        // of a padded row
+  int64_t row_groups;      // of a padded plane: rows that read the same rows of the sources
   int64_t deviation_rows;  // per sample
+  int64_t repeat;          // so many neighbours in a row read the same pixel of every source
+  bool bypass_straight;    // its copies are read where the sources lie
+  bool bypass_stored;      // its copies are brought into a thread's memory
+  bool bypass_apart;       // no mean of it takes channels of two sources
+  int64_t bypass_copies;   // of all input channels
+  int64_t bypass_rest;     // channels that are means
   int64_t patterns[3];     // at most so many windows that hang over the border differently
   // Scratch memory.
   Stage* stages;
@@ -120,6 +128,44 @@ struct Plan {
 };
 
 static int64_t row_segments(int64_t length) { return most(1, ceil_div(length, kSegment)); }
+
+static int64_t divisor(int64_t a, int64_t b) {
+  while (b) {
+    const int64_t rest = a % b;
+    a = b, b = rest;
+  }
+  return a;
+}
+
+// Whether an output's bypass is a mean over several positions.
+static bool has_windows(const BinarizeGeometry& g) {
+  return !g.transposed && g.stride[0] * g.stride[1] * g.stride[2] > 1;
+}
+
+static void plan_bypass(const BinarizeGeometry& g, Plan& p) {
+  p.repeat = 0;
+  for (int64_t i = 0; i < g.sources; ++i) p.repeat = divisor(g.source[6 * i + 1], p.repeat);
+  p.bypass_straight = p.bypass_stored = p.bypass_apart = false;
+  p.bypass_copies = p.bypass_rest = 0;
+  if (g.bypass == BINARIZE_NONE) return;
+  p.bypass_copies = g.out_channels / g.in_channels;
+  p.bypass_rest = g.out_channels % g.in_channels;
+  if (p.bypass_copies == 0) {
+    const int64_t size = g.in_channels / g.out_channels;
+    p.bypass_apart = g.bypass == BINARIZE_CONTIGUOUS && !g.transposed && !has_windows(g) &&
+                     g.in_channels % g.out_channels == 0;
+    for (int64_t i = 0; i < g.sources; ++i) {
+      if (g.source[6 * i] % size) p.bypass_apart = false;
+    }
+    return;
+  }
+  p.bypass_straight = !g.transposed && !has_windows(g) && g.sources <= kSegments &&
+                      g.bypass_offset[2] <= 0 && g.out_size[2] - g.bypass_offset[2] <= g.in_size[2];
+  for (int64_t i = 0; i < g.sources; ++i) {
+    if (g.source[6 * i + 1] != 1) p.bypass_straight = false;
+  }
+  p.bypass_stored = !p.bypass_straight;
+}
 
 // Fills in the plan; with `memory` null only its size.
 static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t threads, char* memory,
@@ -153,10 +199,12 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
   p.string_words = ceil_div(g.folded ? in_group * g.kernel[2] : in_group, 64);
   p.string_pixels = g.folded ? g.out_size[2] : p.padded[2];
 
-  p.count_stride = ceil_div(g.out_channels, 64) * 64;
+  const int64_t round = g.depthwise ? 64 : 16;
+  p.count_stride = ceil_div(g.out_channels, round) * round;
   p.block = least(kMostPixels, most(kPixels, 4096 / p.count_stride / kPixels * kPixels));
   p.span = ceil_div(most(p.block, least(128, outputs / 16)), kPixels) * kPixels;
 
+  plan_bypass(g, p);
   p.mean_rows = 0;
   for (int64_t i = 0; i < g.sources; ++i) {
     const int64_t up = g.source[6 * i + 1];
@@ -164,6 +212,8 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
                    row_segments(ceil_div(g.in_size[2], up));
   }
   p.segments = row_segments(g.in_size[2]);
+  p.row_groups =
+      floor_div(p.padded[1] - 1 - p.before[1], p.repeat) - floor_div(-p.before[1], p.repeat) + 1;
   p.deviation_rows = p.padded[0] * p.padded[1] * p.segments;
   p.sum_rows = p.phases * ceil_div(most(outputs, 1), p.span);
 
@@ -189,7 +239,9 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
   p.depth_weight = (uint64_t*)take(g.depthwise ? 8 * steps * (p.words + 8) : 0);
   p.table = (int32_t*)take(4 * p.patterns[0] * p.patterns[1] * p.patterns[2] * o);
   p.pattern = (int32_t*)take(4 * (g.out_size[0] + g.out_size[1] + g.out_size[2]));
-  p.room_floats = ceil_div((p.block + 1) * p.count_stride + 2 * p.block * o + c, 16) * 16;
+  const int64_t bypass = (p.bypass_stored ? c : 0) + p.bypass_rest;
+  const int64_t residual = g.residuals > 1 ? o : 0;
+  p.room_floats = ceil_div(p.block * (p.count_stride + bypass + residual) + c, 16) * 16;
   p.room = (float*)take(4 * threads * p.room_floats);
   p.bytes = used;
 }

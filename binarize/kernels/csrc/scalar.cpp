@@ -31,6 +31,16 @@ inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation&
   return kFlip ? (~less & ~flip) | (~more & flip) : ~less;
 }
 
+// The same of fewer than 64 floats; the bits beyond them are 0.
+template <bool kDeviation, bool kFlip>
+inline uint64_t pack_part(const float* x, const float* t, int64_t count, uint64_t flip,
+                          Deviation& deviation) {
+  float value[64] = {0}, level[64] = {0};
+  for (int64_t i = 0; i < count; ++i) value[i] = x[i], level[i] = t[i];
+  const uint64_t word = pack64<kDeviation, kFlip>(value, level, flip, deviation);
+  return word & (((uint64_t)1 << count) - 1);
+}
+
 inline uint64_t ones(uint64_t v) {
   v = v - ((v >> 1) & 0x5555555555555555u);
   v = (v & 0x3333333333333333u) + ((v >> 2) & 0x3333333333333333u);
@@ -63,6 +73,10 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 }
 
 #include "bits.hpp"
+#include "table.hpp"
+#include "bypass.hpp"
+#include "finish.hpp"
+#include "count.hpp"
 #include "convolve.hpp"
 
 }  // namespace

@@ -2,6 +2,8 @@
 #ifndef BINARIZE_SETS_H
 #define BINARIZE_SETS_H
 
+#include <utility>
+
 #include "binarize.h"
 
 #if defined(__unix__) || defined(__APPLE__)

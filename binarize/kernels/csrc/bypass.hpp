@@ -1,0 +1,242 @@
+// The bypass: what is added to every output beside the count, and where a block of pixels finds it.
+//
+// All input channels are copied as often as they fit into the output; the channels that are left
+// are means of neighbours. Copies are read where the map lies, if its pixels follow each other as
+// the outputs do (`straight`); else the pixels are first brought into the thread's memory.
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define BINARIZE_SHUFFLE
+#endif
+#endif
+
+#if defined(BINARIZE_SHUFFLE)
+// Lane i of the result is float kStep * i + kFrom of the given vectors, as far as they reach; the
+// lanes beyond are those of `have`.
+template <int kStep, int kFrom, int kAt, int... kLane>
+static inline __attribute__((always_inline)) Floats pick(Floats have, Floats next,
+                                                         std::integer_sequence<int, kLane...>) {
+  constexpr int lanes = (int)kLanes;
+  return __builtin_shufflevector(
+      have, next,
+      ((kStep * kLane + kFrom) / lanes == kAt ? lanes + (kStep * kLane + kFrom) % lanes
+                                              : kLane)...);
+}
+
+// Every kStep-th float of kStep vectors, from float kFrom on.
+template <int kStep, int kFrom, int... kAt>
+static inline __attribute__((always_inline)) Floats every(const Floats* x,
+                                                          std::integer_sequence<int, kAt...>) {
+  Floats have = x[0];
+  ((have = pick<kStep, kFrom, kAt>(have, x[kAt], std::make_integer_sequence<int, (int)kLanes>{})),
+   ...);
+  return have;
+}
+
+template <int kStep, int... kFrom>
+static inline __attribute__((always_inline)) Floats add_neighbours(
+    const Floats* x, std::integer_sequence<int, kFrom...>) {
+  Floats sum = {};
+  ((sum += every<kStep, kFrom>(x, std::make_integer_sequence<int, kStep>{})), ...);
+  return sum;
+}
+
+// Sums of kSize neighbours each, of kSize vectors.
+template <int kSize>
+static inline __attribute__((always_inline)) Floats sum_neighbours(const Floats* x) {
+  if constexpr (kSize == 1) {
+    return x[0];
+  } else if constexpr (kSize % 2 == 0) {
+    Floats half[kSize / 2];
+    for (int i = 0; i < kSize / 2; ++i) {
+      half[i] = add_neighbours<2>(x + 2 * i, std::make_integer_sequence<int, 2>{});
+    }
+    return sum_neighbours<kSize / 2>(half);
+  } else {
+    return add_neighbours<kSize>(x, std::make_integer_sequence<int, kSize>{});
+  }
+}
+#endif
+
+// Means of `size` neighbours each, `groups` times.
+template <int kSize>
+static void group_means(const float* x, int64_t groups, float* __restrict out) {
+  constexpr float share = 1.0f / kSize;
+  int64_t j = 0;
+#if defined(BINARIZE_SHUFFLE)
+  for (; j + kLanes <= groups; j += kLanes) {
+    Floats part[kSize];
+    __builtin_memcpy(part, x + j * kSize, sizeof(part));
+    const Floats mean = sum_neighbours<kSize>(part) * share;
+    __builtin_memcpy(out + j, &mean, sizeof(mean));
+  }
+#endif
+  for (; j < groups; ++j) {
+    float sum = x[j * kSize];
+    for (int i = 1; i < kSize; ++i) sum += x[j * kSize + i];
+    out[j] = sum * share;
+  }
+}
+
+static float mean_of(const float* x, int64_t count) {
+  float sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += x[i];
+  return sum / (float)count;
+}
+
+static void contiguous_means(const float* x, int64_t size, int64_t groups, float* __restrict out) {
+  switch (size) {
+    case 1:
+      return group_means<1>(x, groups, out);
+    case 2:
+      return group_means<2>(x, groups, out);
+    case 3:
+      return group_means<3>(x, groups, out);
+    case 4:
+      return group_means<4>(x, groups, out);
+    case 5:
+      return group_means<5>(x, groups, out);
+    case 6:
+      return group_means<6>(x, groups, out);
+    case 8:
+      return group_means<8>(x, groups, out);
+    default:
+      for (int64_t j = 0; j < groups; ++j) out[j] = mean_of(x + j * size, size);
+  }
+}
+
+// The channels that are left when all were copied as often as they fit. The last group also takes
+// what does not divide evenly.
+static void fuse_down(const float* x, int64_t channels, int64_t out_channels, bool interleaved,
+                      float* __restrict out) {
+  const int64_t size = channels / out_channels, head = out_channels - 1;
+  if (interleaved && head > 0) {
+    for (int64_t j = 0; j < head; ++j) out[j] = x[j];
+    for (int64_t i = 1; i < size; ++i) {
+      for (int64_t j = 0; j < head; ++j) out[j] += x[i * head + j];
+    }
+    for (int64_t j = 0; j < head; ++j) out[j] /= (float)size;
+  } else if (channels == size * out_channels) {
+    return contiguous_means(x, size, out_channels, out);
+  } else {
+    contiguous_means(x, size, head, out);
+  }
+  out[head] = mean_of(x + head * size, channels - head * size);
+}
+
+// torch's nearest neighbour, float arithmetic and all.
+static int64_t nearest(int64_t o, int64_t in, int64_t out) {
+  if (in == out) return o;
+  if (out == 2 * in) return o >> 1;
+  return least(in - 1, (int64_t)((float)o * ((float)in / (float)out)));
+}
+
+static int64_t bypass_start(const BinarizeGeometry& g, int d, int64_t o) {
+  return g.transposed ? nearest(o, g.in_size[d], g.out_size[d])
+                      : o * g.stride[d] - g.bypass_offset[d];
+}
+
+static int64_t clamped(const BinarizeGeometry& g, int d, int64_t i) {
+  return i < 0 ? 0 : least(i, g.in_size[d] - 1);
+}
+
+// A memcpy of few floats, without its call.
+static inline void copy_floats(const float* from, int64_t count, float* to) {
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    Floats v;
+    __builtin_memcpy(&v, from + k, sizeof(v));
+    __builtin_memcpy(to + k, &v, sizeof(v));
+  }
+  for (; k < count; ++k) to[k] = from[k];
+}
+
+// Adds the other pixels of a window to the first one, which is at `from`, and divides.
+static void window_mean(const BinarizeGeometry& g, const Source& s, int64_t n,
+                        const int64_t from[3], float* __restrict to) {
+  for (int64_t wz = 0; wz < g.stride[0]; ++wz) {
+    for (int64_t wy = 0; wy < g.stride[1]; ++wy) {
+      for (int64_t wx = 0; wx < g.stride[2]; ++wx) {
+        if (wz + wy + wx == 0) continue;
+        const float* x = s.at(n, clamped(g, 0, from[0] + wz), clamped(g, 1, from[1] + wy),
+                              clamped(g, 2, from[2] + wx));
+        for (int64_t k = 0; k < s.channels; ++k) to[k] += x[k];
+      }
+    }
+  }
+  const float share = 1 / (float)(g.stride[0] * g.stride[1] * g.stride[2]);
+  for (int64_t k = 0; k < s.channels; ++k) to[k] *= share;
+}
+
+// All input channels at one output position: where they lie, or brought into `map`.
+static const float* bypass_pixel(const Call& c, int64_t n, const int64_t at[3], float* map) {
+  const BinarizeGeometry& g = *c.g;
+  const bool windows = has_windows(g);
+  int64_t from[3];
+  for (int d = 0; d < 3; ++d) from[d] = bypass_start(g, d, at[d]);
+  float* to = map;
+  for (int64_t i = 0; i < g.sources; ++i) {
+    const Source s(c, i);
+    const float* x =
+        s.at(n, clamped(g, 0, from[0]), clamped(g, 1, from[1]), clamped(g, 2, from[2]));
+    if (!windows && g.sources == 1) return x;
+    copy_floats(x, s.channels, to);
+    if (windows) window_mean(g, s, n, from, to);
+    to += s.channels;
+  }
+  return map;
+}
+
+// The means of neighbours, source by source where no mean takes channels of two.
+static void bypass_means(const Call& c, int64_t n, const int64_t at[3], float* __restrict to) {
+  const BinarizeGeometry& g = *c.g;
+  const int64_t size = g.in_channels / g.out_channels;
+  for (int64_t i = 0; i < g.sources; ++i) {
+    const Source s(c, i);
+    contiguous_means(
+        s.at(n, clamped(g, 0, bypass_start(g, 0, at[0])), clamped(g, 1, bypass_start(g, 1, at[1])),
+             clamped(g, 2, bypass_start(g, 2, at[2]))),
+        size, s.channels / size, to);
+    to += s.channels / size;
+  }
+}
+
+// Memory of a thread for the bypass of a block.
+struct BypassRoom {
+  float *pixels, *rest, *map;
+};
+
+// Brings `count` pixels, the first of which is output `at`, to place `first` of a block.
+static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t every,
+                         int64_t first, int64_t count, const BypassRoom& room) {
+  const BinarizeGeometry& g = *c.g;
+  const Plan& p = c.plan;
+  const int64_t channels = g.in_channels, rest = p.bypass_rest;
+  const bool interleaved = g.bypass == BINARIZE_INTERLEAVED;
+  int64_t o[3] = {at[0], at[1], at[2]};
+  if (p.bypass_stored) {
+    for (int64_t i = first; i < first + count; ++i, o[2] += every) {
+      float* stored = room.pixels + i * channels;
+      const float* pixel = bypass_pixel(c, n, o, stored);
+      if (pixel != stored) copy_floats(pixel, channels, stored);
+      if (rest) fuse_down(stored, channels, rest, interleaved, room.rest + i * rest);
+    }
+    return;
+  }
+  // Neighbours read the same pixel of a map that is enlarged.
+  const bool once = g.transposed || has_windows(g);
+  const int64_t repeat = once ? 1 : p.repeat;
+  const int64_t start = bypass_start(g, 2, o[2]);
+  int64_t same = repeat == 1 ? 0 : (start % repeat + repeat) % repeat;
+  for (int64_t i = first; i < first + count; ++i, o[2] += every, ++same) {
+    float* to = room.rest + i * rest;
+    if (same == repeat) same = 0;
+    if (same > 0 && i > first) {
+      copy_floats(to - rest, rest, to);
+    } else if (p.bypass_apart) {
+      bypass_means(c, n, o, to);
+    } else {
+      fuse_down(bypass_pixel(c, n, o, room.map), channels, rest, interleaved, to);
+    }
+  }
+}
