@@ -88,8 +88,10 @@ def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterat
         yield "The command goes on where it stopped; a small network of every family comes first."
     if summary.light:
         yield ""
-        yield f"{count(summary.light)} of them were converted and compared in the shapes of their"
-        yield "outputs only (`--light`); the cells of the other checks are empty."
+        full = count(len(rows) - summary.light)
+        yield f"{full} networks were examined in full, and {count(summary.light)} with `--light`:"
+        yield "converted, and compared in the shapes of their outputs. These say `forward` under"
+        yield "*checks*, and have no numbers after conversion."
     yield from _summary(rows, summary)
     yield from ("", "## How to read it", "", _WORDS.rstrip())
     yield from _families(rows)
@@ -186,25 +188,34 @@ def _kept(rows: Sequence[Row]) -> Iterator[str]:
     if left:
         yield from ("", "Under it on maps too:", "")
         for row in left:
-            lost = [g for g in row.kept if g["dense"] and "vector" not in g["roles"]]
-            why = "; ".join(
-                f"{g['layers']}× {percent(g['dense'] / row.dense)} {g['reason']}" for g in lost
-            )
+            why = ", ".join(f"{percent(share)} {reason}" for reason, share in _lost(row))
             yield f"- `{row.key}`, {percent(row.map_share)}: {why}"
+
+
+def _lost(row: Row) -> list[tuple[str, float]]:
+    """Reasons for what is kept on maps, with its share of the convolutions, the largest first."""
+    lost: dict[str, float] = defaultdict(float)
+    for group in row.kept:
+        if "vector" not in group["roles"]:
+            lost[group["reason"]] += group["dense"] / row.dense
+    told = [(reason, share) for reason, share in lost.items() if share >= 0.001]
+    return sorted(told, key=lambda pair: -pair[1])
 
 
 def _original(rows: Sequence[Row]) -> Iterator[str]:
     lost = [row for row in rows if row.status == ORIGINAL]
-    yield from ("", "## The library itself fails", "")
+    yield from ("", "## What the library itself refuses", "")
     if not lost:
         yield "None."
-    causes: dict[tuple[str, str], list[str]] = defaultdict(list)
+    causes: dict[str, list[str]] = defaultdict(list)
     for row in lost:
-        causes[row.family, row.cause].append(f"`{row.key}`")
-    for (_, cause), names in causes.items():
-        yield f"- {', '.join(names)}: {cause}"
+        # What the message repeats of the network's name would set each apart.
+        encoder = row.name.partition("/")[2]
+        causes[row.cause.replace(encoder, "...") if encoder else row.cause].append(row.key)
+    for cause, keys in causes.items():
+        yield f"- {cause} ({count(len(keys))}): {', '.join(f'`{key}`' for key in keys)}"
     nothing = Counter(row.family for row in rows if row.status == NOTHING)
     if nothing:
         yield from ("", "## Nothing to do", "")
-        yield "Networks without a layer that the default policy makes binary, by family: "
+        yield "Networks without a layer that the default policy makes binary, by family:"
         yield ", ".join(f"{family} {number}" for family, number in nothing.items()) + "."

@@ -44,14 +44,14 @@ def examine(case: Case, *, light: bool = False) -> Row:
     Returns:
         Its row; nothing is raised.
     """
-    row = Row(case.key, case.library, case.family, case.name, case.variant, light=light)
+    row = Row(case.key, case.library, case.family, case.name, case.variant)
     start = time.process_time()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # What a network of a library warns about is no affair of the survey's.
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
-            _examine(case, row, light or case.variant == "features")
+            _examine(case, row, light)
         except Exception as error:
             row.status, row.cause = FAILED, told(error)
     row.seconds = round(time.process_time() - start, 2)
@@ -76,7 +76,10 @@ def _examine(case: Case, row: Row, light: bool) -> None:
     row.status = CONVERTED
     plan: Any = student.binarize_plan
     enter_plan(row, plan)
-    if light:
+    features = case.variant == "features"
+    # A mark of what was left out: where there is nothing else to do, nothing was.
+    row.light = light and not features
+    if light or features:
         row.checks["forward"] = _told_by(lambda: _compare(expected, _run(student, x)))
         return
     row.checks["forward"] = _told_by(lambda: _count(row, student, x, expected))

@@ -50,7 +50,7 @@ class Row:
         effective_params: Effective parameters after conversion.
         ops: Effective operations after conversion, ``None`` if unknown.
         reference_ops: Multiply-accumulates of the float network, ``None`` if unknown.
-        light: Whether only the check ``forward`` was asked for.
+        light: Whether only the check ``forward`` was made where there are others.
         seconds: What examining it took.
     """
 
