@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from binarize.ops.buffers import buffer
 from binarize.ops.convolution import (
     Geometry,
     convolution_gradients,
@@ -51,7 +52,7 @@ class _Terms(NamedTuple):
 
     def shifted(self, out: Tensor | None = None) -> Tensor:
         """The map less its thresholds."""
-        return torch.add(self.x, along_rows(self.shift, self.x), out=out)
+        return torch.add(self.x, along_rows(self.shift, self.x), out=buffer(out))
 
 
 def _binarize(
@@ -84,7 +85,7 @@ def _gradients(
 
     ``binary`` is used up: a buffer that is there costs less than a new one.
     """
-    through_scale = _sum(torch.mul(grad, binary, out=binary), over) * terms.excess
+    through_scale = _sum(binary.mul_(grad), over) * terms.excess
     size = terms.shifted(out=binary).abs_()
     grad_x = polynomial_gradient_(size, grad, terms.scale)
     grad_threshold = _sum(grad_x, positions).neg().to(threshold.dtype)
@@ -101,10 +102,11 @@ class _AdaptiveSign(torch.autograd.Function):
         positions: list[int],
         over: list[int],
     ) -> Tensor:
-        terms, shifted, buffer = _binarize(x, threshold, exponent, over)
-        ctx.save_for_backward(x, *terms[1:], threshold, exponent)
+        terms, shifted, spare = _binarize(x, threshold, exponent, over)
+        _, shift, excess, scale = terms
+        ctx.save_for_backward(x, shift, excess, scale, threshold, exponent)
         ctx.dims = positions, over
-        return torch.copysign(terms.scale, shifted, out=buffer)
+        return torch.copysign(terms.scale, shifted, out=buffer(spare))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -112,7 +114,7 @@ class _AdaptiveSign(torch.autograd.Function):
         *saved, threshold, exponent = ctx.saved_tensors
         terms = _Terms(*saved)
         shifted = terms.shifted()
-        binary = torch.copysign(terms.scale, shifted, out=shifted)
+        binary = torch.copysign(terms.scale, shifted, out=buffer(shifted))
         return (*_gradients(grad, binary, terms, threshold, exponent, *ctx.dims), None, None)
 
 
@@ -145,7 +147,7 @@ def _binary_weight(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
     if x.dtype != weight.dtype and torch.is_autocast_enabled(x.device.type):
         # What autocast would do, done here so that the copy can be kept.
         signs, scale = signs.to(x.dtype), scale.to(x.dtype)
-    return torch.copysign(scale, signs, out=signs)
+    return torch.copysign(scale, signs, out=buffer(signs))
 
 
 class _AdaptiveConvolution(torch.autograd.Function):
@@ -162,16 +164,18 @@ class _AdaptiveConvolution(torch.autograd.Function):
         over: list[int],
         whole: bool,
     ) -> Tensor:
-        terms, shifted, buffer = _binarize(x, threshold, exponent, over)
+        terms, shifted, spare = _binarize(x, threshold, exponent, over)
         factors, scale, own_scale = None, terms.scale, weight_scale
         if whole and sums_exactly(x, weight):
             factors = sum_factors(scale, weight_scale, geometry)
             scale = weight_scale = scale.new_ones(())
-        binary = torch.copysign(scale, shifted, out=buffer)
+        binary = torch.copysign(scale, shifted, out=buffer(spare))
         binary_weight = _binary_weight(weight, weight_scale, x)
         # The float layer keeps a copy in half precision under autocast, too.
         kept = None if binary_weight.dtype == weight.dtype else binary_weight
-        ctx.save_for_backward(x, *terms[1:], threshold, exponent, weight, own_scale, kept)
+        _, shift, excess, own = terms
+        saved = x, shift, excess, own, threshold, exponent
+        ctx.save_for_backward(*saved, weight, own_scale, kept)
         ctx.dims = positions, over
         ctx.geometry = geometry
         y = convolve(binary, binary_weight, geometry)
@@ -185,7 +189,7 @@ class _AdaptiveConvolution(torch.autograd.Function):
         if binary_weight is None:
             binary_weight = _binary_weight(weight, weight_scale, weight)
         shifted = terms.shifted()
-        binary = torch.copysign(terms.scale, shifted, out=shifted)
+        binary = torch.copysign(terms.scale, shifted, out=buffer(shifted))
         wanted = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[3]
         grad_binary, grad_weight = convolution_gradients(
             grad, binary, binary_weight, ctx.geometry, wanted

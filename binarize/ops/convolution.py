@@ -95,13 +95,11 @@ def convolution_gradients(
         grad_x = grad.matmul(weight) if wanted[0] else None
         rows, columns = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         return grad_x, rows.t().matmul(columns) if wanted[1] else None
-    pads = geometry.pads
+    *how, pads = geometry
     if any(pads):
         x = F.pad(x, list(pads))
     mask = [wanted[0], wanted[1], False]
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, *geometry[:-1], mask
-    )
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *how, mask)
     if any(pads) and grad_x is not None:
         grad_x = F.pad(grad_x, [-p for p in pads])
     return grad_x, grad_weight
