@@ -274,6 +274,8 @@ def test_ablations(threshold: str, factor: str, scale: str) -> None:
             parameter.copy_(torch.rand_like(parameter) + 0.2)
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     x[0, 0] = 0.0
+    # Without a threshold these are the surrogate's edges and their neighbours.
+    x[1, 1, 0, :4] = torch.tensor([1.0, -1.0, BELOW, ABOVE], dtype=torch.float64)
     x.requires_grad_()
     y, gy = run(module, x)
     mean, shifted, size, alpha = ablated(x, module)

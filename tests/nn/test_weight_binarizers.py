@@ -226,6 +226,27 @@ def test_groupnet(layout: tuple[tuple[int, ...], int, int, Slices], bases: int) 
     same(stacked.grad, (mix * grad * inside(branches)).flatten(0, 1))
 
 
+@pytest.mark.parametrize("kind", ["convolution", "transposed grouped"])
+@pytest.mark.parametrize("name", sorted(WEIGHTS))
+def test_zero_counts_as_positive_also_where_weights_are_centred(name: str, kind: str) -> None:
+    """Every mean that a method takes off is 0 here, so that a weight of 0 lies on its centre."""
+    _, dim, groups, slices = LAYOUTS[kind]
+    values = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], dtype=torch.float64)
+    shape = (4, 5, 1) if dim == 0 else (10, 2, 1)
+    weight = torch.empty(shape, dtype=torch.float64)
+    for values_of_slice in slices(weight):
+        values_of_slice.copy_(values.view(values_of_slice.shape))
+    quantizer = WEIGHTS[name](dim, groups).double()
+    latent = quantizer.latent(weight)
+    quantizer.start(latent)
+    if name == "binary-bases":  # the first of several
+        quantizer, latent = quantizer.single, weight
+    for used in slices(quantizer(latent).detach()):
+        high = used.max().item()
+        assert high > 0
+        assert used.flatten().tolist() == pytest.approx([-high, -high, high, high, high])
+
+
 SPECS = {name: UnitSpec(weight=name) for name in sorted(WEIGHTS)}
 SPECS["three bits"] = UnitSpec(weight="learned-levels", weight_options={"bits": 3})
 SPECS["two bases"] = UnitSpec(weight="binary-bases", weight_options={"bases": 2})
