@@ -22,6 +22,7 @@ __all__ = [
     "VERSION",
     "Contents",
     "decode",
+    "encode",
     "float_contents",
     "network_contents",
 ]
@@ -75,8 +76,8 @@ def network_contents(model: nn.Module, plan: Plan) -> Contents:
     }
     if origin is not None:
         metadata["origin"] = json.dumps(origin, sort_keys=True)
-    metadata["plan"] = _encode(recipe)
-    metadata["layout"] = _encode(_layout(slots))
+    metadata["plan"] = encode(recipe)
+    metadata["layout"] = encode(_layout(slots))
     return Contents(tuple(_entries(slots)), metadata)
 
 
@@ -147,13 +148,14 @@ def _is_permuted(tensor: Tensor) -> bool:
     return True
 
 
-def _encode(data: Any) -> str:
+def encode(data: Any) -> str:
+    """Code what JSON can say as a string for the header."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
 
 
 def decode(text: str) -> Any:
-    """Undo the coding of ``plan`` and ``layout``.
+    """Undo :func:`encode`.
 
     Raises:
         ValueError: The text is damaged.

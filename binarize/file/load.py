@@ -10,6 +10,7 @@ from torch import nn
 from binarize.errors import FileError, ModelError
 from binarize.file.fit import check_fit
 from binarize.file.packed import fill_packed, network_without_values
+from binarize.file.programs import holds_programs, load_programs
 from binarize.file.slots import Slot, find_slots
 from binarize.file.stored import Stored, read_stored
 from binarize.graph.given import copied, given_network
@@ -34,13 +35,17 @@ def load(
             makes of the 1-bit network, but there are never float copies of binary weights.
 
     Returns:
-        The 1-bit network in eval mode, on the device of ``model``, in the saved dtype.
+        The 1-bit network in eval mode, on the device of ``model``, in the saved dtype. Of a file
+        that a packed network was saved to, its :class:`~binarize.lower.PackedPrograms`; neither
+        ``model`` nor ``packed`` is read then.
 
     Raises:
         FileError: The file is missing, damaged, of something else or of a newer format, or does
             not say how to build its network.
         ModelError: ``model`` is not the network that was converted, or is converted already.
     """
+    if holds_programs(path):
+        return load_programs(path)
     stored = read_stored(path)
     if model is not None:
         model = given_network(model)

@@ -9,8 +9,10 @@ from torch import nn
 from binarize.errors import ModelError
 from binarize.file.container import write_file
 from binarize.file.contents import network_contents
+from binarize.file.programs import save_programs
 from binarize.graph.given import given_network
 from binarize.graph.plan import Plan
+from binarize.lower import PackedNetwork
 
 __all__ = ["converted_plan", "save"]
 
@@ -22,15 +24,22 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     came from timm or segmentation-models-pytorch. It does not hold the magnitudes of the latent
     weights: keep the trainer's checkpoints to go on training where it stopped.
 
+    Of a packed network it holds the programs instead, for inputs of the sizes that it was called
+    with: they are loaded in a moment and without the network's library, and compute at once.
+
     Args:
-        model: What :func:`binarize.convert` returned, trained or not; unchanged.
+        model: What :func:`binarize.convert` returned, trained or not, or what
+            :func:`binarize.pack` returned; unchanged.
         path: Where to. The file is replaced as a whole, or left as it was.
 
     Raises:
         ModelError: The network is not converted, has no values (meta device), or has state that
-            a file of tensors cannot hold.
+            a file of tensors cannot hold; or it is packed and was not called yet.
         FileError: The path cannot be written.
     """
+    if isinstance(model, PackedNetwork):
+        save_programs(model, path)
+        return
     model, plan = converted_plan(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta":

@@ -3,5 +3,6 @@
 from binarize.lower.network import PackedNetwork
 from binarize.lower.onnx import export_onnx
 from binarize.lower.pack import pack
+from binarize.lower.program import PackedPrograms
 
-__all__ = ["PackedNetwork", "export_onnx", "pack"]
+__all__ = ["PackedNetwork", "PackedPrograms", "export_onnx", "pack"]

@@ -16,13 +16,13 @@ from binarize.errors import ModelError
 from binarize.graph.trace import skeleton
 from binarize.kernels.ops import is_watched
 from binarize.lower.fuse import fuse
+from binarize.lower.program import PLAIN, Program, program_key
 from binarize.lower.record import NotRecordable, record
 
 __all__ = ["PackedNetwork"]
 
 # A network is called with few sizes; each program costs some Python objects.
 _PROGRAMS = 16
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class PackedNetwork(nn.Module):
@@ -69,7 +69,7 @@ class PackedNetwork(nn.Module):
     def _forget(self) -> None:
         self.unfused: str | None = None
         self._lock = threading.Lock()
-        self._programs: OrderedDict[Hashable, _Program] = OrderedDict()
+        self._programs: OrderedDict[Hashable, Program] = OrderedDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network; arguments and result are those of the network that was packed."""
@@ -80,7 +80,8 @@ class PackedNetwork(nn.Module):
                 return self.network(*args, **kwargs)
             leaves, spec = tree_flatten((args, kwargs))
             try:
-                key = _key(leaves, spec)
+                _check_plain(leaves, "an argument")
+                key = program_key(leaves, spec)
                 program = self._programs.get(key)
                 if program is None:
                     return self._first_call(key, leaves, spec)
@@ -99,6 +100,11 @@ class PackedNetwork(nn.Module):
             while len(self._programs) > _PROGRAMS:
                 self._programs.popitem(last=False)
         return output
+
+    @property
+    def programs(self) -> dict[Hashable, Program]:
+        """The programs so far, by what they depend on."""
+        return dict(self._programs)
 
     def train(self, mode: bool = True) -> PackedNetwork:
         """Refuse training mode: there are no latent weights left to train."""
@@ -140,33 +146,7 @@ def _blank() -> PackedNetwork:
     return PackedNetwork.__new__(PackedNetwork)
 
 
-class _Program:
-    """What to do for inputs of one size."""
-
-    def __init__(self, module: fx.GraphModule, tensors: Sequence[int], spec: TreeSpec) -> None:
-        self.module = module
-        self.tensors = tensors
-        self.spec = spec
-        self.others: list[Any] = []
-
-    def __call__(self, leaves: Sequence[Any]) -> Any:
-        results = iter(self.module(*(leaves[i] for i in self.tensors)))
-        filled = [next(results) if other is None else other[0] for other in self.others]
-        return tree_unflatten(filled, self.spec)
-
-
-def _key(leaves: Sequence[Any], spec: TreeSpec) -> Hashable:
-    """What a program depends on."""
-    _check_plain(leaves, "an argument")
-    shapes = tuple(
-        (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
-        for x in leaves
-    )
-    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-    return spec, shapes, autocast
-
-
-def _make_program(network: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> _Program:
+def _make_program(network: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Program:
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     told: list[Any] = []
     copy = skeleton(network)  # what modules keep of a run without values goes with it
@@ -184,15 +164,12 @@ def _make_program(network: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> 
     recording = record(run, [leaves[i] for i in tensors])
     fuse(recording)
     recording.graph.lint()
-    module = fx.GraphModule(recording.constants, recording.graph)
-    program = _Program(module, tensors, told[0])
-    program.others = told[1]
-    return program
+    return Program(fx.GraphModule(recording.constants, recording.graph), tensors, *told)
 
 
 def _check_plain(leaves: Sequence[Any], what: str) -> None:
     for leaf in leaves:
-        if not isinstance(leaf, (Tensor, *_PLAIN)):
+        if not isinstance(leaf, (Tensor, *PLAIN)):
             raise NotRecordable(f"{what} is a {type(leaf).__name__}, not made of tensors")
 
 

@@ -1,0 +1,119 @@
+"""Programs of a packed network in a file: it is loaded without the network or its library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from binarize.errors import FileError, ModelError
+from binarize.file.container import Entry, read_file, write_file
+from binarize.file.contents import decode, encode
+from binarize.lower import PackedNetwork, PackedPrograms
+from binarize.lower.program import from_data, to_data
+
+__all__ = ["holds_programs", "load_programs", "save_programs"]
+
+FORMAT = "binarize-programs"
+VERSION = 1
+
+
+def save_programs(packed: PackedNetwork, path: str | os.PathLike[str]) -> None:
+    """Save the programs that a packed network has by now.
+
+    The file holds their constants, each once, in the kernels' own layout, and what is done with
+    them (JSON, compressed, base64); no code.
+
+    Args:
+        packed: A packed network that was called, or packed with example inputs.
+        path: Where to. The file is replaced as a whole, or left as it was.
+
+    Raises:
+        ModelError: It has no programs, or what they do cannot be stored.
+        FileError: The path cannot be written.
+    """
+    plain = {key: p for key, p in packed.programs.items() if not _under_autocast(key)}
+    if not plain:
+        raise ModelError(
+            "model",
+            type(packed.network).__name__,
+            packed.unfused or "it has no program yet, as it was not called",
+            "save the 1-bit network that it was packed from"
+            if packed.unfused
+            else "give inputs: binarize.pack(model, example_inputs=...)",
+        )
+    names: dict[int, str] = {}
+    entries, strides = [], {}
+    for value in (value for p in plain.values() for value in _constants(p.module)):
+        if id(value) in names:
+            continue
+        name = names[id(value)] = f"constant.{len(names)}"
+        entries.append(_entry(name, value))
+        if not value.is_contiguous():
+            strides[name] = list(value.stride())
+    programs = [to_data(key, program, names) for key, program in plain.items()]
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "programs": encode({"programs": programs, "strides": strides}),
+    }
+    write_file(path, entries, metadata)
+
+
+def holds_programs(path: str | os.PathLike[str]) -> bool:
+    """Whether a file was written by :func:`save_programs`; any other answer is no."""
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            return bool((file.metadata() or {}).get("format") == FORMAT)
+    except Exception:
+        return False
+
+
+def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
+    """Load what :func:`save_programs` wrote.
+
+    Raises:
+        FileError: The file is damaged or of a newer format.
+    """
+    metadata, tensors = read_file(path)
+    version = metadata.get("format_version", "")
+    if version.isdecimal() and int(version) > VERSION:
+        raise FileError(
+            "path",
+            str(path),
+            f"its format version {version} is newer than {VERSION}, which this release reads",
+            "update: pip install -U binarize-torch",
+        )
+    try:
+        told = decode(metadata["programs"])
+        constants = {}
+        for name, value in tensors.items():
+            stride = told["strides"].get(name, value.stride())
+            # A copy in any case: the kernels want words at multiples of eight bytes.
+            fresh = torch.empty_strided(value.shape, stride, dtype=value.dtype)
+            constants[name] = fresh.copy_(value)
+        return PackedPrograms(dict(from_data(data, constants) for data in told["programs"]))
+    except Exception as error:
+        raise FileError(
+            "path",
+            str(path),
+            f"its programs are damaged or of another version of torch ({type(error).__name__})",
+            "save it again with this version",
+        ) from error
+
+
+def _under_autocast(key: Any) -> bool:
+    return bool(key[2][0])
+
+
+def _constants(module: Any) -> Iterator[Tensor]:
+    for node in module.graph.find_nodes(op="get_attr"):
+        yield getattr(module, node.target)
+
+
+def _entry(name: str, value: Tensor) -> Entry:
+    return Entry(name, value.dtype, tuple(value.shape), (name,), lambda: value)
