@@ -1,12 +1,14 @@
-"""Peak memory and loading time of U-Net ResNet-34 at 480x480, float and packed.
+"""Peak memory and loading time of U-Net ResNet-34 at 480x480: float, packed, and its programs.
 
     python benchmarks/memory.py [--rounds 5] [--threads 1]
 
-Every number is from a process of its own, and the two take turns. A process imports the library of
-the network, loads it from a file and runs it on one picture. Float: the network is built and its
-``state_dict`` put in, as users do; packed: ``binarize.load(..., packed=True)``. Memory is the peak
-of the resident set, as the kernel counts it, as a whole and beyond what the imports took. Loading
-time starts after the imports; CPU time is what the process took for it on all cores.
+Every number is from a process of its own, and the three take turns. A process imports the library
+of the network, loads it from a file and runs it on one picture. Float: the network is built and its
+``state_dict`` put in, as users do; packed: ``binarize.load(..., packed=True)`` of the 1-bit
+network's file; programs: ``binarize.load`` of what ``binarize.save`` wrote of the packed network,
+which needs torch alone. Memory is the peak of the resident set, as the kernel counts it, as a whole
+and beyond what the imports took; "torch" is what importing torch alone comes to. Loading time
+starts after the imports; CPU time is what the process took for it on all cores.
 """
 
 from __future__ import annotations
@@ -21,19 +23,22 @@ import time
 from pathlib import Path
 
 _SIDE = 480
+_KINDS = ("float", "packed", "programs")
 
 
 def worker(kind: str, folder: Path, threads: int) -> None:
-    import segmentation_models_pytorch as smp
     import torch
 
     torch.set_num_threads(threads)
-    if kind == "packed":
+    bare = _peak()
+    if kind != "programs":
+        import segmentation_models_pytorch as smp
+    if kind != "float":
         from binarize.file import load
     imported = _peak()
     start, cpu = time.perf_counter(), time.process_time()
-    if kind == "packed":
-        network = load(folder / "packed.safetensors", packed=True)
+    if kind != "float":
+        network = load(folder / f"{kind}.safetensors", packed=kind == "packed")
     else:
         network = smp.Unet("resnet34", encoder_weights=None, classes=11)
         network.load_state_dict(torch.load(folder / "float.pt", weights_only=True))
@@ -44,8 +49,8 @@ def worker(kind: str, folder: Path, threads: int) -> None:
         for _ in range(2):
             network(image)
     peak = _peak()
-    told = {"peak": peak, "beyond imports": peak - imported, "seconds": seconds, "cpu": cpu}
-    print(json.dumps(told))
+    memory = {"peak": peak, "beyond imports": peak - imported, "torch": bare}
+    print(json.dumps({**memory, "seconds": seconds, "cpu": cpu}))
 
 
 def _peak() -> float:
@@ -62,7 +67,10 @@ def prepare(folder: Path) -> None:
 
     network = smp.Unet("resnet34", encoder_weights=None, classes=11).eval()
     torch.save(network.state_dict(), folder / "float.pt")
-    binarize.save(binarize.convert(network).eval(), folder / "packed.safetensors")
+    student = binarize.convert(network).eval()
+    binarize.save(student, folder / "packed.safetensors")
+    image = torch.zeros(1, 3, _SIDE, _SIDE).contiguous(memory_format=torch.channels_last)
+    binarize.save(binarize.pack(student, image), folder / "programs.safetensors")
 
 
 def main() -> None:
@@ -74,7 +82,7 @@ def main() -> None:
     if args.worker:
         worker(args.worker[0], Path(args.worker[1]), args.threads)
         return
-    results: dict[str, list[dict[str, float]]] = {"float": [], "packed": []}
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in _KINDS}
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
         for _ in range(args.rounds):
@@ -83,10 +91,12 @@ def main() -> None:
                 command += ["--threads", str(args.threads)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found.append(json.loads(done.stdout))
-    print(f"{'median of ' + str(args.rounds):24}{'float':>10}{'packed':>10}{'ratio':>8}")
-    for key, unit in (("peak", "MiB"), ("beyond imports", "MiB"), ("seconds", "s"), ("cpu", "s")):
-        a, b = (statistics.median(row[key] for row in results[k]) for k in ("float", "packed"))
-        print(f"{key + ', ' + unit:24}{a:10.2f}{b:10.2f}{b / a:8.2f}")
+    print(f"{'median of ' + str(args.rounds):24}" + "".join(f"{kind:>18}" for kind in _KINDS))
+    for key in ("torch", "peak", "beyond imports", "seconds", "cpu"):
+        unit = "s" if key in ("seconds", "cpu") else "MiB"
+        values = [statistics.median(row[key] for row in results[kind]) for kind in _KINDS]
+        cells = [f"{value:10.2f} (x{value / values[0]:.2f})" for value in values]
+        print(f"{key + ', ' + unit:24}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ class PackedPrograms(nn.Module):
         ModelError: The arguments are of other sizes.
     """
 
-    def __init__(self, programs: Mapping[Hashable, Program]) -> None:
+    def __init__(self, programs: Mapping[Any, Program]) -> None:
         super().__init__()
         self.training = False
-        self.programs = dict(programs)
+        self.programs: dict[Any, Program] = dict(programs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program for these arguments."""
@@ -95,7 +95,7 @@ class PackedPrograms(nn.Module):
         wanted = _without_strides(key)
         for known, program in self.programs.items():
             if _without_strides(known) == wanted:
-                shapes: Any = known[1]  # type: ignore[index]
+                shapes = known[1]
                 return program(
                     [
                         torch.empty_strided(s[0], s[1], dtype=s[2], device=s[3]).copy_(x)
@@ -117,7 +117,7 @@ class PackedPrograms(nn.Module):
         """Sizes and types of the arguments, one text for each program."""
         shells = [
             [torch.empty(x[0], dtype=x[2], device="meta") for x in shapes if _is_tensor(x)]
-            for _, shapes, _ in self.programs  # type: ignore[misc]
+            for _, shapes, _ in self.programs
         ]
         return list(dict.fromkeys(", ".join(map(_size, each)) for each in shells))
 
