@@ -47,8 +47,9 @@ def plan(
             what is kept is worth most; or so that the metric is predicted to lose at most so much
             (``"drop=0.02"``) or the predictions to agree with the float network's at least so
             often (``"agreement=0.9"``), and the file is as small as possible. The prediction adds
-            up what layers lose alone and untrained. Overrides, and layers that the policy keeps,
-            stay as they are. Each layer's reason says how it was decided, and ``plan.policy.save``
+            up what layers lose alone and untrained; together they lose more, so take it as an
+            order of layers, not as a promise. Overrides, and layers that the policy keeps, stay as
+            they are. Each layer's reason says how it was decided, and ``plan.policy.save``
             writes the choice as a rule file.
         sensitivity: What the layers are worth to a budget: what :func:`binarize.sensitivity`
             returned, its ``to_dict()``, or its file. Sizes and operations go by ``distance``;

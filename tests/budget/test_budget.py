@@ -112,6 +112,15 @@ def test_what_is_chosen_fits_and_more_room_is_never_worse(
     assert before > 0
 
 
+def test_the_bytes_that_reasons_take_count_too() -> None:
+    # Kept by a short override, and just small enough; the budget's own rules are longer.
+    limit = cost("bytes", ("up",)) + 20
+    known = measured({**dict.fromkeys(LAYERS, 0.001), "up": 1.0})
+    student = binarize.convert(Net(), example_inputs=X, budget=f"{limit}B", sensitivity=known)
+    assert binarize.report(student).file_bytes <= limit
+    assert "up" not in kept(student.binarize_plan)
+
+
 def test_a_drop_is_met_with_the_fewest_bytes() -> None:
     sets = [s for n in range(4) for s in itertools.combinations(LAYERS, n)]
     costs = {chosen: cost("bytes", chosen) for chosen in sets}
@@ -203,6 +212,13 @@ def test_what_sensitivities_may_be(tmp_path: Path) -> None:
     nan = measured({**LOSSES, "up": float("nan")})
     limit = f"{cost('bytes', ('up',)) + 1000}B"
     assert kept(binarize.plan(Net(), example_inputs=X, budget=limit, sensitivity=nan)) == {"up"}
+
+
+def test_a_layer_that_never_runs_has_no_claim() -> None:
+    net = Net()
+    net.idle = nn.Conv2d(64, 64, 1)  # as cheap as the cheapest of the others
+    plan = binarize.plan(net, example_inputs=X, budget=SOME)
+    assert "idle" not in kept(plan) != set()
 
 
 def test_nothing_of_the_network_changes() -> None:
