@@ -38,6 +38,16 @@ def ends_in(trace: Trace, index: int, is_binary: Callable[[Op], bool]) -> list[O
     return found
 
 
+def _summands(trace: Trace, op: Op) -> tuple[int, ...]:
+    """What an operation adds up; a sum over what was stacked is an addition too."""
+    if op.kind == "add":
+        return op.inputs
+    stack = trace.ops[op.inputs[0]] if op.name == "sum" and len(op.inputs) == 1 else None
+    if stack is None or stack.name != "stack" or op.shape != stack.in_shape:
+        return ()
+    return stack.inputs
+
+
 def layers_to_stop(
     trace: Trace,
     is_binary: Callable[[Op], bool],
@@ -82,11 +92,11 @@ def layers_to_stop(
             own = size[branches[op.index]]
         elif op.kind == "add" and op.index in shortcuts:
             own = math.hypot(*arriving)
-        elif op.kind == "add" and len(op.inputs) > 1:
-            own = sum(arriving)
+        elif len(summands := _summands(trace, op)) > 1:
+            own = sum(size[i] for i in summands)
             if own > LIMIT * math.sqrt(max(layers, 1)):
                 own = 0.0
-                for source in op.inputs:
+                for source in summands:
                     last = ends_in(trace, source, is_binary)
                     more |= {layer.path or "" for layer in last}
                     own += 1.0 if last else size[source]

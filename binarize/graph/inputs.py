@@ -146,10 +146,12 @@ def _candidates(model: nn.Module) -> Iterator[tuple[tuple[int, ...], ...]]:
     for module in model.modules():
         for spatial, kind in ((2, nn.Conv2d), (3, nn.Conv3d), (1, nn.Conv1d)):
             if isinstance(module, kind):
-                for length in _SIZES[spatial]:
-                    yield ((1, module.in_channels, *[length] * spatial),)
-                if spatial == 3:
-                    yield ((1, module.in_channels, *_FILM),)
+                # It may stand behind a stem that folds positions into channels.
+                for channels in dict.fromkeys((module.in_channels, 3)):
+                    for length in _SIZES[spatial]:
+                        yield ((1, channels, *[length] * spatial),)
+                    if spatial == 3:
+                        yield ((1, channels, *_FILM),)
                 return
 
 

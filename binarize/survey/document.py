@@ -89,8 +89,9 @@ def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterat
     if summary.light:
         yield ""
         full = count(len(rows) - summary.light)
-        yield f"{full} networks were examined in full, and {count(summary.light)} with `--light`:"
-        yield "converted, and compared in the shapes of their outputs. These say `forward` under"
+        yield "With `--light` one small network of every family is examined in full; the others are"
+        yield "converted, and compared in the shapes of their outputs."
+        yield f"{full} of all were examined in full; {count(summary.light)} say `forward` under"
         yield "*checks*, and have no numbers after conversion."
     yield from _summary(rows, summary)
     yield from ("", "## How to read it", "", _WORDS.rstrip())

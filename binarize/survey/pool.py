@@ -30,7 +30,7 @@ def survey(
         cases: Which ones.
         jobs: How many at a time.
         timeout: Seconds after which a network counts as failed.
-        light: Only convert, and compare the shapes of the outputs.
+        light: Only convert, and compare the shapes of the outputs, but for the samples.
 
     Yields:
         A row for every case, in the order in which they are done.
@@ -72,7 +72,7 @@ class _Worker:
 
     def __init__(self, context: Any, timeout: float, light: bool) -> None:
         self.link, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, light), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
         self._timeout = timeout
@@ -90,7 +90,7 @@ class _Worker:
         self._case = case
         self._left -= 1
         self.deadline = time.monotonic() + self._timeout
-        self.link.send(case)
+        self.link.send((case, self._light and not case.sample))
 
     def take(self) -> Row:
         """The row of the case it was given; of a worker that hangs or has died too."""
@@ -104,7 +104,7 @@ class _Worker:
             self._process.join(5.0)
             cause = f"its process died (exit code {self._process.exitcode})"
         self._left = 0
-        row = Row(case.key, case.library, case.family, case.name, case.variant, light=self._light)
+        row = Row(case.key, case.library, case.family, case.name, case.variant)
         row.status, row.cause, row.seconds = FAILED, cause, self._timeout
         return row
 
@@ -114,7 +114,7 @@ class _Worker:
         self.link.close()
 
 
-def _serve(link: Connection, light: bool) -> None:
+def _serve(link: Connection) -> None:
     import torch
 
     from binarize.survey.examine import examine
@@ -128,5 +128,6 @@ def _serve(link: Connection, light: bool) -> None:
     # Until whoever asks is gone.
     with suppress(EOFError, BrokenPipeError):
         while True:
-            link.send(examine(link.recv(), light=light).to_dict())
+            case, light = link.recv()
+            link.send(examine(case, light=light).to_dict())
             gc.collect()

@@ -75,9 +75,13 @@ class Records:
         self._open = True
 
     def missing(self, cases: Sequence[Case], *, light: bool = False) -> list[Case]:
-        """Cases without a row, or with one of a light survey where more is asked for."""
-        done = {key for key, row in self.rows.items() if light or not row.light}
-        return [case for case in cases if case.key not in done]
+        """Cases without a row, or with a light one where more is asked for: always of samples."""
+        known = {key: row.light for key, row in self.rows.items()}
+        return [
+            case
+            for case in cases
+            if case.key not in known or (known[case.key] and (case.sample or not light))
+        ]
 
     def of(self, cases: Sequence[Case]) -> list[Row]:
         """The rows of cases, in their order."""

@@ -98,3 +98,26 @@ def test_the_float_block_addition_alone_would_double(lab: SimpleNamespace) -> No
             module.register_forward_hook(lambda _m, args, out: out + args[0][:, : out.shape[1]])
     found = widths(student, torch.randn(4, 3, 64, 64))
     assert any(width > 3 * math.sqrt(n) for n, (_, width) in enumerate(found, start=1))
+
+
+class Stacked(nn.Module):
+    """A residual block that adds by a sum over what it stacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x, self.norm(self.conv(x))]).sum(0)
+
+
+def test_a_sum_over_a_stack_is_an_addition() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), *(Stacked() for _ in range(16)), nn.Conv2d(8, 2, 1)
+    )
+    x = torch.randn(2, 3, 16, 16)
+    student = binarize.convert(model, example_inputs=x).train()
+    found = widths(student, x)
+    assert len(found) == 16
+    for n, (name, width) in enumerate(found, start=1):
+        assert width <= 3 * math.sqrt(n), (name, n, width)

@@ -136,6 +136,14 @@ def test_a_film_is_guessed_too() -> None:
     assert plan.example == ((1, 3, 16, 224, 224),)
 
 
+def test_colours_are_guessed_behind_a_stem_that_folds_positions() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(
+            nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+        )
+    assert binarize.plan(model).example == ((1, 3, 256, 256),)
+
+
 def test_shortcuts_are_treated_by_what_they_carry(lab: SimpleNamespace) -> None:
     def additions(name: str) -> dict[str, str]:
         x = torch.zeros(1, 3, 128, 128, device="meta")

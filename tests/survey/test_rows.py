@@ -166,6 +166,9 @@ def test_a_light_row_is_done_again_where_more_is_asked_for(tmp_path: Path) -> No
     wanted = cases("a", "b")
     assert [case.name for case in records.missing(wanted)] == ["a"]
     assert not records.missing(wanted, light=True)
+    # One network of every family is examined in full by a light survey too.
+    sample = Case("timm", "family", "a", sample=True)
+    assert records.missing([sample, *wanted], light=True) == [sample]
     assert summarize(records.of(wanted), 2).light == 1
 
 

@@ -148,3 +148,12 @@ def test_networks_for_films_are_examined_at_the_size_they_take(name: str) -> Non
     assert row.status == CONVERTED, row.cause
     assert row.failures == {}
     assert row.size == [16, 224, 224]
+
+
+def test_a_light_survey_examines_samples_in_full() -> None:
+    sample = Case("timm", "resnet", "test_resnet", sample=True)
+    rows = list(survey([CASE, sample], timeout=240, light=True))
+    assert [(row.light, "train" in row.checks, "real" in row.checks) for row in rows] == [
+        (True, False, False),
+        (False, True, True),
+    ]
