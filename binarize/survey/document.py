@@ -88,10 +88,10 @@ def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterat
         yield "The command goes on where it stopped; a small network of every family comes first."
     if summary.light:
         yield ""
-        full = count(len(rows) - summary.light)
+        full = count(sum("train" in row.checks for row in rows))
         yield "With `--light` one small network of every family is examined in full; the others are"
         yield "converted, and compared in the shapes of their outputs."
-        yield f"{full} of all were examined in full; {count(summary.light)} say `forward` under"
+        yield f"{full} networks went through all checks; {count(summary.light)} say `forward` under"
         yield "*checks*, and have no numbers after conversion."
     yield from _summary(rows, summary)
     yield from ("", "## How to read it", "", _WORDS.rstrip())

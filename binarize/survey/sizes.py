@@ -40,8 +40,12 @@ def other_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def small_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Sizes up to a network's default, small ones first."""
+    """Sizes up to a network's default, small ones first; one above it comes last.
+
+    Some networks need more for training (the second classifier of Inception v3).
+    """
     for side in _SMALL:
         if side < size[-1]:
             yield (*size[:-2], side, side)
     yield size
+    yield (*size[:-2], 320, 320)

@@ -25,7 +25,7 @@ def test_document_and_data(run, tmp_path: Path) -> None:
     data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert [row["key"] for row in data["rows"]] == list(NAMES)
     assert data["rows"][0]["checks"] == {"forward": "ok"}
-    assert "1 of all were examined in full; 1 say `forward`" in text
+    assert "0 networks went through all checks; 1 say `forward`" in text
     # A finished survey leaves nothing to go on with.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["few.json", "few.md"]
 
