@@ -68,9 +68,9 @@ def record(run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Re
     recorder = _Recorder()
     graph = recorder.recording.graph
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    # In inference mode composite operators would be recorded whole.
+    # In inference mode, and from tensors made there, composite operators would be recorded whole.
     with torch.inference_mode(False), torch.no_grad(), fake:
-        given = [fake.from_tensor(value) for value in inputs]
+        given = [_like(value, value.device) for value in inputs]
         for index, value in enumerate(given):
             recorder.nodes[value] = node = graph.placeholder(f"input_{index}")
             node.meta["value"] = _shell(value)
@@ -84,9 +84,13 @@ def _shell(value: Any) -> Any:
     with _disable_current_modes():
         return tree_map_only(
             Tensor,
-            lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"),
+            lambda t: _like(t, torch.device("meta")),
             value,
         )
+
+
+def _like(value: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
 
 
 class _Recorder(TorchDispatchMode):

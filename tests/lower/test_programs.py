@@ -36,7 +36,9 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
     packed.float()  # forgets its programs
     with torch.inference_mode():
         assert_alike(packed, network, torch.randn(2, 3, 12, 16))
-    assert shop.operators(packed) == operators
+        made_there = binarize.pack(shop.student(shop.UNet()))
+        made_there(torch.randn(2, 3, 12, 16))
+    assert shop.operators(packed) == shop.operators(made_there) == operators
     # Stem and head, the stem's norm and activation, its means for the concatenation's reader.
     assert shop.operators(packed) == "convolution addcmul relu_ mean convolution".split()
     down, conv1, conv2, up = shop.calls(packed)
