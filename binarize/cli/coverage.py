@@ -23,10 +23,7 @@ downloaded, and most of it runs on tensors without storage. A survey that was st
 it was; what a finished one left is replaced."""
 
 _EXAMPLES = [
-    (
-        "binarize coverage --jobs 2 -o docs/coverage.md",
-        "everything: half an hour of processor time, so a quarter of an hour on two cores",
-    ),
+    ("binarize coverage --jobs 2 -o docs/coverage.md", "everything, on two cores"),
     ("binarize coverage 'timm:resnet*' 'smp:Unet/*' -o few.md", "some networks, by pattern"),
     ("binarize coverage convnext --list", "names only: those of a family"),
     ("binarize coverage --minutes 10 -o part.md", "what ten minutes are enough for"),
