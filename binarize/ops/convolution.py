@@ -58,6 +58,11 @@ _TRANSPOSED: dict[int, Any] = {
 }
 
 
+def _padded(pads: Sequence[int]) -> bool:
+    # A graph for all sizes must not depend on whether this one needs zeros.
+    return bool(pads) and (torch.compiler.is_compiling() or any(pads))
+
+
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The convolution or linear map, of whatever values.
 
@@ -69,7 +74,7 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     stride, padding, dilation, transposed, output_padding, groups, pads = geometry
     if not stride:
         return F.linear(x, weight)
-    if any(pads):
+    if _padded(pads):
         x = F.pad(x, list(pads))
     rank = len(stride)
     if transposed:
@@ -96,11 +101,12 @@ def convolution_gradients(
         rows, columns = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         return grad_x, rows.t().matmul(columns) if wanted[1] else None
     *how, pads = geometry
-    if any(pads):
+    padded = _padded(pads)
+    if padded:
         x = F.pad(x, list(pads))
     mask = [wanted[0], wanted[1], False]
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *how, mask)
-    if any(pads) and grad_x is not None:
+    if padded and grad_x is not None:
         grad_x = F.pad(grad_x, [-p for p in pads])
     return grad_x, grad_weight
 
