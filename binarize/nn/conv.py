@@ -121,12 +121,14 @@ class _BiConvNd(BinaryLayer):
         geometry = self._geometry(input)
         if conv.padding_mode == "zeros":
             return self._finish(self._sum(input, geometry), input)
+        how: list[Any]
+        *how, pads = geometry
 
         def widen(binary: Tensor) -> Tensor:
-            binary = F.pad(binary, list(geometry.pads))
+            binary = F.pad(binary, list(pads))
             return F.pad(binary, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
 
-        return self._finish(self._sum(input, geometry._replace(pads=()), widen), input)
+        return self._finish(self._sum(input, Geometry(*how), widen), input)
 
     def _around(self, x: Tensor, y: Tensor) -> Tensor:
         path = super()._around(x, y)
@@ -198,7 +200,9 @@ class _BiConvTransposeNd(BinaryLayer):
     @property
     def popcount_exact(self) -> bool:
         """As in the base class; a scale per input channel sits inside the channel sum."""
-        return super().popcount_exact and self.spec.transposed_scale == "output-channel"
+        # Not by super(): Dynamo of torch 2.8 does not find a property there.
+        parts = bool(self.binarizer.popcount_exact and self.quantizer.popcount_exact)
+        return parts and self.spec.transposed_scale == "output-channel"
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Run the unit on a map (N, C_in, *spatial)."""
