@@ -22,7 +22,7 @@ from torch import Tensor
 from binarize.errors import FileError, ModelError
 from binarize.writing import replacing
 
-__all__ = ["Entry", "file_size", "read_file", "write_file"]
+__all__ = ["Entry", "check_version", "file_size", "read_file", "write_file"]
 
 _CODES = {
     torch.float64: "F64",
@@ -144,6 +144,27 @@ def _to_bytes(entry: Entry) -> bytes:
     if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
         raise RuntimeError(f"{entry.name} changed while it was written")
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], newest: int) -> None:
+    """Refuse a file of a format that a later release writes.
+
+    Args:
+        path: The file, for the message.
+        metadata: Its header's strings.
+        newest: The latest format version that is read.
+
+    Raises:
+        FileError: It is newer.
+    """
+    version = metadata.get("format_version", "")
+    if version.isdecimal() and int(version) > newest:
+        raise FileError(
+            "path",
+            str(path),
+            f"its format version {version} is newer than {newest}, which this release reads",
+            "update: pip install -U binarize-torch",
+        )
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from binarize.errors import FileError, ModelError
-from binarize.file.container import Entry, read_file, write_file
+from binarize.file.container import Entry, check_version, read_file, write_file
 from binarize.file.contents import decode, encode
 from binarize.lower import PackedNetwork, PackedPrograms
 from binarize.lower.program import from_data, to_data
@@ -69,7 +69,7 @@ def holds_programs(path: str | os.PathLike[str]) -> bool:
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             return bool((file.metadata() or {}).get("format") == FORMAT)
-    except Exception:
+    except (OSError, TypeError, ValueError, SafetensorError):  # told by whoever reads it
         return False
 
 
@@ -80,14 +80,7 @@ def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
         FileError: The file is damaged or of a newer format.
     """
     metadata, tensors = read_file(path)
-    version = metadata.get("format_version", "")
-    if version.isdecimal() and int(version) > VERSION:
-        raise FileError(
-            "path",
-            str(path),
-            f"its format version {version} is newer than {VERSION}, which this release reads",
-            "update: pip install -U binarize-torch",
-        )
+    check_version(path, metadata, VERSION)
     try:
         told = decode(metadata["programs"])
         constants = {}

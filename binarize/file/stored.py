@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from binarize.errors import BinarizeError, FileError
-from binarize.file.container import read_file
+from binarize.file.container import check_version, read_file
 from binarize.file.contents import COUNTERS, FORMAT, VERSION, decode
 from binarize.file.slots import Slot
 from binarize.graph.plan import Plan
@@ -60,17 +60,10 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
         raise FileError(
             "path", str(path), "binarize.save did not write this file", "give a file that it wrote"
         )
-    version = metadata.get("format_version", "")
-    if version.isdecimal() and int(version) > VERSION:
-        raise FileError(
-            "path",
-            str(path),
-            f"its format version {version} is newer than {VERSION}, which this release reads",
-            "update: pip install -U binarize-torch",
-        )
+    check_version(path, metadata, VERSION)
     try:
-        if version != str(VERSION) or metadata["padding_value"] != "0":
-            raise ValueError(f"format_version {version!r}")
+        if metadata.get("format_version") != str(VERSION) or metadata["padding_value"] != "0":
+            raise ValueError(f"format_version {metadata.get('format_version')!r}")
         recipe = {**decode(metadata["plan"]), "origin": None}
         if "origin" in metadata:
             recipe["origin"] = json.loads(metadata["origin"])

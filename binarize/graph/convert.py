@@ -37,13 +37,9 @@ def plan(
 
     Args:
         model: The float network; unchanged.
-        policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
-        example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
-            named ones, on the network's device. Without it an image-like input is tried whose
-            channels the first convolution tells.
-        overrides: ``{selector: action}`` or a list of rule tables, tried before the policy's
-            rules; see :func:`binarize.policy.match.with_overrides`. A selector, or the ``match``
-            of a table, may also be a function of a layer's name and module that returns a bool.
+        policy: As in :func:`binarize.plan`, which plans within a budget, too.
+        example_inputs: As there.
+        overrides: As there.
 
     Returns:
         The plan: print it, compare it with another by :meth:`Plan.diff`, or read ``decisions``.
