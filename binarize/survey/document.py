@@ -48,7 +48,8 @@ A network with `+features` (timm's `features_only=True`) gets the check *forward
   its own mean says nothing.
 - *kept*: what is left in float: number of layers by what they do (`rules/README.md` lists these
   roles; `other` layers have a forward of their own), and their weights. The JSON file has the
-  reason of each.
+  reasons: a row's `kept` are a number in its table `reasons`, layers, weights, and how many of
+  these count as convolutions.
 - *forwards*: module forwards that were rewritten, and those that could not be ("+2 opaque": they
   run as written; the JSON file has the causes).
 - *Params* and *OPs*: as the paper counts them (float + binary / 32, float + binary / 64), before

@@ -90,6 +90,9 @@ class Records:
     def write(self, path: Path, cases: Sequence[Case], summary: Any) -> None:
         """Write the rows of the cases as one JSON document.
 
+        Few reasons keep many layers in float, so that they stand in a table, ``reasons``. What a
+        row keeps is ``[number in the table, layers, weights, dense weights]`` each.
+
         Args:
             path: Where to.
             cases: Whose rows, in their order.
@@ -99,9 +102,27 @@ class Records:
 
     def _document(self, cases: Sequence[Case], summary: Any) -> Iterator[str]:
         # One row per line: a difference between two surveys is a difference of lines.
+        reasons: dict[str, int] = {}
+        rows = [_dense(_short(row.to_dict(), reasons)) for row in self.of(cases)]
         yield f'{{"versions": {json.dumps(versions())},\n"summary": {json.dumps(summary)},\n'
-        rows = ",\n".join(json.dumps(row.to_dict(), ensure_ascii=False) for row in self.of(cases))
-        yield f'"rows": [\n{rows}\n]}}\n'
+        yield '"reasons": [\n' + ",\n".join(reasons) + "\n],\n"
+        yield '"rows": [\n' + ",\n".join(rows) + "\n]}\n"
+
+
+def _short(row: dict[str, Any], reasons: dict[str, int]) -> dict[str, Any]:
+    """A row with its reasons as numbers in a table, which grows by those it has first."""
+    if "kept" in row:
+        told = [_dense({"roles": g["roles"], "reason": g["reason"]}) for g in row["kept"]]
+        numbers = [reasons.setdefault(one, len(reasons)) for one in told]
+        row["kept"] = [
+            [number, group["layers"], group["weights"], group["dense"]]
+            for number, group in zip(numbers, row["kept"], strict=True)
+        ]
+    return row
+
+
+def _dense(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _line(value: Any) -> str:

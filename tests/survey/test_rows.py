@@ -183,6 +183,29 @@ def test_other_versions_start_anew(tmp_path: Path) -> None:
     assert list(Records(path).rows) == ["timm:b"]
 
 
+def test_a_reason_stands_once_in_the_document(tmp_path: Path) -> None:
+    group = {"roles": ["prediction"], "reason": "makes the prediction", "layers": 1}
+    other = {"roles": ["input"], "reason": "reads the image", "layers": 2, "weights": 9, "dense": 9}
+    records = Records(tmp_path / "c.jsonl")
+    records.add(good("a", kept=[{**group, "weights": 10, "dense": 0}]))
+    records.add(good("b", kept=[other, {**group, "weights": 20, "dense": 7}]))
+    records.add(row("c", status=FAILED, cause="why"))
+    path = tmp_path / "c.json"
+    records.write(path, cases("b", "c", "a"), {"networks": 3})
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["summary"] == {"networks": 3}
+    assert data["reasons"] == [
+        {"roles": ["input"], "reason": "reads the image"},
+        {"roles": ["prediction"], "reason": "makes the prediction"},
+    ]
+    b, c, a = data["rows"]
+    assert b["kept"] == [[0, 2, 9, 9], [1, 1, 20, 7]]
+    assert a["kept"] == [[1, 1, 10, 0]]
+    assert c == {**row("c", status=FAILED, cause="why").to_dict()}
+    # What a stopped survey goes on from is as it was.
+    assert Records(tmp_path / "c.jsonl").rows["timm:b"].kept[0] == other
+
+
 @pytest.mark.parametrize(
     "text",
     ["[1]\n{}\n", '{"versions": 3}\n', '{"versions": {}}\n{"name": "x"}\n', "{nothing}\n", ""],
