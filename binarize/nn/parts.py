@@ -31,6 +31,7 @@ WEIGHTS: dict[str, Any] = {
     "adaptive-set": weights.AdaptiveSetWeight,
     "balanced-sign": weights.BalancedSign,
     "binary-bases": weights.BinaryBases,
+    "binary-cells": weights.BinaryCells,
     "channel-centred-sign": weights.ChannelCentredSign,
     "layer-centred-sign": weights.LayerCentredSign,
     "learned-levels": weights.LearnedLevelsWeight,

@@ -17,6 +17,7 @@ from binarize.nn.weight_binarizers import (
     AdaptiveSetWeight,
     BalancedSign,
     BinaryBases,
+    BinaryCells,
     ChannelCentredSign,
     LayerCentredSign,
     LearnedLevelsWeight,
@@ -226,6 +227,52 @@ def test_groupnet(layout: tuple[tuple[int, ...], int, int, Slices], bases: int) 
     same(stacked.grad, (mix * grad * inside(branches)).flatten(0, 1))
 
 
+@pytest.mark.parametrize("cells", [1, 2, 3])
+def test_cbnn(layout: tuple[tuple[int, ...], int, int, Slices], cells: int) -> None:
+    """Cells with lateral connections between them, whose outputs are added."""
+    shape, dim, groups, slices = layout
+    start = torch.randn(shape, dtype=torch.float64)
+    start.view(-1)[:2] = torch.tensor([0.0, -0.0])
+    quantizer = BinaryCells(dim, groups, cells=cells).double()
+    stacked = quantizer.latent(start)
+    quantizer.start(stacked)
+    count = len(list(slices(start)))
+    assert quantizer.mix.tolist() == [[1.0] * count] * cells
+    branches = stacked.detach().unflatten(0, (cells, -1))
+    same(branches[0], start)
+    assert len({str(branch.tolist()) for branch in branches}) == cells
+    # w[j][i] is what cell i gets of cell j, a number for each channel.
+    lateral = torch.rand(cells, cells, count, dtype=torch.float64)
+    lateral[range(cells), range(cells)] = 0
+    with torch.no_grad():
+        quantizer.mix.copy_(1 + lateral.sum(1))
+    stacked.requires_grad_()
+    used = quantizer(stacked)
+    grad = torch.randn_like(used)
+    used.backward(grad)
+    binary = torch.empty_like(branches)
+    for branch, slot in zip(branches, binary, strict=True):
+        for values, one in zip(slices(branch), slices(slot), strict=True):
+            one.copy_(values.abs().mean() * signs(values))
+    expected, factor = torch.zeros_like(start), torch.empty_like(binary)
+    for i in range(cells):
+        cell = binary[i].clone()
+        for j in range(cells):
+            for channel, (own, other) in enumerate(
+                zip(slices(cell), slices(binary[j]), strict=True)
+            ):
+                own += lateral[j, i, channel] * other
+        expected += cell
+        for channel, one in enumerate(slices(factor[i])):
+            one.fill_(float(1 + lateral[i, :, channel].sum()))
+    same(used.detach(), expected)
+    same(stacked.grad, (factor * grad * inside(branches)).flatten(0, 1))
+    assert quantizer.mix.grad is not None
+    for i in range(cells):
+        arriving = [(a * b).sum() for a, b in zip(slices(grad), slices(binary[i]), strict=True)]
+        same(quantizer.mix.grad[i], torch.stack(arriving))
+
+
 @pytest.mark.parametrize("kind", ["convolution", "transposed grouped"])
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
 def test_zero_counts_as_positive_also_where_weights_are_centred(name: str, kind: str) -> None:
@@ -239,7 +286,7 @@ def test_zero_counts_as_positive_also_where_weights_are_centred(name: str, kind:
     quantizer = WEIGHTS[name](dim, groups).double()
     latent = quantizer.latent(weight)
     quantizer.start(latent)
-    if name == "binary-bases":  # the first of several
+    if quantizer.copies > 1:  # the first of several
         quantizer, latent = quantizer.single, weight
     for used in slices(quantizer(latent).detach()):
         high = used.max().item()
@@ -355,6 +402,11 @@ def test_state_moves_by_the_state_dict() -> None:
 def test_bits_and_copies_are_counted() -> None:
     group = BiConv2d(4, 6, 3, unit=SPECS["binary-bases"])
     assert (group.weights, group.weight_bits, group.activation_bits) == (216, 5, 1)
+    cells = BiConv2d(4, 6, 3, unit=SPECS["binary-cells"])
+    assert (cells.weights, cells.weight_bits, cells.activation_bits) == (216, 2, 1)
+    # A factor for each cell and channel, the norm, the binarizer.
+    floats = sum(p.numel() for p in cells.parameters()) - cells.weight.numel()
+    assert floats == 2 * 6 + 2 * 6 + sum(p.numel() for p in cells.binarizer.parameters())
     both = UnitSpec(
         binarizer="learned-levels",
         binarizer_options={"bits": 2},
@@ -374,6 +426,7 @@ def test_bits_and_copies_are_counted() -> None:
         (LearnedLevelsWeight, {"bits": 9}, "must be a whole number from 1 to 8"),
         (BinaryBases, {"bases": 0}, "must be a whole number from 1 to 16"),
         (BinaryBases, {"bases": True}, "must be a whole number from 1 to 16"),
+        (BinaryCells, {"cells": 17}, "cells=17: must be a whole number from 1 to 16"),
     ],
 )
 def test_wrong_options_are_refused(cls: Any, options: dict[str, Any], said: str) -> None:

@@ -117,7 +117,9 @@ def test_every_policy_says_where_it_comes_from(name: str) -> None:
 
 
 def test_the_baselines_of_the_paper_are_there() -> None:
-    wanted = "bnn xnor dorefa bireal irnet reactnet adabin bisrnet bit lqnet lqnet-1bit groupnet"
+    wanted = (
+        "bnn xnor dorefa bireal irnet reactnet adabin bisrnet bit lqnet lqnet-1bit groupnet cbnn"
+    )
     ablations = "no-dab no-cfb no-threshold bias-threshold mean-threshold no-scale mad-scale"
     assert set(wanted.split()) <= set(NAMES)
     assert {f"bidense-{word}" for word in (*ablations.split(), "learned-scale")} <= set(NAMES)

@@ -3,7 +3,8 @@
 from binarize.nn.weight_binarizers.adaptive_set import AdaptiveSetWeight
 from binarize.nn.weight_binarizers.balanced import BalancedSign
 from binarize.nn.weight_binarizers.base import WeightBinarizer
-from binarize.nn.weight_binarizers.bases import BinaryBases
+from binarize.nn.weight_binarizers.binary_bases import BinaryBases
+from binarize.nn.weight_binarizers.cells import BinaryCells
 from binarize.nn.weight_binarizers.channel_centred import ChannelCentredSign
 from binarize.nn.weight_binarizers.layer_centred import LayerCentredSign
 from binarize.nn.weight_binarizers.learned_levels import LearnedLevelsWeight
@@ -15,6 +16,7 @@ __all__ = [
     "AdaptiveSetWeight",
     "BalancedSign",
     "BinaryBases",
+    "BinaryCells",
     "ChannelCentredSign",
     "LayerCentredSign",
     "LearnedLevelsWeight",
