@@ -220,14 +220,17 @@ def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
     """
     from rich.markup import escape
 
-    groups: dict[tuple[str, str, str], list[Any]] = {}
+    from binarize.policy.schema import told_unit
+
+    groups: dict[tuple[str, str, str, str], list[Any]] = {}
     for decision in plan.decisions:
-        groups.setdefault((decision.part, decision.action, decision.reason), []).append(decision)
+        kind = decision.part, decision.action, told_unit(decision.unit), decision.reason
+        groups.setdefault(kind, []).append(decision)
     console = out.console
     width = max(len(decision.site) for decision in plan.layers)
-    for (part, action, reason), members in groups.items():
+    for (part, action, unit, reason), members in groups.items():
         plural = part if len(members) == 1 else f"{part}s"
-        title = f"{action} {len(members)} {plural}"
+        title = escape(f"{action} {len(members)} {plural}{unit}")
         console.print(f"[bold]{title}[/]: {escape(reason)}")
         if part != "layer" and not everything:
             continue

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from binarize.nn.spec import UnitSpec
 from binarize.policy.loader import from_dict
-from binarize.policy.schema import Policy
+from binarize.policy.schema import Policy, told_unit
 
 __all__ = ["CONTRACT", "Decision", "Plan"]
 
@@ -43,6 +44,8 @@ class Decision:
             input's size, so that what was removed can be counted; ``None`` if there is none.
         roles: Layers: what the layer does in this network, keys of
             ``binarize.policy.schema.ROLES``, in alphabetical order.
+        unit: Layers: parts that are others than in the policy's unit, see :meth:`Plan.unit`;
+            ``None`` if there are none.
     """
 
     site: str
@@ -62,6 +65,7 @@ class Decision:
     channel_dim: int = 1
     like: str | None = None
     roles: tuple[str, ...] = ()
+    unit: Mapping[str, Any] | None = None
 
     @property
     def weights(self) -> int:
@@ -111,6 +115,10 @@ class Plan:
     def layers(self) -> tuple[Decision, ...]:
         """The decisions about convolutions and linear layers."""
         return self.part("layer")
+
+    def unit(self, decision: Decision) -> UnitSpec:
+        """The binary unit that is for a layer."""
+        return self.policy.unit.changed(decision.unit or {})
 
     @property
     def binary_share(self) -> float:
@@ -196,4 +204,5 @@ def _told(decision: Decision | None) -> str:
     if decision is None:
         return "absent"
     bare = decision.action == "binarize" and not decision.carries
-    return f"{decision.action} without bypass" if bare else decision.action
+    told = f"{decision.action}{told_unit(decision.unit)}"
+    return f"{told} without bypass" if bare else told

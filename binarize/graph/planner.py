@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,8 +61,12 @@ def make_plan(
         path: _decide(trace, layer, next((rule for rule, places in chosen if i in places), None))
         for i, (path, layer) in enumerate(layers.items())
     }
-    binary = {path for path, (action, _, _) in decided.items() if action == "binarize"}
-    carrying = {path for path in binary if has_bypass(layers[path].module, policy.unit)}
+    binary = {path for path, one in decided.items() if one.action == "binarize"}
+    carrying = {
+        path
+        for path in binary
+        if has_bypass(layers[path].module, policy.unit.changed(decided[path].unit or {}))
+    }
     adopted = {norms[path] for path in binary if path in norms}
 
     def is_binary(op: Op) -> bool:
@@ -117,21 +122,30 @@ def make_plan(
     return plan, {scope: can_rewrite.graphs[scope] for scope in rewritten}
 
 
-def _decide(trace: Trace, layer: Layer, rule: Rule | None) -> tuple[str, str, str]:
-    """Action, reason and rule for a layer, before its place in a residual block counts."""
+@dataclass(frozen=True)
+class _Verdict:
+    """About a layer, before its place in a residual block counts; see :class:`Decision`."""
+
+    action: str
+    reason: str
+    rule: str
+    unit: Mapping[str, Any] | None = None
+
+
+def _decide(trace: Trace, layer: Layer, rule: Rule | None) -> _Verdict:
     if rule is None:
-        return "keep", "no rule of the policy matches it", CONTRACT
+        return _Verdict("keep", "no rule of the policy matches it", CONTRACT)
     hindrance = obstacle(layer.module)
     if hindrance is None and not layer.ops and "linear" in layer.kinds:
         hindrance = "it is never called itself; its weight may be used by another module"
     if hindrance is None and id(layer.module.weight) in trace.direct:
         hindrance = "its weight is used outside of its own forward"
     if rule.action == "binarize" and hindrance is not None:
-        return "keep", hindrance, CONTRACT
+        return _Verdict("keep", hindrance, CONTRACT)
     reason = rule.reason
     if not layer.ops:
         reason += "; the forward pass never calls it"
-    return rule.action, reason, str(rule)
+    return _Verdict(rule.action, reason, str(rule), rule.unit or None)
 
 
 def _site(layer: Layer, modules: Mapping[str, Any]) -> Site:
@@ -149,14 +163,14 @@ def _site(layer: Layer, modules: Mapping[str, Any]) -> Site:
 
 def _layer_decision(
     layer: Layer,
-    decided: tuple[str, str, str],
+    decided: _Verdict,
     norm: str | None,
     settled: Settlement,
     merged: set[str],
     can_carry: bool,
 ) -> Decision:
     path = layer.path
-    action, reason, rule = decided
+    action, reason, rule = decided.action, decided.reason, decided.rule
     if path in settled.projections:
         action, reason = settled.projections[path]
         rule = CONTRACT
@@ -179,6 +193,7 @@ def _layer_decision(
         carries=path not in settled.stopped and path not in merged and (can_carry or kept),
         like=settled.alike.get(path),
         roles=tuple(sorted(layer.roles)),
+        unit=decided.unit if action in ("binarize", "bypass") else None,
     )
 
 

@@ -60,9 +60,9 @@ def apply_plan(
             places.exchange(decision.site, new, within=decision.scope)
     for decision in plan.layers:
         if decision.action == "binarize":
-            _binarize(places, decision, plan.policy.unit)
+            _binarize(places, decision, plan.unit(decision))
         elif decision.action == "bypass":
-            _bypass_projection(places, decision, plan.policy.unit)
+            _bypass_projection(places, decision, plan.unit(decision))
     object.__setattr__(model, "binarize_plan", plan)
 
 

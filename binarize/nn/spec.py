@@ -17,12 +17,23 @@ from binarize.nn.parts import (
     WEIGHTS,
 )
 
-__all__ = ["OPTIONAL", "UnitSpec"]
+__all__ = ["UnitSpec", "exchanged"]
 
 # Arguments of the parts that a layer gives.
 _NO_OPTIONS = ("channels", "channel_dim", "dim", "groups")
 # Parts that a unit may be without; a rule file writes "none".
-OPTIONAL = ("bypass", "inner", "activation")
+_OPTIONAL = ("bypass", "inner", "activation")
+
+
+def exchanged(unit: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Exchange keys of a unit one by one; a part that is exchanged takes its options with it.
+
+    Args:
+        unit: As :meth:`UnitSpec.to_dict` gives it.
+        changes: Keys of it with other values.
+    """
+    gone = {f"{part}_options" for part in changes if part in unit and changes[part] != unit[part]}
+    return {**{key: value for key, value in unit.items() if key not in gone}, **changes}
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,37 @@ class UnitSpec:
         self._try("binarizer_options", BINARIZERS[self.binarizer], self.binarizer_options)
         self._try("weight_options", WEIGHTS[self.weight], self.weight_options)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in a rule file; :meth:`from_dict` reads it."""
+        unit = {
+            key: dict(value) if isinstance(value, Mapping) else value
+            for key, value in vars(self).items()
+        }
+        unit = {key: value for key, value in unit.items() if value != {}}
+        for key in _OPTIONAL:
+            unit[key] = "none" if unit[key] is None else unit[key]
+        if self.inner is None:
+            del unit["inner"]
+        return unit
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> UnitSpec:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            PolicyError: A part or an option is unknown.
+        """
+        absent = {key: None for key in _OPTIONAL if data.get(key) == "none"}
+        return cls(**{**data, **absent})
+
+    def changed(self, changes: Mapping[str, Any]) -> UnitSpec:
+        """The unit with some parts exchanged, see :func:`exchanged`.
+
+        Raises:
+            PolicyError: A part or an option is unknown.
+        """
+        return self.from_dict(exchanged(self.to_dict(), changes))
+
     @staticmethod
     def _try(key: str, part: Callable[..., Any], options: Any) -> None:
         """Build a part once, so that a wrong option is told with the policy, not with a layer."""
@@ -87,7 +129,7 @@ class UnitSpec:
 
     @staticmethod
     def _check(key: str, value: object, known: Any) -> None:
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise PolicyError(
                 f"unit.{key}", value, "no such part", f"use one of {', '.join(sorted(known))}"
             )

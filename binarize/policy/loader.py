@@ -6,12 +6,13 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from binarize.errors import BinarizeError, PolicyError
-from binarize.nn.spec import OPTIONAL, UnitSpec
+from binarize.nn.spec import UnitSpec, exchanged
 from binarize.policy.schema import ACTIONS, KINDS, ROLES, Match, Policy, Rule
 
 if sys.version_info >= (3, 11):
@@ -23,7 +24,9 @@ __all__ = ["from_dict", "load_policy", "policies", "policy_files", "validate"]
 
 _TOP = ("name", "summary", "source", "extends", "replace_activations", "unit", "rules")
 _UNIT = tuple(UnitSpec.__dataclass_fields__)
-_RULE = ("match", "action", "reason")
+_RULE = ("match", "action", "unit", "reason")
+# An activation may follow several layers, which rules tell apart.
+_RULE_UNIT = tuple(key for key in _UNIT if not key.startswith("activation"))
 _MATCH = {"name": None, "role": ROLES, "kind": KINDS, "class": None, "position": None}
 _POSITION = re.compile(r"(first|last) [1-9][0-9]*")
 _REPLACE = ("all", "all-but-head", "around", "none")
@@ -148,7 +151,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Policy | None, list[str]]
     if base is None:
         return None, problems
     merged = base.to_dict()
-    unit = {**merged["unit"], **own_unit}
+    unit = exchanged(merged["unit"], own_unit)
     # The file's own rules come first, so that they win over the inherited ones.
     rules = [*own_rules, *merged["rules"]]
     merged.update({key: value for key, value in data.items() if key != "extends"})
@@ -168,7 +171,7 @@ def _build(data: Mapping[str, Any], problems: list[str]) -> Policy | None:
     if not isinstance(listed, list) or not listed:
         problems.append("rules: a policy needs a list of at least one [[rules]] table")
         listed = []
-    rules = [_rule(i, rule, problems) for i, rule in enumerate(listed, start=1)]
+    rules = [_rule(i, rule, unit, problems) for i, rule in enumerate(listed, start=1)]
     if problems or unit is None:
         return None
     return Policy(
@@ -186,18 +189,14 @@ def _unit(data: Any, problems: list[str]) -> UnitSpec | None:
         problems.append(f"unit={data!r}: not a table; write its keys below [unit]")
         return None
     _unknown_keys("unit.", data, _UNIT, problems)
-    values = {key: value for key, value in data.items() if key in _UNIT}
-    for key in OPTIONAL:
-        if values.get(key) == "none":
-            values[key] = None
     try:
-        return UnitSpec(**values)
+        return UnitSpec.from_dict({key: value for key, value in data.items() if key in _UNIT})
     except BinarizeError as error:
         problems.append(str(error))
         return None
 
 
-def _rule(number: int, data: Any, problems: list[str]) -> Rule | None:
+def _rule(number: int, data: Any, unit: UnitSpec | None, problems: list[str]) -> Rule | None:
     where = f"rules[{number}]."
     before = len(problems)
     if not isinstance(data, Mapping):
@@ -229,9 +228,39 @@ def _rule(number: int, data: Any, problems: list[str]) -> Rule | None:
     action = data.get("action")
     if action not in ACTIONS:
         problems.append(f"{where}action={action!r}: {nearest(str(action), ACTIONS)}")
+    changes = data.get("unit", {})
+    _check_rule_unit(where, changes, action, unit, problems)
     if len(problems) > before:
         return None
-    return Rule(Match(**values), str(action), str(data.get("reason") or "asked for by a rule"))
+    reason = str(data.get("reason") or "asked for by a rule")
+    return Rule(Match(**values), str(action), reason, deepcopy(dict(changes)))
+
+
+def _check_rule_unit(
+    where: str, changes: Any, action: Any, unit: UnitSpec | None, problems: list[str]
+) -> None:
+    if not isinstance(changes, Mapping):
+        problems.append(
+            f"{where}unit={changes!r}: not a table; write for example {{weight = 'binary-bases'}}"
+        )
+        return
+    if not changes:
+        return
+    if action == "keep":
+        problems.append(f"{where}unit: a layer that is kept has no unit; leave it out")
+    shared = [key for key in changes if key in _UNIT and key not in _RULE_UNIT]
+    for key in shared:
+        problems.append(
+            f"{where}unit.{key}: an activation may follow several layers; set it in [unit], for all"
+        )
+    others = [key for key in changes if key not in shared]
+    _unknown_keys(f"{where}unit.", dict.fromkeys(others), _RULE_UNIT, problems)
+    if unit is None or not set(changes) <= set(_RULE_UNIT):
+        return
+    try:
+        unit.changed(changes)
+    except BinarizeError as error:
+        problems.append(f"{where}{error}")
 
 
 def _unknown_keys(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from binarize.nn.spec import OPTIONAL, UnitSpec
+from binarize.nn.spec import UnitSpec
 
-__all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule"]
+__all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule", "told_unit"]
 
 ACTIONS = ("binarize", "keep")
 
@@ -79,14 +80,35 @@ def _few(values: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """``match`` decides whether the rule applies, ``action`` what happens, ``reason`` why."""
+    """What happens to some layers, and why.
+
+    Attributes:
+        match: Decides whether the rule applies.
+        action: One of ``ACTIONS``.
+        reason: Why.
+        unit: Parts of the binary unit that are others for these layers, as in a rule file:
+            exchanged in the policy's unit by :meth:`binarize.nn.UnitSpec.changed`.
+    """
 
     match: Match
     action: str
     reason: str
+    unit: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.match} -> {self.action}"
+        return f"{self.match} -> {self.action}{told_unit(self.unit)}"
+
+
+def told_unit(unit: Mapping[str, Any] | None) -> str:
+    """What is other in a layer's unit, in words that follow an action; nothing if nothing is."""
+    words = [
+        ", ".join(f"{option}={chosen!r}" for option, chosen in value.items())
+        if isinstance(value, Mapping)
+        else f"{key}={value!r}"
+        for key, value in (unit or {}).items()
+    ]
+    told = ", ".join(word for word in words if word)
+    return f" with {told}" if told else ""
 
 
 @dataclass(frozen=True)
@@ -129,16 +151,7 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in a rule file; :func:`binarize.policy.loader.from_dict` reads it."""
-        unit = {
-            key: dict(value) if isinstance(value, Mapping) else value
-            for key, value in vars(self.unit).items()
-        }
-        unit = {key: value for key, value in unit.items() if value != {}}
-        for key in OPTIONAL:
-            unit[key] = "none" if unit[key] is None else unit[key]
-        if self.unit.inner is None:
-            del unit["inner"]
-        rules = []
+        rules: list[dict[str, Any]] = []
         for rule in self.rules:
             match = {
                 "class" if key == "cls" else key: list(values)
@@ -146,11 +159,13 @@ class Policy:
                 if values
             }
             rules.append({"match": match, "action": rule.action, "reason": rule.reason})
+            if rule.unit:
+                rules[-1]["unit"] = deepcopy(dict(rule.unit))
         return {
             "name": self.name,
             "summary": self.summary,
             "source": self.source,
             "replace_activations": self.replace_activations,
-            "unit": unit,
+            "unit": self.unit.to_dict(),
             "rules": rules,
         }

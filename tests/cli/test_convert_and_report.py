@@ -31,6 +31,21 @@ def test_the_plan_is_told_by_decision_and_reason(run) -> None:
     assert "down.0:relu#0" in run("convert", *NET, "--plan-only", "--all").out
 
 
+def test_the_plan_tells_units_of_other_parts(run, tmp_path: Path) -> None:
+    rules = tmp_path / "mine.toml"
+    unit = 'unit = { weight = "binary-bases", weight_options = { bases = 3 } }'
+    rules.write_text(
+        f'name = "mine"\nextends = "bidense"\n[[rules]]\nmatch = {{ name = "up.*" }}\n'
+        f'action = "binarize"\nreason = "it hurts"\n{unit}\n'
+    )
+    answer = run("convert", *NET, "--plan-only", "--policy", rules)
+    assert answer.code == 0, answer.err
+    assert re.search(
+        r"^binarize \d layers? with weight='binary-bases', bases=3: it hurts$", answer.out, re.M
+    )
+    assert "convolution or per-pixel linear layer" in answer.out
+
+
 def test_the_plan_for_a_program(run) -> None:
     answer = run("convert", *NET, "--plan-only", "--json", "--quiet", "--keep", "up.*")
     assert answer.err == ""
@@ -164,9 +179,10 @@ def test_the_rules_readme_tells_every_key_and_word() -> None:
 @pytest.mark.skipif(not README.is_file(), reason="rules/README.md lies in the checkout")
 def test_the_rules_readme_s_blocks_work(run, tmp_path: Path, monkeypatch, capsys) -> None:
     text = README.read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```toml\n(.*?)^```$", text, re.M | re.S)
-    (tmp_path / "whole.toml").write_text(block)
-    assert validate(tmp_path / "whole.toml") == []
+    whole, rule = re.findall(r"^```toml\n(.*?)^```$", text, re.M | re.S)
+    for block in (whole, f'name = "mine"\nextends = "bidense"\n{rule}'):
+        (tmp_path / "block.toml").write_text(block)
+        assert validate(tmp_path / "block.toml") == []
     monkeypatch.chdir(tmp_path)
     import shlex
 

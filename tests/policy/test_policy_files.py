@@ -14,7 +14,7 @@ from binarize.errors import PolicyError
 from binarize.nn import UnitSpec
 from binarize.policy import Match, Policy, Rule, load_policy, policies, policy_files, validate
 from binarize.policy.loader import from_dict
-from binarize.policy.schema import ACTIONS, KINDS, ROLES
+from binarize.policy.schema import KINDS, ROLES
 
 QUIET = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 MINIMAL = 'name = "mine"\n[[rules]]\naction = "binarize"\nreason = "all"\n'
@@ -88,9 +88,16 @@ selectors = st.builds(
     kind=st.lists(st.sampled_from(sorted(KINDS)), max_size=2).map(tuple),
     cls=st.lists(st.sampled_from(["Conv2d", "Linear"]), max_size=2).map(tuple),
 )
-rules = st.builds(
-    Rule, match=selectors, action=st.sampled_from(list(ACTIONS)), reason=st.text(min_size=1)
+kept = st.builds(Rule, match=selectors, action=st.just("keep"), reason=st.text(min_size=1))
+UNITS = [{}, {"weight": "binary-bases", "weight_options": {"bases": 2}}, {"bypass": "none"}]
+made = st.builds(
+    Rule,
+    match=selectors,
+    action=st.just("binarize"),
+    reason=st.text(min_size=1),
+    unit=st.sampled_from(UNITS),
 )
+rules = st.one_of(kept, made)
 
 
 @QUIET
