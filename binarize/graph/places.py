@@ -42,15 +42,20 @@ _HOOKS = (
 )
 
 
-def _copy_hooks(old: nn.Module, new: nn.Module) -> None:
+def _hand_over_hooks(old: nn.Module, new: nn.Module) -> None:
     weights = {
         key
         for key, hook in old._forward_pre_hooks.items()
         if isinstance(hook, (WeightNorm, SpectralNorm))
     }
     for name in _HOOKS:
-        ours = getattr(old, name)
-        getattr(new, name).update({key: ours[key] for key in ours if key not in weights})
+        ours, theirs = getattr(old, name), getattr(new, name)
+        if weights.isdisjoint(ours) and not theirs:
+            # The dictionary itself: a handle removes its hook from there, and a network that has
+            # such handles can only be copied while it lives.
+            setattr(new, name, ours)
+        else:
+            theirs.update({key: ours[key] for key in ours if key not in weights})
     if old._backward_hooks:
         new._is_full_backward_hook = old._is_full_backward_hook
 
@@ -104,7 +109,7 @@ class Places:
                 self._owners[id(old)].append((owner, name))
         new.train(old.training)
         if hooks:
-            _copy_hooks(old, new)
+            _hand_over_hooks(old, new)
 
     def _below(self, path: str) -> set[int]:
         if path not in self._inside:

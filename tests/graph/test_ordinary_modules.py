@@ -127,6 +127,46 @@ def test_hooks_of_the_original_go_on_working() -> None:
     assert sorted(seen) == expected
 
 
+class Handles(nn.Module):
+    """Holds the handles of hooks on its layers, as the feature encoders of timm do."""
+
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.conv, self.norm, self.act = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+        self.last = nn.utils.spectral_norm(nn.Conv2d(8, 8, 3))
+        layers = {"conv": self.conv, "norm": self.norm, "act": self.act, "last": self.last}
+        self.handles = [
+            layer.register_forward_hook(
+                lambda _m, _a, _k, _o, n=n: seen.append(n), with_kwargs=True
+            )
+            for n, layer in layers.items()
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv(self.stem(x))))
+        return self.head(self.last(x))
+
+
+def test_a_network_that_holds_handles_of_hooks() -> None:
+    seen: list[str] = []
+    student = binarize.convert(Handles(seen), example_inputs=X)
+    twin = copy.deepcopy(student)
+    binarize.report(student, X)
+    for network in (student, twin):
+        seen.clear()
+        network(X)
+        assert sorted(seen) == ["act", "conv", "last", "norm"]
+    # The layer with the spectral norm has to leave that one behind.
+    for handle in twin.handles[:3]:
+        handle.remove()
+    seen.clear()
+    twin(X)
+    assert seen == ["last"]
+    student(X)
+    assert sorted(seen) == ["act", "conv", "last", "last", "norm"]
+
+
 def test_an_average_of_weights() -> None:
     student = converted()
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
