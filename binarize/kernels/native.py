@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from binarize.errors import BinarizeError
-from binarize.kernels import openmp, reference
+from binarize.kernels import memory, openmp, reference
 from binarize.kernels.geometry import Geometry, geometry
 
 __all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
@@ -188,9 +188,9 @@ def _run(
     )
     threads = 1 if g.work < SERIAL_WORK else openmp.threads()
     inner = g.in_channels
-    y = torch.empty_strided(g.out_shape, g.out_strides, dtype=torch.float32)
+    y = memory.empty(g.out_shape, g.out_strides)
     y_means = torch.empty((g.out_shape[0], out) if want_means else (0,), dtype=torch.float32)
-    scratch = torch.empty(_scratch(library, g, threads), dtype=torch.uint8)
+    scratch = memory.empty((_scratch(library, g, threads),), (1,), torch.uint8)
     if weight.numel() != g.weight_bytes or weight.dtype != torch.uint8:
         raise BinarizeError(
             "weight",

@@ -1,7 +1,8 @@
 """Rewrite a recorded graph so that maps are read and written as seldom as the kernel allows.
 
-Nothing here changes what is computed, only how often a float map passes through memory. The
-graph has no side effects, so that every pass may move a call behind what it reads.
+Nothing here changes what is computed, only how often a float map passes through memory, and where
+float layers run. The graph has no side effects, so that every pass may move a call behind what it
+reads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import fx
 
 from binarize.kernels.activation import shifted_prelu
 from binarize.kernels.ops import run_unit, unit
+from binarize.lower.float_layers import give_memory, place_last_convolutions
 from binarize.lower.record import Recording
 from binarize.lower.units import (
     arguments,
@@ -46,6 +48,7 @@ def fuse(recording: Recording) -> None:
       neighbour, in the place of the result.
     - The means that a unit's thresholds need are taken while the map is written.
     - What reads a convolution's result alone and can write over it does so.
+    - Float layers behind the last unit run where torch is fastest.
     """
     recording.graph.eliminate_dead_code()  # results nobody reads, which would count as users
     _drop_identities(recording.graph)
@@ -57,6 +60,9 @@ def fuse(recording: Recording) -> None:
     _pass_means(recording.graph)
     recording.graph.eliminate_dead_code()
     _overwrite(recording.graph)
+    place_last_convolutions(recording.graph)
+    if all(value.is_cpu for value in recording.constants.values()):
+        give_memory(recording.graph)
     for node in units(recording.graph):
         node.target = run_unit
 

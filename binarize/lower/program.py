@@ -17,12 +17,19 @@ from torch.utils._pytree import (
 )
 
 from binarize.errors import ModelError
+from binarize.kernels import memory
 from binarize.kernels.ops import run_unit
+from binarize.lower.float_layers import convolve_points
 
 __all__ = ["PackedPrograms", "Program", "from_data", "program_key", "to_data"]
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_NAMED: dict[str, Any] = {"getitem": operator.getitem, "binarize.unit": run_unit}
+_NAMED: dict[str, Any] = {
+    "getitem": operator.getitem,
+    "binarize.unit": run_unit,
+    "convolve_points": convolve_points,
+    "empty": memory.empty,
+}
 _OF_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 
 

@@ -40,7 +40,8 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
         made_there(torch.randn(2, 3, 12, 16))
     assert shop.operators(packed) == shop.operators(made_there) == operators
     # Stem and head, the stem's norm and activation, its means for the concatenation's reader.
-    assert shop.operators(packed) == "convolution addcmul relu_ mean convolution".split()
+    found = "convolution addcmul relu_ mean convolve_points".split()
+    assert shop.operators(packed) == found
     down, conv1, conv2, up = shop.calls(packed)
     assert [len(call["sources"]) for call in (down, conv1, conv2, up)] == [1, 1, 1, 2]
     assert up["upsample"] == [2, 1]
