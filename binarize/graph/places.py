@@ -49,13 +49,15 @@ def _hand_over_hooks(old: nn.Module, new: nn.Module) -> None:
         if isinstance(hook, (WeightNorm, SpectralNorm))
     }
     for name in _HOOKS:
-        ours, theirs = getattr(old, name), getattr(new, name)
-        if weights.isdisjoint(ours) and not theirs:
-            # The dictionary itself: a handle removes its hook from there, and a network that has
-            # such handles can only be copied while it lives.
-            setattr(new, name, ours)
-        else:
-            theirs.update({key: ours[key] for key in ours if key not in weights})
+        hooks = getattr(old, name)
+        if not weights.isdisjoint(hooks):
+            setattr(old, name, hooks.copy())
+            for key in weights & hooks.keys():
+                del hooks[key]
+        # The dictionary itself: a handle removes its hook from there, and a network that has
+        # such handles can only be copied while it lives.
+        hooks.update(getattr(new, name))
+        setattr(new, name, hooks)
     if old._backward_hooks:
         new._is_full_backward_hook = old._is_full_backward_hook
 
