@@ -16,7 +16,8 @@ __all__ = ["add", "run"]
 _DESCRIPTION = """\
 Write a 1-bit network as an ONNX file of standard operators, which any runtime can run. Binary
 weights are stored as bits. The network takes images of one size: the one that is asked for, or
-else the one that the file was trained or converted for. Needs the packages onnx and onnxscript."""
+else the one that the file was trained or converted for; with --dynamic it takes all. Needs the
+packages onnx and onnxscript."""
 
 _EXAMPLES = [
     ("binarize export runs/binary/binary.safetensors -o unet.onnx", "at the size of the training"),
@@ -24,6 +25,7 @@ _EXAMPLES = [
         "binarize export unet.safetensors -o unet.onnx --size 480x352 --batch-size 4",
         "for four images at a time, of another size",
     ),
+    ("binarize export unet.safetensors -o unet.onnx --dynamic", "for images of any size"),
     (
         "binarize export mine.safetensors -o mine.onnx --model nets.py:make --json",
         "a network of your own, told for a program",
@@ -56,6 +58,11 @@ def add(commands: Subparsers) -> None:
         "--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)"
     )
     parser.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="take any number of images of any size that the network accepts",
+    )
+    parser.add_argument(
         "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
     )
     add_network_options(parser)
@@ -82,11 +89,14 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             "this is a float network, and only 1-bit networks are exported",
             "give the file that binarize train or binarize convert wrote",
         )
-    shape = (args.batch_size, *_image_shape(args, source))
+    shape: tuple[int | str, ...]
+    shape = example = (args.batch_size, *_image_shape(args, source))
+    if args.dynamic:
+        shape = ("N", shape[1], "H", "W")
     # The exporter tells of its own plans, which are nobody's here.
     with out.step(f"writing {args.output}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export_onnx(source.network, args.output, torch.zeros(shape))
+        export_onnx(source.network, args.output, torch.zeros(example), dynamic=args.dynamic)
     written = args.output.stat().st_size
     told = f"{args.output}: {written / 1e6:.2f} MB, takes {'×'.join(map(str, shape))}"
     out.print(told, wrap=False)

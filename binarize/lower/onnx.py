@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import math
 import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
 
 from binarize.errors import FileError, ModelError
 from binarize.graph.inputs import arguments
@@ -24,23 +26,30 @@ from binarize.ops.bits import pack_signs
 __all__ = ["export_onnx"]
 
 
-def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> None:
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    dynamic: bool = False,
+) -> None:
     """Write a 1-bit network as an ONNX file that any runtime can run.
 
     Binary weights are stored as bits (uint8 tensors) and unpacked by standard operators, which
     runtimes do once, when they load the file; sums over signs are convolutions of floats there, so
-    that the file is small but its execution as fast as a float network's. Sizes are those of the
-    example inputs.
+    that the file is small but its execution as fast as a float network's.
 
     Args:
         model: A packed network, or a 1-bit network in eval mode, of type float32; unchanged.
         path: The file, replaced if it is there.
         example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
             named ones.
+        dynamic: Whether inputs of three dimensions and more may have any N and any spatial size
+            (that the network accepts); else all sizes are those of the examples.
 
     Raises:
         ModelError: A package is missing (``onnx`` or ``onnxscript``), the network cannot be packed,
-            or cannot be exported.
+            or cannot be exported, for all sizes if that is asked for.
         FileError: The folder of ``path`` is missing.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -58,6 +67,11 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_inputs: 
         )
     packed = model if isinstance(model, PackedNetwork) else pack(model)
     args, kwargs = arguments(example_inputs)
+    shapes: Any = None
+    if dynamic:
+        # An exporter takes a size of one for a constant.
+        args, kwargs = tree_map_only(Tensor, _several, (args, kwargs))
+        shapes = tree_map(_names_of_sizes, _by_name(packed.network, args, kwargs))
     network = copy.deepcopy(packed.network)
     for module in network.modules():
         if isinstance(module, PackedUnit):
@@ -65,22 +79,52 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_inputs: 
         elif isinstance(module, PackedActivation):
             module.kernel = activation_reference
     try:
+        # A size that has a name only, and turns out to be a constant, would become one.
+        free = tree_map(lambda name: name and torch.export.Dim.DYNAMIC, shapes)
+        program = torch.export.export(network, args, kwargs, dynamic_shapes=free)
         # The optimizer would unpack the bits for good.
         onnx = torch.onnx.export(
-            network, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False
+            program, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
         )
     except Exception as error:
         text = " ".join(str(error).split())[:160]
         raise ModelError(
             "model",
             type(packed.network).__name__,
-            f"it cannot be exported ({type(error).__name__}: {text})",
-            "torch.export.export(model, inputs) tells more",
+            f"it cannot be exported{' for all sizes' * dynamic} ({type(error).__name__}: {text})",
+            "leave dynamic out" if dynamic else "torch.export.export(model, inputs) tells more",
         ) from error
     assert onnx is not None
     for node in onnx.model.graph:
         node.metadata_props.clear()  # where in whose files each operator was called
     onnx.save(os.fspath(path))
+
+
+def _by_name(network: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The inputs by the names that the forward has for them."""
+    signature = inspect.signature(network.forward)
+    named = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(name, {})
+    return named
+
+
+def _several(x: Tensor) -> Tensor:
+    return torch.cat([x, x]) if _is_map(x) and len(x) == 1 else x
+
+
+def _names_of_sizes(value: Any) -> dict[int, str] | None:
+    """Of the sizes that are free, by dimension."""
+    if not (isinstance(value, Tensor) and _is_map(value)):
+        return None
+    spatial = ("length",), ("height", "width"), ("depth", "height", "width")
+    return {0: "batch", **dict(enumerate(spatial[value.dim() - 3], 2))}
+
+
+def _is_map(x: Tensor) -> bool:
+    """(N, C, *spatial)."""
+    return 3 <= x.dim() <= 5
 
 
 def _make_plain(twin: Any) -> None:

@@ -50,6 +50,19 @@ def test_another_size(run, binary_run: Path, tmp_path: Path) -> None:
     assert session(path).get_inputs()[0].shape == [2, 3, 16, 40]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_any_size(run, binary_run: Path, tmp_path: Path, pooling_exports: None) -> None:
+    path = tmp_path / "net.onnx"
+    answer = run("export", binary_run / "binary.safetensors", "-o", path, "--dynamic")
+    assert answer.code == 0, answer.err
+    assert "takes N×3×H×W" in answer.out
+    made = session(path)
+    assert made.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    for shape in ((1, 3, 16, 40), (3, 3, 24, 32)):
+        (found,) = made.run(None, {made.get_inputs()[0].name: torch.zeros(shape).numpy()})
+        assert found.shape == (shape[0], Scenes.num_classes, *shape[2:])
+
+
 def test_mistakes(run, binary_run: Path, float_run: Path, tmp_path: Path) -> None:
     file, path = binary_run / "binary.safetensors", tmp_path / "net.onnx"
     cases = {

@@ -60,6 +60,72 @@ def test_onnx_runtime_gives_the_same(shop: SimpleNamespace, tmp_path: Path) -> N
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+class Named(nn.Module):
+    """Two pictures, one by name, and a number that is no picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x: Tensor, gain: Tensor, *, other: Tensor) -> Tensor:
+        return self.net(x) * gain + self.net(other)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_size(shop: SimpleNamespace, tmp_path: Path, pooling_exports: None) -> None:
+    network, path = shop.train_like(Net()), tmp_path / "net.onnx"
+    # One picture is an example of any number.
+    binarize.export_onnx(network, path, torch.randn(1, 3, 8, 12), dynamic=True)
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    for shape in ((1, 3, 8, 12), (3, 3, 20, 10), (1, 3, 2, 2)):
+        picture = torch.randn(shape)
+        (result,) = session.run(None, {session.get_inputs()[0].name: picture.numpy()})
+        with torch.no_grad():
+            wanted = network(picture)
+        torch.testing.assert_close(torch.from_numpy(result), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_size_of_named_inputs(
+    shop: SimpleNamespace, tmp_path: Path, pooling_exports: None
+) -> None:
+    network, path = shop.train_like(Named()), tmp_path / "net.onnx"
+    inputs = {
+        "x": torch.randn(1, 3, 8, 12),
+        "gain": torch.ones(1),
+        "other": torch.randn(1, 3, 8, 12),
+    }
+    binarize.export_onnx(network, path, inputs, dynamic=True)
+    session = onnxruntime.InferenceSession(path)
+    shapes = {given.name: given.shape for given in session.get_inputs()}
+    assert shapes["gain"] == [1]
+    assert [type(size) for size in shapes["other"]] == [str, int, str, str]
+    inputs = {"x": torch.randn(2, 3, 6, 4), "gain": torch.ones(1), "other": torch.randn(2, 3, 6, 4)}
+    (result,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    with torch.no_grad():
+        wanted = network(**inputs)
+    torch.testing.assert_close(torch.from_numpy(result), wanted, atol=1e-4, rtol=1e-4)
+
+
+class OneSize(Net):
+    """A forward that can do no other size than it was written for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.zeros(8, 12))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_size_is_not_any_size(shop: SimpleNamespace, tmp_path: Path) -> None:
+    network, path = shop.train_like(OneSize()), tmp_path / "net.onnx"
+    with pytest.raises(BinarizeError) as caught:
+        binarize.export_onnx(network, path, torch.zeros(1, 3, 8, 12), dynamic=True)
+    told = str(caught.value)
+    assert told.startswith("model='OneSize': it cannot be exported for all sizes (")
+    assert told.endswith("; leave dynamic out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_refusals(shop: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = shop.train_like(Net())
     picture = torch.zeros(1, 3, 8, 8)
