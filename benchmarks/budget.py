@@ -5,6 +5,9 @@ pictures of the training split, and evaluates on the validation split.
 
     python benchmarks/budget.py runs/float/float.safetensors --data camvid --root data/camvid \
         --sensitivity sensitivity/sensitivity.json 2.1MB 2.5MB 3MB 4MB 6MB
+
+With ``--more-bits`` (again and again) each budget is tried without and with the bits of these
+policies, by sensitivities that were measured with the same.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("--data", default="camvid")
     parser.add_argument("--root")
     parser.add_argument("--sensitivity", required=True)
+    parser.add_argument("--more-bits", action="append", default=[])
     args = parser.parse_args()
     torch.set_num_threads(1)
     source = open_file(args.file)
@@ -48,7 +52,11 @@ def main() -> None:
         value = trainer.evaluate(held)
         report = binarize.report(network, example)
         plan = getattr(network, "binarize_plan", None)
-        kept = "" if plan is None else str(sum(d.action == "keep" for d in plan.layers))
+        layers = () if plan is None else plan.layers
+        kept = "" if plan is None else str(sum(d.action == "keep" for d in layers))
+        kept += (
+            f", {more} of more bits" if (more := sum(d.unit is not None for d in layers)) else ""
+        )
         score = value["mIoU" if task == "segmentation" else "AbsRel"]
         cells = (name, kept, f"{report.file_bytes:,}", f"{report.ops / 1e9:.3f}", f"{score:.4f}")
         print("| " + " | ".join(cells) + " |", flush=True)
@@ -63,7 +71,21 @@ def main() -> None:
                 source.network, example_inputs=example, budget=budget, sensitivity=known
             )
             show(f"bidense, {budget}" + ", without sensitivities" * (known is None), made)
+        for bits in _sets(args.more_bits):
+            made = binarize.convert(
+                source.network,
+                example_inputs=example,
+                budget=budget,
+                sensitivity=args.sensitivity,
+                more_bits=bits,
+            )
+            show(f"bidense, {budget}, {' or '.join(bits)}", made)
     show("float", source.network)
+
+
+def _sets(names: list[str]) -> list[list[str]]:
+    """Each alone, and all together."""
+    return [[name] for name in names] + ([names] if len(names) > 1 else [])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from binarize.errors import BinarizeError
 from binarize.graph import Decision
 from binarize.policy import Match, Policy, Rule, with_overrides
 from binarize.policy.match import Overrides
+from binarize.policy.more_bits import MoreBits, more_bits_units
 from binarize.report import Sensitivity, SiteSensitivity
 
 __all__ = ["choose"]
@@ -27,20 +28,41 @@ _MEASURES = {"bytes": "distance", "ops": "distance", "drop": "drop", "agreement"
 
 
 @dataclass(frozen=True)
+class _Option:
+    """What a layer may be other than as the policy has it.
+
+    Attributes:
+        name: Name of the policy whose bits it gets; ``None`` is float.
+        unit: Those bits, as a rule's ``unit`` says them.
+        cost: What it costs more than by the policy.
+        loss: What is lost with it.
+    """
+
+    name: str | None
+    unit: Mapping[str, Any]
+    cost: float
+    loss: float
+
+
+@dataclass(frozen=True)
 class _Layer:
     """A layer to decide about.
 
     Attributes:
         decision: What the policy alone decides.
-        cost: What it costs more in float than in bits.
         loss: What is lost by making it binary; 1 for every layer if nothing is known.
         place: Its place among the layers by loss, from 1.
+        options: What it may be instead; the last is float.
     """
 
     decision: Decision
-    cost: float
     loss: float
     place: int
+    options: tuple[_Option, ...]
+
+
+# The option of each layer, by their places; a layer that is not in it is as the policy has it.
+_Chosen = Mapping[int, int]
 
 
 def choose(
@@ -50,13 +72,15 @@ def choose(
     sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None,
     overrides: Overrides | None,
     example_inputs: Any,
+    more_bits: MoreBits = (),
 ) -> Policy:
-    """Make a policy that keeps those layers in float that a budget has room for, or asks for.
+    """Make a policy that spends a budget on the layers that are worth most.
 
-    Layers that the policy keeps, or the user's overrides, are left as they are. For a size or a
-    number of operations, those layers stay float whose losses have the largest sum for which there
-    is room; for a drop or an agreement, those that take the fewest bytes such that the losses of
-    the others sum up to no more than allowed. Costs are exact for the plan that comes out.
+    Layers that the policy keeps, or the user's overrides, are left as they are. Others stay float,
+    or get more bits where that is allowed. For a size or a number of operations the losses that
+    are spared have the largest sum for which there is room; for a drop or an agreement it takes
+    the fewest bytes such that what is lost sums up to no more than allowed. Costs are exact for
+    the plan that comes out.
 
     Args:
         model: The float network; unchanged.
@@ -67,14 +91,17 @@ def choose(
             possible stay float, those that cost least.
         overrides: The user's overrides; they come before the rules that are made here.
         example_inputs: As in :func:`binarize.plan`.
+        more_bits: Policies whose bits a layer may get; the losses with them have to be known.
 
     Returns:
         The policy with a rule in front for each layer that is decided about, with its reason.
 
     Raises:
+        PolicyError: ``more_bits`` names no policy, or one without more bits.
         BinarizeError: The budget cannot be met, or needs nothing to be binary, or asks for
             sensitivities that are not given, or they are not this network's.
     """
+    units = more_bits_units(more_bits)
     known = _opened(sensitivity)
     costs = Costs(model, "ops" if budget.kind == "ops" else "bytes", overrides, example_inputs)
     base = costs.plan(policy)
@@ -83,11 +110,20 @@ def choose(
         return policy  # it is for the planner to refuse that
     losses, order = _losses(open_, budget, known)
     least = costs.of(policy)
-    layers = [
-        _Layer(d, costs.of(_keeping(policy, [d], budget)) - least, loss, place)
-        for d, loss, place in zip(open_, losses, order, strict=True)
-    ]
-    choices = front([(layer.cost, layer.loss) for layer in layers])
+
+    def option(decision: Decision, name: str | None, loss: float) -> _Option:
+        unit = {} if name is None else units[name]
+        return _Option(name, unit, costs.of(_with(policy, [decision], budget, unit)) - least, loss)
+
+    layers = []
+    for decision, loss, place in zip(open_, losses, order, strict=True):
+        # A projection that goes with its addition has no use for bits.
+        names = list(units) if decision.action == "binarize" else []
+        spared = _losses_with(decision, names, budget, known)
+        options = [option(decision, name, left) for name, left in spared.items() if left < loss]
+        options.append(option(decision, None, 0.0))
+        layers.append(_Layer(decision, loss, place, tuple(options)))
+    choices = front([[(o.cost, x.loss - o.loss) for o in x.options] for x in layers])
     if not budget.is_cost:
         return _ruled(policy, layers, _cheapest(choices, layers, budget), budget, known)
     room = budget.limit - least
@@ -102,8 +138,8 @@ def choose(
                 "give at least that, or use another policy",
             )
         chosen = within[-1].items()
-        if len(chosen) == len(layers):
-            whole = _keeping(policy, open_, budget)
+        if _all_float(chosen, layers):
+            whole = _with(policy, open_, budget, {})
             raise BinarizeError(
                 "budget",
                 budget.text,
@@ -176,64 +212,105 @@ def _losses(
     return losses, [ranks.index(loss) + 1 for loss in losses]
 
 
-def _cheapest(
-    choices: Sequence[Choice], layers: Sequence[_Layer], budget: Budget
-) -> frozenset[int]:
+def _losses_with(
+    decision: Decision, names: Sequence[str], budget: Budget, known: Sensitivity | None
+) -> dict[str, float]:
+    """What a layer loses with the bits of each policy, not below 0."""
+    measure = _MEASURES[budget.kind]
+    rows = {} if known is None else {row.site: row.more for row in known.sites}
+    losses = {}
+    for name in names:
+        loss = rows.get(decision.site, {}).get(name, {}).get(measure)
+        if loss is None:
+            # An error of the weights would not do: most of a loss is the binary map's.
+            raise BinarizeError(
+                "more_bits",
+                name,
+                f"what {decision.site} loses with these bits has to be measured first",
+                f"give sensitivity=binarize.sensitivity(model, data, more_bits={list(names)}), or "
+                "its file" + ", measured with a task" * (measure == "drop"),
+            )
+        losses[name] = max(loss, 0.0) if math.isfinite(loss) else math.inf
+    return losses
+
+
+def _all_float(chosen: _Chosen, layers: Sequence[_Layer]) -> bool:
+    return len(chosen) == len(layers) and all(
+        layers[i].options[place].name is None for i, place in chosen.items()
+    )
+
+
+def _cheapest(choices: Sequence[Choice], layers: Sequence[_Layer], budget: Budget) -> _Chosen:
     """The choice of the fewest bytes that keeps the losses of the others within the budget."""
     allowed = budget.limit if budget.kind == "drop" else 1 - budget.limit
     total = sum(layer.loss for layer in layers)
     # Sums of the same numbers in another order differ in their last bits.
     needed = (total - allowed) * (1 - 1e-12)
     chosen = next((c for c in choices if c.value >= needed), choices[-1]).items()
-    if len(chosen) == len(layers) or total - choices[-1].value > allowed:
-        least = min(layers, key=lambda layer: layer.loss)
-        reached = least.loss if budget.kind == "drop" else 1 - least.loss
+    if _all_float(chosen, layers) or total - choices[-1].value > allowed:
+        smallest = [min([layer.loss, *(o.loss for o in layer.options[:-1])]) for layer in layers]
+        loss = min(smallest)
+        site = layers[smallest.index(loss)].decision.site
+        reached = loss if budget.kind == "drop" else 1 - loss
         raise BinarizeError(
             "budget",
             budget.text,
-            f"with a single layer binary, {least.decision.site}, it is {reached:.4g} already",
+            f"with a single layer binary, {site}, it is {reached:.4g} already",
             "allow more, or leave the conversion out",
         )
     return chosen
 
 
-def _keeping(policy: Policy, decisions: Sequence[Decision], budget: Budget) -> Policy:
-    names = tuple(glob.escape(d.site) for d in decisions)
-    return with_overrides(policy, [Rule(Match(name=names), "keep", f"budget of {budget.text}")])
+def _with(
+    policy: Policy, decisions: Sequence[Decision], budget: Budget, unit: Mapping[str, Any]
+) -> Policy:
+    """The policy with some layers float, or binary by a unit of these parts."""
+    match = Match(name=tuple(glob.escape(d.site) for d in decisions))
+    action = "binarize" if unit else "keep"
+    return with_overrides(policy, [Rule(match, action, f"budget of {budget.text}", unit)])
 
 
 def _ruled(
     policy: Policy,
     layers: Sequence[_Layer],
-    chosen: frozenset[int],
+    chosen: _Chosen,
     budget: Budget,
     known: Sensitivity | None,
 ) -> Policy:
     """The policy with a rule for each layer, that says why."""
     rules = []
     for number, layer in enumerate(layers):
-        reason = _reason(layer, number in chosen, budget, known, len(layers))
+        taken = layer.options[chosen[number]] if number in chosen else None
+        reason = _reason(layer, taken, budget, known, len(layers))
         match = Match(name=(glob.escape(layer.decision.site),))
-        rules.append(Rule(match, "keep" if number in chosen else "binarize", reason))
+        kept = taken is not None and taken.name is None
+        unit = {} if taken is None else taken.unit
+        rules.append(Rule(match, "keep" if kept else "binarize", reason, unit))
     made = with_overrides(policy, rules)
     return replace(made, name=f"{policy.name}, {budget.text}")
 
 
 def _reason(
-    layer: _Layer, kept: bool, budget: Budget, known: Sensitivity | None, count: int
+    layer: _Layer, taken: _Option | None, budget: Budget, known: Sensitivity | None, count: int
 ) -> str:
+    option = taken or layer.options[-1]
     if known is None:
         why = "without sensitivities the layers that cost least come first"
     else:
-        loss = {
-            "distance": f"moves the output by {layer.loss:.4f}",
-            "drop": f"loses {layer.loss:.4f} {known.metric}",
-            "disagreement": f"changes {layer.loss:.1%} of the predictions",
+        told = {
+            "distance": "moves the output by {:.4f}",
+            "drop": f"loses {{:.4f}} {known.metric}",
+            "disagreement": "changes {:.1%} of the predictions",
         }[_MEASURES[budget.kind]]
         who = "binary alone" if known.mode == "alone" else "binary with all others"
-        why = f"{who} it {loss}, place {layer.place} of {count}"
-    what = f"{_amount(layer.cost, budget)} more in float; {why}"
-    if kept:
+        why = f"{who} it {told.format(layer.loss)}, place {layer.place} of {count}"
+        if option.name is not None:
+            why += f"; with these bits it {told.format(option.loss)}"
+    if option.name is not None:
+        cost = _amount(option.cost, budget)
+        return f"bits of {option.name} by the budget of {budget.text}: {cost} more; {why}"
+    what = f"{_amount(option.cost, budget)} more in float; {why}"
+    if taken is not None:
         return f"kept by the budget of {budget.text}: {what}"
     if budget.is_cost:
         return f"no room in the budget of {budget.text}: {what}"

@@ -17,6 +17,7 @@ from binarize.graph import plan as plan_by
 from binarize.graph.given import given_network
 from binarize.policy import Policy, load_policy
 from binarize.policy.match import Overrides
+from binarize.policy.more_bits import MoreBits
 from binarize.report import Sensitivity
 
 __all__ = ["convert", "plan"]
@@ -30,6 +31,7 @@ def plan(
     overrides: Overrides | None = None,
     budget: str | None = None,
     sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None = None,
+    more_bits: MoreBits = (),
 ) -> Plan:
     """Decide what a conversion would do, without doing it.
 
@@ -54,6 +56,11 @@ def plan(
         sensitivity: What the layers are worth to a budget: what :func:`binarize.sensitivity`
             returned, its ``to_dict()``, or its file. Sizes and operations go by ``distance``;
             without sensitivities every layer counts the same, which keeps as many as possible.
+        more_bits: What a budget may give to a layer beside one bit and float: the binarizers of
+            more than one bit of these policies, such as ``"groupnet"`` (five bits a weight),
+            ``"lqnet"`` (three bits a weight and an activation) or a rule file of your own. What
+            layers lose with them has to be in ``sensitivity``, which was measured with the same
+            ``more_bits``.
 
     Returns:
         The plan: print it, compare it with another by :meth:`Plan.diff`, or read ``decisions``.
@@ -65,7 +72,7 @@ def plan(
         BinarizeError: The budget cannot be met, needs nothing to be binary, or asks for
             sensitivities that are not there.
     """
-    chosen = _policy(model, policy, example_inputs, overrides, budget, sensitivity)
+    chosen = _policy(model, policy, example_inputs, overrides, budget, sensitivity, more_bits)
     return plan_by(model, chosen, example_inputs=example_inputs, overrides=overrides)
 
 
@@ -77,6 +84,7 @@ def convert(
     overrides: Overrides | None = None,
     budget: str | None = None,
     sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None = None,
+    more_bits: MoreBits = (),
 ) -> nn.Module:
     """Turn a float network into a 1-bit network of the same call signature.
 
@@ -90,6 +98,7 @@ def convert(
         overrides: As in :func:`plan`.
         budget: As in :func:`plan`.
         sensitivity: As in :func:`plan`.
+        more_bits: As in :func:`plan`.
 
     Returns:
         A deep copy of ``model`` with binary units, in the same training mode. Its attribute
@@ -100,7 +109,7 @@ def convert(
         ModelError: As in :func:`plan`.
         BinarizeError: As in :func:`plan`.
     """
-    chosen = _policy(model, policy, example_inputs, overrides, budget, sensitivity)
+    chosen = _policy(model, policy, example_inputs, overrides, budget, sensitivity, more_bits)
     return convert_by(model, chosen, example_inputs=example_inputs, overrides=overrides)
 
 
@@ -111,16 +120,20 @@ def _policy(
     overrides: Overrides | None,
     budget: str | None,
     sensitivity: Any,
+    more_bits: MoreBits,
 ) -> str | Path | Policy:
     if budget is None:
-        if sensitivity is not None:
-            raise BinarizeError(
-                "sensitivity",
-                type(sensitivity).__name__,
-                "without a budget nothing asks for it",
-                "give a budget too, such as '3MB'",
-            )
+        for name, given in (("sensitivity", sensitivity), ("more_bits", more_bits or None)):
+            if given is not None:
+                raise BinarizeError(
+                    name,
+                    type(given).__name__,
+                    "without a budget nothing asks for it",
+                    "give a budget too, such as '3MB'",
+                )
         return policy
     limits = Budget.parse(budget)
     network = given_network(model)
-    return choose(network, load_policy(policy), limits, sensitivity, overrides, example_inputs)
+    return choose(
+        network, load_policy(policy), limits, sensitivity, overrides, example_inputs, more_bits
+    )

@@ -1,4 +1,4 @@
-"""Which choices of layers are worth a look: those that no other beats in both cost and value."""
+"""Which choices for layers are worth a look: those that no other beats in both cost and value."""
 
 from __future__ import annotations
 
@@ -13,49 +13,53 @@ _WIDEST = 20_000
 
 @dataclass(frozen=True)
 class Choice:
-    """Some of the items, by number.
+    """Items of some groups, one of each at most.
 
     Attributes:
         cost: Sum of their costs.
         value: Sum of their values.
-        last: The item added last; ``None`` in the empty choice.
+        last: Group and place in it of the item added last; ``None`` in the empty choice.
         rest: The choice that it was added to.
     """
 
     cost: float
     value: float
-    last: int | None = None
+    last: tuple[int, int] | None = None
     rest: Choice | None = None
 
-    def items(self) -> frozenset[int]:
-        """The items."""
-        return frozenset(self._walk())
+    def items(self) -> dict[int, int]:
+        """Group to place of the item in it, for the groups that something is taken of."""
+        return dict(self._walk())
 
-    def _walk(self) -> Iterator[int]:
+    def _walk(self) -> Iterator[tuple[int, int]]:
         choice: Choice | None = self
         while choice is not None and choice.last is not None:
             yield choice.last
             choice = choice.rest
 
 
-def front(items: Sequence[tuple[float, float]], widest: int = _WIDEST) -> list[Choice]:
-    """All choices of items than which none is both cheaper and worth more.
+def front(groups: Sequence[Sequence[tuple[float, float]]], widest: int = _WIDEST) -> list[Choice]:
+    """All choices of one item at most of each group than which none is cheaper and worth more.
 
-    The 0/1 knapsack for every budget at once, by dominance (Nemhauser and Ullmann, Discrete
-    Dynamic Programming and Capital Allocation, Management Science 1969). Exact as long as there
-    are no more than ``widest`` choices in it; beyond, values are told apart to 1 / ``widest`` of
-    the largest, after each item.
+    The multiple-choice knapsack for every budget at once, by dominance (Nemhauser and Ullmann,
+    Discrete Dynamic Programming and Capital Allocation, Management Science 1969); with one item a
+    group it is the 0/1 knapsack. Exact as long as there are no more than ``widest`` choices in it;
+    beyond, values are told apart to 1 / ``widest`` of the largest, after each group.
 
     Args:
-        items: Cost and value of each; a cost may be negative, a value not.
+        groups: Cost and value of each item; a cost may be negative, a value not.
         widest: How many choices are kept.
 
     Returns:
         The choices, cost and value rising; of equals only the first.
     """
     choices = [Choice(0.0, 0.0)]
-    for number, (cost, value) in enumerate(items):
-        added = [Choice(c.cost + cost, c.value + value, number, c) for c in choices]
+    for number, group in enumerate(groups):
+        added = [
+            Choice(c.cost + cost, c.value + value, (number, place), c)
+            for place, (cost, value) in enumerate(group)
+            for c in choices
+        ]
         choices = _undominated(sorted([*choices, *added], key=lambda c: (c.cost, -c.value)))
         if len(choices) > widest:
             choices = _thinned(choices, widest)

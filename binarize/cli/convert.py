@@ -44,6 +44,11 @@ _EXAMPLES = [
         "the layers that hurt most stay float, as far as 3 MB go; as rules to edit",
     ),
     (
+        "binarize convert runs/float/float.safetensors --budget 3MB --more-bits lqnet \\\n"
+        "      --sensitivity out/sensitivity.json --plan-only",
+        "the same, and some layers get three bits (measured with --more-bits, too)",
+    ),
+    (
         "binarize convert nets.py:make --size 256x192 --plan-only --json",
         "a network of your own; the plan for a program",
     ),
@@ -94,6 +99,14 @@ def add(commands: Subparsers) -> None:
         "(default: all the same, so those that cost least stay float)",
     )
     parser.add_argument(
+        "--more-bits",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="a policy whose bits --budget may give to layers, as groupnet or lqnet; what they "
+        "lose with them has to be in --sensitivity",
+    )
+    parser.add_argument(
         "--save-policy", type=Path, metavar="FILE", help="write the rules, overrides included"
     )
     parser.add_argument(
@@ -137,6 +150,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         "overrides": overrides(args),
         "budget": args.budget,
         "sensitivity": args.sensitivity,
+        "more_bits": args.more_bits,
     }
     if args.plan_only:
         with out.step("tracing and planning"):

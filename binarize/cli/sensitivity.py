@@ -70,6 +70,14 @@ def add(commands: Subparsers) -> None:
         help="how layers become binary (default bidense; a 1-bit network's own)",
     )
     parser.add_argument(
+        "--more-bits",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="a policy whose bits layers are measured with, too, such as groupnet or lqnet, for "
+        "convert --more-bits; each takes as long again",
+    )
+    parser.add_argument(
         "--mode",
         default="alone",
         metavar="MODE",
@@ -150,6 +158,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             policy=args.policy,
             mode=args.mode,
             overrides=overrides(args),
+            more_bits=args.more_bits,
             calibration=calibration,
             teacher=teacher,
         )
@@ -206,8 +215,9 @@ def _basis(args: argparse.Namespace, split: str) -> dict[str, Any]:
 
     from binarize import __version__
     from binarize.policy import load_policy
+    from binarize.policy.more_bits import more_bits_units
 
-    words = [
+    keys = [
         *("mode", "keep", "binarize", "limit", "recalibrate", "batch_size", "model", "model_arg"),
         *("data", "root", "task", "size", "normalize", "count", "classes"),
     ]
@@ -216,9 +226,10 @@ def _basis(args: argparse.Namespace, split: str) -> dict[str, Any]:
     return {
         "versions": [__version__, torch.__version__],
         "policy": None if args.policy is None else load_policy(args.policy).to_dict(),
+        "more_bits": more_bits_units(args.more_bits),
         "files": [[stat.st_size, stat.st_mtime_ns] for stat in stats],
         "split": split,
-        **{word: getattr(args, word) for word in words},
+        **{key: getattr(args, key) for key in keys},
     }
 
 
@@ -251,6 +262,7 @@ def _show(result: Sensitivity, out: Output) -> None:
     heads = ["weights", "distance", "±", "disagree"]
     if result.metric is not None:
         heads += [f"{result.metric} lost", "±"]
+    heads += [f"distance, {name}" for name in result.more]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in result.ranked():
@@ -258,6 +270,7 @@ def _show(result: Sensitivity, out: Output) -> None:
         cells.append(f"{row.disagreement:.1%}")
         if result.metric is not None:
             cells += [_number(row.drop), _number(row.drop_error)]
+        cells += [_number(row.more.get(name, {}).get("distance")) for name in result.more]
         table.add_row(row.site, *cells)
     out.print(table)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from binarize.errors import FileError
 
-__all__ = ["MODES", "Sensitivity", "SiteSensitivity"]
+__all__ = ["MEASURES", "MODES", "Sensitivity", "SiteSensitivity"]
 
 MODES = {
     "alone": "the layer is binary, all others are float",
@@ -44,6 +44,8 @@ class SiteSensitivity:
         distance_error: Standard error of ``distance``.
         disagreement: By how much the share of positions grows where another class is predicted
             than by the float network; for maps of one channel, another depth by over 25 %.
+        more: By the name of a policy whose bits the layer had instead: its ``"distance"``,
+            ``"disagreement"`` and ``"drop"`` with these.
     """
 
     site: str
@@ -56,6 +58,7 @@ class SiteSensitivity:
     distance: float
     distance_error: float | None
     disagreement: float
+    more: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:
@@ -65,15 +68,17 @@ class SiteSensitivity:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; what is not finite is ``None``."""
         row = {key: _finite(value) for key, value in asdict(self).items()}
-        return {**row, "shape": list(self.shape)}
+        more = {name: {k: _finite(v) for k, v in loss.items()} for name, loss in self.more.items()}
+        row = {**row, "shape": list(self.shape), "more": more}
+        return row if more else {key: value for key, value in row.items() if key != "more"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SiteSensitivity:
         """Read what :meth:`to_dict` wrote."""
-        row = {key: data[key] for key in (field.name for field in fields(cls))}
-        for key in ("distance", "disagreement"):
-            row[key] = math.nan if row[key] is None else float(row[key])
-        return cls(**{**row, "shape": tuple(map(int, row["shape"]))})
+        row = {key: data[key] for key in (field.name for field in fields(cls)) if key != "more"}
+        row.update(_losses(row), shape=tuple(map(int, row["shape"])))
+        row["more"] = {name: _losses(loss) for name, loss in data.get("more", {}).items()}
+        return cls(**row)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,11 @@ class Sensitivity:
     calibration: int
     planned: int
     sites: tuple[SiteSensitivity, ...]
+
+    @property
+    def more(self) -> tuple[str, ...]:
+        """The policies whose bits layers had instead."""
+        return tuple(dict.fromkeys(name for row in self.sites for name in row.more))
 
     def ranked(self, by: str = "distance") -> tuple[SiteSensitivity, ...]:
         """The layers, those that hurt most first; what is not a number hurts most of all.
@@ -173,10 +183,12 @@ class Sensitivity:
 
     def __str__(self) -> str:
         lines = [self.headline()]
-        rows: list[Sequence[str]] = [("Layer", "Action", "Distance", "±", "Disagree", "Drop", "±")]
+        heads = ("Layer", "Action", "Distance", "±", "Disagree", "Drop", "±", *self.more)
+        rows: list[Sequence[str]] = [heads]
         for row in self.ranked():
             numbers = (row.distance, row.distance_error, row.disagreement, row.drop, row.drop_error)
-            rows.append((row.site, row.action, *map(_short, numbers)))
+            more = (row.more.get(name, {}).get("distance") for name in self.more)
+            rows.append((row.site, row.action, *map(_short, (*numbers, *more))))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for cells in rows:
             words = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
@@ -198,6 +210,12 @@ class Sensitivity:
         if len(self.sites) < self.planned:
             text += f"; only {len(self.sites)} of {self.planned} layers so far"
         return text
+
+
+def _losses(data: Mapping[str, Any]) -> dict[str, float | None]:
+    """What is measured, as it was before :func:`_finite`."""
+    told = {key: math.nan if data[key] is None else float(data[key]) for key in MEASURES[:2]}
+    return {**told, "drop": data["drop"]}
 
 
 def _rank(value: float | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ def figure(result: Sensitivity) -> Figure:
     axes = made.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, (value, error, title) in zip(axes, panels, strict=True):
         _bars(panel, rows, value, error)
+        _marks(panel, result, value)
         panel.set_xlabel(title, fontsize=8)
         panel.tick_params("x", labelsize=7)
         panel.grid(axis="x", linewidth=0.3)
@@ -90,6 +92,16 @@ def _bars(axes: Any, rows: Sequence[SiteSensitivity], value: str, error: str) ->
         axes.barh(place, length, height=0.75, color=_FILL, edgecolor=_LINE, linewidth=0.6)
         if spread is not None and math.isfinite(spread):
             axes.plot((length - spread, length + spread), (place, place), color=_LINE, linewidth=1)
+
+
+def _marks(axes: Any, result: Sensitivity, value: str) -> None:
+    """What each layer comes to with the bits of other policies, a mark for each."""
+    for name, marker in zip(result.more, itertools.cycle("o^sDv")):
+        lengths = [row.more.get(name, {}).get(value) for row in result.sites]
+        shown = [x if x is not None and math.isfinite(x) else math.nan for x in lengths]
+        axes.plot(shown, range(len(shown)), marker, markersize=2.5, label=name)
+    if result.more:
+        axes.legend(fontsize=6, title="with the bits of", title_fontsize=6)
 
 
 def _label(row: SiteSensitivity) -> str:

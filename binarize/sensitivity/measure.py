@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from binarize.graph.given import copied, given_network
 from binarize.lower import PackedNetwork
 from binarize.policy import Match, Policy, Rule, load_policy, with_overrides
 from binarize.policy.match import Overrides
-from binarize.report.sensitivity import MODES, Sensitivity, SiteSensitivity
+from binarize.policy.more_bits import MoreBits, more_bits_units
+from binarize.report.sensitivity import MEASURES, MODES, Sensitivity, SiteSensitivity
 from binarize.sensitivity.compare import Jury, Outcome, error_of_mean
 from binarize.sensitivity.graft import graft
 from binarize.train import Task, recalibrate
@@ -35,6 +37,7 @@ def sensitivity(
     policy: str | Path | Policy | None = None,
     mode: str = "alone",
     overrides: Overrides | None = None,
+    more_bits: MoreBits = (),
     calibration: Iterable[Any] | None = None,
     teacher: nn.Module | None = None,
     example_inputs: Any = None,
@@ -60,6 +63,8 @@ def sensitivity(
             :class:`Policy`. ``None`` is ``"bidense"``, and that of a 1-bit network for it.
         mode: ``"alone"`` or ``"without"``.
         overrides: As in :func:`binarize.plan`; layers that they keep are not measured.
+        more_bits: As in :func:`binarize.plan`; each layer is measured with the bits of these
+            policies, too, which takes as long again for each. In mode ``"alone"`` only.
         calibration: Batches to measure the norms on; ``None`` takes the images of ``data``.
         teacher: The float network that a 1-bit ``model`` was converted from. A layer that is float
             in mode ``"without"`` has its weights, norm and activation from here.
@@ -81,6 +86,7 @@ def sensitivity(
         policy=policy,
         mode=mode,
         overrides=overrides,
+        more_bits=more_bits,
         calibration=calibration,
         teacher=teacher,
         example_inputs=example_inputs,
@@ -103,6 +109,7 @@ class Study:
         policy: See there.
         mode: See there.
         overrides: See there.
+        more_bits: See there.
         calibration: See there.
         teacher: See there.
         example_inputs: See there.
@@ -125,6 +132,7 @@ class Study:
         policy: str | Path | Policy | None = None,
         mode: str = "alone",
         overrides: Overrides | None = None,
+        more_bits: MoreBits = (),
         calibration: Iterable[Any] | None = None,
         teacher: nn.Module | None = None,
         example_inputs: Any = None,
@@ -132,6 +140,14 @@ class Study:
         if mode not in MODES:
             raise PolicyError("mode", mode, "no such mode", f"use {' or '.join(MODES)}")
         self.mode = mode
+        self._more = more_bits_units(more_bits)
+        if self._more and mode != "alone":
+            raise PolicyError(
+                "more_bits",
+                ", ".join(self._more),
+                "what a layer gains by them is measured with all others float",
+                "use mode='alone'",
+            )
         model = given_network(model)
         plan: Plan | None = getattr(model, "binarize_plan", None)
         _check(model, plan, mode, policy, overrides, teacher)
@@ -177,16 +193,27 @@ class Study:
         """
         decision = self._sites[site]
         if self._binary is None:
-            kept = [name for name in self.sites if name != site]
-            plan = self._plan(kept)
-            binary = self._jury.judge(self._ready(self._traced.convert(plan)))
-            decision = next(d for d in plan.layers if d.site == site)
-            return self._row(decision, binary, self._jury.reference, binary)
+            row = self._alone(site, {})
+            more = {name: self._alone(site, unit) for name, unit in self._more.items()}
+            losses = {
+                name: {measure: getattr(other, measure) for measure in MEASURES}
+                for name, other in more.items()
+            }
+            return replace(row, more=losses)
         network = self._traced.convert(self._plan([site]))
         if self._trained is not None:
             graft(network, self._trained, site)
         mended = self._jury.judge(self._ready(network))
         return self._row(decision, self._binary, mended, mended)
+
+    def _alone(self, site: str, unit: Mapping[str, Any]) -> SiteSensitivity:
+        """Measure a layer that alone is binary, by a unit of these parts."""
+        kept = [name for name in self.sites if name != site]
+        own = [Rule(Match(name=(glob.escape(site),)), "binarize", "with more bits", unit)]
+        plan = self._plan(kept, own if unit else [])
+        binary = self._jury.judge(self._ready(self._traced.convert(plan)))
+        decision = next(d for d in plan.layers if d.site == site)
+        return self._row(decision, binary, self._jury.reference, binary)
 
     def result(self, rows: Sequence[SiteSensitivity]) -> Sensitivity:
         """Put measured layers together; those that are missing are told as such."""
@@ -208,11 +235,11 @@ class Study:
             sites=tuple(sorted(rows, key=lambda row: order[row.site])),
         )
 
-    def _plan(self, kept: Sequence[str]) -> Plan:
-        if not kept:
-            return self._traced.plan(self._policy)
-        rule = Rule(Match(name=tuple(map(glob.escape, kept))), "keep", "left out of this step")
-        return self._traced.plan(self._policy, with_overrides(self._policy, [rule]))
+    def _plan(self, kept: Sequence[str], rules: Sequence[Rule] = ()) -> Plan:
+        """Plan by the policy with some layers kept, after further rules."""
+        names = tuple(map(glob.escape, kept))
+        keep = [Rule(Match(name=names), "keep", "left out of this step")] if names else []
+        return self._traced.plan(self._policy, with_overrides(self._policy, [*rules, *keep]))
 
     def _ready(self, network: nn.Module) -> nn.Module:
         """A network with the statistics that its norms have now."""

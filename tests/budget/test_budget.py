@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,157 @@ def test_the_choice_as_a_rule_file_gives_the_same_plan(overrides: Any, tmp_path:
     assert f"{site}: keep -> binarize" in made.diff(binarize.plan(Net(), path, **options))
 
 
+# With the bits of Group-Net and of LQ-Nets. "thin" loses more by them than with one bit.
+MORE = {
+    "wide": {"groupnet": 0.04, "lqnet": 0.02},
+    "grouped": {"groupnet": 0.03, "lqnet": 0.0},
+    "up": {"groupnet": 0.0, "lqnet": -0.001},
+    "thin": {"groupnet": 0.03, "lqnet": math.nan},
+}
+NAMES = ("groupnet", "lqnet")
+UNITS = {
+    "groupnet": {"weight": "binary-bases", "weight_options": {"bases": 5}},
+    "lqnet": {
+        "binarizer": "learned-levels",
+        "binarizer_options": {"bits": 3},
+        "weight": "learned-levels",
+        "weight_options": {"bits": 3},
+    },
+}
+
+
+def measured_more(
+    losses: dict[str, float] = LOSSES, losses_with: dict[str, dict[str, float]] = MORE
+) -> Sensitivity:
+    known = measured(losses)
+    more = {
+        site: {
+            name: {"distance": 2 * loss, "drop": loss, "disagreement": loss / 2}
+            for name, loss in given.items()
+        }
+        for site, given in losses_with.items()
+    }
+    return replace(known, sites=tuple(replace(row, more=more[row.site]) for row in known.sites))
+
+
+def loss_of(site: str, option: str) -> float:
+    if option in ("binarize", "keep"):
+        return LOSSES[site] if option == "binarize" else 0.0
+    loss = MORE[site][option]
+    return max(loss, 0.0) if math.isfinite(loss) else 1.0
+
+
+@functools.cache
+def costs_of(options: tuple[str, ...]) -> dict[str, float]:
+    """Bytes and operations with the open layers as these options say, the others in float."""
+    rules: list[dict[str, Any]] = [{"match": {"name": ["grouped", "thin"]}, "action": "keep"}]
+    for site, option in zip(OPEN, options, strict=True):
+        rule = {"match": {"name": site}, "action": "keep" if option == "keep" else "binarize"}
+        rules.append({**rule, "unit": UNITS[option]} if option in UNITS else rule)
+    made = binarize.report(binarize.convert(Net(), example_inputs=X, overrides=rules))
+    return {"bytes": made.file_bytes, "ops": made.ops}
+
+
+OPEN = ("wide", "up")
+EVERY = list(itertools.product(("binarize", "keep", *NAMES), repeat=2))
+EVERY.remove(("keep", "keep"))  # nothing would be binary
+OTHERS_KEPT: dict[str, Any] = {
+    "example_inputs": X,
+    "overrides": {"grouped": "keep", "thin": "keep"},
+}
+
+
+def chosen_options(plan: binarize.Plan) -> tuple[str, ...]:
+    names = {str(unit): name for name, unit in UNITS.items()}
+    decided = {d.site: d for d in plan.layers}
+    return tuple(names.get(str(decided[site].unit), decided[site].action) for site in OPEN)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "ops"])
+def test_the_best_choice_with_more_bits(kind: str) -> None:
+    costs = {options: costs_of(options)[kind] for options in EVERY}
+    least, most = min(costs.values()), max(costs.values())
+    known, seen = measured_more(), set()
+    for share in (0.03, 0.1, 0.3, 0.99):
+        limit = least + share * (most - least) + 400 * (kind == "bytes")
+        budget = written(kind, limit)
+        plan = binarize.plan(
+            Net(), budget=budget, sensitivity=known, more_bits=NAMES, **OTHERS_KEPT
+        )
+        found = chosen_options(plan)
+        # Reasons take a few bytes of the header, and are not part of what is counted here.
+        assert costs[found] <= limit
+        fitting = [x for x in EVERY if costs[x] <= limit - 700 * (kind == "bytes")]
+        best = min(sum(map(loss_of, OPEN, options)) for options in fitting)
+        assert sum(map(loss_of, OPEN, found)) <= best + 1e-12, share
+        seen.update(found)
+        student = binarize.convert(
+            Net(), budget=budget, sensitivity=known, more_bits=NAMES, **OTHERS_KEPT
+        )
+        report = binarize.report(student)
+        assert (report.file_bytes if kind == "bytes" else report.ops) <= limit
+    assert seen & set(NAMES)
+    assert "keep" in seen
+
+
+def test_a_drop_is_met_with_the_fewest_bytes_of_more_bits() -> None:
+    plan = binarize.plan(
+        Net(), budget="drop=0.03", sensitivity=measured_more(), more_bits=NAMES, **OTHERS_KEPT
+    )
+    good = [x for x in EVERY if sum(map(loss_of, OPEN, x)) <= 0.03 + 1e-9]
+    assert chosen_options(plan) == min(good, key=lambda x: costs_of(x)["bytes"])
+
+
+def test_layers_say_which_bits_they_get_and_why(tmp_path: Path) -> None:
+    known = measured_more()
+    options: dict[str, Any] = {"example_inputs": X, "budget": "90kB", "sensitivity": known}
+    plan = binarize.plan(Net(), more_bits="lqnet", **options)
+    decided = {d.site: d for d in plan.layers}
+    assert decided["wide"].unit == UNITS["lqnet"]
+    assert decided["wide"].reason.startswith("bits of lqnet by the budget of 90kB: ")
+    assert decided["wide"].reason.endswith(
+        "kB more; binary alone it moves the output by 0.1400, place 1 of 4; with these bits it "
+        "moves the output by 0.0400"
+    )
+    assert decided["thin"].unit is None
+    plan.policy.save(tmp_path / "mine.toml")
+    again = binarize.plan(Net(), tmp_path / "mine.toml", example_inputs=X)
+    assert again.decisions == plan.decisions
+    # Without more_bits what was measured of them changes nothing.
+    plain = binarize.plan(Net(), **options)
+    assert plain == binarize.plan(Net(), **{**options, "sensitivity": measured(LOSSES)})
+
+
+def test_a_projection_that_goes_gets_no_bits() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 32, 3, padding=1)
+            self.body = nn.Conv2d(32, 64, 3, padding=1)
+            self.projection = nn.Conv2d(32, 64, 1)
+            self.head = nn.Conv2d(64, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            return self.head((self.body(x) + self.projection(x)).relu())
+
+    net = Block()
+    known = measured_more(
+        {"body": 0.2, "projection": 0.02},
+        {"body": {"groupnet": 0.1}, "projection": {"groupnet": 0.01}},
+    )
+    more = [{"match": {"name": "body"}, "action": "binarize", "unit": UNITS["groupnet"]}]
+    made = binarize.convert(net, example_inputs=X, overrides=more)
+    limit = f"{binarize.report(made).file_bytes + 300}B"
+    plan = binarize.plan(
+        net, example_inputs=X, budget=limit, sensitivity=known, more_bits="groupnet"
+    )
+    rules = {rule.match.name[0]: rule for rule in plan.policy.rules if rule.match.name}
+    assert {d.site: d.action for d in plan.layers}["projection"] == "remove"
+    assert not rules["projection"].unit
+    assert rules["body"].unit == UNITS["groupnet"]
+
+
 def test_overrides_and_layers_the_policy_keeps_stay() -> None:
     plan = binarize.plan(
         Net(),
@@ -286,6 +438,37 @@ def test_mistakes(budget: Any, known: Any, text: str) -> None:
     text = text.format(least=f"{cost('bytes') / 1000:.3f} kB", ops=f"{cost('ops') / 1000:.3f} kOPs")
     with pytest.raises(BinarizeError) as caught:
         binarize.convert(Net(), example_inputs=X, budget=budget, sensitivity=known)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"more_bits": ["groupnet"]},
+            "more_bits='list': without a budget nothing asks for it; give a budget too, such as "
+            "'3MB'",
+        ),
+        (
+            {"more_bits": ["groupnet"], "budget": SOME},
+            "more_bits='groupnet': what wide loses with these bits has to be measured first; give "
+            "sensitivity=binarize.sensitivity(model, data, more_bits=['groupnet']), or its file",
+        ),
+        (
+            {"more_bits": ["cbnn"], "budget": "drop=0.1", "sensitivity": measured_more()},
+            "(model, data, more_bits=['cbnn']), or its file, measured with a task",
+        ),
+        ({"more_bits": "grupnet", "budget": SOME}, "did you mean 'groupnet'"),
+        (
+            {"more_bits": "bnn", "budget": SOME},
+            "more_bits='bnn': its weights and activations have one bit each; name a policy of "
+            "more, such as 'cbnn', 'lqnet' or 'groupnet'",
+        ),
+    ],
+)
+def test_mistakes_about_more_bits(options: Any, text: str) -> None:
+    with pytest.raises(BinarizeError) as caught:
+        binarize.plan(Net(), example_inputs=X, **options)
     assert text in str(caught.value)
 
 

@@ -31,6 +31,26 @@ def test_a_float_network(run, float_run: Path, tmp_path: Path) -> None:
     assert kept == {key: value for key, value in told.items() if key != "files"}
 
 
+def test_more_bits_are_measured_and_a_budget_takes_them(
+    run, float_run: Path, tmp_path: Path
+) -> None:
+    folder, rules = tmp_path / "out", tmp_path / "mine.toml"
+    more = ("--more-bits", "groupnet", "--more-bits", "cbnn")
+    answer = run(*words(folder, float_run, *more))
+    assert answer.code == 0, answer.err
+    assert "distance, groupnet" in " ".join(answer.out.split())
+    told = json.loads((folder / "sensitivity.json").read_text())
+    assert all(list(row["more"]) == ["groupnet", "cbnn"] for row in told["sites"])
+    convert = ("convert", float_run / "float.safetensors", "--size", "32x24", "--plan-only")
+    known = ("--sensitivity", folder / "sensitivity.json", "--save-policy", rules, "--json")
+    answer = run(*convert, "--budget", "14kB", *more, *known, "--quiet")
+    assert answer.code == 0, answer.err
+    assert any("bits of " in row["reason"] for row in answer.json["decisions"])
+    assert "unit = { weight = " in rules.read_text()
+    again = run(*convert, "--policy", rules, "--json", "--quiet")
+    assert again.json["decisions"] == answer.json["decisions"]
+
+
 def test_a_trained_binary_network(run, float_run: Path, binary_run: Path, tmp_path: Path) -> None:
     answer = run(
         *("sensitivity", binary_run / "binary.safetensors", *DATA, "--output", tmp_path / "out"),
@@ -94,6 +114,16 @@ def test_stops_in_time_and_tells_what_is_missing(run, float_run: Path, tmp_path:
         ("--batch-size 0", "batch-size=0: must be at least 1"),
         ("--mode solo", "mode='solo': no such mode; use alone or without"),
         ("--policy none-such", "none-such"),
+        (
+            "--mode without --more-bits groupnet",
+            "more_bits='groupnet': what a layer gains by them is "
+            "measured with all others float; use mode='alone'",
+        ),
+        (
+            "--more-bits bnn",
+            "more_bits='bnn': its weights and activations have one bit each; name a "
+            "policy of more, such as 'cbnn', 'lqnet' or 'groupnet'",
+        ),
         ("--mode without --teacher {there}", "it is for a trained 1-bit network"),
         ("--keep *", "there is nothing to binarize, so nothing to measure"),
     ],

@@ -49,6 +49,21 @@ def test_there_and_back(tmp_path: Path) -> None:
         assert picture.width > 300
 
 
+def test_more_bits_there_and_back(tmp_path: Path) -> None:
+    losses = {"distance": math.nan, "disagreement": 0.1, "drop": None}
+    rows = (replace(ROWS[0], more={"lqnet": losses}), ROWS[1])
+    made = result(*rows)
+    assert made.more == ("lqnet",)
+    (again, plain) = Sensitivity.load(made.save(tmp_path)[0]).sites
+    assert plain == ROWS[1]
+    assert math.isnan(again.more["lqnet"].pop("distance"))
+    assert again.more == {"lqnet": {"disagreement": 0.1, "drop": None}}
+    assert "more" not in result(*ROWS).to_dict()["sites"][0]  # as files were before
+    lines = str(made).splitlines()
+    assert lines[1].split()[-1] == "lqnet"
+    assert [line.split()[-1] for line in lines[2:]] == ["-", "nan"]
+
+
 @pytest.mark.parametrize("rows", [(), ROWS, ROWS * 30])
 def test_a_figure_of_any_length(rows: tuple[SiteSensitivity, ...], tmp_path: Path) -> None:
     for metric in (None, "mIoU"):

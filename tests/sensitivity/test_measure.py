@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -162,6 +163,35 @@ def test_a_shared_layer_is_one_layer() -> None:
         assert result.sites[0].distance > 0
 
 
+def test_more_bits_are_what_the_other_units_alone_cost() -> None:
+    """The rows of a policy of those units, without the statistics of a chance."""
+    data = batches()
+    options: dict[str, Any] = {"task": Segmentation(CLASSES)}
+    net = Net().eval()
+    made = binarize.sensitivity(net, data, policy=PLAIN, more_bits=["groupnet", "lqnet"], **options)
+    assert made.more == ("groupnet", "lqnet")
+    assert [replace(row, more={}) for row in made.sites] == list(
+        binarize.sensitivity(net, data, policy=PLAIN, **options).sites
+    )
+    units = {
+        "groupnet": replace(PLAIN.unit, weight="binary-bases", weight_options={"bases": 5}),
+        "lqnet": replace(
+            PLAIN.unit,
+            binarizer="learned-levels",
+            binarizer_options={"bits": 3},
+            weight="learned-levels",
+            weight_options={"bits": 3},
+        ),
+    }
+    for name, unit in units.items():
+        other = binarize.sensitivity(net, data, policy=replace(PLAIN, unit=unit), **options)
+        for row, alone in zip(made.sites, other.sites, strict=True):
+            found = row.more[name]
+            assert found == {key: getattr(alone, key) for key in found}
+    assert by_site(made)["costly"].more["lqnet"]["distance"] > 0
+    assert set(by_site(made)["costly"].more["lqnet"]) == {"distance", "disagreement", "drop"}
+
+
 def test_what_rises_is_a_loss_where_less_is_better() -> None:
     net = Net(out=1).eval()
     data = [(image, torch.rand(2, 1, 16, 16) * 9 + 0.5) for image, _ in batches()]
@@ -215,6 +245,12 @@ def student_of(net: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "options", "text"),
     [
+        (
+            Net,
+            {"mode": "without", "more_bits": "groupnet"},
+            "more_bits='groupnet': what a layer gains by them is measured with all others float; "
+            "use mode='alone'",
+        ),
         (Net, {"mode": "solo"}, "mode='solo': no such mode; use alone or without"),
         (Net, {"data": []}, "data=0: has no batches; give at least one batch of images"),
         (
