@@ -34,8 +34,8 @@ policy and no further arguments, and compared with its original:
   gradients, and the same outputs after `save` and `load`. The others are run on tensors without
   storage, where a shape is a shape and a value is none.
 
-A network with `+features` (timm's `features_only=True`) gets the check *forward* only; one with
-`+aux` (smp's `aux_params`) gets them like the others. What the columns say:
+Networks with `+features` (timm's `features_only=True`) and `+aux` (smp's `aux_params`) are examined
+like the others. What the columns say:
 
 - *checks*: `all` are forward, train and reload, with the second size behind them (`one size`: the
   original takes its own only); `real` where values were checked too. What fails is in bold.

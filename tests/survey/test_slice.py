@@ -84,6 +84,7 @@ def test_transformers_are_told_apart(name: str) -> None:
 
 @pytest.mark.parametrize("key", OTHERS)
 def test_other_ways_to_build_networks(key: str) -> None:
-    row = examine(case_of(key, TASKS.get(key, "")), light=True)
+    row = examine(case_of(key, TASKS.get(key, "")), light="features" not in key)
     assert row.status == CONVERTED, row.cause
     assert row.failures == {}
+    assert ("train" in row.checks) == ("features" in key)
