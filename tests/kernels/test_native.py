@@ -277,6 +277,24 @@ def test_bypass_between_any_channels(ratio: int, grouping: str) -> None:
         check(plain(parts, 2 * narrow * (ratio + 1), **given), exact=False)
 
 
+@pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6, 8])
+def test_equal_pixels_have_equal_results(ratio: int) -> None:
+    x = torch.randn(1, 1, 1, 24 * ratio).expand(1, 3, 37, -1).contiguous().movedim(-1, 1)
+    given: dict[str, Any] = {"bypass": "contiguous", "want_means": True}
+    values = plain([x], 24, **given)
+    check(values, exact=False)
+    for name in SETS:
+        y = native.select(name)(**values)[0]
+        assert torch.equal(y, y[:, :, :1, :1].expand_as(y)), name
+
+
+@pytest.mark.parametrize("stride", [(1, 3), (2, 2), (3, 3), (2, 7)])
+def test_bypass_over_windows_of_any_size(stride: tuple[int, int]) -> None:
+    for channels in (5, 16, 37):
+        values = plain([nhwc(2, channels, 9, 15)], channels, stride, stride)
+        check(values | {"bypass": "contiguous", "bypass_offset": (1, 0)}, exact=False)
+
+
 def test_maps_of_one_pixel_and_no_samples() -> None:
     check(everything(plain([nhwc(3, 64, 1, 1)], 65, **SQUARE), 1), exact=False)
     check(plain([nhwc(3, 65, 1, 1)], 8, **SQUARE), exact=True)

@@ -73,9 +73,17 @@ inline uint64_t pack_part(const float* x, const float* t, int64_t count, uint64_
 }
 
 inline void expand(const uint64_t* plane, int planes, int32_t* out) {
-  __m512i sum[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
-                    _mm512_setzero_si512()};
-  for (int p = 0; p < planes; ++p) {
+  // Bytes first, up to 8 planes; they hold the count of 255 taps.
+  __m512i bytes = _mm512_setzero_si512();
+  const int few = planes < 8 ? planes : 8;
+  for (int p = 0; p < few; ++p) {
+    bytes = _mm512_or_si512(bytes, _mm512_maskz_set1_epi8((__mmask64)plane[8 * p], (char)(1 << p)));
+  }
+  __m512i sum[4] = {_mm512_cvtepu8_epi32(_mm512_castsi512_si128(bytes)),
+                    _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 1)),
+                    _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 2)),
+                    _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 3))};
+  for (int p = 8; p < planes; ++p) {
     const __m512i place = _mm512_set1_epi32(1 << p);
     const uint64_t word = plane[8 * p];
 #pragma GCC unroll 4

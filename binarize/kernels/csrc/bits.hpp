@@ -219,23 +219,26 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
                                           [&](int64_t k, uint64_t word) { at[k] = word; });
       }
     } else {
+      Deviation full;  // of pixels that are there `up` times
       for (int64_t p = from; p < to; x += s.col) {
         const int64_t end = least(to, (s.small(p) + 1) * s.up);
-        Deviation once;
+        Deviation part;
         uint64_t* at = row + p * words + offset;
-        packer.template pixel<kDeviation>(x, once, [&](int64_t k, uint64_t word) {
-          for (int64_t q = 0; q < end - p; ++q) {
-            uint64_t* where = at + q * words + k;
-            if (merge) {
-              merge_word(where, shift, word);
-            } else {
-              *where = word;
-            }
-          }
-        });
-        if (kDeviation) deviation.add(once, (float)(end - p));
+        packer.template pixel<kDeviation>(x, end - p == s.up ? full : part,
+                                          [&](int64_t k, uint64_t word) {
+                                            for (int64_t q = 0; q < end - p; ++q) {
+                                              uint64_t* where = at + q * words + k;
+                                              if (merge) {
+                                                merge_word(where, shift, word);
+                                              } else {
+                                                *where = word;
+                                              }
+                                            }
+                                          });
+        if (kDeviation && end - p != s.up) deviation.add(part, (float)(end - p));
         p = end;
       }
+      if (kDeviation) deviation.add(full, (float)s.up);
     }
     channel += s.channels;
     if (flip) flip += ceil_div(s.channels, 64);
@@ -302,7 +305,24 @@ static inline uint64_t read_bits(const uint64_t* from, int64_t at, int64_t count
   return count < 64 ? value & (((uint64_t)1 << count) - 1) : value;
 }
 
-// Bits of all taps of a row in one string, for few channels: a word per pixel holds them.
+// Bits of all taps of a row in one string, where one word holds them.
+static void word_strings(const uint64_t* row, int64_t pixels, int64_t step, int64_t reach,
+                         int64_t channels, int64_t taps, uint64_t* __restrict out) {
+  for (int64_t t = 0; t < taps; ++t, row += reach) {
+    const int64_t shift = t * channels, keep = t ? -1 : 0;
+    if (step == 1) {
+      for (int64_t x = 0; x < pixels; ++x) {
+        out[x] = (out[x] & (uint64_t)keep) | row[x] << shift;
+      }
+    } else {
+      for (int64_t x = 0; x < pixels; ++x) {
+        out[x] = (out[x] & (uint64_t)keep) | row[x * step] << shift;
+      }
+    }
+  }
+}
+
+// The same for few channels: a word per pixel holds them.
 template <int kTaps>
 static void short_strings(const uint64_t* row, int64_t pixels, int64_t step, int64_t reach,
                           int64_t channels, int64_t words, uint64_t* __restrict out) {
@@ -328,6 +348,9 @@ static void string_row(const Call& c, int64_t line) {
   const int64_t taps = g.folded ? g.kernel[2] : 1;
   const int64_t step = g.folded ? g.stride[2] : 1, reach = g.folded ? g.dilation[2] : 1;
   uint64_t* out = p.strings + line * p.string_pixels * g.groups * words;
+  if (g.groups == 1 && words == 1) {
+    return word_strings(row, p.string_pixels, step, reach, in_group, taps, out);
+  }
   if (g.groups == 1 && p.words == 1 && taps == 3) {
     return short_strings<3>(row, p.string_pixels, step, reach, in_group, words, out);
   }

@@ -34,8 +34,8 @@ static inline __attribute__((always_inline)) Floats every(const Floats* x,
 }
 
 template <int kStep, int... kFrom>
-static inline __attribute__((always_inline)) Floats add_neighbours(
-    const Floats* x, std::integer_sequence<int, kFrom...>) {
+static inline __attribute__((always_inline)) Floats
+add_neighbours(const Floats* x, std::integer_sequence<int, kFrom...>) {
   Floats sum = {};
   ((sum += every<kStep, kFrom>(x, std::make_integer_sequence<int, kStep>{})), ...);
   return sum;
@@ -58,6 +58,22 @@ static inline __attribute__((always_inline)) Floats sum_neighbours(const Floats*
 }
 #endif
 
+// The same for one sum, in the same order, so that a mean does not depend on its place.
+template <int kSize>
+static inline __attribute__((always_inline)) float sum_of(const float* x) {
+  if constexpr (kSize == 1) {
+    return x[0];
+  } else if constexpr (kSize % 2 == 0) {
+    float half[kSize / 2];
+    for (int i = 0; i < kSize / 2; ++i) half[i] = x[2 * i] + x[2 * i + 1];
+    return sum_of<kSize / 2>(half);
+  } else {
+    float sum = x[0];
+    for (int i = 1; i < kSize; ++i) sum += x[i];
+    return sum;
+  }
+}
+
 // Means of `size` neighbours each, `groups` times.
 template <int kSize>
 static void group_means(const float* x, int64_t groups, float* __restrict out) {
@@ -71,16 +87,17 @@ static void group_means(const float* x, int64_t groups, float* __restrict out) {
     __builtin_memcpy(out + j, &mean, sizeof(mean));
   }
 #endif
-  for (; j < groups; ++j) {
-    float sum = x[j * kSize];
-    for (int i = 1; i < kSize; ++i) sum += x[j * kSize + i];
-    out[j] = sum * share;
-  }
+  for (; j < groups; ++j) out[j] = sum_of<kSize>(x + j * kSize) * share;
 }
 
 static float mean_of(const float* x, int64_t count) {
-  float sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += x[i];
+  float part[8] = {0}, sum = 0;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int k = 0; k < 8; ++k) part[k] += x[i + k];
+  }
+  for (; i < count; ++i) sum += x[i];
+  for (int k = 0; k < 8; ++k) sum += part[k];
   return sum / (float)count;
 }
 
@@ -151,21 +168,49 @@ static inline void copy_floats(const float* from, int64_t count, float* to) {
   for (; k < count; ++k) to[k] = from[k];
 }
 
-// Adds the other pixels of a window to the first one, which is at `from`, and divides.
+// Adds up kCount pixels, and what is there where `more` is set, and multiplies.
+template <int kCount>
+static void add_places(const float* const* x, bool more, float times, int64_t channels,
+                       float* __restrict to) {
+  int64_t k = 0;
+  for (; k + kLanes <= channels; k += kLanes) {
+    Floats v = load_as<Floats>(x[0] + k);
+    if (more) v += load_as<Floats>(to + k);
+#pragma GCC unroll 4
+    for (int i = 1; i < kCount; ++i) v += load_as<Floats>(x[i] + k);
+    v *= times;
+    __builtin_memcpy(to + k, &v, sizeof(v));
+  }
+  for (; k < channels; ++k) {
+    float v = more ? to[k] + x[0][k] : x[0][k];
+    for (int i = 1; i < kCount; ++i) v += x[i][k];
+    to[k] = v * times;
+  }
+}
+
+// The mean over the window whose first pixel is at `from`.
 static void window_mean(const BinarizeGeometry& g, const Source& s, int64_t n,
                         const int64_t from[3], float* __restrict to) {
+  const int64_t all = g.stride[0] * g.stride[1] * g.stride[2];
+  const float* x[4];
+  int64_t have = 0, done = 0;
   for (int64_t wz = 0; wz < g.stride[0]; ++wz) {
     for (int64_t wy = 0; wy < g.stride[1]; ++wy) {
       for (int64_t wx = 0; wx < g.stride[2]; ++wx) {
-        if (wz + wy + wx == 0) continue;
-        const float* x = s.at(n, clamped(g, 0, from[0] + wz), clamped(g, 1, from[1] + wy),
-                              clamped(g, 2, from[2] + wx));
-        for (int64_t k = 0; k < s.channels; ++k) to[k] += x[k];
+        x[have++] = s.at(n, clamped(g, 0, from[0] + wz), clamped(g, 1, from[1] + wy),
+                         clamped(g, 2, from[2] + wx));
+        if (have < 4 && done + have < all) continue;
+        const bool more = done > 0;
+        done += have;
+        const float times = done == all ? 1 / (float)all : 1;
+        if (have == 4) add_places<4>(x, more, times, s.channels, to);
+        if (have == 3) add_places<3>(x, more, times, s.channels, to);
+        if (have == 2) add_places<2>(x, more, times, s.channels, to);
+        if (have == 1) add_places<1>(x, more, times, s.channels, to);
+        have = 0;
       }
     }
   }
-  const float share = 1 / (float)(g.stride[0] * g.stride[1] * g.stride[2]);
-  for (int64_t k = 0; k < s.channels; ++k) to[k] *= share;
 }
 
 // All input channels at one output position: where they lie, or brought into `map`.
@@ -180,31 +225,52 @@ static const float* bypass_pixel(const Call& c, int64_t n, const int64_t at[3], 
     const float* x =
         s.at(n, clamped(g, 0, from[0]), clamped(g, 1, from[1]), clamped(g, 2, from[2]));
     if (!windows && g.sources == 1) return x;
-    copy_floats(x, s.channels, to);
-    if (windows) window_mean(g, s, n, from, to);
+    if (windows) {
+      window_mean(g, s, n, from, to);
+    } else {
+      copy_floats(x, s.channels, to);
+    }
     to += s.channels;
   }
   return map;
 }
 
-// The means of neighbours, source by source where no mean takes channels of two.
-static void bypass_means(const Call& c, int64_t n, const int64_t at[3], float* __restrict to) {
-  const BinarizeGeometry& g = *c.g;
-  const int64_t size = g.in_channels / g.out_channels;
-  for (int64_t i = 0; i < g.sources; ++i) {
-    const Source s(c, i);
-    contiguous_means(
-        s.at(n, clamped(g, 0, bypass_start(g, 0, at[0])), clamped(g, 1, bypass_start(g, 1, at[1])),
-             clamped(g, 2, bypass_start(g, 2, at[2]))),
-        size, s.channels / size, to);
-    to += s.channels / size;
-  }
-}
-
 // Memory of a thread for the bypass of a block.
 struct BypassRoom {
-  float *pixels, *rest, *map;
+  float *pixels, *rest, *means, *map;
 };
+
+// The means of neighbours of a stretch of a row, where no mean takes channels of two sources:
+// source by source, all pixels at once if they lie one after another.
+static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t first, int64_t count,
+                        const BypassRoom& room) {
+  const BinarizeGeometry& g = *c.g;
+  const int64_t rest = c.plan.bypass_rest, size = g.in_channels / g.out_channels;
+  const int64_t start = bypass_start(g, 2, at[2]);
+  float* to = room.rest + first * rest;
+  for (int64_t i = 0; i < g.sources; ++i) {
+    const Source s(c, i);
+    const int64_t groups = s.channels / size;
+    const int64_t low = s.small(clamped(g, 2, start));
+    const int64_t pixels = s.small(clamped(g, 2, start + count - 1)) + 1 - low;
+    const float* x = s.at(n, clamped(g, 0, bypass_start(g, 0, at[0])),
+                          clamped(g, 1, bypass_start(g, 1, at[1])), clamped(g, 2, start));
+    const bool all = pixels == count && groups == rest;
+    float* means = all ? to : room.means;
+    if (s.col == s.channels) {
+      contiguous_means(x, size, groups * pixels, means);
+    } else {
+      for (int64_t k = 0; k < pixels; ++k) {
+        contiguous_means(x + k * s.col, size, groups, means + k * groups);
+      }
+    }
+    for (int64_t k = 0; !all && k < count; ++k) {
+      const int64_t where = s.small(clamped(g, 2, start + k)) - low;
+      copy_floats(means + where * groups, groups, to + k * rest);
+    }
+    to += groups;
+  }
+}
 
 // Brings `count` pixels, the first of which is output `at`, to place `first` of a block.
 static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t every,
@@ -223,6 +289,7 @@ static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t 
     }
     return;
   }
+  if (p.bypass_apart) return stage_means(c, n, at, first, count, room);
   // Neighbours read the same pixel of a map that is enlarged.
   const bool once = g.transposed || has_windows(g);
   const int64_t repeat = once ? 1 : p.repeat;
@@ -233,8 +300,6 @@ static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t 
     if (same == repeat) same = 0;
     if (same > 0 && i > first) {
       copy_floats(to - rest, rest, to);
-    } else if (p.bypass_apart) {
-      bypass_means(c, n, o, to);
     } else {
       fuse_down(bypass_pixel(c, n, o, room.map), channels, rest, interleaved, to);
     }

@@ -34,6 +34,8 @@ struct Room {
     at += p.bypass_stored ? p.block * c.g->in_channels : 0;
     bypass.rest = at;
     at += p.block * p.bypass_rest;
+    bypass.means = at;
+    at += p.bypass_apart ? p.block * p.bypass_rest : 0;
     bypass.map = at;
     at += c.g->in_channels;
     residual = at;

@@ -1,5 +1,8 @@
 // The epilogue: everything that comes after counting, while a block is in the cache.
 
+// Vectors of channels at a time, so that maps are read and written in longer pieces.
+constexpr int64_t kFinish = 4;
+
 // Places of a block, in the same row, whose windows hang over the border alike.
 struct Run {
   int64_t pixels;
@@ -28,13 +31,6 @@ struct Block {
   Run run[kMostPixels];
 };
 
-template <class T, class P>
-static inline __attribute__((always_inline)) T load_as(const P* from) {
-  T value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
-}
-
 template <class F, class I>
 static inline __attribute__((always_inline)) F to_floats(I v) {
   if constexpr (sizeof(F) == sizeof(float)) {
@@ -44,44 +40,56 @@ static inline __attribute__((always_inline)) F to_floats(I v) {
   }
 }
 
-// All pixels of a block and one vector of channels, which begins at `o` and `inner` floats behind
-// the start of its segment.
-template <class F, class I, bool kBypass, bool kResidual, bool kActivation>
+// All pixels of a block and `kWide` vectors of channels, which begin at `o` and `inner` floats
+// behind the start of their segment.
+template <class F, class I, int kWide, bool kBypass, bool kResidual, bool kActivation>
 static inline __attribute__((always_inline)) void finish_channels(const Block& b, int64_t segment,
                                                                   int64_t o, int64_t inner) {
-  const F scale = load_as<F>(b.scale + o), offset = load_as<F>(b.offset + o), zero = {};
-  F shift = zero, slope = zero, out_shift = zero, sums = zero;
-  if (kActivation) {
-    shift = load_as<F>(b.shift + o);
-    slope = load_as<F>(b.slope + o);
-    out_shift = load_as<F>(b.out_shift + o);
+  constexpr int64_t lanes = (int64_t)(sizeof(F) / sizeof(float));
+  const F zero = {};
+  F scale[kWide], offset[kWide], shift[kWide], slope[kWide], out_shift[kWide], sums[kWide];
+#pragma GCC unroll 4
+  for (int w = 0; w < kWide; ++w) {
+    const int64_t at = o + w * lanes;
+    scale[w] = load_as<F>(b.scale + at), offset[w] = load_as<F>(b.offset + at);
+    shift[w] = slope[w] = out_shift[w] = sums[w] = zero;
+    if (kActivation) {
+      shift[w] = load_as<F>(b.shift + at);
+      slope[w] = load_as<F>(b.slope + at);
+      out_shift[w] = load_as<F>(b.out_shift + at);
+    }
   }
   const int32_t* counts = b.counts + o;
   const int64_t count_stride = b.count_stride, y_step = b.y_step;
   const int64_t bypass_step = b.segment[segment].step, residual_step = b.residual_step;
   for (int64_t r = 0; r < b.runs; ++r) {
     const Run& run = b.run[r];
-    const I table = load_as<I>(run.table + o);
+    const int32_t* table = run.table + o;
     float* y = run.y + o;
     const float* bypass = kBypass ? run.bypass[segment] + inner : nullptr;
     const float* residual = kResidual ? run.residual + o : nullptr;
     for (int64_t i = 0; i < run.pixels; ++i, counts += count_stride, y += y_step) {
-      const I count = load_as<I>(counts);
-      F v = scale * to_floats<F>(table - (count + count)) + offset;
-      if (kBypass) v += load_as<F>(bypass + i * bypass_step);
-      if (kResidual) v += load_as<F>(residual + i * residual_step);
-      if (kActivation) {
-        v += shift;
-        v = v > zero ? v : v * slope;
-        v += out_shift;
+#pragma GCC unroll 4
+      for (int w = 0; w < kWide; ++w) {
+        const I count = load_as<I>(counts + w * lanes);
+        F v = scale[w] * to_floats<F>(load_as<I>(table + w * lanes) - (count + count)) + offset[w];
+        if (kBypass) v += load_as<F>(bypass + i * bypass_step + w * lanes);
+        if (kResidual) v += load_as<F>(residual + i * residual_step + w * lanes);
+        if (kActivation) {
+          v += shift[w];
+          v = v > zero ? v : v * slope[w];
+          v += out_shift[w];
+        }
+        __builtin_memcpy(y + w * lanes, &v, sizeof(v));
+        sums[w] += v;
       }
-      __builtin_memcpy(y, &v, sizeof(v));
-      sums += v;
     }
   }
-  if (b.sums) {
-    sums += load_as<F>(b.sums + o);
-    __builtin_memcpy(b.sums + o, &sums, sizeof(sums));
+  if (!b.sums) return;
+#pragma GCC unroll 4
+  for (int w = 0; w < kWide; ++w) {
+    sums[w] += load_as<F>(b.sums + o + w * lanes);
+    __builtin_memcpy(b.sums + o + w * lanes, &sums[w], sizeof(F));
   }
 }
 
@@ -90,17 +98,21 @@ template <bool kBypass, bool kResidual, bool kActivation>
 static inline __attribute__((always_inline)) void finish_segment(const Block& b, int64_t segment,
                                                                  int64_t from, int64_t channels) {
   int64_t k = 0;
+  for (; k + kFinish * kLanes <= channels; k += kFinish * kLanes) {
+    finish_channels<Floats, Ints, kFinish, kBypass, kResidual, kActivation>(b, segment, from + k,
+                                                                            k);
+  }
   for (; k + kLanes <= channels; k += kLanes) {
-    finish_channels<Floats, Ints, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<Floats, Ints, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
   }
   for (; k + 8 <= channels; k += 8) {
-    finish_channels<Floats8, Ints8, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<Floats8, Ints8, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
   }
   for (; k + 4 <= channels; k += 4) {
-    finish_channels<Floats4, Ints4, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<Floats4, Ints4, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
   }
   for (; k < channels; ++k) {
-    finish_channels<float, int32_t, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<float, int32_t, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
   }
 }
 

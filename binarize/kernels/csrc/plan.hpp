@@ -11,6 +11,13 @@ typedef float Floats4 __attribute__((vector_size(16)));
 typedef int32_t Ints4 __attribute__((vector_size(16)));
 constexpr int64_t kLanes = sizeof(Floats) / sizeof(float);
 
+template <class T, class P>
+static inline __attribute__((always_inline)) T load_as(const P* from) {
+  T value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
 struct Dim {
   int64_t in;     // size of the enlarged input
   int64_t out;    // outputs of this phase
@@ -239,7 +246,7 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
   p.depth_weight = (uint64_t*)take(g.depthwise ? 8 * steps * (p.words + 8) : 0);
   p.table = (int32_t*)take(4 * p.patterns[0] * p.patterns[1] * p.patterns[2] * o);
   p.pattern = (int32_t*)take(4 * (g.out_size[0] + g.out_size[1] + g.out_size[2]));
-  const int64_t bypass = (p.bypass_stored ? c : 0) + p.bypass_rest;
+  const int64_t bypass = (p.bypass_stored ? c : 0) + p.bypass_rest * (p.bypass_apart ? 2 : 1);
   const int64_t residual = g.residuals > 1 ? o : 0;
   p.room_floats = ceil_div(p.block * (p.count_stride + bypass + residual) + c, 16) * 16;
   p.room = (float*)take(4 * threads * p.room_floats);

@@ -39,6 +39,7 @@ static void make_table(const Call& c) {
     from = 0, to = m.taps;
     if (g.padding_mode != BINARIZE_ZEROS) return;
     const int64_t start = m.start + o * m.step;
+    if (start >= 0 && start + (m.taps - 1) * m.reach < m.in) return;
     if (start < 0) from = least(m.taps, ceil_div(-start, m.reach));
     to = start >= m.in ? 0 : least(m.taps, (m.in - 1 - start) / m.reach + 1);
     if (to < from) to = from;
