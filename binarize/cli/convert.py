@@ -264,7 +264,11 @@ def show_summary(plan: Plan, out: Output) -> None:
         "addition drop": "block shortcuts are re-anchored",
     }
     counts: Mapping[str, int] = _counts(plan)
-    told = ", ".join(f"{counts[key]} {text}" for key, text in words.items() if key in counts)
-    out.print(f"{plan.policy.name}: {plan.binary_share:.1%} of the weights binary; {told}")
+    told = [f"{counts[key]} {text}" for key, text in words.items() if key in counts]
+    if others := sum(decision.unit is not None for decision in plan.layers):
+        told[0] += f" ({others} with units of other parts)"
+    out.print(
+        f"{plan.policy.name}: {plan.binary_share:.1%} of the weights binary; {', '.join(told)}"
+    )
     for scope, cause in plan.opaque.items():
         out.print(f"not traced: {scope or 'the network itself'}: {cause}")

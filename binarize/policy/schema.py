@@ -158,9 +158,8 @@ class Policy:
                 for key, values in asdict(rule.match).items()
                 if values
             }
-            rules.append({"match": match, "action": rule.action, "reason": rule.reason})
-            if rule.unit:
-                rules[-1]["unit"] = deepcopy(dict(rule.unit))
+            unit = {"unit": deepcopy(dict(rule.unit))} if rule.unit else {}
+            rules.append({"match": match, "action": rule.action, **unit, "reason": rule.reason})
         return {
             "name": self.name,
             "summary": self.summary,

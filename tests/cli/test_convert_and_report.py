@@ -44,6 +44,8 @@ def test_the_plan_tells_units_of_other_parts(run, tmp_path: Path) -> None:
         r"^binarize \d layers? with weight='binary-bases', bases=3: it hurts$", answer.out, re.M
     )
     assert "convolution or per-pixel linear layer" in answer.out
+    text = " ".join(answer.out.split())
+    assert re.search(r"4 layers become binary \(\d with units of other parts\), ", text)
 
 
 def test_the_plan_for_a_program(run) -> None:
