@@ -193,6 +193,9 @@ static inline void merge_word(uint64_t* to, int64_t shift, uint64_t word) {
   if (shift && (word >> (64 - shift))) to[1] |= word >> (64 - shift);
 }
 
+// Floats by which maps are fetched ahead where they are not read in one go.
+constexpr int64_t kAhead = 512;
+
 template <bool kDeviation>
 static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t from, int64_t to,
                      uint64_t* row, Deviation& deviation) {
@@ -223,6 +226,7 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
       for (int64_t p = from; p < to; x += s.col) {
         const int64_t end = least(to, (s.small(p) + 1) * s.up);
         Deviation part;
+        for (int64_t k = 0; k < s.channels; k += 16) __builtin_prefetch(x + k + kAhead);
         uint64_t* at = row + p * words + offset;
         packer.template pixel<kDeviation>(x, end - p == s.up ? full : part,
                                           [&](int64_t k, uint64_t word) {

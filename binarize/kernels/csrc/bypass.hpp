@@ -174,6 +174,7 @@ static void add_places(const float* const* x, bool more, float times, int64_t ch
                        float* __restrict to) {
   int64_t k = 0;
   for (; k + kLanes <= channels; k += kLanes) {
+    for (int i = 0; i < kCount; ++i) __builtin_prefetch(x[i] + k + kAhead);
     Floats v = load_as<Floats>(x[0] + k);
     if (more) v += load_as<Floats>(to + k);
 #pragma GCC unroll 4
