@@ -222,7 +222,7 @@ def _run(
                 "means", len(means), "there must be none or one per source", "give one per source"
             )
         held += [
-            _vector(m, x.shape[0] * x.shape[1], "means")
+            _vector(m, x.shape[0] * x.shape[1], "means") if m.numel() else None
             for m, x in zip(means, sources, strict=True)
         ]
     else:

@@ -8,6 +8,9 @@ maps, not the counting of bits, are what would otherwise take the time:
     \alpha_n = \exp\bigl(a (\overline{|x_n - t_n|} - 1)\bigr), \qquad
     y = \mathrm{act}\bigl(g_o \alpha_n \textstyle\sum \operatorname{sign}(x - t)
     \operatorname{sign}(w) + d_o + \mathrm{bypass}(x) + \textstyle\sum r\bigr)
+
+``means`` holds, per source, its means per sample and channel where they are known, or an empty
+tensor; an empty list says that none is known. What is not given is taken in double precision.
 """
 
 from __future__ import annotations

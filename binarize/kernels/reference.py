@@ -57,8 +57,7 @@ def unit(
     column = (1, -1, *(1,) * len(positions))
     level = threshold.view(1, -1)
     if mean_gain is not None:
-        mean = torch.cat(list(means), 1) if means else x.mean(positions)
-        level = mean_gain * mean + level
+        level = mean_gain * _means(sources, means) + level
     level = level.reshape(-1, x.shape[1], *(1,) * len(positions))
     signs = _signs(x, level, flip)
     layout = Layout(x.shape[1], gain.shape[0], kernel, stride, dilation, groups, transposed)
@@ -89,7 +88,19 @@ def unit(
         y = y + act_out_shift.view(column)
     # Not by `contiguous`, which leaves the strides of dimensions of size 1 as they come.
     result = y.new_empty((y.shape[0], *y.shape[2:], y.shape[1])).movedim(-1, 1).copy_(y)
-    return result, y.mean(positions) if want_means else y.new_empty(0)
+    return result, _mean(y) if want_means else y.new_empty(0)
+
+
+def _means(sources: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor:
+    """Means per sample and channel over all sources, those that are not given taken here."""
+    found = given or [x.new_empty(0) for x in sources]
+    pairs = zip(sources, found, strict=True)
+    return torch.cat([m if m.numel() else _mean(x) for x, m in pairs], 1)
+
+
+def _mean(x: Tensor) -> Tensor:
+    # In double precision, as the training layers take them.
+    return x.mean(list(range(2, x.dim())), dtype=torch.float64).to(x.dtype)
 
 
 def _enlarge(x: Tensor, factor: int) -> Tensor:

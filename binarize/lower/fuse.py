@@ -57,7 +57,7 @@ def fuse(recording: Recording) -> None:
         _take_tail(recording, node)
     for node in units(recording.graph):
         _read_parts(node)
-    _pass_means(recording.graph)
+    _pass_means(recording)
     recording.graph.eliminate_dead_code()
     _overwrite(recording.graph)
     place_last_convolutions(recording.graph)
@@ -195,31 +195,25 @@ def _enlargement(node: fx.Node) -> int | None:
     return factor if factor and not factors and exact else None
 
 
-def _pass_means(graph: fx.Graph) -> None:
-    means: dict[fx.Node, fx.Node] = {}
+def _pass_means(recording: Recording) -> None:
+    graph, empty = recording.graph, None
     for node in units(graph):
         given = arguments(node)
-        if given["mean_gain"] is None or not any(map(_maker, given["sources"])):
+        makers = [_maker(source) for source in given["sources"]]
+        if given["mean_gain"] is None or not any(makers):
             continue
-        for source in given["sources"]:
-            if source not in means:
-                means[source] = _mean(source)
-        given["means"] = [means[source] for source in given["sources"]]
+        given["means"] = []
+        for maker in makers:
+            if maker is not None:
+                of_maker = arguments(maker)
+                of_maker["want_means"] = True
+                set_arguments(maker, of_maker)
+                given["means"].append(result(maker, 1))
+            else:
+                with graph.inserting_before(node):
+                    empty = empty or recording.constant(torch.empty(0))
+                given["means"].append(empty)  # the kernel takes them itself
         set_arguments(node, given)
-
-
-def _mean(source: fx.Node) -> fx.Node:
-    maker = _maker(source)
-    if maker is None:
-        # The other sources' means are at hand, and the kernel takes all or none.
-        with source.graph.inserting_after(source):
-            return source.graph.call_function(
-                _aten.mean.dim, (source, list(range(2, value_of(source).dim())))
-            )
-    given = arguments(maker)
-    given["want_means"] = True
-    set_arguments(maker, given)
-    return result(maker, 1)
 
 
 def _overwrite(graph: fx.Graph) -> None:

@@ -80,8 +80,8 @@ def test_constants_are_stored_once(tmp_path: Path) -> None:
     with safe_open(tmp_path / "1.safetensors", "pt") as one:
         tensors = len(one.keys())
     with safe_open(tmp_path / "2.safetensors", "pt") as two:
-        # The norm's two numbers are worked out for each size.
-        assert tensors <= len(two.keys()) <= tensors + 2
+        # The norm's two numbers are worked out for each size, and there is an empty tensor.
+        assert tensors <= len(two.keys()) <= tensors + 3
 
 
 def test_another_process_needs_neither_class_nor_library(tmp_path: Path) -> None:

@@ -277,6 +277,30 @@ def test_bypass_between_any_channels(ratio: int, grouping: str) -> None:
         check(plain(parts, 2 * narrow * (ratio + 1), **given), exact=False)
 
 
+def test_threshold_on_the_mean_of_a_constant_map() -> None:
+    """Sums in single precision miss the mean, and every sign would be the other one."""
+    x = torch.randn(2, 70, 1, 1).expand(2, 70, 15, 13).contiguous(memory_format=torch.channels_last)
+    values = plain([x], 9, mean_gain=torch.ones(70), threshold=torch.zeros(70))
+    wanted = reference.unit(**values)[0]
+    for name in SETS:
+        assert torch.equal(native.select(name)(**values)[0], wanted), name
+    signs = reference.unit(**values | {"mean_gain": None, "threshold": torch.full((70,), -9.0)})[0]
+    assert torch.equal(wanted, signs)  # all bits are +1
+
+
+def test_means_of_some_sources() -> None:
+    x = [nhwc(2, channels, 6, 5) for channels in (64, 20, 7)]
+    values = plain(x, 9, mean_gain=torch.randn(91), **SQUARE)
+    wanted = reference.unit(**values)[0]
+    means = [part.double().mean((2, 3)).float() for part in x]
+    for given in ((0,), (1,), (0, 2), (0, 1, 2)):
+        some = [m if i in given else torch.empty(0) for i, m in enumerate(means)]
+        assert torch.equal(reference.unit(**values | {"means": some})[0], wanted)
+        for name in SETS:
+            found = native.select(name)(**values | {"means": some})[0]
+            assert torch.equal(found, wanted), (name, given)
+
+
 @pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6, 8])
 def test_equal_pixels_have_equal_results(ratio: int) -> None:
     x = torch.randn(1, 1, 1, 24 * ratio).expand(1, 3, 37, -1).contiguous().movedim(-1, 1)

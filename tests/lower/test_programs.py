@@ -39,8 +39,8 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
         made_there = binarize.pack(shop.student(shop.UNet()))
         made_there(torch.randn(2, 3, 12, 16))
     assert shop.operators(packed) == shop.operators(made_there) == operators
-    # Stem and head, the stem's norm and activation, its means for the concatenation's reader.
-    found = "convolution addcmul relu_ mean convolve_points".split()
+    # Stem and head, the stem's norm and activation.
+    found = "convolution addcmul relu_ convolve_points".split()
     assert shop.operators(packed) == found
     down, conv1, conv2, up = shop.calls(packed)
     assert [len(call["sources"]) for call in (down, conv1, conv2, up)] == [1, 1, 1, 2]
@@ -48,6 +48,10 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
     assert all(call["act_slope"] is not None for call in (down, conv1, conv2, up))
     assert [call["want_means"] for call in (down, conv1, conv2, up)] == [True, True, True, False]
     assert [len(call["means"]) for call in (down, conv1, conv2, up)] == [0, 1, 1, 2]
+    # Those of the stem's map are taken by its readers.
+    (program,) = packed.programs.values()
+    left = up["means"][1]
+    assert getattr(program.module, left.target).numel() == 0
 
 
 def test_addition_behind_a_unit(shop: SimpleNamespace) -> None:

@@ -53,7 +53,7 @@ typedef struct {
 } BinarizeGeometry;
 
 /* The tensors of one call, in this order; those that may be null are marked so.
-   After them come `sources` maps, `sources` means (null if none is given), `residuals` maps. */
+   After them come `sources` maps, `sources` means (null where not given), `residuals` maps. */
 enum BinarizeTensor {
   BINARIZE_WEIGHT,
   BINARIZE_GAIN,

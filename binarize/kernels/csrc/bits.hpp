@@ -48,13 +48,16 @@ static int64_t inside(int64_t i, int64_t size, int64_t mode) {
   return -1;
 }
 
-// Adds pixels to sums per channel.
+// Adds pixels to sums per channel, in double: a threshold that lies on a map's mean, as those of
+// constant maps may, is only hit by the mean itself.
 static void add_pixels(const float* x, int64_t stride, int64_t pixels, int64_t channels,
-                       float* __restrict sums) {
+                       double* __restrict sums) {
   int64_t i = 0;
   for (; i + 4 <= pixels; i += 4) {
     const float *a = x + i * stride, *b = a + stride, *c = b + stride, *d = c + stride;
-    for (int64_t k = 0; k < channels; ++k) sums[k] += (a[k] + b[k]) + (c[k] + d[k]);
+    for (int64_t k = 0; k < channels; ++k) {
+      sums[k] += ((double)a[k] + (double)b[k]) + ((double)c[k] + (double)d[k]);
+    }
   }
   for (; i < pixels; ++i) {
     const float* a = x + i * stride;
@@ -88,34 +91,42 @@ static MeanRow mean_row(const BinarizeGeometry& g, int64_t row) {
 
 static void mean_item(Call& c, int64_t item, int64_t) {
   const MeanRow r = mean_row(*c.g, item);
+  if (c.means(r.source)) return;
   const Source s(c, r.source);
-  float* sums = c.plan.mean_part + item * c.g->in_channels;
+  double* sums = c.plan.mean_part + item * c.g->in_channels;
   for (int64_t k = 0; k < s.channels; ++k) sums[k] = 0;
   const float* x = s.x + r.sample * s.n + r.z * s.z + r.y * s.y + r.from * s.col;
   add_pixels(x, s.col, r.to - r.from, s.channels, sums);
 }
 
 // Adds up partial sums in double and divides.
-static void finish_means(const float* part, int64_t rows, int64_t row_stride, int64_t channels,
+template <class T>
+static void finish_means(const T* part, int64_t rows, int64_t row_stride, int64_t channels,
                          int64_t count, float* __restrict means) {
   for (int64_t k0 = 0; k0 < channels; k0 += 64) {
     const int64_t width = least(64, channels - k0);
     double sums[64] = {0};
     for (int64_t r = 0; r < rows; ++r) {
-      const float* row = part + r * row_stride + k0;
+      const T* row = part + r * row_stride + k0;
       for (int64_t k = 0; k < width; ++k) sums[k] += row[k];
     }
     for (int64_t k = 0; k < width; ++k) means[k0 + k] = (float)(sums[k] / (double)count);
   }
 }
 
-static bool takes_means(const Call& c) { return c.floats(BINARIZE_MEAN_GAIN) && !c.means(0); }
+// Whether there is a source whose means are needed and not given.
+static bool takes_means(const Call& c) {
+  if (!c.floats(BINARIZE_MEAN_GAIN)) return false;
+  for (int64_t i = 0; i < c.g->sources; ++i) {
+    if (!c.means(i)) return true;
+  }
+  return false;
+}
 
 // Thresholds of every sample, (n, channel).
 static void make_levels(Call& c) {
   const BinarizeGeometry& g = *c.g;
   const float *gain = c.floats(BINARIZE_MEAN_GAIN), *base = c.floats(BINARIZE_THRESHOLD);
-  const bool given = !takes_means(c);
   int64_t row = 0, channel = 0;
   for (int64_t i = 0; i < g.sources; ++i) {
     const int64_t* s = g.source + 6 * i;
@@ -131,14 +142,14 @@ static void make_levels(Call& c) {
         for (int64_t k = 0; k < channels; ++k) level[k] = add[k];
         continue;
       }
-      if (given) {
+      if (c.means(i)) {
         const float* mean = c.means(i) + n * channels;
         for (int64_t k = 0; k < channels; ++k) level[k] = mean[k];
       } else {
         finish_means(c.plan.mean_part + row * g.in_channels, rows, g.in_channels, channels, area,
                      level);
-        row += rows;
       }
+      row += rows;
       const float* factor = gain + channel;
       for (int64_t k = 0; k < channels; ++k) level[k] = factor[k] * level[k] + add[k];
     }

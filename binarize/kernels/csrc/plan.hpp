@@ -125,8 +125,8 @@ struct Plan {
   int64_t patterns[3];     // at most so many windows that hang over the border differently
   // Scratch memory.
   Stage* stages;
-  float *level, *mean_part, *scale, *sum_part, *room;
-  double* deviation;
+  float *level, *scale, *sum_part, *room;
+  double *mean_part, *deviation;
   uint64_t *flip, *bits, *strings, *depth_weight;
   int64_t* offsets;  // in words, of everything a window reads
   int32_t *table, *pattern;
@@ -234,7 +234,7 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
   const int64_t pixels = n * p.padded[0] * p.padded[1];
   p.stages = (Stage*)take((int64_t)sizeof(Stage) * (3 + p.phases));
   p.level = (float*)take(4 * n * c);
-  p.mean_part = (float*)take(4 * p.mean_rows * c);
+  p.mean_part = (double*)take(8 * p.mean_rows * c);
   p.scale = (float*)take(4 * (n + 3) * o);
   p.sum_part = (float*)take(want_means ? 4 * n * p.sum_rows * o : 0);
   p.deviation = (double*)take(8 * n * p.deviation_rows);
