@@ -222,7 +222,7 @@ def _losses_with(
     for name in names:
         loss = rows.get(decision.site, {}).get(name, {}).get(measure)
         if loss is None:
-            # An error of the weights would not do: most of a loss is the binary map's.
+            # The error of the weights says little: the map stays binary.
             raise BinarizeError(
                 "more_bits",
                 name,

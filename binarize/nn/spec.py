@@ -110,7 +110,7 @@ class UnitSpec:
         Raises:
             PolicyError: A part or an option is unknown.
         """
-        return self.from_dict(exchanged(self.to_dict(), changes))
+        return self.from_dict(exchanged(self.to_dict(), changes)) if changes else self
 
     @staticmethod
     def _try(key: str, part: Callable[..., Any], options: Any) -> None:
