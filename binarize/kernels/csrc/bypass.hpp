@@ -265,9 +265,10 @@ static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t f
         contiguous_means(x + k * s.col, size, groups, means + k * groups);
       }
     }
-    for (int64_t k = 0; !all && k < count; ++k) {
-      const int64_t where = s.small(clamped(g, 2, start + k)) - low;
-      copy_floats(means + where * groups, groups, to + k * rest);
+    // A pixel of an enlarged map is there several times, and so is one at the border.
+    for (int64_t j = 0, k = 0; !all && j < pixels; ++j) {
+      const int64_t end = j + 1 < pixels ? (low + j + 1) * s.up - start : count;
+      for (; k < end; ++k) copy_floats(means + j * groups, groups, to + k * rest);
     }
     to += groups;
   }

@@ -117,7 +117,8 @@ static __attribute__((noinline)) void place_block(const Call& c, int64_t n, int6
     const int64_t line =
         (w.numbers[0][at[0]] * w.patterns[1] + w.numbers[1][at[1]]) * w.patterns[2];
     for (int64_t k = 0; k < count; k += run.pixels) {
-      run.pixels = 1;
+      // Numbers only grow along a row.
+      run.pixels = numbers[count - 1] == numbers[k] ? count - k : 1;
       while (k + run.pixels < count && numbers[k + run.pixels] == numbers[k]) ++run.pixels;
       run.table = p.table + (line + numbers[k]) * b.channels;
       b.run[b.runs++] = run;
