@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 _PIXELS = 256
 # Bytes: so many that bringing the weights into order is little beside them, and still in the cache
 # when they are copied to their place.
-_BAND = 2**22
+_BAND = 2**23
 
 
 def place_last_convolutions(graph: fx.Graph) -> None:
@@ -75,7 +75,7 @@ def convolve_points(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     pixel = 4 * outputs
     if samples * height * width * pixel < memory.LARGE:
         return convolve(x, weight, bias, *rest, 1)
-    # oneDNN's result would be in small pages.
+    # oneDNN's result would be in memory that is fetched anew.
     y = memory.empty((samples, height, width, outputs), _steps(height, width, outputs))
     y = y.permute(0, 3, 1, 2)
     rows = max(1, _BAND // (width * pixel))
@@ -91,7 +91,7 @@ def _steps(height: int, width: int, channels: int) -> tuple[int, int, int, int]:
 
 
 def give_memory(graph: fx.Graph) -> None:
-    """Have large results of torch's operators written into memory in large pages.
+    """Have large results of torch's operators written into memory that is used again.
 
     Args:
         graph: Of operations on the CPU.
