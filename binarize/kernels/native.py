@@ -24,7 +24,7 @@ from binarize.kernels.geometry import Geometry, geometry
 
 __all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
 
-ABI = 1
+ABI = 2
 ENVIRONMENT = "BINARIZE_KERNELS"
 # In the order of preference; the numbers are the library's.
 SETS = {"avx512": 2, "avx2": 1, "neon": 3, "scalar": 0}

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-enum { BINARIZE_ABI = 1 };
+enum { BINARIZE_ABI = 2 };
 
 enum BinarizeInstructionSet {
   BINARIZE_SCALAR = 0,
