@@ -23,7 +23,10 @@ downloaded, and most of it runs on tensors without storage. A survey that was st
 it was; what a finished one left is replaced."""
 
 _EXAMPLES = [
-    ("binarize coverage --jobs 2 -o docs/coverage.md", "everything, on two cores"),
+    (
+        "binarize coverage --jobs 2 -o docs/coverage.md",
+        "everything, on two cores (one took 25 minutes)",
+    ),
     ("binarize coverage 'timm:resnet*' 'smp:Unet/*' -o few.md", "some networks, by pattern"),
     ("binarize coverage convnext --list", "names only: those of a family"),
     ("binarize coverage --minutes 10 -o part.md", "what ten minutes are enough for"),
@@ -63,8 +66,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--light",
         action="store_true",
-        help="convert and compare shapes only, but for one network of every family: a third of "
-        "the time",
+        help="convert and compare shapes only, but for one network of every family",
     )
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="stop after that long, and write what there is"

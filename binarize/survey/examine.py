@@ -39,7 +39,7 @@ def examine(case: Case, *, light: bool = False) -> Row:
 
     Args:
         case: Which network.
-        light: Convert and compare the outputs' shapes only, which takes a third of the time.
+        light: Convert and compare the outputs' shapes only.
 
     Returns:
         Its row; nothing is raised.
