@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from binarize.cli.interruption import is_interruption
 from binarize.cli.output import Output
 from binarize.cli.parser import Parser
 from binarize.errors import BinarizeError
@@ -96,7 +97,7 @@ def _guarded(args: Any, debug: bool) -> int:
     except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         return _fail(f"{error.filename or 'file'}: {error.strerror}", MISTAKE, debug)
     except Exception as error:
-        if _by_interruption(error):
+        if is_interruption(error):
             return _fail("interrupted", INTERRUPTED, False)
         if debug:
             traceback.print_exc()
@@ -107,15 +108,6 @@ def _guarded(args: Any, debug: bool) -> int:
             BUG,
             False,
         )
-
-
-def _by_interruption(error: BaseException | None) -> bool:
-    """Whether an error came up while an interruption was passing through somebody's clean-up."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

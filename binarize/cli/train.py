@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize.cli.datasets import add_data_options, has_split, make_loader, open_data, task_of
+from binarize.cli.interruption import is_interruption
 from binarize.cli.networks import FORMS, add_network_options, nearest
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
@@ -149,8 +150,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     started = time.perf_counter()
     try:
         trainer.fit(loader, held.get("val", held.get("test")))
-    except KeyboardInterrupt:
-        out.note(f"stopped; the same command with --resume goes on from {args.output}/last.pt")
+    except BaseException as error:
+        if is_interruption(error):
+            out.note(f"stopped; the same command with --resume goes on from {args.output}/last.pt")
         raise
     told["seconds"] = round(time.perf_counter() - started, 1)
     results = {split: trainer.evaluate(batches) for split, batches in held.items()}

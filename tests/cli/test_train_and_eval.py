@@ -86,6 +86,7 @@ def test_resume_goes_on_as_if_nothing_had_happened(run, tmp_path: Path) -> None:
         patch.setattr(trainer, "write_checkpoint", stop)
         stopped = run(*words, "--output", parts)
     assert stopped.code == 130
+    assert f"--resume goes on from {parts}/last.pt" in " ".join(stopped.err.split())
     assert not (parts / "float.safetensors").exists()
     resumed = run(*words, "--output", parts, "--resume")
     assert resumed.code == 0
@@ -95,6 +96,23 @@ def test_resume_goes_on_as_if_nothing_had_happened(run, tmp_path: Path) -> None:
     resumed_tensors = load_file(ours)
     for name, value in load_file(theirs).items():
         assert torch.equal(resumed_tensors[name], value), name
+
+
+def test_an_interruption_that_clean_up_hides_says_how_to_go_on(run, tmp_path: Path) -> None:
+    def stop(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("half closed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "write_checkpoint", stop)
+        stopped = run(
+            "train", *NET, *SCENES, "--policy", "none", "--epochs", 2, "--output", tmp_path
+        )
+    assert stopped.code == 130
+    assert "--resume goes on from" in stopped.err
+    assert stopped.err.splitlines()[-1] == "interrupted"
 
 
 def test_train_json_is_the_record(run, tmp_path: Path) -> None:
