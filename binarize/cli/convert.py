@@ -257,14 +257,21 @@ def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
 def show_summary(plan: Plan, out: Output) -> None:
     """Print the counts of a plan in a line, and what to know about it."""
     words = {
-        "layer binarize": "layers become binary",
-        "layer keep": "stay float",
-        "layer bypass": "projection shortcuts become bypasses",
-        "layer remove": "projections go with their addition",
-        "addition drop": "block shortcuts are re-anchored",
+        "layer binarize": ("layer becomes binary", "layers become binary"),
+        "layer keep": ("stays float", "stay float"),
+        "layer bypass": (
+            "projection shortcut becomes a bypass",
+            "projection shortcuts become bypasses",
+        ),
+        "layer remove": ("projection goes with its addition", "projections go with their addition"),
+        "addition drop": ("block shortcut is re-anchored", "block shortcuts are re-anchored"),
     }
     counts: Mapping[str, int] = _counts(plan)
-    told = [f"{counts[key]} {text}" for key, text in words.items() if key in counts]
+    told = [
+        f"{counts[key]} {one if counts[key] == 1 else many}"
+        for key, (one, many) in words.items()
+        if key in counts
+    ]
     if others := sum(decision.unit is not None for decision in plan.layers):
         told[0] += f" ({others} with units of other parts)"
     out.print(

@@ -31,6 +31,15 @@ def test_the_plan_is_told_by_decision_and_reason(run) -> None:
     assert "down.0:relu#0" in run("convert", *NET, "--plan-only", "--all").out
 
 
+def test_one_layer_is_told_as_one(run) -> None:
+    text = " ".join(
+        run("convert", *NET, "--plan-only", "--keep", "down.*", "--keep", "up.*.conv1").out.split()
+    )
+    assert "1 layer becomes binary, " in text
+    whole = " ".join(run("convert", *NET, "--plan-only").out.split())
+    assert "4 layers become binary, 2 stay float" in whole
+
+
 def test_the_plan_tells_units_of_other_parts(run, tmp_path: Path) -> None:
     rules = tmp_path / "mine.toml"
     unit = 'unit = { weight = "binary-bases", weight_options = { bases = 3 } }'
