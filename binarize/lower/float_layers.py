@@ -23,10 +23,10 @@ _BAND = 2**23
 def place_last_convolutions(graph: fx.Graph) -> None:
     """Let oneDNN do the pointwise convolutions that no unit comes after.
 
-    With one thread torch multiplies matrices instead, by MKL, which was slower wherever it was
-    measured (``benchmarks/pointwise.py``). Another order of summation rounds otherwise, and what
-    rounds otherwise may get another sign in a unit behind it; so convolutions that a unit comes
-    after stay as they are.
+    With one thread torch multiplies matrices instead, by MKL, which was slower for all maps of 256
+    pixels and more that were measured (``benchmarks/pointwise.py``); smaller ones stay. Another
+    order of summation rounds otherwise, and what rounds otherwise may get another sign in a unit
+    behind it; so convolutions that a unit comes after stay as they are.
     """
     read: set[fx.Node] = set()
     todo = list(units(graph))
