@@ -31,7 +31,10 @@ from torch import Tensor
 from binarize.errors import BinarizeError
 from binarize.ops.bits import pack_bits, unpack_signs
 
-__all__ = ["Layout", "pack_weight", "unpack_weight"]
+__all__ = ["VERSION", "Layout", "pack_weight", "unpack_weight"]
+
+VERSION = 1
+"""Of the layout; counted up when the order of the bits changes (``BINARIZE_LAYOUT`` of binarize.h)."""
 
 LANES = 8
 WORD = 64

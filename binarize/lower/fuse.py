@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from binarize.lower.units import (
     value_of,
 )
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "fuse_units"]
 
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default)
@@ -53,18 +54,35 @@ def fuse(recording: Recording) -> None:
     recording.graph.eliminate_dead_code()  # results nobody reads, which would count as users
     _drop_identities(recording.graph)
     _write_norms(recording)
-    for node in units(recording.graph):
-        _take_tail(recording, node)
-    for node in units(recording.graph):
-        _read_parts(node)
-    _pass_means(recording)
-    recording.graph.eliminate_dead_code()
+    fuse_units(recording)
     _overwrite(recording.graph)
     place_last_convolutions(recording.graph)
     if all(value.is_cpu for value in recording.constants.values()):
         give_memory(recording.graph)
     for node in units(recording.graph):
         node.target = run_unit
+
+
+def fuse_units(
+    recording: Recording,
+    enlargement: Callable[[fx.Node], int | None] | None = None,
+    makers: tuple[Any, ...] = (unit, shifted_prelu),
+) -> None:
+    """Let units do what follows them and read what precedes them, the part of :func:`fuse` that
+    belongs to no engine.
+
+    Args:
+        recording: The graph, rewritten in place.
+        enlargement: Gives the whole number by which a node enlarges all sides of a feature map by
+            nearest neighbour, or ``None`` where it does something else.
+        makers: Operators that report the means of what they write.
+    """
+    for node in units(recording.graph):
+        _take_tail(recording, node)
+    for node in units(recording.graph):
+        _read_parts(node, enlargement or _enlargement)
+    _pass_means(recording, makers)
+    recording.graph.eliminate_dead_code()
 
 
 def _drop_identities(graph: fx.Graph) -> None:
@@ -166,7 +184,7 @@ def _join(recording: Recording, y: fx.Node, user: fx.Node, given: dict[str, Any]
 # What precedes it
 
 
-def _read_parts(node: fx.Node) -> None:
+def _read_parts(node: fx.Node, enlargement: Callable[[fx.Node], int | None]) -> None:
     given = arguments(node)
     pairs = list(zip(given["sources"], given["upsample"], strict=True))
     todo, parts = pairs[::-1], []
@@ -174,7 +192,7 @@ def _read_parts(node: fx.Node) -> None:
         source, factor = todo.pop()
         if is_call(source, _aten.cat.default) and source.args[1:] == (1,):
             todo += [(part, factor) for part in reversed(source.args[0])]
-        elif is_call(source, *_NEAREST) and (enlarged := _enlargement(source)):
+        elif enlarged := enlargement(source):
             todo.append((source.args[0], factor * enlarged))
         else:
             parts.append((source, factor))
@@ -186,6 +204,8 @@ def _read_parts(node: fx.Node) -> None:
 
 def _enlargement(node: fx.Node) -> int | None:
     """The whole number by which all sides grow, if there is one."""
+    if not is_call(node, *_NEAREST):
+        return None
     small, large = value_of(node.args[0]).shape[2:], value_of(node).shape[2:]  # type: ignore[arg-type]
     factors = {(b // a if a and b % a == 0 else 0) for a, b in zip(small, large, strict=True)}
     # A scale that does not fit the size shifts the grid.
@@ -195,11 +215,11 @@ def _enlargement(node: fx.Node) -> int | None:
     return factor if factor and not factors and exact else None
 
 
-def _pass_means(recording: Recording) -> None:
+def _pass_means(recording: Recording, operators: tuple[Any, ...]) -> None:
     graph, empty = recording.graph, None
     for node in units(graph):
         given = arguments(node)
-        makers = [_maker(source) for source in given["sources"]]
+        makers = [_maker(source, operators) for source in given["sources"]]
         if given["mean_gain"] is None or not any(makers):
             continue
         given["means"] = []
@@ -233,10 +253,10 @@ def _overwrite(graph: fx.Graph) -> None:
             node.kwargs = {**node.kwargs, "out": source}
 
 
-def _maker(source: fx.Node) -> fx.Node | None:
+def _maker(source: fx.Node, operators: tuple[Any, ...]) -> fx.Node | None:
     """The call that writes a map and can tell its means."""
     if is_call(source, operator.getitem) and source.args[1] == 0:
         call: Any = source.args[0]
-        if is_call(call, unit) or (is_call(call, shifted_prelu) and call.args[4] == 1):
+        if is_call(call, *operators) and (is_call(call, unit) or call.args[4] == 1):
             return call
     return None

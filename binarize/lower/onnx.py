@@ -1,29 +1,39 @@
-"""Export a packed network to ONNX with standard operators only."""
+"""Export a packed network to ONNX: with standard operators, or with those of ``binarize``."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
 import inspect
+import json
 import math
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from binarize import __version__
 from binarize.errors import FileError, ModelError
 from binarize.graph.inputs import arguments
 from binarize.kernels import reference
 from binarize.kernels.activation import reference as activation_reference
-from binarize.kernels.layout import Layout, unpack_weight
+from binarize.kernels.layout import VERSION, Layout, unpack_weight
 from binarize.lower.network import PackedNetwork
+from binarize.lower.onnx_operators import DOMAIN, fused_module, merge_transpositions
 from binarize.lower.pack import pack
 from binarize.nn.packed import PackedActivation, PackedUnit
 from binarize.ops.bits import pack_signs
+from binarize.runtime.structure import TENSOR
+from binarize.writing import replacing
 
 __all__ = ["export_onnx"]
+
+
+RUNTIMES = ("standard", "binarize")
 
 
 def export_onnx(
@@ -31,13 +41,21 @@ def export_onnx(
     path: str | os.PathLike[str],
     example_inputs: Any,
     *,
-    dynamic: bool = False,
+    dynamic: bool | None = None,
+    runtime: str = "standard",
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a 1-bit network as an ONNX file that any runtime can run.
+    """Write a 1-bit network as an ONNX file.
 
-    Binary weights are stored as bits (uint8 tensors) and unpacked by standard operators, which
-    runtimes do once, when they load the file; sums over signs are convolutions of floats there, so
-    that the file is small but its execution as fast as a float network's.
+    With ``runtime="standard"`` the file has standard operators only and any runtime can run it. Binary
+    weights are stored as bits (uint8 tensors) and unpacked by standard operators, which runtimes do
+    once, when they load the file; sums over signs are convolutions of floats there, so that the file
+    is small but its execution slower than a float network's.
+
+    With ``runtime="binarize"`` every binary layer, together with what follows it, is one operator
+    of the domain ``binarize``, which runs on this package's kernels in ONNX Runtime:
+    :class:`binarize.runtime.Session` loads such a file, and any other program does once it has
+    registered the operator library (``binarize.runtime.library()``).
 
     Args:
         model: A packed network, or a 1-bit network in eval mode, of type float32; unchanged.
@@ -45,12 +63,16 @@ def export_onnx(
         example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
             named ones.
         dynamic: Whether inputs of three dimensions and more may have any N and any spatial size
-            (that the network accepts); else all sizes are those of the examples.
+            (that the network accepts); else all sizes are those of the examples. Default: yes with
+            ``runtime="binarize"``, no with ``"standard"``.
+        runtime: ``"standard"`` or ``"binarize"``.
+        settings: What a program needs to know of the images and outputs, such as ``task``,
+            ``size``, ``normalize``, ``classes``; written into the file's metadata as JSON.
 
     Raises:
-        ModelError: A package is missing (``onnx`` or ``onnxscript``), the network cannot be packed,
-            or cannot be exported, for all sizes if that is asked for.
-        FileError: The folder of ``path`` is missing.
+        ModelError: A package is missing (``onnx`` or ``onnxscript``), the runtime is unknown, the
+            network cannot be packed, or cannot be exported, for all sizes if that is asked for.
+        FileError: The folder of ``path`` is missing, or the file cannot be written.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -60,6 +82,8 @@ def export_onnx(
             f"writing ONNX needs the package {missing[0]}",
             "pip install onnx onnxscript",
         )
+    if runtime not in RUNTIMES:
+        raise ModelError("runtime", runtime, "is unknown", f"use one of {', '.join(RUNTIMES)}")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise FileError(
@@ -67,37 +91,90 @@ def export_onnx(
         )
     packed = model if isinstance(model, PackedNetwork) else pack(model)
     args, kwargs = arguments(example_inputs)
+    if dynamic is None:
+        dynamic = runtime == "binarize"
     shapes: Any = None
     if dynamic:
         # An exporter takes a size of one for a constant.
         args, kwargs = tree_map_only(Tensor, _several, (args, kwargs))
         shapes = tree_map(_names_of_sizes, _by_name(packed.network, args, kwargs))
-    network = copy.deepcopy(packed.network)
-    for module in network.modules():
-        if isinstance(module, PackedUnit):
-            _make_plain(module)
-        elif isinstance(module, PackedActivation):
-            module.kernel = activation_reference
+    prepare = fused_module if runtime == "binarize" else _plain_module
     try:
         # A size that has a name only, and turns out to be a constant, would become one.
         free = tree_map(lambda name: name and torch.export.Dim.DYNAMIC, shapes)
+        network = prepare(packed.network, args, kwargs, free)
         program = torch.export.export(network, args, kwargs, dynamic_shapes=free)
         # The optimizer would unpack the bits for good.
         onnx = torch.onnx.export(
             program, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
         )
+    except ModelError:
+        raise
     except Exception as error:
         text = " ".join(str(error).split())[:160]
         raise ModelError(
             "model",
             type(packed.network).__name__,
             f"it cannot be exported{' for all sizes' * dynamic} ({type(error).__name__}: {text})",
-            "leave dynamic out" if dynamic else "torch.export.export(model, inputs) tells more",
+            "set dynamic=False" if dynamic else "torch.export.export(model, inputs) tells more",
         ) from error
     assert onnx is not None
     for node in onnx.model.graph:
         node.metadata_props.clear()  # where in whose files each operator was called
-    onnx.save(os.fspath(path))
+    if runtime == "binarize":
+        merge_transpositions(onnx.model)
+        onnx.model.opset_imports[DOMAIN] = 1
+    onnx.model.metadata_props.update(_metadata(packed, args, kwargs, settings))
+    try:
+        with replacing(Path(path)) as temporary:
+            onnx.save(os.fspath(temporary))
+    except OSError as error:
+        raise FileError(
+            "path",
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "choose another place",
+        ) from error
+
+
+def _metadata(
+    packed: PackedNetwork, args: Any, kwargs: Any, settings: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """What the file says of itself; see :mod:`binarize.runtime`."""
+    with torch.no_grad():
+        output = packed.network(*args, **kwargs)
+    count = iter(range(len(tree_leaves(output))))
+    tensors = tree_map_only(Tensor, lambda _: {TENSOR: next(count)}, output)
+    return {
+        "binarize.version": __version__,
+        "binarize.layout": str(VERSION),
+        "binarize.outputs": json.dumps(_as_json(tensors)),
+        "binarize.settings": json.dumps(dict(settings or {}), default=list),
+    }
+
+
+def _as_json(value: Any) -> Any:
+    """A network's output as JSON can hold it: other containers become lists and mappings."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "__dict__"):
+        return _as_json(vars(value))
+    return str(value)
+
+
+def _plain_module(network: nn.Module, args: Any, kwargs: Any, shapes: Any) -> nn.Module:
+    """A copy whose units compute in standard operators."""
+    plain = copy.deepcopy(network)
+    for module in plain.modules():
+        if isinstance(module, PackedUnit):
+            _make_plain(module)
+        elif isinstance(module, PackedActivation):
+            module.kernel = activation_reference
+    return plain
 
 
 def _by_name(network: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:

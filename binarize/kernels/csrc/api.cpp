@@ -58,6 +58,11 @@ int64_t binarize_scratch(const BinarizeGeometry* g, int64_t threads) {
   return binarize_scratch_bytes(*g, threads);
 }
 
+int64_t binarize_weight_bytes(const BinarizeGeometry* g) {
+  if (!g || !good(*g)) return -1;
+  return binarize_layout_bytes(*g);
+}
+
 int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const* tensors,
                       int64_t threads, BinarizeRunner runner) {
   if (!g || threads < 1 || !good(*g)) return BINARIZE_BAD_GEOMETRY;

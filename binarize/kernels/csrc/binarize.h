@@ -21,6 +21,9 @@ extern "C" {
 
 enum { BINARIZE_ABI = 2 };
 
+/* Counts up when the order of bits in a packed weight changes (layout.py). */
+enum { BINARIZE_LAYOUT = 1 };
+
 enum BinarizeInstructionSet {
   BINARIZE_SCALAR = 0,
   BINARIZE_AVX2 = 1,
@@ -79,6 +82,8 @@ BINARIZE_API int32_t binarize_abi(void);
 BINARIZE_API int32_t binarize_available(int32_t instruction_set);
 /* Bytes of scratch memory that a call needs, or -1 if the geometry is refused. */
 BINARIZE_API int64_t binarize_scratch(const BinarizeGeometry* geometry, int64_t threads);
+/* Bytes of the packed weight, or -1 if the geometry is refused; sizes and sources do not matter. */
+BINARIZE_API int64_t binarize_weight_bytes(const BinarizeGeometry* geometry);
 /* Runs the unit; `runner` may be null. */
 BINARIZE_API int32_t binarize_unit(int32_t instruction_set, const BinarizeGeometry* geometry,
                                    const void* const* tensors, int64_t threads,

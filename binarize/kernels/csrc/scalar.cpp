@@ -91,3 +91,12 @@ int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads) {
   make_plan(g, true, threads, nullptr, plan);
   return plan.bytes;
 }
+
+int64_t binarize_layout_bytes(const BinarizeGeometry& g) {
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < phase_count(g); ++i) {
+    const Phase phase = make_phase(g, i);
+    bytes += 8 * phase.words + 4 * phase.sums;
+  }
+  return bytes;
+}

@@ -21,5 +21,6 @@ BINARIZE_SET(avx512);
 BINARIZE_SET(neon);
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads);
+int64_t binarize_layout_bytes(const BinarizeGeometry& g);
 
 #endif

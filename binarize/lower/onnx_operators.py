@@ -1,0 +1,232 @@
+"""Packed networks as ONNX graphs whose binary layers are operators of the domain ``binarize``.
+
+``BinaryConv`` is ``binarize::unit`` (:mod:`binarize.kernels.ops`) on feature maps whose channels come
+last. ``binarize/kernels/csrc/ort.cpp`` computes it in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from binarize.errors import ModelError
+from binarize.kernels.activation import shifted_prelu
+from binarize.kernels.geometry import output_size
+from binarize.kernels.layout import VERSION
+from binarize.kernels.ops import unit
+from binarize.lower.fuse import fuse_units
+from binarize.lower.record import Recording
+from binarize.lower.units import arguments, is_call, value_of
+
+__all__ = ["DOMAIN", "fused_module", "merge_transpositions"]
+
+DOMAIN = "binarize"
+_aten = torch.ops.aten
+
+
+def fused_module(network: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> fx.GraphModule:
+    """Export a packed network and let its units do what follows and precedes them.
+
+    Args:
+        network: The packed network's modules.
+        args: Positional example inputs.
+        kwargs: Named ones.
+        dynamic_shapes: As :func:`torch.export.export` takes them.
+
+    Returns:
+        A module of the same signature.
+    """
+    program = torch.export.export(network, args, kwargs, dynamic_shapes=dynamic_shapes)
+    # Decomposed by an empty table the graph has no more changes in place.
+    module: Any = program.run_decompositions({}).module()
+    recording = _Exported(module)
+    for node in list(module.graph.nodes):
+        if _is_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+        elif is_call(node, _aten._assert_tensor_metadata.default):
+            module.graph.erase_node(node)
+        else:
+            node.meta["value"] = node.meta.get("val")
+    fuse_units(recording, _enlargement, makers=(unit,))
+    for node in module.graph.find_nodes(op="call_function", target=unit):
+        _need_constant_options(node)
+        node.target = _binary_conv
+    for node in module.graph.find_nodes(op="call_function", target=shifted_prelu):
+        node.target = _activation
+    module.recompile()
+    return module  # type: ignore[no-any-return]
+
+
+class _Exported(Recording):
+    """An exported module's graph, seen as a recording."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        named = {node.target for node in module.graph.find_nodes(op="get_attr")}
+        constants: dict[str, Any] = {}
+        for name in named:
+            *path, last = str(name).split(".")
+            constants[str(name)] = getattr(module.get_submodule(".".join(path)), last)
+        super().__init__(module.graph, constants)
+        self.module = module
+
+    def constant(self, value: Tensor) -> fx.Node:
+        """As every recording, and the module has it too."""
+        node = super().constant(value)
+        self.module.register_buffer(str(node.target), value)
+        return node
+
+
+def _is_nothing(node: fx.Node) -> bool:
+    """Whether a node hands on its operand as it is."""
+    if is_call(node, _aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default):
+        return True
+    if not is_call(node, _aten.to.dtype, _aten._to_copy.default, _aten.clone.default):
+        return False
+    source: Any = node.args[0]
+    before, after = source.meta.get("val"), node.meta.get("val")
+    return isinstance(before, Tensor) and before.dtype == after.dtype  # type: ignore[union-attr]
+
+
+def _enlargement(node: fx.Node) -> int | None:
+    """The whole number by which a node enlarges every side by nearest neighbour, for all sizes."""
+    nearest = [getattr(_aten, f"upsample_nearest{d}d") for d in (1, 2, 3)]
+    if not is_call(node, *(n.vec for n in nearest), *(n.default for n in nearest)):
+        return None
+    source: Any = node.args[0]
+    small, large = value_of(source).shape[2:], value_of(node).shape[2:]
+    scales: Any = node.args[2] if len(node.args) > 2 else None
+    scales = [s for s in (scales if isinstance(scales, list | tuple) else node.args[2:]) if s]
+    factors = {float(s) for s in scales}
+    if not factors:
+        hints = [(int(b), int(a)) for a, b in zip(small, large, strict=True)]
+        factors = {b / a for b, a in hints}
+    factor = factors.pop()
+    known = all(
+        statically_known_true(b == a * int(factor)) for a, b in zip(small, large, strict=True)
+    )
+    whole = factor == int(factor) >= 1
+    return int(factor) if whole and known and not factors else None
+
+
+def _need_constant_options(node: fx.Node) -> None:
+    given = arguments(node)
+    for name in ("output_padding", "bypass_offset"):
+        if any(isinstance(value, fx.Node) for value in given[name]):
+            raise ModelError(
+                "dynamic",
+                True,
+                f"the {name} of a binary layer depends on the size of the image",
+                "leave dynamic out",
+            )
+
+
+# This package's operators, as what the exporter translates
+
+
+def _binary_conv(
+    sources: Sequence[Tensor],
+    upsample: Sequence[int],
+    means: Sequence[Tensor],
+    weight: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    mean_gain: Tensor | None,
+    threshold: Tensor,
+    flip: Tensor | None,
+    exponent: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[Any],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    transposed: bool,
+    output_padding: Sequence[int],
+    bypass: str,
+    bypass_offset: Sequence[int],
+    residuals: Sequence[Tensor],
+    *others: Any,
+) -> Sequence[Tensor]:
+    """``binarize::unit`` as a node of the ONNX graph, with transpositions around it."""
+    *activation, want_means = others
+    size = [length * upsample[0] for length in sources[0].shape[2:]]
+    out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
+    samples, channels = sources[0].shape[0], gain.shape[0]
+    fixed = all(isinstance(value, int) for value in padding)
+    pads = None if fixed else torch.stack([torch.scalar_tensor(v, dtype=torch.int64) for v in padding])
+    results = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::BinaryConv",
+        (
+            *(weight, gain, offset, threshold, mean_gain, flip, exponent, *activation, pads),
+            *(x.movedim(1, -1) for x in sources),
+            *means,
+            *(x.movedim(1, -1) for x in residuals),
+        ),
+        {
+            "layout": VERSION,
+            "dims": len(kernel),
+            "sources": len(sources),
+            "upsample": list(upsample),
+            "has_means": int(len(means) > 0),
+            "kernel": list(kernel),
+            "stride": list(stride),
+            "padding": list(padding) if fixed else [0] * len(padding),
+            "dilation": list(dilation),
+            "groups": groups,
+            "padding_mode": padding_mode,
+            "transposed": int(transposed),
+            "output_padding": list(output_padding),
+            "bypass": bypass,
+            "bypass_offset": list(bypass_offset),
+        },
+        dtypes=(torch.float32,) * (1 + want_means),
+        shapes=((samples, *out, channels), (samples, channels))[: 1 + want_means],
+        version=1,
+    )
+    return results[0].movedim(-1, 1), *results[1:]
+
+
+def _activation(
+    x: Tensor,
+    shift: Tensor | None,
+    slope: Tensor,
+    out_shift: Tensor | None,
+    channel_dim: int,
+    want_means: bool,
+) -> Sequence[Tensor]:
+    """``binarize::shifted_prelu``, whose means no unit asks for here."""
+    y = x.movedim(channel_dim, 1) if channel_dim % x.dim() != 1 else x
+    column = (-1, *(1,) * (y.dim() - 2))
+    y = y if shift is None else y + shift.view(column)
+    y = F.prelu(y, slope)
+    y = y if out_shift is None else y + out_shift.view(column)
+    return (y.movedim(1, channel_dim) if channel_dim % x.dim() != 1 else y,)
+
+
+def merge_transpositions(model: Any) -> None:
+    """Take out transpositions that undo each other, in place.
+
+    Args:
+        model: An ``onnx_ir`` model.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Transpose":
+            continue
+        before = node.inputs[0].producer()
+        if before is None or before.op_type != "Transpose":
+            continue
+        first, second = (list(n.attributes["perm"].as_ints()) for n in (before, node))
+        if [first[i] for i in second] == list(range(len(first))):
+            node.outputs[0].replace_all_uses_with(before.inputs[0])
+            model.graph.remove(node, safe=True)
+    for node in reversed(list(model.graph)):
+        if node.op_type == "Transpose" and not any(
+            out.uses() or out.is_graph_output() for out in node.outputs
+        ):
+            model.graph.remove(node, safe=True)

@@ -1,0 +1,31 @@
+"""The operator library that ONNX Runtime loads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from binarize.errors import FileError
+
+__all__ = ["library"]
+
+_NAMES = ("libbinarize_ort.so", "libbinarize_ort.dylib", "binarize_ort.dll")
+
+
+def library() -> Path:
+    """Path of the operator library, for ``SessionOptions.register_custom_ops_library``.
+
+    Raises:
+        FileError: The package was installed without it.
+    """
+    # An editable install keeps the library apart from the sources.
+    folders = [Path(path) for path in sys.modules[__package__ or "binarize.runtime"].__path__]
+    found = [folder / name for folder in folders for name in _NAMES if (folder / name).is_file()]
+    if not found:
+        raise FileError(
+            "library",
+            _NAMES[0],
+            "this installation has no operator library: no C++ compiler worked when it was built",
+            "install a C++ compiler and CMake, then install the package again",
+        )
+    return found[0]
