@@ -68,8 +68,9 @@ def fuse_units(
     enlargement: Callable[[fx.Node], int | None] | None = None,
     makers: tuple[Any, ...] = (unit, shifted_prelu),
 ) -> None:
-    """Let units do what follows them and read what precedes them, the part of :func:`fuse` that
-    belongs to no engine.
+    """Let units do what follows them and read what precedes them.
+
+    This is the part of :func:`fuse` that belongs to no engine.
 
     Args:
         recording: The graph, rewritten in place.

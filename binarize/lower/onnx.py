@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import inspect
 import json
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from binarize import __version__
 from binarize.errors import FileError, ModelError
 from binarize.graph.inputs import arguments
 from binarize.kernels import reference
@@ -25,7 +25,7 @@ from binarize.kernels.layout import VERSION, Layout, unpack_weight
 from binarize.lower.network import PackedNetwork
 from binarize.lower.onnx_operators import DOMAIN, fused_module, merge_transpositions
 from binarize.lower.pack import pack
-from binarize.nn.packed import PackedActivation, PackedUnit
+from binarize.nn.packed import PackedActivation, PackedUnit, StoredWeight
 from binarize.ops.bits import pack_signs
 from binarize.runtime.structure import TENSOR
 from binarize.writing import replacing
@@ -47,10 +47,10 @@ def export_onnx(
 ) -> None:
     """Write a 1-bit network as an ONNX file.
 
-    With ``runtime="standard"`` the file has standard operators only and any runtime can run it. Binary
-    weights are stored as bits (uint8 tensors) and unpacked by standard operators, which runtimes do
-    once, when they load the file; sums over signs are convolutions of floats there, so that the file
-    is small but its execution slower than a float network's.
+    With ``runtime="standard"`` the file has standard operators only and any runtime can run it.
+    Binary weights are stored as bits (uint8 tensors) and unpacked by standard operators, which
+    runtimes do once, when they load the file; sums over signs are convolutions of floats there, so
+    that the file is small but its execution slower than a float network's.
 
     With ``runtime="binarize"`` every binary layer, together with what follows it, is one operator
     of the domain ``binarize``, which runs on this package's kernels in ONNX Runtime:
@@ -104,18 +104,28 @@ def export_onnx(
         free = tree_map(lambda name: name and torch.export.Dim.DYNAMIC, shapes)
         network = prepare(packed.network, args, kwargs, free)
         program = torch.export.export(network, args, kwargs, dynamic_shapes=free)
-        # The optimizer would unpack the bits for good.
+        # The optimizer would unpack bits for good, where it sees that.
+        stored = any(isinstance(m, StoredWeight) for m in packed.network.modules())
         onnx = torch.onnx.export(
-            program, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
+            program,
+            dynamic_shapes=shapes,
+            dynamo=True,
+            optimize=runtime == "binarize" and not stored,
+            verbose=False,
+            custom_translation_table=_translations(),
         )
     except ModelError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:160]
+        # The first cause names the operator; what was raised on the way out names the exporter.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = " ".join(str(cause).split())[:160]
         raise ModelError(
             "model",
             type(packed.network).__name__,
-            f"it cannot be exported{' for all sizes' * dynamic} ({type(error).__name__}: {text})",
+            f"it cannot be exported{' for all sizes' * dynamic} ({type(cause).__name__}: {text})",
             "set dynamic=False" if dynamic else "torch.export.export(model, inputs) tells more",
         ) from error
     assert onnx is not None
@@ -124,6 +134,8 @@ def export_onnx(
     if runtime == "binarize":
         merge_transpositions(onnx.model)
         onnx.model.opset_imports[DOMAIN] = 1
+        # Nothing newer is used, and ONNX Runtime 1.17 reads up to 9.
+        onnx.model.ir_version = 9
     onnx.model.metadata_props.update(_metadata(packed, args, kwargs, settings))
     try:
         with replacing(Path(path)) as temporary:
@@ -146,7 +158,7 @@ def _metadata(
     count = iter(range(len(tree_leaves(output))))
     tensors = tree_map_only(Tensor, lambda _: {TENSOR: next(count)}, output)
     return {
-        "binarize.version": __version__,
+        "binarize.version": importlib.import_module("binarize").__version__,
         "binarize.layout": str(VERSION),
         "binarize.outputs": json.dumps(_as_json(tensors)),
         "binarize.settings": json.dumps(dict(settings or {}), default=list),
@@ -164,6 +176,29 @@ def _as_json(value: Any) -> Any:
     if hasattr(value, "__dict__"):
         return _as_json(vars(value))
     return str(value)
+
+
+def _translations() -> dict[Any, Any]:
+    """Operators of layers that keep floating-point sums, which the exporter does not know."""
+    from onnxscript import opset18 as op
+
+    def copysign(self: Any, other: Any) -> Any:
+        size = op.Abs(self)
+        zero = op.CastLike(op.Constant(value_float=0.0), other)  # type: ignore[type-var]
+        return op.Where(op.Less(other, zero), op.Neg(size), size)
+
+    def fmin(self: Any, other: Any) -> Any:
+        return op.Where(op.IsNaN(self), other, op.Min(self, other))
+
+    def shift_right(self: Any, other: Any) -> Any:
+        return op.BitShift(self, other, direction="RIGHT")
+
+    aten = torch.ops.aten
+    return {
+        aten.copysign.Tensor: copysign,
+        aten.fmin.default: fmin,
+        aten.__rshift__.Tensor: shift_right,
+    }
 
 
 def _plain_module(network: nn.Module, args: Any, kwargs: Any, shapes: Any) -> nn.Module:

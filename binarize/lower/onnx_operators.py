@@ -1,7 +1,7 @@
 """Packed networks as ONNX graphs whose binary layers are operators of the domain ``binarize``.
 
-``BinaryConv`` is ``binarize::unit`` (:mod:`binarize.kernels.ops`) on feature maps whose channels come
-last. ``binarize/kernels/csrc/ort.cpp`` computes it in ONNX Runtime.
+``BinaryConv`` is ``binarize::unit`` (:mod:`binarize.kernels.ops`) on feature maps whose channels
+come last. ``binarize/kernels/csrc/ort.cpp`` computes it in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ def _binary_conv(
     out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
     samples, channels = sources[0].shape[0], gain.shape[0]
     fixed = all(isinstance(value, int) for value in padding)
-    pads = None if fixed else torch.stack([torch.scalar_tensor(v, dtype=torch.int64) for v in padding])
+    pads = (
+        None if fixed else torch.stack([torch.scalar_tensor(v, dtype=torch.int64) for v in padding])
+    )
     results = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::BinaryConv",
         (
@@ -210,23 +212,24 @@ def _activation(
 
 
 def merge_transpositions(model: Any) -> None:
-    """Take out transpositions that undo each other, in place.
+    """Take out transpositions that undo each other or that repeat one, in place.
 
     Args:
         model: An ``onnx_ir`` model.
     """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    known: dict[tuple[Any, ...], Any] = {}
     for node in list(model.graph):
         if node.op_type != "Transpose":
             continue
         before = node.inputs[0].producer()
-        if before is None or before.op_type != "Transpose":
-            continue
-        first, second = (list(n.attributes["perm"].as_ints()) for n in (before, node))
-        if [first[i] for i in second] == list(range(len(first))):
-            node.outputs[0].replace_all_uses_with(before.inputs[0])
-            model.graph.remove(node, safe=True)
-    for node in reversed(list(model.graph)):
-        if node.op_type == "Transpose" and not any(
-            out.uses() or out.is_graph_output() for out in node.outputs
-        ):
-            model.graph.remove(node, safe=True)
+        order = tuple(node.attributes["perm"].as_ints())
+        stand_in = known.setdefault((node.inputs[0], order), node.outputs[0])
+        if before is not None and before.op_type == "Transpose":
+            first = before.attributes["perm"].as_ints()
+            if [first[i] for i in order] == list(range(len(order))):
+                stand_in = before.inputs[0]
+        if stand_in is not node.outputs[0]:
+            node.outputs[0].replace_all_uses_with(stand_in, replace_graph_outputs=True)
+    RemoveUnusedNodesPass()(model)

@@ -36,7 +36,8 @@ def same_padding(length: int, reach: int, stride: int) -> tuple[int, int]:
         reach: Pixels that the kernel spans, ``dilation * (kernel - 1) + 1``.
         stride: Of the convolution.
     """
-    total = max((-(-length // stride) - 1) * stride + reach - length, 0)
+    # Without negative numbers, which other runtimes than Python divide otherwise.
+    total = max(((length + stride - 1) // stride - 1) * stride + reach - length, 0)
     return total // 2, total - total // 2
 
 

@@ -56,8 +56,9 @@ class Session:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        options.register_custom_ops_library(str(library()))
+        operators = str(library())
         try:
+            options.register_custom_ops_library(operators)
             self.session = onnxruntime.InferenceSession(
                 os.fspath(path), options, providers=["CPUExecutionProvider"]
             )
@@ -224,4 +225,6 @@ def _reason(text: str) -> str:
     """The part of ONNX Runtime's message that says what is wrong."""
     text = text.rpartition("Status Message: ")[2]
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return text.removesuffix(" Please fix either the inputs/outputs or the model.").rstrip(".")[:200]
+    return text.removesuffix(" Please fix either the inputs/outputs or the model.").rstrip(".")[
+        :200
+    ]

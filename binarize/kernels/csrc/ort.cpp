@@ -1,8 +1,8 @@
 // The 1-bit unit as a custom operator of ONNX Runtime: BinaryConv in the domain `binarize`.
 //
 // Its attributes and tensors are those of the torch operator binarize::unit, but feature maps are
-// channels-last, (N, *spatial, C), as the kernels read them. The exporter puts transpositions where a
-// standard operator needs another order.
+// channels-last, (N, *spatial, C), as the kernels read them. The exporter puts transpositions where
+// a standard operator needs another order.
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,7 +53,8 @@ void forget(OrtStatus* status) {
   if (status) reinterpret_cast<void (*)(OrtStatus*)>(api[kReleaseStatus])(status);
 }
 
-// A kernel's scratch memory, one per thread that runs a session, as large as its largest unit needs.
+// A kernel's scratch memory, one per thread that runs a session, as large as its largest unit
+// needs.
 struct Scratch {
   void* at = nullptr;
   int64_t bytes = 0;
@@ -86,9 +87,8 @@ void run_on_pool(void (*body)(void*), void* data, unsigned threads, unsigned) {
   };
   void (*function)(void*, size_t) = one;
   // Should the pool run them one after the other, the first does all the work.
-  OrtStatus* status =
-      slot<const OrtContext*, void (*)(void*, size_t), size_t, size_t, void*>(
-          kContextParallelFor)(current, function, threads, 0, &team);
+  OrtStatus* status = slot<const OrtContext*, void (*)(void*, size_t), size_t, size_t, void*>(
+      kContextParallelFor)(current, function, threads, 0, &team);
   if (status) {
     forget(status);
     body(data);
@@ -107,10 +107,12 @@ OrtStatus* read_shape(const OrtValue* value, Tensor& to) {
   if (OrtStatus* s = slot<const OrtValue*, OrtShape**>(kGetTensorTypeAndShape)(value, &shape))
     return s;
   OrtStatus* s = slot<const OrtShape*, size_t*>(kGetDimensionsCount)(shape, &rank);
-  if (!s && rank <= 8) s = slot<const OrtShape*, int64_t*, size_t>(kGetDimensions)(shape, to.size, rank);
+  if (!s && rank <= 8)
+    s = slot<const OrtShape*, int64_t*, size_t>(kGetDimensions)(shape, to.size, rank);
   reinterpret_cast<void (*)(OrtShape*)>(api[kReleaseTensorTypeAndShape])(shape);
   if (s) return s;
-  if (rank > 8) return refuse("input of %zu dimensions: at most 8 are possible; check the file", rank);
+  if (rank > 8)
+    return refuse("input of %zu dimensions: at most 8 are possible; check the file", rank);
   to.rank = (int64_t)rank;
   to.count = 1;
   for (size_t d = 0; d < rank; ++d) to.count *= to.size[d];
@@ -121,7 +123,8 @@ OrtStatus* read_shape(const OrtValue* value, Tensor& to) {
 OrtStatus* read_input(OrtContext* context, size_t index, Tensor& to) {
   const OrtValue* value = nullptr;
   to = Tensor();
-  if (OrtStatus* s = slot<const OrtContext*, size_t, const OrtValue**>(kContextInput)(context, index, &value))
+  if (OrtStatus* s =
+          slot<const OrtContext*, size_t, const OrtValue**>(kContextInput)(context, index, &value))
     return s;
   if (!value) return nullptr;
   if (OrtStatus* s = read_shape(value, to)) return s;
@@ -157,12 +160,14 @@ bool is_depthwise(const Unit& u, int64_t in, int64_t out) {
 
 int64_t Unit::folded(int64_t in, int64_t out) const {
   const int64_t in_group = in / groups, row = kernel[2];
-  return !is_depthwise(*this, in, out) && !transposed && words(in_group * row) < words(in_group) * row;
+  return !is_depthwise(*this, in, out) && !transposed &&
+         words(in_group * row) < words(in_group) * row;
 }
 
 OrtStatus* read_int(const OrtKernelInfo* info, const char* name, int64_t least, int64_t most,
                     int64_t& to) {
-  if (OrtStatus* s = slot<const OrtKernelInfo*, const char*, int64_t*>(kKernelInfoInt)(info, name, &to)) {
+  if (OrtStatus* s =
+          slot<const OrtKernelInfo*, const char*, int64_t*>(kKernelInfoInt)(info, name, &to)) {
     forget(s);
     return refuse("attribute %s: it is missing; export the network again", name);
   }
@@ -193,7 +198,8 @@ OrtStatus* read_word(const OrtKernelInfo* info, const char* name, const char* co
                      int64_t count, int64_t& to) {
   char text[32] = {0};
   size_t size = sizeof(text) - 1;
-  forget(slot<const OrtKernelInfo*, const char*, char*, size_t*>(kKernelInfoString)(info, name, text, &size));
+  forget(slot<const OrtKernelInfo*, const char*, char*, size_t*>(kKernelInfoString)(info, name,
+                                                                                    text, &size));
   for (to = 0; to < count; ++to) {
     if (!strcmp(text, known[to])) return nullptr;
   }
@@ -227,10 +233,10 @@ OrtStatus* read_unit(const OrtKernelInfo* info, Unit& u) {
   int64_t layout, sources;
   if (OrtStatus* s = read_int(info, "layout", 0, INT32_MAX, layout)) return s;
   if (layout != BINARIZE_LAYOUT)
-    return refuse("attribute layout=%lld: this operator library reads weights of layout %d; %s",
-                  (long long)layout, BINARIZE_LAYOUT,
-                  layout > BINARIZE_LAYOUT ? "use a newer operator library"
-                                           : "export the network again");
+    return refuse(
+        "attribute layout=%lld: this operator library reads weights of layout %d; %s",
+        (long long)layout, BINARIZE_LAYOUT,
+        layout > BINARIZE_LAYOUT ? "use a newer operator library" : "export the network again");
   if (OrtStatus* s = read_int(info, "dims", 1, 3, u.dims)) return s;
   if (OrtStatus* s = read_int(info, "groups", 1, INT32_MAX, u.groups)) return s;
   if (OrtStatus* s = read_int(info, "transposed", 0, 1, u.transposed)) return s;
@@ -261,7 +267,8 @@ OrtStatus* read_unit(const OrtKernelInfo* info, Unit& u) {
   return nullptr;
 }
 
-OrtStatus* create(const OrtOperator*, const OrtFunction*, const OrtKernelInfo* info, void** kernel) {
+OrtStatus* create(const OrtOperator*, const OrtFunction*, const OrtKernelInfo* info,
+                  void** kernel) {
   Unit* u = (Unit*)malloc(sizeof(Unit));
   if (!u) return refuse("memory: there is none left for a node");
   *u = Unit();
@@ -289,8 +296,9 @@ void dense_strides(const int64_t size[3], int64_t channels, int64_t* to) {
   to[0] = to[1] * size[0];
 }
 
-OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals, int64_t residual_count,
-                   const int64_t padding[6], int64_t out_channels, Shapes& to) {
+OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals,
+                   int64_t residual_count, const int64_t padding[6], int64_t out_channels,
+                   Shapes& to) {
   BinarizeGeometry& g = to.g;
   const int64_t lead = 3 - u.dims, rank = u.dims + 2;
   g = BinarizeGeometry();
@@ -300,21 +308,23 @@ OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals
   for (int64_t i = 0; i < u.sources; ++i) {
     const Tensor& x = sources[i];
     if (x.rank != rank)
-      return refuse("source %lld of %lld dimensions: must be (N, *spatial, C) of %lld; check the graph",
-                    (long long)i, (long long)x.rank, (long long)rank);
+      return refuse(
+          "source %lld of %lld dimensions: must be (N, *spatial, C) of %lld; check the graph",
+          (long long)i, (long long)x.rank, (long long)rank);
     int64_t size[3] = {1, 1, 1};
     for (int64_t d = 0; d < u.dims; ++d) {
       size[lead + d] = x.size[1 + d];
       const int64_t large = x.size[1 + d] * u.upsample[i];
       if (i == 0) g.in_size[lead + d] = large;
       if (large < 1 || large != g.in_size[lead + d])
-        return refuse("source %lld of size %lld in dimension %lld: must be %lld; give an image of a "
-                      "size that the network accepts",
-                      (long long)i, (long long)large, (long long)d, (long long)g.in_size[lead + d]);
+        return refuse(
+            "source %lld of size %lld in dimension %lld: must be %lld; give an image of a "
+            "size that the network accepts",
+            (long long)i, (long long)large, (long long)d, (long long)g.in_size[lead + d]);
     }
     if (x.size[0] != g.samples || x.size[rank - 1] < 1)
-      return refuse("source %lld: holds %lld samples, the first one %lld; check the graph", (long long)i,
-                    (long long)x.size[0], (long long)g.samples);
+      return refuse("source %lld: holds %lld samples, the first one %lld; check the graph",
+                    (long long)i, (long long)x.size[0], (long long)g.samples);
     int64_t* s = to.source + 6 * i;
     s[0] = x.size[rank - 1], s[1] = u.upsample[i];
     g.in_channels += s[0];
@@ -325,8 +335,9 @@ OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals
     }
   }
   if (g.in_channels % u.groups || out_channels % u.groups)
-    return refuse("attribute groups=%lld: must divide %lld and %lld channels; export the network again",
-                  (long long)u.groups, (long long)g.in_channels, (long long)out_channels);
+    return refuse(
+        "attribute groups=%lld: must divide %lld and %lld channels; export the network again",
+        (long long)u.groups, (long long)g.in_channels, (long long)out_channels);
   bool pointwise = !u.transposed;
   for (int d = 0; d < 3; ++d) {
     g.kernel[d] = u.kernel[d], g.stride[d] = u.stride[d], g.dilation[d] = u.dilation[d];
@@ -334,20 +345,23 @@ OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals
     const int64_t reach = u.dilation[d] * (u.kernel[d] - 1) + 1;
     const int64_t pads = padding[2 * d] + padding[2 * d + 1];
     const int64_t room = g.in_size[d] + pads - reach;
-    g.out_size[d] = u.transposed ? (g.in_size[d] - 1) * u.stride[d] - pads + reach + u.output_padding[d]
-                    : room < 0   ? 0
-                                 : room / u.stride[d] + 1;
+    g.out_size[d] = u.transposed
+                        ? (g.in_size[d] - 1) * u.stride[d] - pads + reach + u.output_padding[d]
+                    : room < 0 ? 0
+                               : room / u.stride[d] + 1;
     if (g.out_size[d] < 1)
-      return refuse("input of size %lld: a kernel that reaches over %lld positions gives no output; give "
-                    "a larger image",
-                    (long long)g.in_size[d], (long long)reach);
+      return refuse(
+          "input of size %lld: a kernel that reaches over %lld positions gives no output; give "
+          "a larger image",
+          (long long)g.in_size[d], (long long)reach);
     const int64_t most = padding[2 * d] > padding[2 * d + 1] ? padding[2 * d] : padding[2 * d + 1];
     const int64_t short_by = u.padding_mode == BINARIZE_REFLECT ? 1 : 0;
     if ((u.padding_mode == BINARIZE_REFLECT || u.padding_mode == BINARIZE_CIRCULAR) &&
         most > g.in_size[d] - short_by)
-      return refuse("input of size %lld: is too small for a padding of %lld by its own values; give a "
-                    "larger image",
-                    (long long)g.in_size[d], (long long)most);
+      return refuse(
+          "input of size %lld: is too small for a padding of %lld by its own values; give a "
+          "larger image",
+          (long long)g.in_size[d], (long long)most);
     pointwise = pointwise && u.kernel[d] == 1 && u.stride[d] == 1 && !pads && !u.bypass_offset[d];
   }
   for (int64_t i = 0; i < u.sources; ++i) pointwise = pointwise && u.upsample[i] == 1;
@@ -356,7 +370,8 @@ OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals
     bool fits = x.rank == rank && x.size[0] == g.samples && x.size[rank - 1] == out_channels;
     for (int64_t d = 0; fits && d < u.dims; ++d) fits = x.size[1 + d] == g.out_size[lead + d];
     if (!fits)
-      return refuse("residual %lld: does not have the size of the result; check the graph", (long long)i);
+      return refuse("residual %lld: does not have the size of the result; check the graph",
+                    (long long)i);
     int64_t* s = to.residual + 4 * i;
     int64_t all[4];
     dense_strides(g.out_size, out_channels, all);
@@ -369,7 +384,8 @@ OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals
     const int64_t count = g.in_size[0] * g.in_size[1] * g.in_size[2];
     for (int d = 0; d < 3; ++d) g.in_size[d] = g.out_size[d] = d < 2 ? 1 : count;
     for (int64_t i = 0; i < u.sources; ++i) to.source[6 * i + 3] = to.source[6 * i + 4] = 0;
-    for (int64_t i = 0; i < residual_count; ++i) to.residual[4 * i + 1] = to.residual[4 * i + 2] = 0;
+    for (int64_t i = 0; i < residual_count; ++i)
+      to.residual[4 * i + 1] = to.residual[4 * i + 2] = 0;
   }
   g.padding_mode = u.padding_mode;
   g.transposed = u.transposed;
@@ -405,10 +421,11 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
   const Unit& u = *(const Unit*)kernel;
   Tensor fixed[kFirstSource], sources[kMostSources], means[kMostSources], residuals[kMostResiduals];
   size_t inputs = 0, outputs = 0;
-  if (OrtStatus* s = slot<const OrtContext*, size_t*>(kContextInputCount)(context, &inputs)) return s;
-  if (OrtStatus* s = slot<const OrtContext*, size_t*>(kContextOutputCount)(context, &outputs)) return s;
-  const int64_t residual_count =
-      (int64_t)inputs - kFirstSource - u.sources * (u.has_means ? 2 : 1);
+  if (OrtStatus* s = slot<const OrtContext*, size_t*>(kContextInputCount)(context, &inputs))
+    return s;
+  if (OrtStatus* s = slot<const OrtContext*, size_t*>(kContextOutputCount)(context, &outputs))
+    return s;
+  const int64_t residual_count = (int64_t)inputs - kFirstSource - u.sources * (u.has_means ? 2 : 1);
   if (residual_count < 0 || residual_count > kMostResiduals)
     return refuse("inputs: there are %zu, which does not fit %lld sources; check the graph", inputs,
                   (long long)u.sources);
@@ -479,9 +496,10 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
   const int64_t bytes = binarize_scratch(&g, threads);
   void* room = bytes < 0 ? nullptr : scratch.take(bytes);
   if (!room)
-    return bytes < 0 ? refuse("geometry: the kernels refuse it; report this as a bug")
-                     : refuse("memory: %lld bytes of scratch memory cannot be had; use a smaller image",
-                              (long long)bytes);
+    return bytes < 0
+               ? refuse("geometry: the kernels refuse it; report this as a bug")
+               : refuse("memory: %lld bytes of scratch memory cannot be had; use a smaller image",
+                        (long long)bytes);
   void* table[BINARIZE_FIRST_SOURCE + 2 * kMostSources + kMostResiduals];
   table[BINARIZE_WEIGHT] = fixed[kWeight].data;
   table[BINARIZE_GAIN] = fixed[kGain].data;
@@ -508,7 +526,9 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
   return nullptr;
 }
 
-void* create_unchecked(const OrtOperator*, const OrtFunction*, const OrtKernelInfo*) { return nullptr; }
+void* create_unchecked(const OrtOperator*, const OrtFunction*, const OrtKernelInfo*) {
+  return nullptr;
+}
 void compute_unchecked(void*, OrtContext*) {}
 void destroy(void* kernel) { free(kernel); }
 const char* name(const OrtOperator*) { return "BinaryConv"; }
@@ -527,11 +547,28 @@ int memory(const OrtOperator*, size_t) { return 0; }
 int one(const OrtOperator*) { return 1; }
 int newest(const OrtOperator*) { return INT32_MAX; }
 
-const OrtOperator binary_conv = {
-    kOrtApiVersion, create_unchecked, name,        provider,
-    input_type,     input_count,      output_type, output_count,
-    compute_unchecked, destroy, input_characteristic, output_characteristic,
-    memory, one, one, one, one, create, compute, nullptr, one, newest};
+const OrtOperator binary_conv = {kOrtApiVersion,
+                                 create_unchecked,
+                                 name,
+                                 provider,
+                                 input_type,
+                                 input_count,
+                                 output_type,
+                                 output_count,
+                                 compute_unchecked,
+                                 destroy,
+                                 input_characteristic,
+                                 output_characteristic,
+                                 memory,
+                                 one,
+                                 one,
+                                 one,
+                                 one,
+                                 create,
+                                 compute,
+                                 nullptr,
+                                 one,
+                                 newest};
 
 }  // namespace
 
@@ -540,12 +577,16 @@ extern "C" BINARIZE_API OrtStatus* RegisterCustomOps(void* options, const OrtApi
   if (!api) {
     // There is no way to make a status without the table; the oldest one has it.
     api = base->get_api(1);
-    return api ? refuse("onnxruntime %s: is older than 1.17, which the operators need; use a newer one",
-                        base->version())
+    return api ? refuse(
+                     "onnxruntime %s: is older than 1.17, which the operators need; use a newer "
+                     "one",
+                     base->version())
                : nullptr;
   }
   void* domain = nullptr;
-  if (OrtStatus* s = slot<const char*, void**>(kCreateCustomOpDomain)("binarize", &domain)) return s;
-  if (OrtStatus* s = slot<void*, const OrtOperator*>(kCustomOpDomainAdd)(domain, &binary_conv)) return s;
+  if (OrtStatus* s = slot<const char*, void**>(kCreateCustomOpDomain)("binarize", &domain))
+    return s;
+  if (OrtStatus* s = slot<void*, const OrtOperator*>(kCustomOpDomainAdd)(domain, &binary_conv))
+    return s;
   return slot<void*, void*>(kAddCustomOpDomain)(options, domain);
 }

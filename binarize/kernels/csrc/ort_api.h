@@ -1,9 +1,9 @@
 /* What the operator library needs of ONNX Runtime's C API, declared here so that it builds without
    the run time's headers.
 
-   The API is a table of function pointers that only grows at its end: a slot never moves. The numbers
-   below are positions in that table, the struct is the description of a custom operator as of
-   version 17, which every later version reads. */
+   The API is a table of function pointers that only grows at its end: a slot never moves. The
+   numbers below are positions in that table, the struct is the description of a custom operator as
+   of version 17, which every later version reads. */
 #ifndef BINARIZE_ORT_API_H
 #define BINARIZE_ORT_API_H
 
