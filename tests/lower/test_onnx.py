@@ -122,7 +122,7 @@ def test_one_size_is_not_any_size(shop: SimpleNamespace, tmp_path: Path) -> None
         binarize.export_onnx(network, path, torch.zeros(1, 3, 8, 12), dynamic=True)
     told = str(caught.value)
     assert told.startswith("model='OneSize': it cannot be exported for all sizes (")
-    assert told.endswith("; leave dynamic out")
+    assert told.endswith("; set dynamic=False")
     assert list(tmp_path.iterdir()) == []
 
 
