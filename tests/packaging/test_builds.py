@@ -22,6 +22,7 @@ RULES = {path.stem for path in (CHECKOUT / "rules").glob("*.toml")}
 SOURCES = [
     "binarize",
     "rules",
+    "runtime",
     "CMakeLists.txt",
     "pyproject.toml",
     "README.md",
@@ -29,6 +30,7 @@ SOURCES = [
     ".gitignore",
 ]
 LIBRARY = "binarize/kernels/libbinarize_kernels.so"
+OPERATORS = "binarize/runtime/libbinarize_ort.so"
 
 # Prints where the package lies, then the policies it finds.
 ASK = """
@@ -79,7 +81,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in SOURCES:
         if (CHECKOUT / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "libbinarize_kernels.*")
+            ignore = shutil.ignore_patterns("__pycache__", "libbinarize_*")
             shutil.copytree(CHECKOUT / name, folder / name, ignore=ignore)
         else:
             shutil.copy(CHECKOUT / name, folder / name)
@@ -128,7 +130,7 @@ def test_wheel_holds_library_rules_and_type_marker(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
     assert "binarize/py.typed" in names
-    assert LIBRARY in names
+    assert {LIBRARY, OPERATORS} <= set(names)
     assert not [name for name in names if "csrc" in name]
     tops = {name.split("/")[0].split("-")[0] for name in names}
     assert tops == {"binarize", "binarize_torch"}, "only the package and its metadata"
@@ -143,6 +145,46 @@ def test_wheel_installed_elsewhere(wheel: Path, tmp_path: Path) -> None:
     assert where == (site / "binarize").resolve()
     assert found == RULES
     assert libraries(python, tmp_path, PYTHONPATH=str(site)) == [str(site / LIBRARY)]
+
+
+RUN = """
+import sys, numpy
+from binarize.runtime import Session, library
+from binarize.errors import FileError
+assert library().parent == __import__("pathlib").Path(sys.argv[1]) / "binarize" / "runtime"
+try:
+    Session("none.onnx")
+except FileError as error:
+    print(error)
+assert not {"torch", "timm", "PIL"} & set(sys.modules)
+"""
+
+
+def test_runtime_alone_needs_no_torch(sources: Path, tmp_path: Path) -> None:
+    options = ["--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    pip("wheel", *options, str(sources / "runtime"), folder=tmp_path)
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.startswith("binarize_runtime-")
+    assert "-py3-none-" in built.name
+    assert built.stat().st_size < 2**20
+    with zipfile.ZipFile(built) as opened:
+        names = {name for name in opened.namelist() if ".dist-info/" not in name}
+        (metadata,) = [name for name in opened.namelist() if name.endswith("METADATA")]
+        needed = [
+            line.partition(": ")[2]
+            for line in opened.read(metadata).decode().splitlines()
+            if line.startswith("Requires-Dist: ")
+        ]
+    python = {
+        f"binarize/runtime/{path.name}" for path in (CHECKOUT / "binarize/runtime").glob("*.py")
+    }
+    assert names == python | {"binarize/__init__.py", "binarize/errors.py", OPERATORS}
+    assert not [line for line in needed if "torch" in line]
+    site = tmp_path / "site"
+    pip("install", "--target", str(site), str(built), folder=tmp_path)
+    env = os.environ | {"PYTHONPATH": str(site)}
+    told = run([str(environment(tmp_path / "venv")), "-c", RUN, str(site)], tmp_path, env)
+    assert told == "path='none.onnx': there is no such file; check the path\n"
 
 
 def test_without_a_compiler_the_wheel_is_pure(sources: Path, tmp_path: Path) -> None:
