@@ -77,9 +77,8 @@ class _Exported(Recording):
 
     def constant(self, value: Tensor) -> fx.Node:
         """As every recording, and the module has it too."""
-        node = super().constant(value)
-        self.module.register_buffer(str(node.target), value)
-        return node
+        self.module.register_buffer(f"constant_{len(self.constants)}", value)
+        return super().constant(value)
 
 
 def _is_nothing(node: fx.Node) -> bool:
