@@ -3,12 +3,13 @@
 The network is run, not interpreted: control flow takes the branch that the example inputs take,
 and lists, dictionaries and dataclasses of tensors pass as they are. The run uses fake tensors
 (shapes without values), so that it costs neither time nor memory, and falls back to real ones
-where a value is asked for.
+where a value is asked for. It leaves nothing behind, see :mod:`binarize.graph.shapes_only`.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.given import copied
+from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces, random_numbers_kept
 
 __all__ = ["Op", "Trace", "skeleton", "trace"]
 
@@ -75,7 +77,6 @@ class Trace:
         model: The copy that ran; its parameters are the original's own tensors.
         arguments: Positional and named arguments per scope path, from the scope's first call.
         calls: Number of calls per module path.
-        fake: The mode the run used, or ``None`` if it used the tensors as they are.
         direct: Identities (``id``) of the parameters that functions took as operands.
         consumers: Per operation those that take its result.
         inside: Per scope path the operations that its own forward made.
@@ -85,7 +86,6 @@ class Trace:
     model: nn.Module
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
     calls: dict[str, int]
-    fake: FakeTensorMode | None
     direct: frozenset[int]
     consumers: list[list[int]] = field(default_factory=list)
     inside: dict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
@@ -122,25 +122,32 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
     if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # Tensors without storage are shapes already, and have no values to fall back on.
         return _record(skeleton(model), args, kwargs, None)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    before = namespaces(model)
+    fake = ShapesOnly()
+    copy = skeleton(model)
+    recorded: Trace | None = None
     try:
         with _quiet():
-            return _record(skeleton(model), args, kwargs, fake)
-    except Exception:
-        # Values may matter (data-dependent control flow): run once for real. A forward may write
-        # to buffers, but not to parameters.
+            recorded = _record(copy, args, kwargs, fake)
+    except Exception as error:
+        # Values may matter (data-dependent control flow).
+        traceback.clear_frames(error.__traceback__)
+    leave_nothing(fake, model, copy, before)
+    if recorded is not None:
+        return recorded
+    # Once for real. A forward may write to buffers, but not to parameters.
+    with random_numbers_kept():
         return _record(skeleton(model, copy_buffers=True), args, kwargs, None)
 
 
 def _record(
-    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: FakeTensorMode | None
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: ShapesOnly | None
 ) -> Trace:
     model.eval()
     recorder = _Recorder(model)
     if fake is not None:
-        make: Any = fake.from_tensor
-        args = tree_map_only(Tensor, make, tuple(args))
-        kwargs = tree_map_only(Tensor, make, kwargs)
+        args = tree_map_only(Tensor, fake.stand_in, tuple(args))
+        kwargs = tree_map_only(Tensor, fake.stand_in, kwargs)
     with torch.no_grad(), recorder.hooked(), fake if fake is not None else _nothing():
         recorder.add_inputs((args, kwargs))
         with recorder:
@@ -149,9 +156,8 @@ def _record(
     return Trace(
         recorder.ops,
         model,
-        recorder.arguments,
+        {path: _shapes_of(given) for path, given in recorder.arguments.items()},
         dict(recorder.calls),
-        fake,
         frozenset(recorder.direct),
     )
 
@@ -329,6 +335,15 @@ class _Recorder(TorchFunctionMode):
                 )
 
 
+def _shapes_of(values: Any) -> Any:
+    """Arguments of a call, with tensors that hold nothing of the run."""
+    return tree_map_only(
+        Tensor,
+        lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"),
+        values,
+    )
+
+
 _PERMUTING = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
 
 
@@ -346,7 +361,9 @@ def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:
     if func is not F.batch_norm or not isinstance(x, FakeTensor) or x.dim() < 2:
         return None
     widths = {len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)}
-    return torch.empty_like(x) if widths == {x.shape[1]} else None
+    mode: Any = x.fake_mode
+    fits = widths == {x.shape[1]} and isinstance(mode, ShapesOnly)
+    return mode.stand_in(x) if fits else None
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
