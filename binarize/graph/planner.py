@@ -138,8 +138,9 @@ def _decide(trace: Trace, layer: Layer, rule: Rule | None) -> _Verdict:
     hindrance = obstacle(layer.module)
     if hindrance is None and not layer.ops and "linear" in layer.kinds:
         hindrance = "it is never called itself; its weight may be used by another module"
-    if hindrance is None and id(layer.module.weight) in trace.direct:
-        hindrance = "its weight is used outside of its own forward"
+    for name in ("weight", "bias"):
+        if hindrance is None and id(getattr(layer.module, name)) in trace.direct:
+            hindrance = f"its {name} is used outside of its own forward"
     if rule.action == "binarize" and hindrance is not None:
         return _Verdict("keep", hindrance, CONTRACT)
     reason = rule.reason

@@ -57,6 +57,7 @@ class ShapesOnly(FakeTensorMode):
         # Addresses of what was there before are never given to what is made meanwhile.
         self._own: set[int] = set()
         self._fake: set[int] = set()
+        self._inside = False
         self._stand_ins = WeakTensorKeyDictionary()
 
     def knows(self, values: Iterable[Any]) -> bool:
@@ -89,6 +90,9 @@ class ShapesOnly(FakeTensorMode):
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, see the class."""
         kwargs = kwargs or {}
+        if self._inside:
+            # What an operator is made of, asked for the shape of its result.
+            return super().dispatch(func, types, args, kwargs)
         if func in _LIKE and isinstance(args[0], FakeTensor):
             pattern = args[0]
             length = pattern.numel() if len(args) < 2 else _length(args[1])
@@ -111,7 +115,11 @@ class ShapesOnly(FakeTensorMode):
         if self._fake:
             # The mode itself would write to a real number, and go on with its value.
             args, kwargs = tree_map_only(Tensor, self._without_value, (args, kwargs))
-        result = super().dispatch(func, types, args, kwargs)
+        self._inside = True
+        try:
+            result = super().dispatch(func, types, args, kwargs)
+        finally:
+            self._inside = False
         self.made(result)
         # The caller goes on with what it gave, not with what stood for it here.
         return targets[0] if len(targets) == 1 and isinstance(result, Tensor) else result

@@ -280,7 +280,7 @@ class _Recorder(TorchFunctionMode):
                 source = self._maker(value)
                 if source is None:
                     constant = True
-                    if path is None and id(value) in self._parameters:
+                    if path is None and id(value) in self._parameters and name not in _PATTERNS:
                         self.direct.add(id(value))
                     continue
                 in_shape = in_shape or tuple(value.shape)
@@ -344,6 +344,11 @@ def _shapes_of(values: Any) -> Any:
     )
 
 
+# What takes a shape or a type from an operand, and no values.
+_PATTERNS = frozenset(
+    "type_as to expand_as view_as reshape_as zeros_like ones_like empty_like full_like rand_like "
+    "randn_like new_zeros new_ones new_full new_empty new_tensor".split()
+)
 _PERMUTING = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
 
 

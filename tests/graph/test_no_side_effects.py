@@ -302,3 +302,22 @@ def test_values_of_buffers_are_known() -> None:
     packed = binarize.pack(student)
     torch.testing.assert_close(value(packed), value(student))
     assert packed.unfused is None
+
+
+class Pads(nn.Module):
+    """Operators whose shapes torch finds by other operators that make new tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(F.relu(self.stem(x)), (1, 2, 1, 2), mode="reflect")
+        x = F.pad(F.max_pool2d(x, 2), (1, 1, 1, 1), mode="replicate") + x.new_empty(1).fill_(2)
+        return self.head(F.relu(self.a(F.pad(x, (1, 1, 1, 1), mode="circular"))))
+
+
+def test_what_depends_on_the_image_is_no_constant() -> None:
+    student = binarize.convert(Pads(), example_inputs=X).eval()
+    packed = binarize.pack(student, example_inputs=X)
+    torch.testing.assert_close(value(packed, X + 1), value(student, X + 1))
