@@ -24,7 +24,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["ShapesOnly", "forget", "leave_nothing", "namespaces", "random_numbers_kept", "written"]
+__all__ = [
+    "ShapesOnly",
+    "forget",
+    "leave_nothing",
+    "memory_of",
+    "namespaces",
+    "random_numbers_kept",
+    "written",
+]
 
 _aten = torch.ops.aten
 _LIKE = {
@@ -58,12 +66,13 @@ class ShapesOnly(FakeTensorMode):
         self._own: set[int] = set()
         self._fake: set[int] = set()
         self._inside = False
+        self._memory_of_stand_ins: dict[int, int] = {}
         self._stand_ins = WeakTensorKeyDictionary()
 
     def knows(self, values: Iterable[Any]) -> bool:
         """Whether all tensors among these have their values."""
         return all(
-            not isinstance(v, FakeTensor | nn.Parameter) and _memory(v) not in self._fake
+            not isinstance(v, FakeTensor | nn.Parameter) and memory_of(v) not in self._fake
             for v in values
             if isinstance(v, Tensor)
         )
@@ -103,15 +112,15 @@ class ShapesOnly(FakeTensorMode):
                 args = (with_values, *args[1:])
         # Most operators are told by their first operands, without a search of them all.
         if not any(type(arg) in _FAKE for arg in args) and self.is_real(func, args, kwargs):
-            before = {_memory(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
+            before = {memory_of(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
             result = func(*args, **kwargs)
             made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
-            new = {_memory(x) for x in made} - before
+            new = {memory_of(x) for x in made} - before
             self._own |= new
             self._fake -= new  # an address is used again
             return result
         targets = [v for v in written(func, args, kwargs) if not isinstance(v, FakeTensor)]
-        self._fake |= {_memory(v) for v in targets}
+        self._fake |= {memory_of(v) for v in targets}
         if self._fake:
             # The mode itself would write to a real number, and go on with its value.
             args, kwargs = tree_map_only(Tensor, self._without_value, (args, kwargs))
@@ -124,12 +133,18 @@ class ShapesOnly(FakeTensorMode):
         # The caller goes on with what it gave, not with what stood for it here.
         return targets[0] if len(targets) == 1 and isinstance(result, Tensor) else result
 
+    def memory(self, value: Tensor) -> int:
+        """What identifies a tensor's memory; fake tensors that stand for real ones have theirs."""
+        key = memory_of(value)
+        return self._memory_of_stand_ins.get(key, key) if isinstance(value, FakeTensor) else key
+
     def _without_value(self, value: Tensor) -> Tensor:
-        if isinstance(value, FakeTensor) or _memory(value) not in self._fake:
+        if isinstance(value, FakeTensor) or memory_of(value) not in self._fake:
             return value
         known = self._stand_ins.get(value)
         if known is None:
             known = self._stand_ins[value] = self.stand_in(value)
+            self._memory_of_stand_ins[memory_of(known)] = memory_of(value)
         return known
 
     def is_real(self, func: Any, args: Any, kwargs: Any) -> bool:
@@ -139,10 +154,11 @@ class ShapesOnly(FakeTensorMode):
             return False
         if torch.Tag.nondeterministic_seeded in func.tags:
             return False
-        return all(_memory(v) in self._own for v in written(func, args, kwargs))
+        return all(memory_of(v) in self._own for v in written(func, args, kwargs))
 
 
-def _memory(value: Tensor) -> int:
+def memory_of(value: Tensor) -> int:
+    """What identifies a tensor's memory among those that exist."""
     try:
         return value.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse tensors have none

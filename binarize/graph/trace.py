@@ -14,7 +14,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.given import copied
+from binarize.graph.memory import Memory
 from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces, random_numbers_kept
 
 __all__ = ["Op", "Trace", "skeleton", "trace"]
@@ -144,7 +145,7 @@ def _record(
     model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: ShapesOnly | None
 ) -> Trace:
     model.eval()
-    recorder = _Recorder(model)
+    recorder = _Recorder(model, fake)
     if fake is not None:
         args = tree_map_only(Tensor, fake.stand_in, tuple(args))
         kwargs = tree_map_only(Tensor, fake.stand_in, kwargs)
@@ -179,7 +180,7 @@ def _nothing() -> Iterator[None]:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, fake: ShapesOnly | None) -> None:
         super().__init__()
         self.model = model
         self.ops: list[Op] = []
@@ -189,6 +190,7 @@ class _Recorder(TorchFunctionMode):
         self._parameters = {id(parameter) for parameter in model.parameters()}
         # Weak, so that a run on real tensors needs no more memory than the network itself.
         self._producer: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._memory = Memory(fake)
         self._scopes: list[tuple[str, int, dict[Any, int]]] = [("", 0, defaultdict(int))]
         self._whole = 0
         self._paths: dict[int, list[str]] = defaultdict(list)
@@ -200,7 +202,9 @@ class _Recorder(TorchFunctionMode):
 
     def _maker(self, value: Tensor) -> int | None:
         known = self._producer.get(id(value))
-        return known[1] if known is not None and known[0]() is value else None
+        made = known[1] if known is not None and known[0]() is value else None
+        written = self._memory.writer(value)
+        return made if written is None else max(written, made or 0)
 
     def _path(self, module: nn.Module) -> str:
         """Of several paths of a shared module, the one below the scope that calls it."""
@@ -253,11 +257,19 @@ class _Recorder(TorchFunctionMode):
         output = _batch_norm(func, args, kwargs)
         if output is None:
             output = func(*args, **kwargs)
-        if not self._whole and any(isinstance(x, Tensor) for x in tree_iter(output)):
-            name = normal_name(getattr(func, "__name__", str(func)))
-            kind = function_kind(name)
+        if self._whole:
+            return output
+        raw = getattr(func, "__name__", str(func))
+        name = normal_name(raw)
+        kind = function_kind(name)
+        if name in _ASSIGNING and _writes(raw) and args and isinstance(args[0], Tensor):
+            # What is there already and what is put beside it, or over it.
+            whole = self._memory.whole(args[0])
+            self._add(kind, name, kind, (whole, args[1:], kwargs), whole, None, raw=raw)
+        elif any(isinstance(x, Tensor) for x in tree_iter(output)):
             order = _order(func, args, kwargs) if name in _PERMUTING else ()
-            self._add(kind, name, kind, (args, kwargs), output, None, order)
+            given = {key: value for key, value in kwargs.items() if key != "out"}
+            self._add(kind, name, kind, (args, given), output, None, order, kwargs.get("out"), raw)
         return output
 
     def _add(
@@ -269,6 +281,8 @@ class _Recorder(TorchFunctionMode):
         output: Any,
         path: str | None,
         order: tuple[int, ...] = (),
+        out: Any = None,
+        raw: str = "",
     ) -> None:
         inputs: list[int] = []
         constant = False
@@ -288,6 +302,8 @@ class _Recorder(TorchFunctionMode):
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 constant = True
         results = [x for x in tree_iter(output) if isinstance(x, Tensor)]
+        outs = [x for x in tree_iter(out) if isinstance(x, Tensor)]
+        self._memory.see(tensors + outs, results)
         if not inputs and kind in ("other", "shape"):
             # Made of constants alone (anchors, position grids): not part of the signal's flow.
             return
@@ -311,8 +327,36 @@ class _Recorder(TorchFunctionMode):
             )
         )
         counts[count] += 1
+        earlier = {id(x): self._maker(self._memory.whole(x)) for x in results}
         for result in results:
             self._made_by(result, index)
+        writes = kind == "activation" or _writes(raw) or bool(outs)
+        for written in (x for x in results if writes and any(x is y for y in tensors + outs)):
+            whole = self._memory.whole(written)
+            before = earlier[id(written)]
+            self._memory.write(written, index)
+            if written.numel() < whole.numel() and kind != "cat":
+                # A part was changed, and stays beside the others.
+                part = () if before is None else (before,)
+                self._memory.write(written, len(self.ops))
+                shape = tuple(whole.shape)
+                self.ops.append(
+                    replace(
+                        self.ops[index],
+                        index=len(self.ops),
+                        kind="cat",
+                        name="setitem",
+                        ordinal=counts["cat"],
+                        path=None,
+                        inputs=(*part, index),
+                        constant=not part,
+                        in_shape=shape,
+                        shape=shape,
+                        macs=0,
+                        order=(),
+                    )
+                )
+                counts["cat"] += 1
 
     def add_inputs(self, values: Any) -> None:
         for value in tree_iter(values):
@@ -323,6 +367,7 @@ class _Recorder(TorchFunctionMode):
                     Op(index, "input", "input", "", 0, index, None, (), False, (), shape)
                 )
                 self._made_by(value, index)
+                self._memory.see([], [value])
 
     def add_outputs(self, values: Any) -> None:
         for value in _tensors(values):
@@ -344,6 +389,16 @@ def _shapes_of(values: Any) -> Any:
     )
 
 
+def _writes(name: str) -> bool:
+    """Whether a function of this name writes to its first operand."""
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name != "__invert__")
+    return name.endswith("_")
+
+
+_ASSIGNING = frozenset(
+    "setitem copy index_copy index_put scatter masked_scatter index_add scatter_add put".split()
+)
 # What takes a shape or a type from an operand, and no values.
 _PATTERNS = frozenset(
     "type_as to expand_as view_as reshape_as zeros_like ones_like empty_like full_like rand_like "
