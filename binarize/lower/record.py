@@ -22,6 +22,9 @@ from binarize.graph.shapes_only import ShapesOnly, written
 __all__ = ["NotRecordable", "Recording", "record"]
 
 
+_VIEW = torch.ops.aten.view.default
+
+
 class NotRecordable(Exception):
     """A run does more than a graph can say; the message tells what."""
 
@@ -125,6 +128,7 @@ class _Recorder(TorchDispatchMode):
         if torch.Tag.dynamic_output_shape in func.tags and not self.fake.knows(values):
             raise NotRecordable(f"the shape of a result depends on values ({func})")
         recorded, read = func, kwargs
+        aliases: list[Tensor] = []
         if func._schema.is_mutable and self.fake.is_real(func, args, kwargs):
             for target in written(func, args, kwargs):
                 self._forget(target, func)
@@ -133,13 +137,18 @@ class _Recorder(TorchDispatchMode):
             outs = [a.name for a in func._schema.arguments if a.is_out]
             read = {name: value for name, value in kwargs.items() if name not in outs}
             target = kwargs[outs[0]] if len(outs) == 1 else values[0]
-            recorded = self._out_of_place(func, outs, target, values)
+            recorded, aliases = self._out_of_place(func, outs, target, values)
         operands = tree_map_only(Tensor, self.node, (args, read))
         result = func(*args, **kwargs)
         node = self.recording.graph.call_function(recorded, *operands)
         node.meta["value"] = _shell(result)
         if isinstance(result, Tensor):
             self.nodes[result] = node
+            for alias in aliases:
+                shape = list(alias.shape)
+                view = self.recording.graph.call_function(_VIEW, (node, shape))
+                view.meta["value"] = _shell(alias)
+                self.nodes[alias] = view
         elif isinstance(result, list | tuple):
             for index, part in enumerate(result):
                 if isinstance(part, Tensor):
@@ -159,8 +168,13 @@ class _Recorder(TorchDispatchMode):
 
     def _out_of_place(
         self, func: Any, outs: Sequence[str], target: Tensor, values: Sequence[Tensor]
-    ) -> Any:
-        """The operator that gives as a new value what ``func`` writes over ``target``."""
+    ) -> tuple[Any, list[Tensor]]:
+        """The operator that gives as a new value what ``func`` writes over ``target``.
+
+        Returns:
+            The operator, and other tensors that are the same values in another shape.
+        """
+        aliases = []
         pure = _pure(func, outs)
         if pure is None or any(v.dtype != target.dtype for v in values):
             raise NotRecordable(f"it changes a tensor in place ({func})")
@@ -169,9 +183,24 @@ class _Recorder(TorchDispatchMode):
         for other, node in list(self.nodes.items()):
             # Whoever reads the same memory under another name would see the change, too.
             same = other.untyped_storage()._cdata == storage
-            if same and (other is not target or node.op != "call_function"):
+            if not same:
+                continue
+            if node.op != "call_function" or not _same_values(other, target):
                 raise NotRecordable(f"it changes a tensor that is read elsewhere ({func})")
-        return pure
+            if other is not target:
+                aliases.append(other)
+        return pure, aliases
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors in the same memory are the same values in the same order."""
+    if a.dtype != b.dtype or a.storage_offset() != b.storage_offset():
+        return False
+    steps = [
+        [(n, step) for n, step in zip(x.shape, x.stride(), strict=True) if n != 1] for x in (a, b)
+    ]
+    both = bool(a.is_contiguous()) and bool(b.is_contiguous())
+    return steps[0] == steps[1] or (both and a.numel() == b.numel())
 
 
 def _is_read(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,3 +96,55 @@ def agree(shop: SimpleNamespace, network: nn.Module, x: Tensor) -> Any:
             torch.testing.assert_close(packed(x), expected, atol=1e-4, rtol=1e-4)
     assert packed.unfused is None
     return packed
+
+
+class InPlace(nn.Module):
+    def __init__(self, norm: nn.Module, how: str) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+        self.norm, self.how = norm, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.stem(x))
+        if self.how == "silu":
+            F.silu(y, inplace=True)
+        elif self.how == "add":
+            y += 1
+            y.mul_(0.5)
+        elif self.how == "view":
+            y.unsqueeze(1).tanh_()  # y is read below
+        elif self.how == "clamp":
+            torch.clamp_(y, -1, 1)
+        return self.head(F.relu(self.a(y)) + F.pad(y, (-1, -1, -1, -1)))
+
+
+@pytest.mark.parametrize("how", ["silu", "add", "view", "clamp"])
+@pytest.mark.parametrize("kind", ["instance", "affine", "group", "batch", "none"])
+def test_changes_in_place_behind_norms(
+    shop: SimpleNamespace, kind: str, how: str, tmp_path: Path
+) -> None:
+    norms = {
+        "instance": nn.InstanceNorm2d(8),
+        "affine": nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+        "group": nn.GroupNorm(2, 8),
+        "batch": nn.BatchNorm2d(8),
+        "none": nn.Identity(),
+    }
+    x = torch.randn(2, 3, 9, 9)
+    packed = agree(shop, InPlace(norms[kind], how), x)
+    binarize.save(packed, tmp_path / "net")
+    torch.testing.assert_close(binarize.load(tmp_path / "net")(x), packed(x))
+
+
+def test_a_part_that_is_changed_is_no_program(shop: SimpleNamespace) -> None:
+    class Part(InPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            y[:, :4].neg_()
+            return self.head(F.relu(self.a(y)))
+
+    network = Part(nn.Identity(), "").eval()
+    x = torch.randn(2, 3, 9, 9)
+    student = shop.train_like(binarize.convert(network, example_inputs=x)).eval()
+    packed = binarize.pack(student)
+    torch.testing.assert_close(packed(x), student(x), atol=1e-4, rtol=1e-4)
