@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,12 +103,12 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
                 if not asked:
                     break
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = _place(error) or " ".join(str(error).split())[:140]
         traceback.clear_frames(error.__traceback__)  # they hold symbols
         raise ModelError(
             "model",
             type(module).__name__,
-            f"its forward cannot be traced ({type(error).__name__}: {text[:140]})",
+            f"its forward cannot be traced ({text})",
             "it is kept as written",
         ) from error
     finally:
@@ -131,6 +132,21 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
             "it is kept as written",
         )
     return ScopeGraph(graph, nodes, other, twins)
+
+
+def _place(error: BaseException) -> str:
+    """The last line of somebody's own code that an error went through: file, number, text."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(ours)
+    ]
+    if not frames:
+        return ""
+    last = frames[-1]
+    code = f": {last.line.strip()[:100]}" if last.line else ""
+    return f"{Path(last.filename).name}:{last.lineno}{code}"
 
 
 def _forget_proxies(tracers: list[_ChildrenAreLeaves], before: Any) -> None:

@@ -444,7 +444,7 @@ def _macs(kind: str, name: str, tensors: list[Tensor], results: list[Tensor]) ->
             pairs = query.numel() // query.shape[-1] * key.shape[-2]
             return pairs * (query.shape[-1] + value.shape[-1])
         return None
-    if kind == "function-layer":
+    if kind == "function-layer" or name == "deform_conv2d":
         if len(tensors) < 2 or not results:
             return None
         weight = tensors[1]
