@@ -21,7 +21,11 @@ _SHAPES = frozenset(
 )
 _POOLS = frozenset("mean".split())
 _UPS = frozenset("interpolate upsample pixel_shuffle grid_sample fold".split())
-_CATS = frozenset("cat concat concatenate stack hstack vstack dstack".split())
+# Assignments too: what is there and what is put into a part of it.
+_CATS = frozenset(
+    "cat concat concatenate stack hstack vstack dstack setitem copy index_copy index_put scatter "
+    "masked_scatter index_add scatter_add put slice_scatter select_scatter".split()
+)
 _PRODUCTS = frozenset("matmul bmm mm baddbmm einsum scaled_dot_product_attention".split())
 _LAYERS = frozenset("conv1d conv2d conv3d conv_transpose2d linear conv_transpose1d".split())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,10 @@ def make_plan(
         {shortcut.op.index for shortcut in closing},
         {op.index for shortcut in closing for op in shortcut.projection},
     )
-    sites = [_site(layer, modules) for layer in layers.values()]
+    paths: dict[int, list[str]] = defaultdict(list)
+    for path, module in modules.items():
+        paths[id(module)].append(path)
+    sites = [_site(layer, modules, paths[id(layer.module)]) for layer in layers.values()]
     chosen = [(rule, select(rule, sites)) for rule in policy.rules]
     decided = {
         path: _decide(trace, layer, next((rule for rule, places in chosen if i in places), None))
@@ -138,8 +141,9 @@ def _decide(trace: Trace, layer: Layer, rule: Rule | None) -> _Verdict:
     hindrance = obstacle(layer.module)
     if hindrance is None and not layer.ops and "linear" in layer.kinds:
         hindrance = "it is never called itself; its weight may be used by another module"
-    if hindrance is None and id(layer.module.weight) in trace.direct:
-        hindrance = "its weight is used outside of its own forward"
+    for name in ("weight", "bias"):
+        if hindrance is None and id(getattr(layer.module, name)) in trace.direct:
+            hindrance = f"its {name} is used outside of its own forward"
     if rule.action == "binarize" and hindrance is not None:
         return _Verdict("keep", hindrance, CONTRACT)
     reason = rule.reason
@@ -148,17 +152,25 @@ def _decide(trace: Trace, layer: Layer, rule: Rule | None) -> _Verdict:
     return _Verdict(rule.action, reason, str(rule), rule.unit or None)
 
 
-def _site(layer: Layer, modules: Mapping[str, Any]) -> Site:
+def _site(layer: Layer, modules: Mapping[str, Any], paths: Iterable[str]) -> Site:
+    """A layer for rules; it may be registered under several names, which are all its own."""
+    every = dict.fromkeys((layer.path, *paths))
+    names = [name for path in every for name in _names(path, modules)]
+    return Site(tuple(names), layer.roles, layer.kinds, type(layer.module).__name__)
+
+
+def _names(path: str, modules: Mapping[str, Any]) -> list[str]:
+    """A path, also with places in lists counted from their end."""
     names = [""]
     parent = ""
-    for part in layer.path.split("."):
+    for part in path.split("."):
         siblings = list(modules[parent]._modules)
         words = [part]
         if all(name.isdecimal() for name in siblings):
             words.append(str(siblings.index(part) - len(siblings)))
         names = [f"{name}.{word}" if name else word for name in names for word in words]
         parent = f"{parent}.{part}" if parent else part
-    return Site(tuple(names), layer.roles, layer.kinds, type(layer.module).__name__)
+    return names
 
 
 def _layer_decision(

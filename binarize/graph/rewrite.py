@@ -18,6 +18,7 @@ from binarize.graph.plan import Decision, Plan
 from binarize.graph.scopes import ScopeGraph, trace_scope
 from binarize.graph.units import build_unit
 from binarize.nn.base import BinaryLayer
+from binarize.nn.likeness import make_alike
 from binarize.nn.spec import UnitSpec
 from binarize.ops.bypass import GROUPINGS
 
@@ -57,6 +58,7 @@ def apply_plan(
         if decision.action == "replace" and not decision.rewrite:
             # One instance may serve scopes of other widths too: only this scope's is exchanged.
             new = new_activation(decision, plan.policy.unit, model)
+            make_alike(new, find_module(model, decision.site))
             places.exchange(decision.site, new, within=decision.scope)
     for decision in plan.layers:
         if decision.action == "binarize":
@@ -90,6 +92,8 @@ def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
         weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in sources))
     unit.set_weight(weight)
     bias = None if layer.bias is None else layer.bias.detach()
+    unit.has_bias = bias is not None
+    make_alike(unit, layer)
     if decision.norm is not None:
         _adopt(places, unit, decision.norm, bias)
     elif bias is not None:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import traceback
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from binarize.errors import ModelError
 from binarize.graph.classify import function_kind, module_kind, normal_name
+from binarize.graph.shapes_only import forget, namespaces, random_numbers_kept
 from binarize.graph.trace import Trace
 
 __all__ = ["ScopeGraph", "asks_for", "constants", "fits", "trace_scope"]
@@ -55,8 +60,17 @@ class ScopeGraph:
 
 
 class _ChildrenAreLeaves(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[fx.Proxy]] = []
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        made = super().proxy(node)
+        self.made.append(weakref.ref(made))
+        return made
 
 
 def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> ScopeGraph:
@@ -75,25 +89,35 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
             the eval graph.
     """
     graphs = []
+    tracers: list[_ChildrenAreLeaves] = []
+    before = namespaces(module)
     was_training = module.training
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers(False)]
     try:
-        with _mode_watched(module) as asked:
+        with _mode_watched(module) as asked, random_numbers_kept():
             for training in (False, True):
                 module.training = training
-                graphs.append(_ChildrenAreLeaves().trace(module, concrete_args=dict(given or {})))
+                tracers.append(_ChildrenAreLeaves())
+                graphs.append(tracers[-1].trace(module, concrete_args=dict(given or {})))
                 _restore_names(module, graphs[-1])
                 if not asked:
                     break
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = _place(error) or " ".join(str(error).split())[:140]
+        traceback.clear_frames(error.__traceback__)  # they hold symbols
         raise ModelError(
             "model",
             type(module).__name__,
-            f"its forward cannot be traced ({type(error).__name__}: {text[:140]})",
+            f"its forward cannot be traced ({text})",
             "it is kept as written",
         ) from error
     finally:
         module.training = was_training
+        for buffer, version, value in buffers:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
+        _forget_proxies(tracers, before)
     graph, other = graphs[0], graphs[-1]
     nodes = _keys(module, graph)
     if str(graph) == str(other):
@@ -108,6 +132,28 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
             "it is kept as written",
         )
     return ScopeGraph(graph, nodes, other, twins)
+
+
+def _place(error: BaseException) -> str:
+    """The last line of somebody's own code that an error went through: file, number, text."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(ours)
+    ]
+    if not frames:
+        return ""
+    last = frames[-1]
+    code = f": {last.line.strip()[:100]}" if last.line else ""
+    return f"{Path(last.filename).name}:{last.lineno}{code}"
+
+
+def _forget_proxies(tracers: list[_ChildrenAreLeaves], before: Any) -> None:
+    """Take symbols out of caches that the forward filled with them."""
+    left = [proxy for tracer in tracers for ref in tracer.made if (proxy := ref()) is not None]
+    if left:
+        forget(left, before)
 
 
 @contextmanager

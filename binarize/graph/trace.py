@@ -3,28 +3,31 @@
 The network is run, not interpreted: control flow takes the branch that the example inputs take,
 and lists, dictionaries and dataclasses of tensors pass as they are. The run uses fake tensors
 (shapes without values), so that it costs neither time nor memory, and falls back to real ones
-where a value is asked for.
+where a value is asked for. It leaves nothing behind, see :mod:`binarize.graph.shapes_only`.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.given import copied
+from binarize.graph.memory import Memory
+from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces, random_numbers_kept
 
 __all__ = ["Op", "Trace", "skeleton", "trace"]
 
@@ -75,7 +78,6 @@ class Trace:
         model: The copy that ran; its parameters are the original's own tensors.
         arguments: Positional and named arguments per scope path, from the scope's first call.
         calls: Number of calls per module path.
-        fake: The mode the run used, or ``None`` if it used the tensors as they are.
         direct: Identities (``id``) of the parameters that functions took as operands.
         consumers: Per operation those that take its result.
         inside: Per scope path the operations that its own forward made.
@@ -85,7 +87,6 @@ class Trace:
     model: nn.Module
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
     calls: dict[str, int]
-    fake: FakeTensorMode | None
     direct: frozenset[int]
     consumers: list[list[int]] = field(default_factory=list)
     inside: dict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
@@ -122,25 +123,32 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
     if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # Tensors without storage are shapes already, and have no values to fall back on.
         return _record(skeleton(model), args, kwargs, None)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    before = namespaces(model)
+    fake = ShapesOnly()
+    copy = skeleton(model)
+    recorded: Trace | None = None
     try:
         with _quiet():
-            return _record(skeleton(model), args, kwargs, fake)
-    except Exception:
-        # Values may matter (data-dependent control flow): run once for real. A forward may write
-        # to buffers, but not to parameters.
+            recorded = _record(copy, args, kwargs, fake)
+    except Exception as error:
+        # Values may matter (data-dependent control flow).
+        traceback.clear_frames(error.__traceback__)
+    leave_nothing(fake, model, copy, before)
+    if recorded is not None:
+        return recorded
+    # Once for real. A forward may write to buffers, but not to parameters.
+    with random_numbers_kept():
         return _record(skeleton(model, copy_buffers=True), args, kwargs, None)
 
 
 def _record(
-    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: FakeTensorMode | None
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: ShapesOnly | None
 ) -> Trace:
     model.eval()
-    recorder = _Recorder(model)
+    recorder = _Recorder(model, fake)
     if fake is not None:
-        make: Any = fake.from_tensor
-        args = tree_map_only(Tensor, make, tuple(args))
-        kwargs = tree_map_only(Tensor, make, kwargs)
+        args = tree_map_only(Tensor, fake.stand_in, tuple(args))
+        kwargs = tree_map_only(Tensor, fake.stand_in, kwargs)
     with torch.no_grad(), recorder.hooked(), fake if fake is not None else _nothing():
         recorder.add_inputs((args, kwargs))
         with recorder:
@@ -149,9 +157,8 @@ def _record(
     return Trace(
         recorder.ops,
         model,
-        recorder.arguments,
+        {path: _shapes_of(given) for path, given in recorder.arguments.items()},
         dict(recorder.calls),
-        fake,
         frozenset(recorder.direct),
     )
 
@@ -173,7 +180,7 @@ def _nothing() -> Iterator[None]:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, fake: ShapesOnly | None) -> None:
         super().__init__()
         self.model = model
         self.ops: list[Op] = []
@@ -183,6 +190,7 @@ class _Recorder(TorchFunctionMode):
         self._parameters = {id(parameter) for parameter in model.parameters()}
         # Weak, so that a run on real tensors needs no more memory than the network itself.
         self._producer: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._memory = Memory(fake)
         self._scopes: list[tuple[str, int, dict[Any, int]]] = [("", 0, defaultdict(int))]
         self._whole = 0
         self._paths: dict[int, list[str]] = defaultdict(list)
@@ -194,7 +202,9 @@ class _Recorder(TorchFunctionMode):
 
     def _maker(self, value: Tensor) -> int | None:
         known = self._producer.get(id(value))
-        return known[1] if known is not None and known[0]() is value else None
+        made = known[1] if known is not None and known[0]() is value else None
+        written = self._memory.writer(value)
+        return made if written is None else max(written, made or 0)
 
     def _path(self, module: nn.Module) -> str:
         """Of several paths of a shared module, the one below the scope that calls it."""
@@ -247,11 +257,19 @@ class _Recorder(TorchFunctionMode):
         output = _batch_norm(func, args, kwargs)
         if output is None:
             output = func(*args, **kwargs)
-        if not self._whole and any(isinstance(x, Tensor) for x in tree_iter(output)):
-            name = normal_name(getattr(func, "__name__", str(func)))
-            kind = function_kind(name)
+        if self._whole:
+            return output
+        raw = getattr(func, "__name__", str(func))
+        name = normal_name(raw)
+        kind = function_kind(name)
+        if name in _ASSIGNING and _writes(raw) and args and isinstance(args[0], Tensor):
+            # What is there already and what is put beside it, or over it.
+            whole = self._memory.whole(args[0])
+            self._add(kind, name, kind, (whole, args[1:], kwargs), whole, None, raw=raw)
+        elif any(isinstance(x, Tensor) for x in tree_iter(output)):
             order = _order(func, args, kwargs) if name in _PERMUTING else ()
-            self._add(kind, name, kind, (args, kwargs), output, None, order)
+            given = {key: value for key, value in kwargs.items() if key != "out"}
+            self._add(kind, name, kind, (args, given), output, None, order, kwargs.get("out"), raw)
         return output
 
     def _add(
@@ -263,6 +281,8 @@ class _Recorder(TorchFunctionMode):
         output: Any,
         path: str | None,
         order: tuple[int, ...] = (),
+        out: Any = None,
+        raw: str = "",
     ) -> None:
         inputs: list[int] = []
         constant = False
@@ -274,7 +294,7 @@ class _Recorder(TorchFunctionMode):
                 source = self._maker(value)
                 if source is None:
                     constant = True
-                    if path is None and id(value) in self._parameters:
+                    if path is None and id(value) in self._parameters and name not in _PATTERNS:
                         self.direct.add(id(value))
                     continue
                 in_shape = in_shape or tuple(value.shape)
@@ -282,6 +302,8 @@ class _Recorder(TorchFunctionMode):
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 constant = True
         results = [x for x in tree_iter(output) if isinstance(x, Tensor)]
+        outs = [x for x in tree_iter(out) if isinstance(x, Tensor)]
+        self._memory.see(tensors + outs, results)
         if not inputs and kind in ("other", "shape"):
             # Made of constants alone (anchors, position grids): not part of the signal's flow.
             return
@@ -305,8 +327,36 @@ class _Recorder(TorchFunctionMode):
             )
         )
         counts[count] += 1
+        earlier = {id(x): self._maker(self._memory.whole(x)) for x in results}
         for result in results:
             self._made_by(result, index)
+        writes = kind == "activation" or _writes(raw) or bool(outs)
+        for written in (x for x in results if writes and any(x is y for y in tensors + outs)):
+            whole = self._memory.whole(written)
+            before = earlier[id(written)]
+            self._memory.write(written, index)
+            if written.numel() < whole.numel() and kind != "cat":
+                # A part was changed, and stays beside the others.
+                part = () if before is None else (before,)
+                self._memory.write(written, len(self.ops))
+                shape = tuple(whole.shape)
+                self.ops.append(
+                    replace(
+                        self.ops[index],
+                        index=len(self.ops),
+                        kind="cat",
+                        name="setitem",
+                        ordinal=counts["cat"],
+                        path=None,
+                        inputs=(*part, index),
+                        constant=not part,
+                        in_shape=shape,
+                        shape=shape,
+                        macs=0,
+                        order=(),
+                    )
+                )
+                counts["cat"] += 1
 
     def add_inputs(self, values: Any) -> None:
         for value in tree_iter(values):
@@ -317,6 +367,7 @@ class _Recorder(TorchFunctionMode):
                     Op(index, "input", "input", "", 0, index, None, (), False, (), shape)
                 )
                 self._made_by(value, index)
+                self._memory.see([], [value])
 
     def add_outputs(self, values: Any) -> None:
         for value in _tensors(values):
@@ -329,6 +380,30 @@ class _Recorder(TorchFunctionMode):
                 )
 
 
+def _shapes_of(values: Any) -> Any:
+    """Arguments of a call, with tensors that hold nothing of the run."""
+    return tree_map_only(
+        Tensor,
+        lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"),
+        values,
+    )
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name writes to its first operand."""
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name != "__invert__")
+    return name.endswith("_")
+
+
+_ASSIGNING = frozenset(
+    "setitem copy index_copy index_put scatter masked_scatter index_add scatter_add put".split()
+)
+# What takes a shape or a type from an operand, and no values.
+_PATTERNS = frozenset(
+    "type_as to expand_as view_as reshape_as zeros_like ones_like empty_like full_like rand_like "
+    "randn_like new_zeros new_ones new_full new_empty new_tensor".split()
+)
 _PERMUTING = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
 
 
@@ -346,7 +421,9 @@ def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:
     if func is not F.batch_norm or not isinstance(x, FakeTensor) or x.dim() < 2:
         return None
     widths = {len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)}
-    return torch.empty_like(x) if widths == {x.shape[1]} else None
+    mode: Any = x.fake_mode
+    fits = widths == {x.shape[1]} and isinstance(mode, ShapesOnly)
+    return mode.stand_in(x) if fits else None
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -367,7 +444,7 @@ def _macs(kind: str, name: str, tensors: list[Tensor], results: list[Tensor]) ->
             pairs = query.numel() // query.shape[-1] * key.shape[-2]
             return pairs * (query.shape[-1] + value.shape[-1])
         return None
-    if kind == "function-layer":
+    if kind == "function-layer" or name == "deform_conv2d":
         if len(tensors) < 2 or not results:
             return None
         weight = tensors[1]

@@ -191,7 +191,7 @@ def _read_parts(node: fx.Node, enlargement: Callable[[fx.Node], int | None]) -> 
     todo, parts = pairs[::-1], []
     while todo:
         source, factor = todo.pop()
-        if is_call(source, _aten.cat.default) and source.args[1:] == (1,):
+        if _joins_channels(source):
             todo += [(part, factor) for part in reversed(source.args[0])]
         elif enlarged := enlargement(source):
             todo.append((source.args[0], factor * enlarged))
@@ -201,6 +201,12 @@ def _read_parts(node: fx.Node, enlargement: Callable[[fx.Node], int | None]) -> 
         given["sources"] = [source for source, _ in parts]
         given["upsample"] = [factor for _, factor in parts]
         set_arguments(node, given)
+
+
+def _joins_channels(node: Any) -> bool:
+    if not is_call(node, _aten.cat.default) or len(node.args) < 2:
+        return False
+    return bool(node.args[1] % value_of(node).dim() == 1)
 
 
 def _enlargement(node: fx.Node) -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from binarize.errors import ModelError
+from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces
 from binarize.graph.trace import skeleton
 from binarize.kernels.ops import is_watched
 from binarize.lower.fuse import fuse
@@ -161,7 +162,11 @@ def _make_program(network: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> 
         told[:] = [out_spec, [None if isinstance(x, Tensor) else (x,) for x in results]]
         return [x for x in results if isinstance(x, Tensor)]
 
-    recording = record(run, [leaves[i] for i in tensors])
+    fake, before = ShapesOnly(), namespaces(network)
+    try:
+        recording = record(run, [leaves[i] for i in tensors], fake)
+    finally:
+        leave_nothing(fake, network, copy, before)
     fuse(recording)
     recording.graph.lint()
     return Program(fx.GraphModule(recording.constants, recording.graph), tensors, *told)

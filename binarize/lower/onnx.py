@@ -244,10 +244,10 @@ def _make_plain(twin: Any) -> None:
     channels = twin.threshold.numel(), twin.gain.numel()
     geometry = twin.kernel_size, twin.stride, twin.dilation, twin.groups, twin.transposed
     signs = unpack_weight(
-        twin.weight, Layout(*channels, *geometry), twin.kernel_size, twin.transposed
+        twin.bits, Layout(*channels, *geometry), twin.kernel_size, twin.transposed
     )
     shape = tuple(signs.shape)
-    twin.weight = pack_signs(signs)
+    twin.bits = pack_signs(signs)
 
     def kernel(sources: Any, upsample: Any, means: Any, bits: Tensor, *others: Any) -> Any:
         # By division, since not all exporters and runtimes shift bytes.

@@ -12,12 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from binarize.graph.shapes_only import ShapesOnly, written
+
 __all__ = ["NotRecordable", "Recording", "record"]
+
+
+_VIEW = torch.ops.aten.view.default
 
 
 class NotRecordable(Exception):
@@ -47,13 +52,18 @@ class Recording:
         return node
 
 
-def record(run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Recording:
+def record(
+    run: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    fake: ShapesOnly | None = None,
+) -> Recording:
     """Record what a function does with its arguments, by one run on fake tensors.
 
     Args:
         run: Takes tensors, returns a list of tensors. Values of tensors must not decide what it
-            does next. What it keeps of its run (a cache, say) has no values.
+            does next.
         inputs: Its arguments; only shapes, strides, types and devices matter.
+        fake: The mode of the run, for those who look at what it leaves.
 
     Returns:
         The graph, with a placeholder per argument and a list as its output.
@@ -65,16 +75,16 @@ def record(run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Re
 
     Changes in place are recorded as new values, so that the graph has no side effects.
     """
-    recorder = _Recorder()
+    fake = fake or ShapesOnly()
+    recorder = _Recorder(fake)
     graph = recorder.recording.graph
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
     # In inference mode, and from tensors made there, composite operators would be recorded whole.
-    with torch.inference_mode(False), torch.no_grad(), fake:
-        given = [_like(value, value.device) for value in inputs]
+    with torch.inference_mode(False), torch.no_grad():
+        given = [fake.stand_in(value) for value in inputs]
         for index, value in enumerate(given):
             recorder.nodes[value] = node = graph.placeholder(f"input_{index}")
             node.meta["value"] = _shell(value)
-        with recorder:
+        with fake, recorder:
             results = list(run(*given))
         graph.output([recorder.node(value) for value in results])
     return recorder.recording
@@ -94,8 +104,9 @@ def _like(value: Tensor, device: torch.device) -> Tensor:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, fake: ShapesOnly) -> None:
         super().__init__()
+        self.fake = fake
         self.recording = Recording()
         self.nodes = WeakTensorKeyDictionary()
 
@@ -112,22 +123,32 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         values: list[Tensor] = []
         tree_map_only(Tensor, values.append, (args, kwargs))
-        if torch.Tag.data_dependent_output in func.tags and any(v in self.nodes for v in values):
+        if torch.Tag.data_dependent_output in func.tags and not self.fake.knows(values):
             raise NotRecordable(f"it reads values of tensors ({func})")
-        if torch.Tag.dynamic_output_shape in func.tags:
+        if torch.Tag.dynamic_output_shape in func.tags and not self.fake.knows(values):
             raise NotRecordable(f"the shape of a result depends on values ({func})")
         recorded, read = func, kwargs
+        aliases: list[Tensor] = []
+        if func._schema.is_mutable and self.fake.is_real(func, args, kwargs):
+            for target in written(func, args, kwargs):
+                self._forget(target, func)
+            return func(*args, **kwargs)
         if func._schema.is_mutable:
             outs = [a.name for a in func._schema.arguments if a.is_out]
             read = {name: value for name, value in kwargs.items() if name not in outs}
             target = kwargs[outs[0]] if len(outs) == 1 else values[0]
-            recorded = self._out_of_place(func, outs, target, values)
+            recorded, aliases = self._out_of_place(func, outs, target, values)
         operands = tree_map_only(Tensor, self.node, (args, read))
         result = func(*args, **kwargs)
         node = self.recording.graph.call_function(recorded, *operands)
         node.meta["value"] = _shell(result)
         if isinstance(result, Tensor):
             self.nodes[result] = node
+            for alias in aliases:
+                shape = list(alias.shape)
+                view = self.recording.graph.call_function(_VIEW, (node, shape))
+                view.meta["value"] = _shell(alias)
+                self.nodes[alias] = view
         elif isinstance(result, list | tuple):
             for index, part in enumerate(result):
                 if isinstance(part, Tensor):
@@ -136,10 +157,24 @@ class _Recorder(TorchDispatchMode):
                     self.nodes[part] = item
         return result
 
+    def _forget(self, target: Tensor, func: Any) -> None:
+        """Take a tensor whose values are known, and all that share its memory, for constants."""
+        storage = target.untyped_storage()._cdata
+        for other, node in list(self.nodes.items()):
+            if other.untyped_storage()._cdata == storage:
+                if node.op == "get_attr" and _is_read(node):
+                    raise NotRecordable(f"it changes a tensor that was read before ({func})")
+                del self.nodes[other]
+
     def _out_of_place(
         self, func: Any, outs: Sequence[str], target: Tensor, values: Sequence[Tensor]
-    ) -> Any:
-        """The operator that gives as a new value what ``func`` writes over ``target``."""
+    ) -> tuple[Any, list[Tensor]]:
+        """The operator that gives as a new value what ``func`` writes over ``target``.
+
+        Returns:
+            The operator, and other tensors that are the same values in another shape.
+        """
+        aliases = []
         pure = _pure(func, outs)
         if pure is None or any(v.dtype != target.dtype for v in values):
             raise NotRecordable(f"it changes a tensor in place ({func})")
@@ -148,9 +183,33 @@ class _Recorder(TorchDispatchMode):
         for other, node in list(self.nodes.items()):
             # Whoever reads the same memory under another name would see the change, too.
             same = other.untyped_storage()._cdata == storage
-            if same and (other is not target or node.op != "call_function"):
+            if not same:
+                continue
+            if node.op != "call_function" or not _same_values(other, target):
                 raise NotRecordable(f"it changes a tensor that is read elsewhere ({func})")
-        return pure
+            if other is not target:
+                aliases.append(other)
+        return pure, aliases
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors in the same memory are the same values in the same order."""
+    if a.dtype != b.dtype or a.storage_offset() != b.storage_offset():
+        return False
+    steps = [
+        [(n, step) for n, step in zip(x.shape, x.stride(), strict=True) if n != 1] for x in (a, b)
+    ]
+    both = bool(a.is_contiguous()) and bool(b.is_contiguous())
+    return steps[0] == steps[1] or (both and a.numel() == b.numel())
+
+
+def _is_read(node: fx.Node) -> bool:
+    """Whether anything but views of it reads a node."""
+    for user in node.users:
+        returns = getattr(getattr(user.target, "_schema", None), "returns", ())
+        if not returns or returns[0].alias_info is None or _is_read(user):
+            return True
+    return False
 
 
 def _pure(func: Any, outs: Sequence[str]) -> Any:

@@ -47,8 +47,10 @@ class BinaryLayer(nn.Module):
         inner: Activation in front of the bypass, or ``None``.
         bypass: Full-precision path around the layer, or ``None``.
         spec: The parts by name.
+        has_bias: Whether the float layer had a bias.
     """
 
+    has_bias = False
     weight: Any
     binarizer: Any
     quantizer: Any
@@ -92,6 +94,14 @@ class BinaryLayer(nn.Module):
             )
         self.to(device=self.weight.device, dtype=self.weight.dtype)
         self.set_weight(self.weight)
+
+    def _bias(self) -> Any:
+        if "norm" not in self._modules:
+            raise AttributeError("bias")  # not built yet
+        return self.norm.bias if self.has_bias else None
+
+    # What stands in for the float layer's bias, ``None`` if it had none.
+    bias: Any = property(_bias)
 
     def set_weight(self, weight: nn.Parameter) -> None:
         """Start from the weight of a float layer.

@@ -20,6 +20,7 @@ from binarize.nn.activations import ShiftedPReLU
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.conv import same_padding
 from binarize.nn.folding import folded_norm, folded_padding, obstacle_to_counting
+from binarize.nn.likeness import WeightOfOld, likeness, make_alike, mixed
 from binarize.nn.weight_binarizers import ScaledSign
 from binarize.ops.bits import unpack_bits
 
@@ -47,17 +48,27 @@ def pack_layer(layer: BinaryLayer, bits: Tensor, scale: Tensor) -> nn.Module:
         (:class:`StoredWeight`) and multiplies and adds in floating point.
     """
     if obstacle_to_counting(layer) is not None:
-        twin = _without_weight(layer)
+        twin: Any = _without_weight(layer)
         twin.quantizer = StoredWeight(layer, bits, scale)
-        return twin.eval()
-    cls = PackedLinear if isinstance(layer, nn.Linear) else PackedUnit
-    return cls(layer, bits, scale).eval()
+    else:
+        cls = PackedLinear if isinstance(layer, nn.Linear) else PackedUnit
+        twin = cls(layer, bits, scale)
+        make_alike(twin, layer, _float_class(layer))
+    return twin.eval()
+
+
+def _float_class(layer: BinaryLayer) -> Any:
+    """The class of the float layer that a binary one stands for."""
+    return next(cls for cls in type(layer).__mro__ if not issubclass(cls, BinaryLayer))
 
 
 def _without_weight(layer: BinaryLayer) -> Any:
     """A copy of a layer that has no latent weight."""
     twin: Any = copy.deepcopy(layer, {id(layer.weight): nn.Parameter(torch.empty(0))})
     twin.weight = None
+    cls: Any = type(layer)
+    twin.__class__ = mixed(WeightOfOld, cls, cls.__name__)
+    twin.remember(layer)
     return twin
 
 
@@ -79,7 +90,7 @@ class _Single(nn.Module):
             self.register_buffer(name, value)
 
 
-class PackedUnit(_Single):
+class PackedUnit(WeightOfOld, _Single):
     """A binary convolution, plain or transposed, that counts bits: one call of the kernel.
 
     ``y = gain * alpha * popcount sum + offset + bypass``: the norm and the weight scale are folded
@@ -99,12 +110,14 @@ class PackedUnit(_Single):
         BinarizeError: The input is not floating point.
     """
 
+    bits: Tensor
     gain: Tensor
     threshold: Tensor
     kernel: Any = staticmethod(run_unit)
 
     def __init__(self, layer: Any, bits: Tensor, scale: Tensor) -> None:
         super().__init__()
+        self.remember(layer)
         spatial = max(layer.weight.dim() - 2, 2 if isinstance(layer, nn.Linear) else 1)
         ones = (1,) * spatial
         shape = (*layer.weight.shape, *ones)[: 2 + spatial]
@@ -115,7 +128,7 @@ class PackedUnit(_Single):
         self.output_padding = tuple(getattr(layer, "output_padding", (0,) * spatial))
         self.groups: int = getattr(layer, "groups", 1)
         self.padding_mode: str = getattr(layer, "padding_mode", "zeros")
-        self.padding, self.offset_of_bypass = folded_padding(layer, spatial)
+        self.pads, self.offset_of_bypass = folded_padding(layer, spatial)
         self.same = getattr(layer, "pre_padding", None) == "same"
         # The kernel's activation is behind the bypass: one in front of it keeps both out.
         self.inner = packed_activation(layer.inner)
@@ -126,7 +139,7 @@ class PackedUnit(_Single):
         gain, offset = folded_norm(layer.norm)
         gain = gain * _factors(layer, scale).detach().double()
         self._hold(
-            weight=pack_weight(
+            bits=pack_weight(
                 unpack_bits(bits, shape),
                 stride=self.stride,
                 dilation=self.dilation,
@@ -152,7 +165,7 @@ class PackedUnit(_Single):
 
     def _count(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         check_floating(input)
-        padding = self._pad_to_same(input) if self.same else self.padding
+        padding = self._pad_to_same(input) if self.same else self.pads
         output_padding: Any = self.output_padding
         if output_size is not None:
             output_padding = self._fit(input, output_size)
@@ -160,7 +173,7 @@ class PackedUnit(_Single):
             [input.float()],
             [1],
             [],
-            self.weight,
+            self.bits,
             self.gain,
             self.offset,
             self.mean_gain,
@@ -187,7 +200,7 @@ class PackedUnit(_Single):
 
     def _pad_to_same(self, x: Tensor) -> list[int]:
         """Padding, which depends on the size here."""
-        padding = list(self.padding)
+        padding = list(self.pads)
         for d, (kernel, stride) in enumerate(zip(self.kernel_size, self.stride, strict=True)):
             reach = self.dilation[d] * (kernel - 1) + 1
             before, after = same_padding(x.shape[2 + d], reach, stride)
@@ -203,11 +216,22 @@ class PackedUnit(_Single):
             x,
             output_size,
             self.stride,
-            self.padding[::2],
+            self.pads[::2],
             self.kernel_size,
             len(self.stride),
             self.dilation,
         )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        if f"{prefix}weight" in state_dict:  # as earlier versions called it
+            state_dict[f"{prefix}bits"] = state_dict.pop(f"{prefix}weight")
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "weight" in state["_buffers"]:  # of an earlier version
+            state["_buffers"]["bits"] = state["_buffers"].pop("weight")
+            state["pads"] = state["padding"]
+        super().__setstate__(state)
 
     def extra_repr(self) -> str:
         channels = f"{self.threshold.numel()}, {self.gain.numel()}"
@@ -252,6 +276,8 @@ class PackedActivation(_Single):
         super().__init__()
         self.channel_dim = activation.channel_dim
         self._hold(shift=activation.shift, slope=activation.slope, out_shift=activation.out_shift)
+        if likeness(type(activation)) is not type(activation):
+            make_alike(self, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a map; same shape and dtype."""

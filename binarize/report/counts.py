@@ -24,7 +24,7 @@ __all__ = ["count", "has_attention", "layer_macs"]
 _UNMEASURED = frozenset(
     (
         *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell"),
-        *("rnn_relu_cell", "bilinear", "deform_conv2d", "conv_transpose3d", "conv_tbc", "addmm"),
+        *("rnn_relu_cell", "bilinear", "conv_transpose3d", "conv_tbc", "addmm"),
         *("addbmm", "addmv", "mv", "dot", "vdot", "inner", "outer", "tensordot", "chain_matmul"),
         *("multi_dot", "kron", "multi_head_attention_forward", "cdist"),
     )

@@ -122,6 +122,16 @@ class Report:
         """Effective operations: float + binary / 64; ``None`` if unknown."""
         return _effective_ops(self.float_ops, self.binary_ops)
 
+    @property
+    def least_ops(self) -> float | None:
+        """Effective operations of the rows that are known: a lower bound where ``ops`` is unknown.
+
+        ``None`` if nothing was counted.
+        """
+        if self.inputs is None:
+            return None
+        return sum(row.ops for row in self.layers if row.ops is not None)
+
     def _sum(self, value: Callable[[Row], int | None]) -> int | None:
         values = [value(row) for row in self.layers]
         return None if None in values else sum(v for v in values if v is not None)
@@ -136,6 +146,7 @@ class Report:
             "float_params": self.float_params,
             "binary_params": self.binary_params,
             "ops": self.ops,
+            "least_ops": self.least_ops,
             "float_ops": self.float_ops,
             "binary_ops": self.binary_ops,
             "file_bytes": self.file_bytes,

@@ -78,7 +78,14 @@ class PackedReport:
 def packed_report(model: PackedNetwork) -> PackedReport:
     """Tell for each layer of a packed network which path it takes and why."""
     plan = getattr(model, "binarize_plan", None)
-    kept = {d.site: d.reason for d in plan.layers} if plan is not None else {}
+    decided = plan.layers if plan is not None else ()
+    kept: dict[int, tuple[str, str]] = {}
+    for decision in decided:
+        try:
+            module = model.network.get_submodule(decision.site)
+        except AttributeError:
+            continue
+        kept[id(module)] = decision.site, decision.reason
     return PackedReport(
         network=type(model.network).__name__,
         layers=tuple(_rows(model.network, kept)),
@@ -87,8 +94,10 @@ def packed_report(model: PackedNetwork) -> PackedReport:
     )
 
 
-def _rows(network: nn.Module, kept: dict[str, str]) -> Iterator[PackedRow]:
-    for name, module in network.named_modules():
+def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[PackedRow]:
+    for path, module in network.named_modules():
+        # A layer of several names has the one that the plan calls it by.
+        name, reason = kept.get(id(module), (path, "it was not converted"))
         kind, size = type(module).__name__, _bytes(module)
         if isinstance(module, PackedUnit):
             yield PackedRow(name, kind, "popcount", _COUNTED, size)
@@ -96,7 +105,7 @@ def _rows(network: nn.Module, kept: dict[str, str]) -> Iterator[PackedRow]:
             why = str(module.quantizer.reason)
             yield PackedRow(name, kind, "float accumulation", why, size)
         elif module_kind(module) == "layer":
-            yield PackedRow(name, kind, "float", kept.get(name, "it was not converted"), size)
+            yield PackedRow(name, kind, "float", reason, size)
 
 
 def _bytes(module: nn.Module) -> int:

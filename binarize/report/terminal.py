@@ -204,7 +204,7 @@ class View:
             "OPs",
             readable(report.binary_ops),
             readable(report.float_ops),
-            readable(report.ops),
+            _at_least(report),
             readable(report.reference_ops),
             _ratio(report.reference_ops, report.ops),
         )
@@ -243,6 +243,13 @@ def _shorten(name: str, room: int, suffix: str) -> str:
     room -= len(suffix)
     # The end of a name tells more than its beginning.
     return (name if len(name) <= room else "…" + name[-(room - 1) :]) + suffix
+
+
+def _at_least(report: Report) -> str:
+    """Effective operations; of a network with a row that is unknown, what it takes at least."""
+    if report.ops is None and report.least_ops:
+        return f">= {readable(report.least_ops)}"
+    return readable(report.ops)
 
 
 def _ratio(whole: float | None, part: float | None) -> str:

@@ -238,3 +238,22 @@ def test_statistics_that_are_not_finite() -> None:
     model[1].running_var[2] = torch.nan
     with pytest.raises(ModelError, match=r"1\.running_var.*holds NaN or infinity"):
         binarize.convert(model)
+
+
+def test_a_forward_that_cannot_be_rewritten_names_its_line() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.head = (nn.Conv2d(*c, 1) for c in ((3, 8), (8, 8), (8, 2)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            if x.sum() >= 0 or len(x.shape) == 4:
+                x = torch.relu(self.a(x))
+            return self.head(x)
+
+    plan = binarize.plan(Asks(), example_inputs=torch.zeros(1, 3, 8, 8))
+    (cause,) = plan.opaque.values()
+    assert "test_refusals.py:" in cause
+    assert "if x.sum() >= 0 or len(x.shape) == 4" in cause
+    assert "symbolic" not in cause

@@ -45,9 +45,9 @@ def test_onnx_runtime_gives_the_same(shop: SimpleNamespace, tmp_path: Path) -> N
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
-    weights = {x.name: x for x in model.graph.initializer if x.name.endswith("weight")}
-    assert weights["down.weight"].data_type == onnx.TensorProto.UINT8
-    assert list(weights["down.weight"].dims) == [64 * 65 * 9 // 8]
+    weights = {x.name: x for x in model.graph.initializer if x.name.endswith("bits")}
+    assert weights["down.bits"].data_type == onnx.TensorProto.UINT8
+    assert list(weights["down.bits"].dims) == [64 * 65 * 9 // 8]
     assert path.stat().st_size < 0.5 * 4 * sum(p.numel() for p in network.parameters())
     assert str(Path(__file__).parent) not in path.read_bytes().decode("latin1")
     options = onnxruntime.SessionOptions()

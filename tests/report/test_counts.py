@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import DeformConv2d
 
 import binarize
 
@@ -200,3 +201,37 @@ def test_batch_norm_and_activations_count_nothing() -> None:
     network = nn.Sequential(nn.BatchNorm2d(3), nn.PReLU(3), nn.GELU(), nn.AvgPool2d(2))
 
     assert binarize.report(network, torch.zeros(1, 3, 8, 8)).ops == 0
+
+
+def test_deformable_convolution() -> None:
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset = nn.Conv2d(4, 2 * 9 * 2, 3, padding=1)
+            self.deform = DeformConv2d(4, 6, 3, padding=1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.deform(x, self.offset(x))
+
+    report = binarize.report(Deformed(), torch.zeros(2, 4, 5, 7))
+    positions = 2 * 5 * 7
+    assert report.ops == positions * (4 * 36 * 9 + 6 * 2 * 9) == report.least_ops
+
+
+def test_one_unknown_row_leaves_a_lower_bound() -> None:
+    network = nn.ModuleDict({"conv": nn.Conv2d(3, 4, 1), "mix": nn.Bilinear(4, 4, 2)})
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.parts["conv"](x).permute(0, 2, 3, 1)
+            return self.parts["mix"](y, y)
+
+    report = binarize.report(Mixed(), torch.zeros(1, 3, 5, 5))
+    assert report.ops is None
+    assert report.least_ops == report.to_dict()["least_ops"] == 25 * 12
+    assert sum(row.ops is None for row in report.layers) == 1
+    assert ">= 300" in str(report)

@@ -1,0 +1,350 @@
+"""Runs without values that leave nothing behind.
+
+Forwards keep what they made: coordinate grids by size in a dictionary or behind
+``functools.lru_cache``, tables in class attributes, closures and default arguments. A run on fake
+tensors would fill such caches with tensors without values, and the network that it copied reads
+the same caches. So what does not depend on the images is computed as always, and only the rest is
+fake; what else outlives the run is found and taken out of where it lies.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import BuiltinFunctionType, CellType, FrameType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = [
+    "ShapesOnly",
+    "forget",
+    "leave_nothing",
+    "memory_of",
+    "namespaces",
+    "random_numbers_kept",
+    "written",
+]
+
+_aten = torch.ops.aten
+_LIKE = {
+    _aten.new_empty.default,
+    _aten.new_zeros.default,
+    _aten.new_ones.default,
+    _aten.new_full.default,
+    _aten.empty_like.default,
+    _aten.zeros_like.default,
+    _aten.ones_like.default,
+    _aten.full_like.default,
+}
+_FAKE = frozenset({FakeTensor, nn.Parameter})
+# Values that a tensor made after the pattern of another may have; a forward keeps no larger ones.
+_MANY = 2**22
+
+
+class ShapesOnly(FakeTensorMode):
+    """Fake tensors for what depends on the inputs and the parameters, real ones for the rest.
+
+    Real are the results of operations without operands (grids, tables, masks), and of those whose
+    operands are such results, buffers and other tensors that there were before. Nothing that there
+    was before is written to, and no random numbers are drawn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self._made: list[weakref.ref[Tensor]] = []
+        # Memory that this run made, and memory whose values are those of fake tensors by now.
+        # Addresses of what was there before are never given to what is made meanwhile.
+        self._own: set[int] = set()
+        self._fake: set[int] = set()
+        self._inside = False
+        self._memory_of_stand_ins: dict[int, int] = {}
+        self._stand_ins = WeakTensorKeyDictionary()
+
+    def knows(self, values: Iterable[Any]) -> bool:
+        """Whether all tensors among these have their values."""
+        return all(
+            not isinstance(v, FakeTensor | nn.Parameter) and memory_of(v) not in self._fake
+            for v in values
+            if isinstance(v, Tensor)
+        )
+
+    @property
+    def alive(self) -> list[Tensor]:
+        """The fake tensors that still exist."""
+        return [tensor for ref in self._made if (tensor := ref()) is not None]
+
+    def made(self, value: Any) -> None:
+        """Remember fake tensors."""
+        if type(value) is FakeTensor:
+            self._made.append(weakref.ref(value))
+        else:
+            self._made += [weakref.ref(x) for x in tree_iter(value) if isinstance(x, FakeTensor)]
+
+    def stand_in(self, value: Tensor) -> Tensor:
+        """A fake tensor with the shape, strides, type and device of a tensor."""
+        shell = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        fake: Any = FakeTensor(self, shell, value.device)
+        self.made(fake)
+        return fake
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, see the class."""
+        kwargs = kwargs or {}
+        if self._inside:
+            # What an operator is made of, asked for the shape of its result.
+            return super().dispatch(func, types, args, kwargs)
+        if func in _LIKE and isinstance(args[0], FakeTensor):
+            pattern = args[0]
+            length = pattern.numel() if len(args) < 2 else _length(args[1])
+            if length <= _MANY:
+                with_values = torch.empty_strided(
+                    pattern.shape, pattern.stride(), dtype=pattern.dtype, device=pattern.device
+                )
+                args = (with_values, *args[1:])
+        # Most operators are told by their first operands, without a search of them all.
+        if not any(type(arg) in _FAKE for arg in args) and self.is_real(func, args, kwargs):
+            before = {memory_of(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
+            result = func(*args, **kwargs)
+            made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+            new = {memory_of(x) for x in made} - before
+            self._own |= new
+            self._fake -= new  # an address is used again
+            return result
+        targets = [v for v in written(func, args, kwargs) if not isinstance(v, FakeTensor)]
+        self._fake |= {memory_of(v) for v in targets}
+        if self._fake:
+            # The mode itself would write to a real number, and go on with its value.
+            args, kwargs = tree_map_only(Tensor, self._without_value, (args, kwargs))
+        self._inside = True
+        try:
+            result = super().dispatch(func, types, args, kwargs)
+        finally:
+            self._inside = False
+        self.made(result)
+        # The caller goes on with what it gave, not with what stood for it here.
+        return targets[0] if len(targets) == 1 and isinstance(result, Tensor) else result
+
+    def memory(self, value: Tensor) -> int:
+        """What identifies a tensor's memory; fake tensors that stand for real ones have theirs."""
+        key = memory_of(value)
+        return self._memory_of_stand_ins.get(key, key) if isinstance(value, FakeTensor) else key
+
+    def _without_value(self, value: Tensor) -> Tensor:
+        if isinstance(value, FakeTensor) or memory_of(value) not in self._fake:
+            return value
+        known = self._stand_ins.get(value)
+        if known is None:
+            known = self._stand_ins[value] = self.stand_in(value)
+            self._memory_of_stand_ins[memory_of(known)] = memory_of(value)
+        return known
+
+    def is_real(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether an operator is run on values."""
+        values = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        if not isinstance(func, torch._ops.OpOverload) or not self.knows(values):
+            return False
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return False
+        return all(memory_of(v) in self._own for v in written(func, args, kwargs))
+
+
+def memory_of(value: Tensor) -> int:
+    """What identifies a tensor's memory among those that exist."""
+    try:
+        return value.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return -id(value)
+
+
+def _length(size: Any) -> int:
+    length = 1
+    for side in size if isinstance(size, list | tuple) else ():
+        length *= int(side)
+    return length
+
+
+def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The operands that an operator writes to."""
+    found = []
+    for index, name in _outs(func):
+        value = args[index] if index < len(args) else kwargs.get(name)
+        found += [x for x in tree_iter(value) if isinstance(x, Tensor)]
+    return found
+
+
+@functools.cache
+def _outs(func: Any) -> tuple[tuple[int, str], ...]:
+    """Positions and names of the operands that an operator writes to."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return ()
+    return tuple(
+        (index, argument.name)
+        for index, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+# What outlives a run
+
+
+def leave_nothing(
+    fake: ShapesOnly,
+    model: nn.Module,
+    copy: nn.Module,
+    before: Mapping[int, tuple[Any, Any]],
+) -> None:
+    """Take away what a run without values left outside of the copy that it ran on.
+
+    Args:
+        fake: The mode of the run.
+        model: The network.
+        copy: Its copy, which ran.
+        before: From :func:`namespaces`, as it was before the run.
+    """
+    if not fake.alive:
+        return
+    inside = reachable(copy) - reachable(model)
+    if all(id(tensor) in inside for tensor in fake.alive):
+        return
+    left = [tensor for tensor in fake.alive if id(tensor) not in inside]
+    if left:
+        forget(left, before)
+
+
+def namespaces(model: nn.Module) -> dict[int, tuple[Any, Any]]:
+    """The variables that the code of a network's modules may assign, as they are now.
+
+    Returns:
+        By identity of a class, a module of Python, or a list or dictionary that one of their
+        variables holds: itself and its contents.
+    """
+    found: dict[int, tuple[Any, Any]] = {}
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    for cls in classes:
+        if cls is object or cls.__module__.split(".")[0] == "torch":
+            continue
+        for owner in (cls, sys.modules.get(cls.__module__)):
+            if owner is None or id(owner) in found:
+                continue
+            found[id(owner)] = owner, dict(vars(owner))
+            for value in found[id(owner)][1].values():
+                if type(value) in (list, dict) and id(value) not in found:
+                    found[id(value)] = value, value.copy()
+    return found
+
+
+def forget(leaked: Sequence[Any], before: Mapping[int, tuple[Any, Any]]) -> None:
+    """Take objects out of whatever refers to them.
+
+    A variable or entry that is known from before gets the value back that it had; another entry of
+    a dictionary, list or set is removed, another variable is set to ``None``, and a
+    ``functools.lru_cache`` is emptied.
+
+    Args:
+        leaked: The objects.
+        before: From :func:`namespaces`.
+    """
+    front = list(leaked)
+    spared = {id(leaked), id(before)}
+    spared |= {id(pair) for pair in before.values()} | {id(old) for _, old in before.values()}
+    owners = {id(_contents(owner)): (owner, old) for owner, old in before.values()}
+    seen: set[int] = set()
+    for _ in range(_DEPTH):
+        seen |= {id(item) for item in front}
+        holders = gc.get_referrers(*front)  # looks at everything there is, so as seldom as can be
+        spared |= {id(front), id(holders)}
+        todo = []
+        for holder in holders:
+            if id(holder) in spared or id(holder) in seen or isinstance(holder, _LEFT):
+                continue
+            if not _remove(front, holder, owners):
+                todo.append(holder)
+        front, holders = todo, []
+        if not front:
+            break
+
+
+# Of containers in containers.
+_DEPTH = 6
+_LEFT = (FrameType, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
+
+
+def _contents(owner: Any) -> Any:
+    """What holds the variables of a module or class, behind a proxy in the latter case."""
+    if isinstance(owner, list | dict):
+        return owner
+    variables = vars(owner)
+    if isinstance(variables, dict):
+        return variables
+    return next((x for x in gc.get_referents(variables) if isinstance(x, dict)), None)
+
+
+def _remove(items: Sequence[Any], holder: Any, owners: Mapping[int, tuple[Any, Any]]) -> bool:
+    """Remove objects from one that holds some; ``False`` if that one has to go itself."""
+    gone = {id(item) for item in items}
+    owner, old = owners.get(id(holder), (None, {}))
+    if isinstance(holder, functools._lru_cache_wrapper):
+        holder.cache_clear()
+    elif isinstance(holder, CellType):
+        holder.cell_contents = None
+    elif isinstance(holder, dict):
+        for key in [k for k, v in holder.items() if id(k) in gone or id(v) in gone]:
+            if isinstance(owner, type | ModuleType):
+                setattr(owner, key, old[key]) if key in old else delattr(owner, key)
+            elif key in old:
+                holder[key] = old[key]
+            elif isinstance(holder.get("__name__"), str):
+                holder[key] = None
+            else:
+                del holder[key]
+    elif isinstance(holder, list):
+        holder[:] = [x for x in holder if id(x) not in gone] if owner is None else old
+    elif isinstance(holder, set):
+        holder -= {x for x in holder if id(x) in gone}
+    elif any(id(v) in gone for v in getattr(holder, "__dict__", {}).values()):
+        for key in [k for k, v in vars(holder).items() if id(v) in gone]:
+            vars(holder)[key] = None
+    else:
+        return False
+    return True
+
+
+def reachable(root: nn.Module) -> set[int]:
+    """Identities of the tensors that the attributes of a network's modules hold, at any depth."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    todo: list[Any] = [vars(module) for module in root.modules()]
+    while todo:
+        item = todo.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            found.add(id(item))
+        elif not isinstance(item, _NOT_INSIDE):
+            todo += gc.get_referents(item)
+    return found
+
+
+_NOT_INSIDE = (
+    *(type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module),
+    *(str, int, float),
+)
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Leave the generators of random numbers as they were."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
