@@ -197,7 +197,7 @@ def test_the_graph(unet: tuple[Any, Path]) -> None:
     assert known["binarize.layout"] == "1"
     assert Session(unet[1]).settings == json.loads(json.dumps(SETTINGS))
     weights = {x.name: x for x in model.graph.initializer}
-    assert weights["join.weight"].data_type == onnx.TensorProto.UINT8
+    assert weights["join.bits"].data_type == onnx.TensorProto.UINT8
 
 
 def test_fixed_sizes(exported: Any) -> None:
