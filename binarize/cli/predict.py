@@ -1,8 +1,9 @@
-"""``binarize predict``: images in, masks or depth pictures out."""
+"""``binarize predict``: images in, masks or depth images out."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,19 +21,21 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Run a saved network on pictures. Segmentation gives palette PNGs: the values are class indices,
+Run a saved network on images. Segmentation gives palette PNGs: the values are class indices,
 the look is the classes' colours. Depth gives coloured PNGs, near is bright, and with --raw also
-16-bit ones in millimetres. Results have the size of their picture."""
+16-bit ones in millimetres (NAME_mm.png). Results have the size of their image, as viewers show it,
+and its name in the --output folder, where no file that is read is ever replaced. An image that
+cannot be read is skipped and reported, and the exit code is 1."""
 
 _EXAMPLES = [
     (
         "binarize predict runs/binary/binary.safetensors photo.jpg --output out",
-        "one picture, with the settings of the training",
+        "one image, with the settings of the training",
     ),
     (
         "binarize predict runs/binary/binary.safetensors photos/ --output out \\\n"
         "      --side-by-side",
-        "a folder, each result beside its picture",
+        "a folder; NAME_side_by_side.png shows image and result together",
     ),
     (
         "binarize predict runs/binary/binary.safetensors photos/ --output out --packed",
@@ -52,18 +55,20 @@ def add(commands: Subparsers) -> None:
         commands,
         "predict",
         run,
-        help="run a saved network on pictures",
+        help="run a saved network on images",
         usage="FILE IMAGE [IMAGE ...] --output DIR",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="a file of weights, float or binary")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="images, or folders of them")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder for the results"
     )
     parser.add_argument(
-        "--side-by-side", action="store_true", help="write each result beside its picture"
+        "--side-by-side",
+        action="store_true",
+        help="also write NAME_side_by_side.png: the image beside its result",
     )
     parser.add_argument("--raw", action="store_true", help="depth: also millimetres, 16 bits")
     parser.add_argument("--task", metavar="TASK", help="segmentation or depth")
@@ -86,13 +91,17 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Predict."""
     if args.threads is not None and args.threads < 1:
         raise BinarizeError("threads", args.threads, "must be positive", "use 1 or more")
-    pictures = _pictures(args.images)
+    from binarize.cli.pictures import find_pictures
+
+    images = find_pictures(args.images)
     import torch
 
     from binarize.cli.pictures import legend, save_picture
-    from binarize.cli.records import make_folder
+    from binarize.cli.records import output_folder
+    from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
     from binarize.data.dense import normalisation
+    from binarize.data.images import read_image
     from binarize.data.palette import palette
 
     if args.threads:
@@ -101,38 +110,50 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"loading {args.file}"):
         source = open_file(args.file, fallback, packed=args.packed)
     known = source.settings
-    mean, std = normalisation(args.normalize or known.get("normalize") or "imagenet")
+    stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
     task = _task(args, known)
     shape = args.size or (tuple(known["size"]) if known.get("size") else None)
-    make_folder(args.output)
+    kinds = {"result": ""}
+    if args.side_by_side:
+        kinds["side_by_side"] = "_side_by_side"
+    if args.raw and task.name == "depth":
+        kinds["raw"] = "_mm"
+    names = known.get("classes") if task.name != "depth" else None
+    others = [LEGEND] if names else []
+    planned = plan_results(images, args.output, kinds, others=others, inputs=[Path(args.file)])
     colors: Any = known.get("palette") or palette(256)
-    written = []
-    with out.bar(f"predicting {len(pictures)} pictures", len(pictures)) as move:
-        for number, path in enumerate(pictures, start=1):
-            written.append(_predict(args, source.network, task, path, shape, (mean, std), colors))
-            move(number, len(pictures))
-    if task.name == "segmentation" and known.get("classes"):
-        save_picture(legend(known["classes"], colors), args.output / "legend.png")
-    out.print(f"{len(written)} results in {args.output}", wrap=False)
-    out.emit({"task": task.name, "output": args.output, "results": written})
-    return None
-
-
-def _pictures(given: list[str]) -> list[Path]:
-    """The picture files; refuses two whose results would have one name."""
-    from binarize.cli.pictures import find_pictures
-
-    found = find_pictures(given)
-    stems: dict[str, Path] = {}
-    for path in found:
-        if stems.setdefault(path.stem, path) != path:
-            raise DataError(
-                "images",
-                str(path),
-                f"has the same name as {stems[path.stem]}, so would its result",
-                "predict them into two folders",
-            )
-    return found
+    written: list[dict[str, Any]] = []
+    skipped: list[DataError] = []
+    with (
+        output_folder(args.output),
+        out.bar(f"predicting {len(images)} images", len(images)) as move,
+    ):
+        for number, (path, files) in enumerate(zip(images, planned, strict=True), start=1):
+            try:
+                image = read_image(path)
+            except DataError as error:
+                skipped.append(error)
+            else:
+                told = _predict(source.network, task, image, shape, stats, colors, files)
+                written.append({"image": path, **told})
+            move(number, len(images))
+        if written and names:
+            save_picture(legend(names, colors), args.output / LEGEND)
+    if not written:
+        raise skipped[0]
+    count = len(written)
+    out.print(f"{count} result{'s' if count > 1 else ''} in {args.output}", wrap=False)
+    out.emit(
+        {
+            "task": task.name,
+            "output": args.output,
+            "results": written,
+            "skipped": [{"image": error.value, "reason": error.rule} for error in skipped],
+        }
+    )
+    for error in skipped:
+        print(f"error: skipped: {error}", file=sys.stderr, flush=True)
+    return 1 if skipped else None
 
 
 def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
@@ -148,28 +169,26 @@ def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
 
 
 def _predict(
-    args: argparse.Namespace,
     network: Any,
     task: Any,
-    path: Path,
+    image: Tensor,
     shape: tuple[int, int] | None,
     stats: Any,
     colors: Any,
+    files: Mapping[str, Path],
 ) -> dict[str, Any]:
     import torch
 
     from binarize.cli.pictures import as_input, beside, depth_picture, label_picture, save_picture
     from binarize.cli.start import try_out
-    from binarize.data.images import read_image, resize_image
+    from binarize.data.images import resize_image
 
-    image = read_image(path)
     rows, columns = image.shape[-2:]
     batch = as_input(image if shape is None else resize_image(image, shape), stats)
     try_out(network, batch)
     with torch.no_grad():
         decoded: Tensor = task.decode(network(batch), (rows, columns))[0]
-    target = args.output / f"{path.stem}.png"
-    told: dict[str, Any] = {"image": path, "result": target}
+    told: dict[str, Any] = dict(files)
     if task.name == "segmentation":
         picture = label_picture(decoded, colors)
         values, counts = decoded.unique(return_counts=True)
@@ -179,15 +198,14 @@ def _predict(
         near, far = float(depth.min()), float(depth.max())
         picture = depth_picture(depth, near, far)
         told["metres"] = [near, far]
-        if args.raw:
-            told["raw"] = args.output / f"{path.stem}_mm.png"
-            save_picture(_millimetres(depth), told["raw"])
-    if args.side_by_side:
+        if "raw" in files:
+            save_picture(_millimetres(depth), files["raw"])
+    if "side_by_side" in files:
         from PIL import Image
 
         shown = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        picture = beside([shown, picture])
-    save_picture(picture, target)
+        save_picture(beside([shown, picture]), files["side_by_side"])
+    save_picture(picture, files["result"])
     return told
 
 

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
     from binarize.data import DenseDataset
     from binarize.train import Trainer
 
-__all__ = ["make_folder", "make_record", "save_network", "show_metrics", "write_json"]
+__all__ = [
+    "make_folder",
+    "make_record",
+    "output_folder",
+    "save_network",
+    "show_metrics",
+    "write_json",
+]
 
 _NOT_OPTIONS = ("run", "parser", "json", "quiet", "debug", "version")
 
@@ -43,6 +51,27 @@ def make_folder(folder: Path) -> None:
         ) from error
     if not os.access(folder, os.W_OK):
         raise FileError("output", str(folder), "cannot be written to", "choose another folder")
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make the output folder; of what was made, nothing empty is left behind.
+
+    Raises:
+        FileError: It cannot be made or written to.
+    """
+    made = []
+    for path in (folder, *folder.parents):
+        if path.exists():
+            break
+        made.append(path)
+    try:
+        make_folder(folder)
+        yield
+    finally:
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
 
 
 def make_record(
