@@ -5,6 +5,7 @@ Shape legend: H, W rows and columns in pixels; images are (3, H, W), label maps 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +49,21 @@ def folder(path: str | Path, argument: str) -> Path:
     return found
 
 
-def image_files(path: str | Path, argument: str) -> list[Path]:
+def image_files(
+    path: str | Path, argument: str, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> list[Path]:
     """Image files of a folder, sorted by name.
+
+    Args:
+        path: The folder.
+        argument: Name of the caller's argument, for the message.
+        suffixes: What their names may end in, in small letters.
 
     Raises:
         DataError: The folder is missing or unreadable.
     """
     listed = folder(path, argument).iterdir()
-    return sorted(
-        file for file in listed if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-    )
+    return sorted(file for file in listed if file.suffix.lower() in suffixes and file.is_file())
 
 
 def read_image(path: Path) -> Tensor:
