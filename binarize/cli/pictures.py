@@ -22,6 +22,7 @@ __all__ = [
     "find_pictures",
     "label_picture",
     "legend",
+    "overlaid",
     "save_picture",
 ]
 
@@ -83,6 +84,17 @@ def label_picture(labels: Tensor, colors: Colors) -> Image:
     table = [int(value) for color in colors for value in color][:765]
     picture.putpalette(table + [0] * (768 - len(table)))  # of a grey picture makes a palette one
     return picture
+
+
+def overlaid(labels: Tensor, colors: Colors) -> Image:
+    """Several labels (C, H, W) of 0 and 1 in one image: the mean of their classes' colours."""
+    import torch
+    from PIL import Image
+
+    table = torch.tensor([list(colors[i]) for i in range(len(labels))], dtype=torch.float32)
+    mixed = torch.einsum("chw,cd->hwd", labels.cpu().float(), table)
+    mixed = mixed / labels.cpu().sum(0).clamp(min=1)[..., None]
+    return Image.fromarray(mixed.round().to(torch.uint8).numpy())
 
 
 def depth_picture(depth: Tensor, near: float, far: float) -> Image:

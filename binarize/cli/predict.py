@@ -22,10 +22,12 @@ __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Run a saved network on images. Segmentation gives palette PNGs: the values are class indices,
-the look is the classes' colours. Depth gives coloured PNGs, near is bright, and with --raw also
-16-bit ones in millimetres (NAME_mm.png). Results have the size of their image, as viewers show it,
-and its name in the --output folder, where no file that is read is ever replaced. An image that
-cannot be read is skipped and reported, and the exit code is 1."""
+the look is the classes' colours; with one class, 1 where the network's output is above 0. Several
+labels give an image of all colours and NAME_CLASS.png, 1 where the class is. Depth gives coloured
+PNGs, near is bright, and with --raw also 16-bit ones in millimetres (NAME_mm.png). Results have the
+size of their image, as viewers show it, and its name in the --output folder, where no file that is
+read is ever replaced. An image that cannot be read is skipped and reported, and the exit code is
+1."""
 
 _EXAMPLES = [
     (
@@ -71,7 +73,7 @@ def add(commands: Subparsers) -> None:
         help="also write NAME_side_by_side.png: the image beside its result",
     )
     parser.add_argument("--raw", action="store_true", help="depth: also millimetres, 16 bits")
-    parser.add_argument("--task", metavar="TASK", help="segmentation or depth")
+    parser.add_argument("--task", metavar="TASK", help="segmentation, multilabel or depth")
     parser.add_argument(
         "--size", type=size, metavar="WxH", help="size the network works at, e.g. 192x144"
     )
@@ -118,10 +120,14 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         kinds["side_by_side"] = "_side_by_side"
     if args.raw and task.name == "depth":
         kinds["raw"] = "_mm"
-    names = known.get("classes") if task.name != "depth" else None
+    colors: Any = known.get("palette") or palette(256)
+    names = list(known.get("classes") or []) if task.name != "depth" else []
+    if task.name == "multilabel":
+        kinds |= {f"mask of {name}": f"_{'_'.join(name.split())}" for name in names}
+    elif len(names) == 1:
+        names.insert(0, "background")
     others = [LEGEND] if names else []
     planned = plan_results(images, args.output, kinds, others=others, inputs=[Path(args.file)])
-    colors: Any = known.get("palette") or palette(256)
     written: list[dict[str, Any]] = []
     skipped: list[DataError] = []
     with (
@@ -148,11 +154,11 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             "task": task.name,
             "output": args.output,
             "results": written,
-            "skipped": [{"image": error.value, "reason": error.rule} for error in skipped],
+            "skipped": [{"image": one.value, "reason": one.rule} for one in skipped],
         }
     )
-    for error in skipped:
-        print(f"error: skipped: {error}", file=sys.stderr, flush=True)
+    for refused in skipped:
+        print(f"error: skipped: {refused}", file=sys.stderr, flush=True)
     return 1 if skipped else None
 
 
@@ -162,7 +168,10 @@ def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
     name = args.task or known.get("task")
     if name is None:
         raise BinarizeError(
-            "task", None, "is not known from the file", "give --task segmentation or --task depth"
+            "task",
+            None,
+            "is not known from the file",
+            "give --task segmentation, multilabel or depth",
         )
     depth = args.max_depth if args.max_depth is not None else known.get("max_depth")
     return open_task(str(name), num_classes=256, max_depth=depth)
@@ -179,7 +188,14 @@ def _predict(
 ) -> dict[str, Any]:
     import torch
 
-    from binarize.cli.pictures import as_input, beside, depth_picture, label_picture, save_picture
+    from binarize.cli.pictures import (
+        as_input,
+        beside,
+        depth_picture,
+        label_picture,
+        overlaid,
+        save_picture,
+    )
     from binarize.cli.start import try_out
     from binarize.data.images import resize_image
 
@@ -193,6 +209,12 @@ def _predict(
         picture = label_picture(decoded, colors)
         values, counts = decoded.unique(return_counts=True)
         told["pixels"] = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    elif task.name == "multilabel":
+        picture = overlaid(decoded, colors)
+        told["pixels"] = dict(enumerate(decoded.sum((1, 2)).tolist()))
+        masks = (file for kind, file in files.items() if kind.startswith("mask of "))
+        for channel, (mask, file) in enumerate(zip(decoded, masks, strict=False)):
+            save_picture(label_picture(mask, [(0, 0, 0), colors[channel]]), file)
     else:
         depth = decoded[0]
         near, far = float(depth.min()), float(depth.max())
