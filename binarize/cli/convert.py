@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
-from binarize.cli.parser import Subparsers, add_command, size
+from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError, FileError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from binarize.cli.sources import Source
     from binarize.graph import Plan
 
-__all__ = ["add", "example_image", "run"]
+__all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Decide layer by layer what becomes binary, convert, and save one bit per binary weight. The float
@@ -51,6 +50,11 @@ _EXAMPLES = [
     (
         "binarize convert nets.py:make --size 256x192 --plan-only --json",
         "a network of your own; the plan for a program",
+    ),
+    (
+        "binarize convert volumes.py:make --size 64x64x32 -o volumes.safetensors",
+        "of three dimensions; for several inputs, the file has a function example_inputs beside "
+        "make",
     ),
 ]
 
@@ -110,7 +114,10 @@ def add(commands: Subparsers) -> None:
         "--save-policy", type=Path, metavar="FILE", help="write the rules, overrides included"
     )
     parser.add_argument(
-        "--size", type=size, metavar="WxH", help="size of an image it accepts (default: found)"
+        "--size",
+        type=extent,
+        metavar="WxH[xD]",
+        help="size of an image it accepts (default: found)",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the float network's weights")
     parser.add_argument(
@@ -129,6 +136,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.output is not None and not args.output.parent.is_dir():
         raise FileError("output", str(args.output), "its folder does not exist", "make it first")
     from binarize.budget import Budget, convert, plan
+    from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
     from binarize.cli.start import overrides
     from binarize.cli.weights import load_encoder, load_weights
@@ -139,12 +147,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         Budget.parse(args.budget)
     with out.step(f"building {args.model}"):
         recipe = None if is_file(args.model) else recipe_from(args, args.model)
-        network = open_source(args.model, recipe).network
+        source = open_source(args.model, recipe)
+        network = source.network
     if args.encoder_weights is not None:
         out.note(f"encoder: {load_encoder(network, args.encoder_weights)}")
     if args.weights is not None:
         out.note(f"weights: {load_weights(network, args.weights, partial=args.partial)}")
-    example = example_image(network, args.size)
+    example = example_for(network, source.recipe, args.size)
     options: dict[str, Any] = {
         "example_inputs": example,
         "overrides": overrides(args),
@@ -153,7 +162,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         "more_bits": args.more_bits,
     }
     if args.plan_only:
-        with out.step("tracing and planning"):
+        with out.step("tracing and planning"), shell_remedies(args.model):
             made = plan(network, args.policy, **options)
         _save_policy(made, args.save_policy, out)
         show_plan(made, out, everything=args.all)
@@ -165,10 +174,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     if args.weights is None and recipe is not None:
         out.note("note: without --weights the network starts from random weights")
-    with out.step("tracing, planning, rewriting"):
+    with out.step("tracing, planning, rewriting"), shell_remedies(args.model):
         student: Any = convert(network, args.policy, **options)
     with out.step(f"saving {args.output}"):
-        save(student, args.output)
+        save(student, args.output, description=_description(source))
     _save_policy(student.binarize_plan, args.save_policy, out)
     bytes_, before = args.output.stat().st_size, float_contents(network).size
     show_summary(student.binarize_plan, out)
@@ -192,23 +201,16 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     return None
 
 
+def _description(source: Source) -> dict[str, Any]:
+    """What the file says of the network: how it is built, and what its training said."""
+    recipe = None if source.recipe is None else source.recipe.to_dict()
+    return {"recipe": recipe, "settings": dict(source.settings)}
+
+
 def _save_policy(plan: Plan, path: Path | None, out: Output) -> None:
     if path is not None:
         plan.policy.save(path)
         out.note(f"rules: {path}")
-
-
-def example_image(network: Any, size: tuple[int, int] | None) -> Tensor | None:
-    """An image of the size asked for, with as many channels as the first convolution reads."""
-    if size is None:
-        return None
-    import torch
-    from torch import nn
-
-    channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
-    if min(size) < 1:
-        raise BinarizeError("size", f"{size[1]}x{size[0]}", "must be positive", "give e.g. 224x224")
-    return torch.zeros(1, channels, *size)
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from binarize.cli.networks import add_network_options, recipe_from
 from binarize.cli.output import Output
-from binarize.cli.parser import Subparsers, add_command, size
+from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError, ModelError
 
 __all__ = ["add", "run"]
@@ -50,8 +50,8 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--size",
-        type=size,
-        metavar="WxH",
+        type=extent,
+        metavar="WxH[xD]",
         help="size of the images (default: what the file was made for)",
     )
     parser.add_argument(
@@ -74,8 +74,6 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         raise BinarizeError("batch-size", args.batch_size, "must be positive", "use 1 or more")
     import warnings
 
-    import torch
-
     from binarize.cli.sources import open_file
     from binarize.lower import export_onnx
 
@@ -89,14 +87,14 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             "this is a float network, and only 1-bit networks are exported",
             "give the file that binarize train or binarize convert wrote",
         )
-    shape: tuple[int | str, ...]
-    shape = example = (args.batch_size, *_image_shape(args, source))
+    example = _example(args, source)
+    shape: tuple[int | str, ...] = tuple(example[0].shape)
     if args.dynamic:
-        shape = ("N", shape[1], "H", "W")
+        shape = ("N", shape[1], *("D", "H", "W")[5 - len(shape) :])
     # The exporter tells of its own plans, which are nobody's here.
     with out.step(f"writing {args.output}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export_onnx(source.network, args.output, torch.zeros(example), dynamic=args.dynamic)
+        export_onnx(source.network, args.output, example, dynamic=args.dynamic)
     written = args.output.stat().st_size
     told = f"{args.output}: {written / 1e6:.2f} MB, takes {'×'.join(map(str, shape))}"
     out.print(told, wrap=False)
@@ -104,17 +102,33 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     return None
 
 
-def _image_shape(args: argparse.Namespace, source: Any) -> tuple[int, ...]:
-    """Shape (C, H, W) of the images: as asked for, trained for, or converted for."""
-    from binarize.cli.convert import example_image
+def _example(args: argparse.Namespace, source: Any) -> tuple[Any, ...]:
+    """Example inputs: of the size asked for, trained for, or converted for."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    from binarize.cli.examples import example_for
+    from binarize.graph.inputs import arguments
 
     known = source.settings.get("size")
-    image = example_image(source.network, args.size or (known and tuple(known)))
-    if image is not None:
-        return tuple(image.shape[1:])
-    shapes = source.network.binarize_plan.example
-    if len(shapes) != 1 or len(shapes[0]) != 4:
+    given = example_for(source.network, source.recipe, args.size or (known and tuple(known)))
+    if given is None:
+        shapes = source.network.binarize_plan.example
+        if not shapes:
+            raise BinarizeError(
+                "file", args.file, "does not say what inputs its network takes", "give --size WxH"
+            )
+        given = tuple(torch.zeros(shape) for shape in shapes)
+    inputs, named = arguments(given)
+    if named:
         raise BinarizeError(
-            "file", args.file, "does not say what images its network takes", "give --size WxH"
+            "model",
+            list(named),
+            "inputs of an exported network have an order",
+            "let example_inputs return a tuple",
         )
-    return tuple(shapes[0][1:])
+    count = args.batch_size
+    repeated: tuple[Any, ...] = tree_map_only(
+        torch.Tensor, lambda x: x[:1].expand(count, *x.shape[1:]).contiguous(), inputs
+    )
+    return repeated

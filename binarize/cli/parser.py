@@ -10,7 +10,16 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-__all__ = ["HelpFormatter", "Parser", "Subparsers", "add_command", "extent", "numbers", "pair", "size"]
+__all__ = [
+    "HelpFormatter",
+    "Parser",
+    "Subparsers",
+    "add_command",
+    "extent",
+    "numbers",
+    "pair",
+    "size",
+]
 
 _COMMON = "output"
 

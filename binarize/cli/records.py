@@ -128,7 +128,7 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
     write_json(folder / "metrics.json", record)  # the numbers are safe whatever happens next
     with out.step(f"saving {path}"):
         if path.name == "binary.safetensors":
-            save(network.cpu(), path)
+            save(network.cpu(), path, description=record["description"])
         else:
             save_float(network, path, record["description"])
     record["bytes"] = path.stat().st_size

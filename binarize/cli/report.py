@@ -8,7 +8,7 @@ from typing import Any
 
 from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
-from binarize.cli.parser import Subparsers, add_command, size
+from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError
 
 __all__ = ["add", "run"]
@@ -49,8 +49,8 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--size",
-        type=size,
-        metavar="WxH",
+        type=extent,
+        metavar="WxH[xD]",
         help="count operations for an image of this size (default: what the file was made for)",
     )
     parser.add_argument(
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Report."""
     if args.depth is not None and args.depth < 1:
         raise BinarizeError("depth", args.depth, "must be at least 1", "use e.g. 2")
-    from binarize.cli.convert import example_image
+    from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
     from binarize.graph import convert
     from binarize.report import report
@@ -92,11 +92,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         return None
     known = source.settings.get("size")
     shape = args.size or (None if known is None else tuple(known))
-    example = example_image(network, shape)
+    # A file knows what it was converted for; only another size is asked of the user's file.
+    known_inputs = source.binary and shape is None
+    example = None if known_inputs else example_for(network, source.recipe, shape)
     if args.policy is not None:
-        with out.step(f"converting by policy {args.policy}"):
+        with out.step(f"converting by policy {args.policy}"), shell_remedies(args.model):
             network = convert(network, args.policy, example_inputs=example)
-    with out.step("counting"):
+    with out.step("counting"), shell_remedies(args.model):
         made = report(network, example)
     out.console.print(made.table(args.depth))
     told = made.to_dict()

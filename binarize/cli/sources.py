@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from binarize.cli.deployed import OnnxNetwork, deployed_kind, described, open_deployed
 from binarize.cli.networks import FORMS, Recipe, build
 from binarize.cli.weights import KEY, load_weights, read_header
 from binarize.errors import FileError, ModelError
 
 __all__ = ["Source", "is_file", "known_about", "open_file", "open_source"]
 
-_SUFFIXES = (".safetensors", ".pt", ".pth")
+_SUFFIXES = (".safetensors", ".st", ".pt", ".pth", ".ckpt", ".bin", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,22 @@ class Source:
         recipe: How its float form is built; None when that is not known.
         binary: Whether it is a converted network.
         settings: What is known of its training: ``task``, ``size``, ``normalize``, ``classes``...
+        kind: "programs" or "onnx" for what is run as it is in its file.
     """
 
     network: nn.Module
     recipe: Recipe | None
     binary: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: str | None = None
+
+    @property
+    def batch_size(self) -> int | None:
+        """The only number of images at a time that the network takes; None if any will do."""
+        network: Any = self.network
+        if self.kind is None or not network.fixed:
+            return None
+        return int(network.example_shapes[0][0])
 
 
 def is_file(reference: str) -> bool:
@@ -45,10 +56,9 @@ def known_about(path: Path, argument: str = "file") -> dict[str, Any]:
     """What a training run wrote about a file: into it, or into ``metrics.json`` beside it."""
     header = read_header(path, argument)
     if KEY in header:
-        try:
-            return dict(json.loads(header[KEY]))
-        except (ValueError, TypeError):
-            return {}
+        return described(header[KEY])
+    if deployed_kind(path) == "onnx":
+        return described(OnnxNetwork(path).description)
     try:
         record = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
         if path.name in record["files"].values():
@@ -84,6 +94,10 @@ def open_source(
         return Source(build(named).eval(), named, False)
     path = Path(reference).expanduser()
     header = read_header(path, argument)
+    kind = deployed_kind(path)
+    if kind is not None:
+        deployed, told = open_deployed(path, kind)
+        return Source(deployed, None, True, told.get("settings", {}), kind)
     known = known_about(path, argument)
     recipe = fallback
     if recipe is None and known.get("recipe"):
@@ -126,7 +140,7 @@ def open_file(file: str, fallback: Recipe | None = None, *, packed: bool = False
             "file",
             file,
             "is not a file of weights",
-            "give a .safetensors or .pt file (binarize train writes one)",
+            "give a .safetensors, .pt or .onnx file (binarize train writes one)",
         )
     return open_source(file, fallback, argument="file", packed=packed)
 

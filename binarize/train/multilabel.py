@@ -30,6 +30,10 @@ class MultiLabelMetric(Metric):
     """
 
     full_state_update = False
+    both: Tensor
+    either: Tensor
+    right: Tensor
+    counted: Tensor
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         super().__init__()

@@ -159,7 +159,7 @@ class SegmentationDistillation:
             if self.trust == "agree":
                 trusted = valid & (pair[1].argmax(1) == target)
             loss = loss + factor * self.weight * pixel_wise_loss(
-                *pair, trusted, self.temperature, target, self.truth_share
+                pair[0], pair[1], trusted, self.temperature, target, self.truth_share
             )
         if self.channel_weight > 0:
             loss = loss + factor * self.channel_weight * channel_wise_loss(
