@@ -51,7 +51,7 @@ def build_parser() -> Parser:
 
 
 _COMMANDS = (
-    *("convert", "train", "eval", "predict", "report", "export", "inspect", "sensitivity"),
+    *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
     *("bench", "demo", "rules", "coverage", "table", "doctor"),
 )
 

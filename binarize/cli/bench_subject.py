@@ -112,7 +112,7 @@ def open_inputs(args: argparse.Namespace, subject: Subject) -> Inputs:
     if kind is not None:
         network: Any = subject.packed
         shapes = network.example_shapes
-        if size is not None and not network.fixed:
+        if args.size is not None and not network.fixed:
             shapes = ((1, shapes[0][1], *size),)
         inputs: Inputs = (tuple(map(torch.zeros, shapes)), {})
     else:

@@ -85,6 +85,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"opening {args.model}"):
         source = open_source(args.model, fallback, packed=args.packed)
     network: Any = source.network
+    if source.kind is not None:
+        _report_deployed(args, source, out)
+        return None
     if args.packed:
         paths: Any = report(network)
         out.print(str(paths), wrap=False)
@@ -106,3 +109,32 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         told["file"] = Path(args.model)
     out.emit(told)
     return None
+
+
+def _report_deployed(args: argparse.Namespace, source: Any, out: Output) -> None:
+    """What a file of packed programs or ONNX is: bytes, inputs, and what it says of itself."""
+    size = Path(args.model).expanduser().stat().st_size
+    network, settings = source.network, source.settings
+    kind = {"programs": "packed programs", "onnx": "ONNX"}[source.kind]
+    shapes = [list(shape) for shape in network.example_shapes]
+    shown = ", ".join("×".join(map(str, shape)) for shape in shapes)
+    free = "" if network.fixed else " (any size)"
+    out.print(f"{args.model}: {kind}, {size:,} bytes, takes {shown}{free}", wrap=False)
+    if network.outputs:
+        out.print(f"outputs: {', '.join(network.outputs)}")
+    for name in ("task", "normalize", "classes"):
+        value = settings.get(name)
+        if value:
+            out.print(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+    out.print("layer by layer: report the file that it was made of")
+    out.emit(
+        {
+            "file": Path(args.model),
+            "kind": source.kind,
+            "file_bytes": size,
+            "inputs": shapes,
+            "fixed": network.fixed,
+            "outputs": list(network.outputs),
+            "settings": dict(settings),
+        }
+    )

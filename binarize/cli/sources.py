@@ -39,12 +39,13 @@ class Source:
     kind: str | None = None
 
     @property
-    def batch_size(self) -> int | None:
-        """The only number of images at a time that the network takes; None if any will do."""
+    def size(self) -> tuple[int, ...] | None:
+        """Extent of the images: the only one that it takes, or that of its training, if known."""
         network: Any = self.network
-        if self.kind is None or not network.fixed:
-            return None
-        return int(network.example_shapes[0][0])
+        if self.kind is not None and network.fixed:
+            return tuple(network.example_shapes[0][2:])
+        known = self.settings.get("size")
+        return tuple(known) if known else None
 
 
 def is_file(reference: str) -> bool:
@@ -97,6 +98,9 @@ def open_source(
     kind = deployed_kind(path)
     if kind is not None:
         deployed, told = open_deployed(path, kind)
+        size = deployed.example_shapes[0][2:]
+        if deployed.fixed and len(size) == 2:  # a packed network may be of another size
+            told = {**told, "settings": {**told.get("settings", {}), "size": list(size)}}
         return Source(deployed, None, True, told.get("settings", {}), kind)
     known = known_about(path, argument)
     recipe = fallback

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
+import json
 import math
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_map_only
 
 from binarize.errors import FileError, ModelError
 from binarize.graph.inputs import arguments
@@ -22,6 +25,7 @@ from binarize.lower.network import PackedNetwork
 from binarize.lower.pack import pack
 from binarize.nn.packed import PackedActivation, PackedUnit
 from binarize.ops.bits import pack_signs
+from binarize.writing import replacing
 
 __all__ = ["export_onnx"]
 
@@ -32,6 +36,7 @@ def export_onnx(
     example_inputs: Any,
     *,
     dynamic: bool = False,
+    description: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a 1-bit network as an ONNX file that any runtime can run.
 
@@ -46,11 +51,15 @@ def export_onnx(
             named ones.
         dynamic: Whether inputs of three dimensions and more may have any N and any spatial size
             (that the network accepts); else all sizes are those of the examples.
+        description: What else to write into the file's metadata, see :func:`binarize.save`.
+
+    The outputs have the names that a mapping has for them; of one tensor it is ``output``, of
+    several ``output_0``, ``output_1``...
 
     Raises:
         ModelError: A package is missing (``onnx`` or ``onnxscript``), the network cannot be packed,
             or cannot be exported, for all sizes if that is asked for.
-        FileError: The folder of ``path`` is missing.
+        FileError: The folder of ``path`` is missing, or the file cannot be written.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -84,7 +93,12 @@ def export_onnx(
         program = torch.export.export(network, args, kwargs, dynamic_shapes=free)
         # The optimizer would unpack the bits for good.
         onnx = torch.onnx.export(
-            program, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
+            program,
+            dynamic_shapes=shapes,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            output_names=_output_names(network, args, kwargs),
         )
     except Exception as error:
         text = " ".join(str(error).split())[:160]
@@ -97,7 +111,50 @@ def export_onnx(
     assert onnx is not None
     for node in onnx.model.graph:
         node.metadata_props.clear()  # where in whose files each operator was called
-    onnx.save(os.fspath(path))
+        _name_type(node)
+    if description is None:
+        description = getattr(packed.network, "binarize_description", None)
+    if description:
+        onnx.model.metadata_props["binarize_network"] = json.dumps(dict(description))
+    try:
+        with replacing(Path(path)) as temporary:
+            onnx.save(os.fspath(temporary))
+    except OSError as error:
+        raise FileError(
+            "path",
+            str(path),
+            f"it cannot be written ({error.strerror or error})",
+            "check the rights and the space on the disk",
+        ) from error
+
+
+def _name_type(node: Any) -> None:
+    """Say a type by its name, not by an example: runtimes warn that they cannot fold that."""
+    if node.op_type != "CastLike":
+        return
+    from onnxscript import ir
+
+    like = node.inputs[1]
+    maker = like.producer()
+    known = like.dtype
+    if known is None and maker is not None and "value" in maker.attributes:
+        known = maker.attributes["value"].value.dtype
+    if known is None:
+        return
+    kind = int(known)
+    node.op_type = "Cast"
+    node.resize_inputs(1)
+    node.attributes["to"] = ir.AttrInt64("to", kind)
+
+
+def _output_names(network: nn.Module, args: Any, kwargs: Any) -> list[str]:
+    with torch.no_grad():
+        result = network(*args, **kwargs)
+    paths = [path for path, value in tree_flatten_with_path(result)[0] if isinstance(value, Tensor)]
+    if len(paths) == 1 and not paths[0]:
+        return ["output"]
+    names = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in p) for p in paths]
+    return [f"output_{name}" if name[:1].isdigit() else name for name in names]
 
 
 def _by_name(network: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
