@@ -92,7 +92,8 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="choose what stays float by the file's size (3MB), operations (5GOPs), what the "
+        help="choose what stays float by the file's size (3MB, or 10%% of the float network's), "
+        "operations (5GOPs), what the "
         "metric may lose (drop=0.02), or the agreement with the float network (agreement=0.9)",
     )
     parser.add_argument(
@@ -136,6 +137,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.output is not None and not args.output.parent.is_dir():
         raise FileError("output", str(args.output), "its folder does not exist", "make it first")
     from binarize.budget import Budget, convert, plan
+    from binarize.budget.costs import before_and_after
     from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
     from binarize.cli.start import overrides
@@ -148,7 +150,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"building {args.model}"):
         recipe = None if is_file(args.model) else recipe_from(args, args.model)
         source = open_source(args.model, recipe)
-        network = source.network
+        network: Any = source.network
+        # Here, so that it counts in what the plan and a budget say of the file's size.
+        network.binarize_description = _description(source)
     if args.encoder_weights is not None:
         out.note(f"encoder: {load_encoder(network, args.encoder_weights)}")
     if args.weights is not None:
@@ -167,7 +171,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         _save_policy(made, args.save_policy, out)
         show_plan(made, out, everything=args.all)
         show_summary(made, out)
-        out.emit(describe(made))
+        costs = before_and_after(network, made, example)
+        _show_costs(costs, out)
+        out.emit({**describe(made), "costs": costs})
         return None
 
     from binarize.file import float_contents, save
@@ -177,10 +183,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step("tracing, planning, rewriting"), shell_remedies(args.model):
         student: Any = convert(network, args.policy, **options)
     with out.step(f"saving {args.output}"):
-        save(student, args.output, description=_description(source))
+        save(student, args.output)
     _save_policy(student.binarize_plan, args.save_policy, out)
     bytes_, before = args.output.stat().st_size, float_contents(network).size
     show_summary(student.binarize_plan, out)
+    costs = before_and_after(network, student.binarize_plan, example)
+    _show_costs({**costs, "bytes": bytes_}, out)
     out.print(
         f"{args.output}: {bytes_:,} bytes, {before / bytes_:.1f} times smaller than the float "
         f"network's {before:,}",
@@ -195,6 +203,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             "bytes": bytes_,
             "float_bytes": before,
             "ratio": before / bytes_,
+            "costs": {**costs, "bytes": bytes_},
             **describe(student.binarize_plan),
         }
     )
@@ -211,6 +220,20 @@ def _save_policy(plan: Plan, path: Path | None, out: Output) -> None:
     if path is not None:
         plan.policy.save(path)
         out.note(f"rules: {path}")
+
+
+def _show_costs(costs: Mapping[str, float | None], out: Output) -> None:
+    from binarize.report.terminal import readable
+
+    for name, unit in (("bytes", "B"), ("ops", "OPs")):
+        before, after = costs[f"float_{name}"], costs[name]
+        if before is None or after is None:
+            out.print(f"{name}: not known, as some operations cannot be counted")
+            continue
+        out.print(
+            f"{name}: {readable(round(before), unit)} before, {readable(round(after), unit)} after "
+            f"({after / before:.1%})"
+        )
 
 
 def describe(plan: Plan) -> dict[str, Any]:

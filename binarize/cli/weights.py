@@ -139,25 +139,41 @@ def _named_tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:
     return max([own, *inner], key=len)
 
 
-def _fitting(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fitting(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, argument: str
+) -> dict[str, Tensor]:
     """The tensors under the network's names, without a prefix that wrappers put before them.
 
     Wrappers (DataParallel, torch.compile, Lightning, EMA) put ``module.``, ``_orig_mod.``,
     ``model.`` and the like before all names of a network; beside them there may be entries of the
-    wrapper's own. The prefix with which most names fit, if any, is taken off.
+    wrapper's own. If all names of the network are there behind one prefix, these are taken.
+
+    Raises:
+        FileError: All names are there behind several prefixes.
     """
-
-    def hits(prefix: str) -> int:
-        return sum(name.startswith(prefix) and name[len(prefix) :] in own for name in tensors)
-
-    prefixes = {"": None}
-    for name in tensors:
-        parts = name.split(".")
-        prefixes |= {".".join(parts[:n]) + ".": None for n in range(1, min(5, len(parts)))}
-    best = max(prefixes, key=lambda prefix: (hits(prefix), -len(prefix)))
-    if not best or not hits(best):
+    if any(name in own for name in tensors):
         return dict(tensors)
-    return {k.removeprefix(best): v for k, v in tensors.items() if k.startswith(best)}
+    wanted = next(iter(own), "")
+    found = [name.removesuffix(wanted) for name in tensors if name.endswith(f".{wanted}")]
+    whole = [
+        prefix
+        for prefix in found
+        if all(
+            f"{prefix}{name}" in tensors for name in own if not name.endswith("num_batches_tracked")
+        )
+    ]
+    if len(whole) > 1:
+        shown = " and with ".join(whole[:3])
+        raise FileError(
+            argument,
+            str(path),
+            f"two networks are in it, and both fit: names that begin with {shown}",
+            "save the state_dict of one of them",
+        )
+    if not whole and len(found) != 1:
+        return dict(tensors)
+    prefix = (whole or found)[0]
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def load_weights(
@@ -182,7 +198,7 @@ def load_weights(
             "give float weights here, or this file in the place of the model",
         )
     own = network.state_dict()
-    tensors = _fitting(read_tensors(path, argument), own)
+    tensors = _fitting(read_tensors(path, argument), own, path, argument)
     fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     missing = tuple(name for name in own if name not in fits)
     unused = tuple(name for name in tensors if name not in fits)
