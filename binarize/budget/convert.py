@@ -48,8 +48,9 @@ def plan(
         budget: Which layers stay float is chosen so that the file's size (``"3MB"``, ``"2MiB"``,
             or ``"10%"`` of the float network's) or the effective operations on the example inputs
             (``"5GOPs"``) are at most this, and what is kept is worth most; or so that the metric
-            is predicted to lose at most so much (``"drop=0.02"``) or the predictions to agree with the float network's at least so
-            often (``"agreement=0.9"``), and the file is as small as possible. The prediction adds
+            is predicted to lose at most so much (``"drop=0.02"``) or the predictions to agree with
+            the float network's at least so often (``"agreement=0.9"``), and the file is as small
+            as possible. The prediction adds
             up what layers lose alone and untrained; together they lose more, so take it as an
             order of layers, not as a promise. Overrides, and layers that the policy keeps, stay as
             they are. Each layer's reason says how it was decided, and ``plan.policy.save``

@@ -87,7 +87,7 @@ def _guarded(args: Any, debug: bool) -> int:
     try:
         return args.run(args, out) or OK
     except BinarizeError as error:
-        return _fail(str(error), MISTAKE, debug)
+        return _fail(_in_options(error, args), MISTAKE, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, False)
     except BrokenPipeError:
@@ -105,6 +105,15 @@ def _guarded(args: Any, debug: bool) -> int:
         if is_interruption(error):
             return _fail("interrupted", INTERRUPTED, False)
         return _bug(error, debug)
+
+
+def _in_options(error: BinarizeError, args: Any) -> str:
+    """An error's text; of something that was not given, by the option that gives it."""
+    option = f"--{error.argument.replace('_', '-')}"
+    known = [word for action in args.parser._actions for word in action.option_strings]
+    if error.value is None and option in known:
+        return f"{option}: {error.rule}; {error.remedy}"
+    return str(error)
 
 
 def _bug(error: Exception, debug: bool) -> int:

@@ -113,7 +113,7 @@ def open_inputs(args: argparse.Namespace, subject: Subject) -> Inputs:
         network: Any = subject.packed
         shapes = network.example_shapes
         if args.size is not None and not network.fixed:
-            shapes = ((1, shapes[0][1], *size),)
+            shapes = ((1, shapes[0][1], *args.size),)
         inputs: Inputs = (tuple(map(torch.zeros, shapes)), {})
     else:
         inputs = arguments(_example(args, subject, size))

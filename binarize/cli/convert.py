@@ -53,8 +53,7 @@ _EXAMPLES = [
     ),
     (
         "binarize convert volumes.py:make --size 64x64x32 -o volumes.safetensors",
-        "of three dimensions; for several inputs, the file has a function example_inputs beside "
-        "make",
+        "of three dimensions (of several inputs: see example_inputs in the README)",
     ),
 ]
 

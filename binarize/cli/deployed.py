@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from binarize.errors import FileError, ModelError
 from binarize.file.contents import DESCRIPTION
@@ -66,7 +66,7 @@ class DeployedNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run it on any number of images."""
         count, size = len(args[0]) if args else 0, self.example_shapes[0][0]
-        if kwargs or not args or not self.fixed_batch or count == size:
+        if kwargs or not count or not self.fixed_batch or count == size:
             return self.run(*args, **kwargs)
         self._check(args)
         parts = []
@@ -74,14 +74,13 @@ class DeployedNetwork(nn.Module):
             taken = [value[start : start + size] for value in args]
             missing = size - len(taken[0])
             filled = [torch.cat([v, v[:1].expand(missing, *v.shape[1:])]) for v in taken]
-            kept = size - missing
-            parts.append(tree_map_only(Tensor, lambda v, n=kept: v[:n], self.run(*filled)))
-        flat = [tree_flatten(part) for part in parts]
-        leaves = [
+            leaves, spec = tree_flatten(self.run(*filled))
+            parts.append([v[: size - missing] if isinstance(v, Tensor) else v for v in leaves])
+        whole = [
             torch.cat(values) if isinstance(values[0], Tensor) else values[0]
-            for values in zip(*(values for values, _ in flat), strict=True)
+            for values in zip(*parts, strict=True)
         ]
-        return tree_unflatten(leaves, flat[0][1])
+        return tree_unflatten(whole, spec)
 
     def _check(self, args: Any) -> None:
         wanted = self.example_shapes[0][1:]

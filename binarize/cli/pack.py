@@ -22,7 +22,8 @@ colours are in the file. The size is the one that is asked for, or else the one 
 _EXAMPLES = [
     ("binarize pack runs/binary/binary.safetensors -o unet.packed", "at the size of the training"),
     (
-        "binarize pack runs/binary/binary.safetensors -o unet.packed --size 480x352 --batch-size 4",
+        "binarize pack runs/binary/binary.safetensors -o unet.packed --size 480x352 \\\n"
+        "      --batch-size 4",
         "for four images at a time, of another size",
     ),
     ("binarize predict unet.packed photos/ --output out", "what it is for"),

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     known = source.settings
     stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
     task = _task(args, known)
-    shape = args.size or source.size
+    shape: Any = args.size or source.size
     kinds = {"result": ""}
     if args.side_by_side:
         kinds["side_by_side"] = "_side_by_side"

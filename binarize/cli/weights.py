@@ -261,7 +261,8 @@ def load_encoder(network: nn.Module, path: Path, argument: str = "encoder-weight
 
     def fitting(place: nn.Module) -> dict[str, Tensor]:
         own = place.state_dict()
-        return {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+        named = _fitting(tensors, own, path, argument)
+        return {k: v for k, v in named.items() if k in own and own[k].shape == v.shape}
 
     best = max(places, key=lambda place: len(fitting(place)))
     fits = fitting(best)

@@ -55,7 +55,10 @@ def read_classes(classes: int | Sequence[str] | None, root: Path) -> ClassList:
     if classes is None:
         if made is None:
             raise DataError(
-                "classes", None, f"{listed} does not exist", "give the number of classes, or names"
+                "classes",
+                None,
+                f"{listed} does not exist",
+                "give the number of classes, or write their names there, one per line",
             )
     elif isinstance(classes, int):
         if made is None or len(made.names) != classes:
