@@ -106,6 +106,9 @@ def open_source(
     recipe = fallback
     if recipe is None and known.get("recipe"):
         recipe = Recipe(**known["recipe"])
+        file, colon, _ = recipe.spec.rpartition(":")
+        if colon and file.endswith(".py") and not Path(file).expanduser().is_file():
+            recipe = None  # made by a user's file that is not at hand here
     settings = known.get("settings", {})
     if header.get("format") == "binarize":
         return Source(_load_binary(path, recipe, argument, packed), recipe, True, settings)
@@ -163,7 +166,7 @@ def _load_binary(path: Path, recipe: Recipe | None, argument: str, packed: bool)
                 argument,
                 str(path),
                 error.rule,
-                f"keep metrics.json beside it, or say the network with --model ({FORMS})",
+                f"say the network with --model ({FORMS})",
             ) from error
     assert recipe is not None
     return load(path, model=build(recipe), packed=packed).eval()
