@@ -115,17 +115,20 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     make_folder(args.output)
 
     train = open_data(args, "train", out, augment=augment)
+    train.check_targets()
     held = {
         split: make_loader(open_data(args, split, out), args.batch_size)
         for split in ("val", "test")
         if has_split(args, split)
     }
+    if not held:
+        out.note("note: the data set has neither val/ nor test/: nothing is validated")
     loader = make_loader(train, args.batch_size, train=True, workers=args.workers)
 
     torch.manual_seed(args.seed)
     classes = args.classes
     if classes is None:
-        classes = train.num_classes if task == "segmentation" else 1
+        classes = 1 if task == "depth" else train.num_classes
     student, recipe, told = make_student(args, classes, loader, out)
     trainer = Trainer(
         student,
@@ -160,7 +163,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         return None
     record = {**make_record(args, task, train, recipe, trainer, results), **told}
     save_network(args.output, student, record, out)
-    show_metrics(results, out)
+    show_metrics(results, out, train.classes)
     network = args.output / record["files"]["model"]
     out.print(f"network  {network} ({record['bytes']:,} bytes)", wrap=False)
     out.print(f"numbers  {args.output / 'metrics.json'}", wrap=False)
@@ -221,7 +224,7 @@ def _distillation(task: str, given: list[tuple[str, Any]]) -> Any:
     open_task(task, num_classes=2)  # refuses an unknown task
     if not given:
         return None
-    cls: Any = SegmentationDistillation if task == "segmentation" else DepthDistillation
+    cls: Any = DepthDistillation if task == "depth" else SegmentationDistillation
     known = [name for name in inspect.signature(cls).parameters if name != "ignore_index"]
     for key, _ in given:
         if key not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from binarize.train.depth import Depth
 from binarize.train.depth_distillation import DepthDistillation
+from binarize.train.multilabel import MultiLabel
 from binarize.train.progress import LineProgress, Progress, RichProgress, SilentProgress
 from binarize.train.recalibrate import recalibrate
 from binarize.train.segmentation import Segmentation
@@ -18,6 +19,7 @@ __all__ = [
     "DepthDistillation",
     "Distillation",
     "LineProgress",
+    "MultiLabel",
     "Progress",
     "RichProgress",
     "Segmentation",

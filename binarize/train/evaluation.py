@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from binarize.errors import DataError
-from binarize.train.batches import batch_pair
+from binarize.train.batches import batch_pair, sound_batches
 from binarize.train.modes import training_flags
 from binarize.train.precision import wide
 from binarize.train.task import Task
@@ -53,7 +53,7 @@ def evaluate(
     count = len(batches) if hasattr(batches, "__len__") else None
     with training_flags(model):
         model.eval()
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(sound_batches(batches)):
             image, target = batch_pair(batch, task.target)
             image, target = image.to(device), target.to(device)
             task.check(target)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.errors import ModelError
-from binarize.train.batches import batch_pair, refuse_single_value
+from binarize.train.batches import batch_pair, refuse_single_value, sound_batches
 from binarize.train.progress import Progress
 from binarize.train.task import Distillation, Task
 
@@ -129,7 +129,7 @@ def train_epoch(
     sums = torch.zeros(2, device=device)
     before: Tensor | None = None
     steps = len(loader)
-    for index, batch in enumerate(loader):
+    for index, batch in enumerate(sound_batches(loader)):
         image, target = batch_pair(batch, step.task.target)
         if on_cpu or epoch == 0:  # on other devices the check would wait for the last step
             step.task.check(target)

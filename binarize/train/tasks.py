@@ -12,13 +12,14 @@ from binarize.errors import BinarizeError, DataError
 from binarize.train.batches import batch_image
 from binarize.train.depth import Depth
 from binarize.train.modes import training_flags
+from binarize.train.multilabel import MultiLabel
 from binarize.train.outputs import dense_output
 from binarize.train.segmentation import Segmentation
 from binarize.train.task import Task
 
 __all__ = ["open_task", "output_channels"]
 
-_NAMES = ("segmentation", "depth")
+_NAMES = ("segmentation", "multilabel", "depth")
 
 
 def open_task(
@@ -32,8 +33,8 @@ def open_task(
     """Return the task of a name, with the arguments that concern it.
 
     Args:
-        name: "segmentation" or "depth".
-        num_classes: For segmentation, needed there.
+        name: "segmentation", "multilabel" or "depth".
+        num_classes: For segmentation, with one label or several; needed there.
         ignore_index: For segmentation.
         class_weights: For segmentation.
         max_depth: For depth, metres; None is 10.
@@ -41,10 +42,11 @@ def open_task(
     Raises:
         BinarizeError: The name is unknown, or segmentation has no number of classes.
     """
-    if name == "segmentation":
+    if name in ("segmentation", "multilabel"):
         if num_classes is None:
-            raise DataError("num_classes", None, "segmentation needs it", "give a number")
-        return Segmentation(num_classes, ignore_index=ignore_index, class_weights=class_weights)
+            raise DataError("num_classes", None, f"{name} needs it", "give a number")
+        kind = MultiLabel if name == "multilabel" else Segmentation
+        return kind(num_classes, ignore_index=ignore_index, class_weights=class_weights)
     if name == "depth":
         return Depth(10.0 if max_depth is None else max_depth)
     near = difflib.get_close_matches(name, _NAMES, n=1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
 from binarize.train.checkpoint import read_checkpoint, write_checkpoint
-from binarize.train.checks import check_devices, check_positive, loader_length
+from binarize.train.checks import check_devices, check_positive, check_targets, loader_length
 from binarize.train.evaluation import evaluate
 from binarize.train.launch import launched_bf16, open_accelerator
 from binarize.train.modes import training_flags
@@ -43,7 +43,7 @@ class Trainer:
         student: The network to train; trained in place.
         teacher: A network with the same kind of output, or None. Kept in evaluation mode and
             never changed.
-        task: "segmentation", "depth" or a :class:`~binarize.train.task.Task`.
+        task: "segmentation", "multilabel", "depth" or a :class:`~binarize.train.task.Task`.
         epochs: Number of passes over the training data.
         lr: Peak learning rate.
         weight_decay: For weights of float layers; norms, biases and the like get none.
@@ -154,6 +154,7 @@ class Trainer:
                 the loss is not finite.
         """
         loader_length(train_loader, "train_loader")
+        check_targets(train_loader)
         task = self._open_task(train_loader)
         self._place()
         optimizer = make_optimizer(
@@ -292,7 +293,7 @@ class Trainer:
             num_classes = getattr(dataset, "num_classes", None) or None
         if max_depth is None:
             max_depth = getattr(dataset, "max_depth", None)
-        if self._task == "segmentation" and num_classes is None:
+        if self._task != "depth" and num_classes is None:
             self._place()
             num_classes = output_channels(self.student, loader, self.device)
         return open_task(

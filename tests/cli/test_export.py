@@ -70,7 +70,7 @@ def test_mistakes(run, binary_run: Path, float_run: Path, tmp_path: Path) -> Non
             (float_run / "float.safetensors", "-o", path),
             "this is a float network, and only 1-bit networks are exported",
         ),
-        "no folder": ((file, "-o", tmp_path / "none" / "net.onnx"), "there is no folder"),
+        "no folder": ((file, "-o", tmp_path / "none" / "net.onnx"), "its folder does not exist"),
         "no batch": ((file, "-o", path, "--batch-size", 0), "batch-size=0: must be positive"),
         "no file": ((tmp_path / "no.safetensors", "-o", path), "no such file; check the path"),
         "no output": ((file,), "the following arguments are required: -o/--output"),

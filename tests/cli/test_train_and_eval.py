@@ -149,12 +149,15 @@ def test_a_network_from_a_file_of_ones_own(run, tmp_path: Path) -> None:
     assert answer.json["description"]["recipe"]["arguments"] == {"width": 6}
     file = tmp_path / "out" / "binary.safetensors"
     assert run("report", file, "--json", "--quiet").json["file_bytes"] == file.stat().st_size
-    # Away from its record the file has to be told its network, and says so.
+    # Away from its record the file knows its network, as long as that is where it was.
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes(file.read_bytes())
+    assert run("report", alone).code == 0
+    (tmp_path / "nets.py").rename(tmp_path / "elsewhere.py")
     answer = run("report", alone)
     assert answer.code == 1
     assert "--model" in answer.err
+    spec = f"{tmp_path / 'elsewhere.py'}:make"
     again = run("report", alone, "--model", spec, "--model-arg", "width=6", "--classes", 6,
                 "--json", "--quiet")  # fmt: skip
     assert again.code == 0, again.err

@@ -371,7 +371,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs=0: must be positive; choose a larger value"),
         ({"lr": -1.0}, "lr=-1.0: must be positive; choose a larger value"),
         ({"task": "segmentations"}, "task='segmentations': unknown task; did you mean 'segm"),
-        ({"task": "pose"}, "task='pose': unknown task; use one of segmentation, depth"),
+        ({"task": "pose"}, "task='pose': unknown task; use one of segmentation, multilabel, depth"),
         ({"keep": "best"}, "keep='best': must be 'last', or 'best' with an output_dir; give"),
         ({"resume": "auto"}, "resume='auto': needs output_dir; give the folder of the run"),
         ({"resume": "none.pt"}, "resume='none.pt': no such file; give a checkpoint, or 'auto'"),
