@@ -82,7 +82,9 @@ def make_plan(
     shortcuts = find_shortcuts(trace, is_binary, carries, is_adopted)
     settled = settle_shortcuts(trace, shortcuts, layers, carries, can_rewrite)
     staying = {shortcut.op.index for shortcut in shortcuts} - set(settled.branches)
-    merged = layers_to_stop(trace, carries, is_adopted, settled.branches, staying, settled.stopped)
+    merged = layers_to_stop(
+        trace, carries, is_adopted, settled.branches, staying, settled.stopped, settled.scales
+    )
     found = settled.decisions + decide_activations(
         trace,
         modules,

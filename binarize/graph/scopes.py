@@ -248,7 +248,10 @@ def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:
             name = str(node.target)
         elif node.op in ("call_function", "call_method") and node in tensors:
             raw = node.target if isinstance(node.target, str) else node.target.__name__
-            name = function_kind(normal_name(raw))
+            name = normal_name(raw)
+            # A number over a tensor is recorded under a name of its own.
+            reciprocal = name == "div" and not isinstance(next(iter(node.args), node), fx.Node)
+            name = "other" if reciprocal else function_kind(name)
             if name not in _TRACKED:
                 continue
         else:

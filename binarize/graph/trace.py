@@ -49,6 +49,7 @@ class Op:
         macs: Multiply-accumulates of products of two computed tensors and of functional layers,
             ``None`` if unknown; 0 for the rest (layers are counted where their weights are known).
         order: What permutes dimensions: per dimension of the result that of the operand.
+        factor: The number that the operand is multiplied by, ``None`` if it is no such operation.
     """
 
     index: int
@@ -64,6 +65,7 @@ class Op:
     shape: tuple[int, ...]
     macs: int | None = 0
     order: tuple[int, ...] = ()
+    factor: float | None = None
 
 
 @dataclass
@@ -251,7 +253,8 @@ class _Recorder(TorchFunctionMode):
             name = normal_name(getattr(func, "__name__", str(func)))
             kind = function_kind(name)
             order = _order(func, args, kwargs) if name in _PERMUTING else ()
-            self._add(kind, name, kind, (args, kwargs), output, None, order)
+            factor = _factor(name, args, kwargs) if kind == "mul" else None
+            self._add(kind, name, kind, (args, kwargs), output, None, order, factor)
         return output
 
     def _add(
@@ -263,6 +266,7 @@ class _Recorder(TorchFunctionMode):
         output: Any,
         path: str | None,
         order: tuple[int, ...] = (),
+        factor: float | None = None,
     ) -> None:
         inputs: list[int] = []
         constant = False
@@ -302,6 +306,7 @@ class _Recorder(TorchFunctionMode):
                 shape=tuple(results[0].shape) if results else (),
                 macs=_macs(kind, name, tensors, results),
                 order=order,
+                factor=factor,
             )
         )
         counts[count] += 1
@@ -338,6 +343,17 @@ def _order(func: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
         return ()
     probe = torch.empty(tuple(range(args[0].dim())), device="meta")
     return tuple(func(probe, *args[1:], **kwargs).shape)
+
+
+def _factor(name: str, args: Any, kwargs: Any) -> float | None:
+    """The number by which a product or quotient of a tensor and a number multiplies."""
+    operands = [*args, *kwargs.values()]
+    numbers = [x for x in operands if isinstance(x, int | float) and not isinstance(x, bool)]
+    if len(operands) != 2 or len(numbers) != 1:
+        return None
+    if name == "mul":
+        return float(numbers[0])
+    return 1.0 / numbers[0] if numbers[0] and operands[1] is numbers[0] else None
 
 
 def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:
