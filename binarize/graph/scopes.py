@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from binarize.errors import ModelError
@@ -76,6 +77,8 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
     """
     graphs = []
     was_training = module.training
+    # A forward that counts in a buffer would count the tracing.
+    buffers = [(own, own.detach().clone(), own._version) for own in module.buffers(recurse=False)]
     try:
         with _mode_watched(module) as asked:
             for training in (False, True):
@@ -94,6 +97,10 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
         ) from error
     finally:
         module.training = was_training
+        with torch.no_grad():
+            for own, value, version in buffers:
+                if own._version != version:
+                    own.copy_(value)
     graph, other = graphs[0], graphs[-1]
     nodes = _keys(module, graph)
     if str(graph) == str(other):

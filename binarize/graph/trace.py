@@ -106,13 +106,20 @@ def skeleton(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
     return copied(model, {id(tensor): tensor for tensor in shared})
 
 
-def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
+def trace(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
+) -> Trace:
     """Run a copy of ``model`` in eval mode and record its operations.
 
     Args:
         model: The network; neither its tensors nor its modules are changed.
         args: Positional arguments; only shapes, types and devices of tensors matter.
         kwargs: Named arguments.
+        training: Run it in training mode.
 
     Returns:
         The recorded run.
@@ -123,21 +130,25 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
     kwargs = dict(kwargs or {})
     if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # Tensors without storage are shapes already, and have no values to fall back on.
-        return _record(skeleton(model), args, kwargs, None)
+        return _record(skeleton(model, copy_buffers=training), args, kwargs, None, training)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _quiet():
-            return _record(skeleton(model), args, kwargs, fake)
+            return _record(skeleton(model, copy_buffers=training), args, kwargs, fake, training)
     except Exception:
         # Values may matter (data-dependent control flow): run once for real. A forward may write
         # to buffers, but not to parameters.
-        return _record(skeleton(model, copy_buffers=True), args, kwargs, None)
+        return _record(skeleton(model, copy_buffers=True), args, kwargs, None, training)
 
 
 def _record(
-    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: FakeTensorMode | None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    fake: FakeTensorMode | None,
+    training: bool,
 ) -> Trace:
-    model.eval()
+    model.train(training)
     recorder = _Recorder(model)
     if fake is not None:
         make: Any = fake.from_tensor
