@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from binarize.graph.coordinates import make_coordinates
 from binarize.graph.outputs import LAYER_KINDS, Outputs
 from binarize.graph.shortcuts import Shortcut
 from binarize.graph.trace import Op, Trace
@@ -66,6 +67,7 @@ def find_layers(trace: Trace, shortcuts: Mapping[int, Shortcut]) -> dict[str, La
             calls.setdefault(op.path, []).append(op)
     outputs = Outputs(trace, shortcuts, calls, before, reads)
     projections = {op.index for shortcut in shortcuts.values() for op in shortcut.projection}
+    coordinates = make_coordinates(trace)
     last_up = _last_upsampling(trace)
     layers = {}
     for path, ops in calls.items():
@@ -88,9 +90,15 @@ def find_layers(trace: Trace, shortcuts: Mapping[int, Shortcut]) -> dict[str, La
             roles.add("attention")
         if any(op.index in projections for op in ops):
             roles.add("shortcut")
+        if any(op.index in coordinates for op in ops):
+            roles.add("coordinates")
         if ops[0].index > last_up >= 0:
             roles.add("finest")
         layers[path] = Layer(path, module, ops, frozenset(roles), _kinds(module), ending.guess)
+    zero = {path for path, layer in layers.items() if _is_zero(layer.module)}
+    # A network of zeros alone is a stand-in for one that is to be loaded.
+    for path in zero if len(zero) < len(layers) else ():
+        layers[path].roles |= {"zero"}
     seen = {id(layer.module) for layer in layers.values()}
     for path, module in modules.items():
         if _kinds(module) and id(module) not in seen:
@@ -134,6 +142,15 @@ def _kinds(module: nn.Module) -> frozenset[str]:
     if "conv" in kinds and any(s > 1 for s in module.stride):
         kinds.add("strided")
     return frozenset(kinds)
+
+
+def _is_zero(module: nn.Module) -> bool:
+    """Whether a layer holds nothing but zeros, and therefore gives nothing but zeros."""
+    parameters = list(module.parameters())
+    if not parameters or any(p.is_meta or not p.numel() for p in parameters):
+        return False
+    # The first value tells nearly always.
+    return not any(bool(p.detach().flatten()[0]) or bool(p.detach().any()) for p in parameters)
 
 
 def _last_upsampling(trace: Trace) -> int:

@@ -194,7 +194,7 @@ def _common_layers(runs: list[Trace], norms: set[str]) -> dict[str, Layer]:
             continue
         if not layer.ops:
             found[path] = replace(other, roles=other.roles | {"training"})
-        elif added := other.roles & {"prediction"} - layer.roles:
+        elif added := other.roles & {"prediction", "coordinates"} - layer.roles:
             found[path] = replace(layer, roles=layer.roles | added, guess=other.guess)
     order = {path: 2 - bool(x.ops) - ("training" not in x.roles) for path, x in found.items()}
     return dict(sorted(found.items(), key=lambda pair: order[pair[0]]))

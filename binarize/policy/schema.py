@@ -17,6 +17,8 @@ ACTIONS = ("binarize", "keep")
 ROLES = {
     "input": "reads the network's input, no other layer comes before it",
     "prediction": "makes an output of the network, whatever harmless follows it",
+    "coordinates": "makes offsets, masks or a grid by which a map is sampled",
+    "zero": "starts with zeros alone, so that it changes nothing at first",
     "vector": "works on a map of one position",
     "gate": "a vector layer whose result gates a map, as in squeeze-excite",
     "tokens": "linear layer over tokens, such as those of a transformer",
