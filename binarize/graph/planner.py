@@ -21,6 +21,7 @@ from binarize.graph.rewritable import Rewritable
 from binarize.graph.scopes import ScopeGraph
 from binarize.graph.settle import Settlement, settle_shortcuts
 from binarize.graph.shortcuts import find_shortcuts
+from binarize.graph.sizes import depends_on_size, spelled_size
 from binarize.graph.trace import Op, Trace
 from binarize.graph.units import has_bypass
 from binarize.policy.match import Site, select
@@ -60,7 +61,8 @@ def make_plan(
     for i, (path, layer) in enumerate(layers.items()):
         place = next((k for k, (_, places) in enumerate(chosen) if i in places), None)
         rule = None if place is None else chosen[place][0]
-        decided[path] = _decide(layer, rule, direct, by_user=place is not None and place < asked)
+        by_user = place is not None and place < asked
+        decided[path] = _decide(layer, rule, direct, _size_of(runs, layer), by_user=by_user)
     judged = _Judged(policy, modules, layers, decided, norms, _endings(runs, layers))
     parts = [_decide_run(trace, judged)]
     if training is not None and any("training" in layer.roles for layer in layers.values()):
@@ -232,7 +234,9 @@ class _Verdict:
     unit: Mapping[str, Any] | None = None
 
 
-def _decide(layer: Layer, rule: Rule | None, direct: Container[int], *, by_user: bool) -> _Verdict:
+def _decide(
+    layer: Layer, rule: Rule | None, direct: Container[int], size: str, *, by_user: bool
+) -> _Verdict:
     if rule is None:
         return _Verdict("keep", "no rule of the policy matches it", CONTRACT)
     hindrance = obstacle(layer.module)
@@ -246,11 +250,21 @@ def _decide(layer: Layer, rule: Rule | None, direct: Container[int], *, by_user:
     guessed = rule.action == "binarize" or "prediction" in rule.match.role
     if layer.guess and guessed and not by_user:
         reason += f"; {layer.guess}"
+    if rule.action == "keep" and "vector" in rule.match.role and size:
+        reason += f"; one position at {size}, more at larger sizes"
     if "training" in layer.roles:
         reason += "; only training calls it"
     if not layer.ops:
         reason += "; the forward pass never calls it"
     return _Verdict(rule.action, reason, str(rule), rule.unit or None)
+
+
+def _size_of(runs: list[Trace], layer: Layer) -> str:
+    """The input's size, if a layer works on one position for its sake; else nothing."""
+    run = runs[-1] if "training" in layer.roles else runs[0]
+    size = next((op.shape[2:] for op in run.ops if op.kind == "input"), ())
+    vector = "vector" in layer.roles and any(depends_on_size(run, op) for op in layer.ops)
+    return spelled_size(size) if size and vector else ""
 
 
 def _site(layer: Layer, modules: Mapping[str, Any]) -> Site:
