@@ -94,8 +94,8 @@ def _guarded(args: Any, debug: bool) -> int:
         # The reader of our output has left (`| head`): that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        return _fail(f"{error.filename or 'file'}: {error.strerror}", MISTAKE, debug)
+    except OSError as error:  # a full disk, a folder that cannot be written to, ...
+        return _fail(f"{error.filename or 'file'}: {error.strerror or error}", MISTAKE, debug)
     except Exception as error:
         if is_interruption(error):
             return _fail("interrupted", INTERRUPTED, False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +108,22 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            "output",
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "free some space or choose another folder",
+        ) from error
 
 
-def show_metrics(results: Mapping[str, Mapping[str, Any]], out: Output) -> None:
-    """Print a table of metrics, a column for each split."""
+def show_metrics(
+    results: Mapping[str, Mapping[str, Any]], out: Output, classes: Sequence[str] = ()
+) -> None:
+    """Print a table of metrics, a column for each split, and with ``classes`` each class's IoU."""
     from rich.table import Table
 
     if not results:
@@ -124,4 +135,10 @@ def show_metrics(results: Mapping[str, Mapping[str, Any]], out: Output) -> None:
     for metric, value in next(iter(results.values())).items():
         if isinstance(value, float):
             table.add_row(metric, *(f"{values[metric]:.4f}" for values in results.values()))
+    rows = [values.get("IoU", ()) for values in results.values()]
+    if classes and all(len(row) == len(classes) for row in rows):
+        for name, *values in zip(classes, *rows, strict=True):
+            # NaN: the class occurs neither in the labels nor in the predictions.
+            told = ("-" if math.isnan(value) else f"{value:.4f}" for value in values)
+            table.add_row(f"IoU {name}", *told)
     out.print(table)

@@ -19,7 +19,7 @@ from binarize.cli.train_options import (
     add_start_options,
     add_training_options,
 )
-from binarize.errors import BinarizeError
+from binarize.errors import BinarizeError, FileError
 
 __all__ = ["add", "run"]
 
@@ -103,6 +103,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
     from binarize.cli.start import make_student, make_teacher
     from binarize.train import Trainer
+    from binarize.train.resume import checkpoint_path
 
     main = os.environ.get("RANK", "0") == "0"
     if not main:  # the others of `accelerate launch` compute and say nothing
@@ -113,6 +114,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     distillation = _distillation(task, args.distill)
     augment = _augment(args)
     make_folder(args.output)
+    resumed = checkpoint_path(args.resume, args.output)
+    if resumed is not None:
+        out.note(f"going on from {resumed}")
 
     train = open_data(args, "train", out, augment=augment)
     held = {
@@ -126,7 +130,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     classes = args.classes
     if classes is None:
         classes = train.num_classes if task == "segmentation" else 1
-    student, recipe, told = make_student(args, classes, loader, out)
+    student, recipe, told = make_student(args, classes, loader, out, resumed=resumed is not None)
     trainer = Trainer(
         student,
         teacher=make_teacher(args, recipe, classes, out),
@@ -136,11 +140,14 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         weight_decay=args.weight_decay,
         warmup=args.warmup,
         clip=args.clip,
+        accumulate=args.accumulate,
         distillation=distillation,
         bf16=args.bf16,
         compile=args.compile,
         output_dir=args.output,
-        resume=args.resume,
+        resume=resumed,
+        overwrite=True,  # the folder was looked at before anything else
+        settings=_settings(args, classes),
         seed=args.seed,
         class_weights=_class_weights(args, train),
         val_every=args.val_every,
@@ -152,7 +159,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         trainer.fit(loader, held.get("val", held.get("test")))
     except BaseException as error:
         if is_interruption(error):
-            out.note(f"stopped; the same command with --resume goes on from {args.output}/last.pt")
+            out.note(_how_to_go_on(args, trainer))
         raise
     told["seconds"] = round(time.perf_counter() - started, 1)
     results = {split: trainer.evaluate(batches) for split, batches in held.items()}
@@ -160,7 +167,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         return None
     record = {**make_record(args, task, train, recipe, trainer, results), **told}
     save_network(args.output, student, record, out)
-    show_metrics(results, out)
+    show_metrics(results, out, train.classes if task == "segmentation" else ())
     network = args.output / record["files"]["model"]
     out.print(f"network  {network} ({record['bytes']:,} bytes)", wrap=False)
     out.print(f"numbers  {args.output / 'metrics.json'}", wrap=False)
@@ -169,8 +176,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 def _refuse(args: argparse.Namespace) -> None:
-    """Tell mistakes that need no data and no network, before anything slow happens."""
-    for name in ("epochs", "batch_size", "lr", "val_every", "threads", "clip"):
+    """Refuse what needs no data and no network to be seen, before anything slow happens."""
+    _refuse_other_run(args)
+    for name in ("epochs", "batch_size", "lr", "val_every", "threads", "clip", "accumulate"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise BinarizeError(
@@ -197,6 +205,47 @@ def _refuse(args: argparse.Namespace) -> None:
         raise BinarizeError(
             "policy", "none", "--keep and --binarize need a policy", "leave one of them out"
         )
+
+
+def _refuse_other_run(args: argparse.Namespace) -> None:
+    """Refuse a folder that holds a run, unless this one goes on with it or takes its place."""
+    if args.resume is not None and args.overwrite:
+        raise BinarizeError(
+            "overwrite", True, "cannot go with --resume", "leave one of the two options out"
+        )
+    if args.resume is not None or args.overwrite:
+        return
+    names = ("last.pt", "metrics.json", "float.safetensors", "binary.safetensors")
+    found = next((name for name in names if (args.output / name).exists()), None)
+    if found is not None and os.environ.get("RANK", "0") == "0":
+        raise FileError(
+            "output",
+            str(args.output),
+            f"holds a run already ({found})",
+            "give --resume to go on with it, --overwrite to begin again, or another folder",
+        )
+
+
+def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:
+    """What a resumed run must have in common with the first, beside what the Trainer knows."""
+    root = None if args.root is None else str(Path(args.root).expanduser().resolve())
+    return {
+        "model": args.model,
+        "model_arguments": [list(pair) for pair in args.model_arg],
+        "policy": args.policy,
+        "keep_float": list(args.keep),
+        "binarize": list(args.binarize),
+        "classes": classes,
+        "dataset": args.data,
+        "root": root,
+    }
+
+
+def _how_to_go_on(args: argparse.Namespace, trainer: Any) -> str:
+    checkpoint = args.output / "last.pt"
+    if trainer.has_checkpoint and checkpoint.is_file():
+        return f"stopped; the same command with --resume goes on from {checkpoint}"
+    return "stopped before the first checkpoint; there is nothing to resume"
 
 
 def _augment(args: argparse.Namespace) -> Any:

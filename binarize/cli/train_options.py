@@ -117,3 +117,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="go on from last.pt in --output if there is one, or from FILE",
     )
+    group.add_argument(
+        "--overwrite", action="store_true", help="begin again in an --output that holds a run"
+    )
+    group.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="batches that make one update (default 1, or what accelerate launch was given)",
+    )

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from binarize.errors import DataError
-from binarize.train.batches import batch_pair
+from binarize.train.batches import batch_pair, target_size
+from binarize.train.loading import read_batches
 from binarize.train.modes import training_flags
 from binarize.train.precision import wide
 from binarize.train.task import Task
@@ -53,7 +54,8 @@ def evaluate(
     count = len(batches) if hasattr(batches, "__len__") else None
     with training_flags(model):
         model.eval()
-        for index, batch in enumerate(batches):
+        # Always under epoch 0: whatever validation data draw, they are the same data each time.
+        for index, batch in enumerate(read_batches(batches, "loader", 0)):
             image, target = batch_pair(batch, task.target)
             image, target = image.to(device), target.to(device)
             task.check(target)
@@ -61,7 +63,7 @@ def evaluate(
                 image = image.contiguous(memory_format=torch.channels_last)
             with autocast():
                 output = model(image)
-            prepared = task.prepare(output, (target.shape[-2], target.shape[-1]))
+            prepared = task.prepare(output, target_size(image, target))
             task.update(metric, prepared, target)
             losses[0] += task.loss(prepared, target)
             losses[1] += 1

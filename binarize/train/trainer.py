@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
 from binarize.train.checkpoint import read_checkpoint, write_checkpoint
 from binarize.train.checks import check_devices, check_positive, loader_length
 from binarize.train.evaluation import evaluate
-from binarize.train.launch import launched_bf16, open_accelerator
+from binarize.train.frozen import frozen_norms
+from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
+from binarize.train.loading import open_loader
 from binarize.train.modes import training_flags
 from binarize.train.optimizer import make_optimizer, make_scheduler
-from binarize.train.progress import Progress, open_progress
-from binarize.train.resume import checkpoint_path, restore
+from binarize.train.progress import Progress, open_progress, report_note
+from binarize.train.resume import checkpoint_path, refuse_other_run, restore
+from binarize.train.run_settings import describe_data, describe_object, fingerprint
 from binarize.train.seeding import seed_epoch
 from binarize.train.step import TrainStep, train_epoch
+from binarize.train.synchronise import SynchronisedNorms, equalise_buffers
 from binarize.train.task import Distillation, Task
 from binarize.train.tasks import open_task, output_channels
 
@@ -35,9 +38,11 @@ class Trainer:
     Loss = task loss with the labels + distillation loss with the teacher's prediction on the
     same augmented images. Built on Accelerate: the same script runs in one process, or in
     several through ``accelerate launch``. Everything random is derived from ``seed`` and the
-    epoch's number, so a resumed run repeats what an uninterrupted one does. Modules of the student
-    that have a method ``set_progress(done)`` are told before every step which share of the training
-    is done (annealed surrogates).
+    numbers of epoch, step and sample, so a resumed run repeats what an uninterrupted one does, with
+    any number of loader workers. Several processes take the statistics of batch norms together.
+    Before every step, modules of the student with a method ``set_progress(done)`` get the share of
+    the training that is done (annealed surrogates). Batch norms without a trainable parameter,
+    and those in evaluation mode inside a network in training mode, keep their statistics.
 
     Args:
         student: The network to train; trained in place.
@@ -50,6 +55,8 @@ class Trainer:
         latent_weight_decay: For the latent weights of binary layers.
         warmup: Share of the steps until the peak learning rate.
         clip: Largest norm of the gradient, or None.
+        accumulate: Batches whose gradients make one update; None follows ``accelerate launch
+            --gradient_accumulation_steps``.
         distillation: The loss between student and teacher; None is the task's default, see
             :class:`~binarize.train.segmentation_distillation.SegmentationDistillation` and
             :class:`~binarize.train.depth_distillation.DepthDistillation`.
@@ -58,7 +65,11 @@ class Trainer:
         compile: Compile the networks with ``torch.compile``.
         channels_last: Use the channels-last memory format (faster convolutions).
         output_dir: Folder for ``last.pt`` (the whole state, each epoch) and ``best.pt``.
-        resume: "auto" to go on from ``output_dir`` if there is something, or a file.
+        resume: "auto" to go on from ``output_dir`` if there is something, or a file. Settings that
+            differ from the checkpoint's are refused where they change what is learnt.
+        overwrite: Begin anew in an ``output_dir`` that holds a run.
+        settings: More that a resumed run must have in common with the first, as plain values by
+            name (the policy, say); written into the checkpoints.
         seed: Seed of shuffling, augmentation and dropout.
         num_classes: Number of classes; None asks the data set, then the network.
         ignore_index: Label of pixels that do not count.
@@ -86,12 +97,15 @@ class Trainer:
         latent_weight_decay: float = 0.0,
         warmup: float = 0.3,
         clip: float | None = None,
+        accumulate: int | None = None,
         distillation: Distillation | None = None,
         bf16: bool | None = None,
         compile: bool = False,
         channels_last: bool = True,
         output_dir: str | Path | None = None,
         resume: str | Path | None = None,
+        overwrite: bool = False,
+        settings: Mapping[str, Any] | None = None,
         seed: int = 0,
         num_classes: int | None = None,
         ignore_index: int = 255,
@@ -115,11 +129,15 @@ class Trainer:
         self.latent_weight_decay = latent_weight_decay
         self.warmup = warmup
         self.clip = clip
+        self.accumulate = launched_accumulation() if accumulate is None else accumulate
+        check_positive("use 1 for an update after each batch", accumulate=self.accumulate)
         self.bf16 = launched_bf16() if bf16 is None else bf16
         self.compile = compile
         self.channels_last = channels_last
         self.output_dir = None if output_dir is None else Path(output_dir).expanduser()
         self.resume = checkpoint_path(resume, self.output_dir)
+        self.overwrite = overwrite
+        self.settings = dict(settings or {})
         self.seed = seed
         self.val_every = val_every
         self.keep = keep
@@ -132,6 +150,8 @@ class Trainer:
         self._max_depth = max_depth
         self._distillation = distillation
         self._progress = progress
+        # What lies there already is not of this run.
+        self._found = None if self.output_dir is None else _stamp(self.output_dir / "last.pt")
         self.accelerator = open_accelerator()
         self.device = self.accelerator.device
 
@@ -154,33 +174,39 @@ class Trainer:
                 the loss is not finite.
         """
         loader_length(train_loader, "train_loader")
+        if self.output_dir is not None and not (
+            self.overwrite or self.resume or self.has_checkpoint
+        ):
+            refuse_other_run(self.output_dir)
+        frozen = frozen_norms(self.student)
         task = self._open_task(train_loader)
         self._place()
         optimizer = make_optimizer(
             self.student, self.lr, self.weight_decay, self.latent_weight_decay
         )
-        loader = prepare_data_loader(
-            train_loader,
-            self.device,
-            put_on_device=True,
-            rng_types=["generator"],
-            non_blocking=True,
-        )
+        loader = open_loader(train_loader, self.device, self.seed, training=True)
         steps = len(loader)
-        scheduler = make_scheduler(optimizer, self.lr, self.epochs * steps, self.warmup)
-        settings = {"task": task.name, "epochs": self.epochs, "steps": steps, "seed": self.seed}
+        updates = self.epochs * math.ceil(steps / self.accumulate)
+        scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup)
+        distillation = self._distillation or task.distillation()
+        settings = self._describe(task, distillation, train_loader, steps)
+        show = self._open_progress()
         self.history, self.best = [], None
         if self.resume is not None:
             state = read_checkpoint(self.resume)
-            restore(self.resume, state, settings, self.student, optimizer, scheduler)
+            applied = restore(self.resume, state, settings, self.student, optimizer, scheduler)
             self.history, self.best = state["history"], state["best"]
+            report_note(show, f"going on after epoch {len(self.history)} of {self.epochs}")
+            for line in applied:
+                report_note(show, line)
         network = self.accelerator.prepare_model(self.student)
+        together = self.accelerator.num_processes > 1 and not self.compile
         step = TrainStep(
             torch.compile(network) if self.compile else network,
             [p for p in self.student.parameters() if p.requires_grad],
             self._teacher_call(),
             task,
-            self._distillation or task.distillation(),
+            distillation,
             optimizer,
             scheduler,
             self.accelerator,
@@ -188,18 +214,23 @@ class Trainer:
             scheduled=[m for m in self.student.modules() if hasattr(m, "set_progress")],
             autocast=self._autocast,
             channels_last=self.channels_last,
+            norms=SynchronisedNorms if together else nullcontext,
+            accumulate=self.accumulate,
+            no_sync=getattr(network, "no_sync", nullcontext),
         )
         shared = None if val_loader is None else self._share(val_loader)
-        show = self._open_progress()
         try:
             with training_flags(self.student, self.teacher):
                 show.begin(self.epochs, steps, len(self.history))
                 for epoch in range(len(self.history), self.epochs):
                     self.student.train()
+                    for norm in frozen:
+                        norm.eval()
                     if self.teacher is not None:
                         self.teacher.eval()
                     seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
-                    record = train_epoch(step, loader, epoch, self.epochs, show)
+                    record = train_epoch(step, loader, epoch, self.epochs, show, seed=self.seed)
+                    equalise_buffers(self.student)
                     due = epoch + 1 == self.epochs or (epoch + 1) % self.val_every == 0
                     if shared is not None and due:
                         record.update(self._validate(task, shared, show))
@@ -240,6 +271,14 @@ class Trainer:
             )
         finally:
             show.end()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether ``output_dir`` holds a checkpoint of this run to go on from."""
+        if self.output_dir is None:
+            return False
+        now = _stamp(self.output_dir / "last.pt")
+        return now is not None and (self.resume is not None or now != self._found)
 
     def _validate(self, task: Task, loader: Any, show: Progress) -> dict[str, Any]:
         values = evaluate(
@@ -283,6 +322,33 @@ class Trainer:
             write_checkpoint(self.output_dir / "last.pt", state)
         self.accelerator.wait_for_everyone()
 
+    def _describe(
+        self, task: Task, distillation: Distillation, loader: Any, steps: int
+    ) -> dict[str, Any]:
+        """What a resumed run must have in common with this one."""
+        return {
+            "task": task.name,
+            "epochs": self.epochs,
+            "steps": steps,
+            "seed": self.seed,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "latent_weight_decay": self.latent_weight_decay,
+            "warmup": self.warmup,
+            "clip": self.clip,
+            "accumulate": self.accumulate,
+            "batch_size": getattr(loader, "batch_size", None),
+            "processes": self.accelerator.num_processes,
+            "bf16": self.bf16,
+            "compile": self.compile,
+            "val_every": self.val_every,
+            "loss": describe_object(task),
+            "teacher": fingerprint(self.teacher),
+            "distillation": None if self.teacher is None else describe_object(distillation),
+            "data": describe_data(loader),
+            **self.settings,
+        }
+
     def _open_task(self, loader: Any) -> Task:
         if not isinstance(self._task, str):
             return self._task
@@ -318,9 +384,7 @@ class Trainer:
 
     def _share(self, loader: Any) -> Any:
         """This process's part of a loader: each sample once, none repeated to fill up."""
-        return prepare_data_loader(
-            loader, self.device, put_on_device=True, even_batches=False, non_blocking=True
-        )
+        return open_loader(loader, self.device, self.seed, training=False)
 
     def _open_progress(self) -> Progress:
         return open_progress(self._progress if self.accelerator.is_main_process else False)
@@ -329,6 +393,15 @@ class Trainer:
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that takes its place; None without a file."""
+    try:
+        told = path.stat()
+    except OSError:
+        return None
+    return told.st_ino, told.st_mtime_ns
 
 
 def _better(value: float, best: dict[str, Any] | None, higher: bool) -> bool:

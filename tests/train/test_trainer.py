@@ -191,7 +191,7 @@ def test_checkpoints_hold_plain_data_and_are_written_whole(
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(FileError, match=r"cannot write last\.pt \(No space left on device\); free"):
-        _trainer(_network(), output_dir=tmp_path).fit(_loader("segmentation"))
+        _trainer(_network(), output_dir=tmp_path, overwrite=True).fit(_loader("segmentation"))
     assert (tmp_path / "last.pt").read_bytes() == before
     assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "best.pt"}
 
