@@ -11,11 +11,13 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
-from binarize import errors
-from binarize.errors import BinarizeError, DataError
+from binarize.errors import BinarizeError, DataError, FileError, ModelError
 from binarize.train.seeding import sample_seed, seeded
 
 __all__ = ["SeededSamples", "open_loader", "read_batches"]
+
+
+_KINDS = {kind.__name__: kind for kind in (DataError, FileError, ModelError)}
 
 
 class Relayed(RuntimeError):
@@ -149,8 +151,7 @@ def _explain(error: Exception, argument: str) -> BinarizeError | None:
     text = str(error)
     if isinstance(error, Relayed):
         name, *parts = json.loads(text.strip().splitlines()[-1].partition(": ")[2])
-        made: BinarizeError = getattr(errors, name, BinarizeError)(*parts)
-        return made
+        return _KINDS.get(name, BinarizeError)(*parts)
     # The second is how worker processes, which stack into shared memory, come to say it.
     unequal = ("stack expects each tensor to be equal size", "resize storage that is not resizable")
     if any(words in text for words in unequal):
