@@ -87,18 +87,23 @@ def _convert(
     told: dict[str, Any],
     out: Output,
 ) -> nn.Module:
-    from binarize.graph import convert
-    from binarize.train import recalibrate
+    from binarize.prepare import prepare_student
 
-    with out.step(f"converting by policy {args.policy}"):
-        student: Any = convert(
-            network, args.policy, example_inputs=example, overrides=overrides(args)
+    doing = f" and measuring the norms on {batches} batches" if batches else ""
+    with out.step(f"converting by policy {args.policy}{doing}"):
+        student: Any = prepare_student(
+            network,
+            args.policy,
+            loader,
+            example_inputs=example,
+            overrides=overrides(args),
+            budget=args.budget,
+            sensitivity=args.sensitivity,
+            norm_batches=batches,
+            unfold=not args.keep_folded,
         )
     told["binary_share"] = student.binarize_plan.binary_share
     out.note(f"binary: {told['binary_share']:.1%} of the weights of its layers")
-    if batches:
-        with out.step(f"measuring the norms on {batches} batches"):
-            recalibrate(student, _some(loader, batches))
     network_out: nn.Module = student
     return network_out
 

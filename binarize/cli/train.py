@@ -201,6 +201,16 @@ def _refuse(args: argparse.Namespace) -> None:
         from binarize.policy import load_policy
 
         load_policy(args.policy)
+        if args.budget is not None:
+            from binarize.budget import Budget
+
+            Budget.parse(args.budget)
+        elif args.sensitivity is not None:
+            raise BinarizeError(
+                "sensitivity", str(args.sensitivity), "needs a budget", "give --budget too"
+            )
+    elif args.budget is not None:
+        raise BinarizeError("policy", "none", "--budget needs a policy", "leave one of them out")
     elif args.keep or args.binarize:
         raise BinarizeError(
             "policy", "none", "--keep and --binarize need a policy", "leave one of them out"
@@ -235,6 +245,7 @@ def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:
         "policy": args.policy,
         "keep_float": list(args.keep),
         "binarize": list(args.binarize),
+        "budget": args.budget,
         "classes": classes,
         "dataset": args.data,
         "root": root,

@@ -39,6 +39,18 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
     )
+    start.add_argument(
+        "--budget",
+        metavar="LIMIT",
+        help="let a size (3MB), operations (5GOPs), a loss of the metric (drop=0.02) or an "
+        "agreement (agreement=0.9) decide which layers stay float",
+    )
+    start.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="what layers are worth to --budget: sensitivity.json of binarize sensitivity",
+    )
     start.add_argument("--teacher", metavar="FILE", help="weights of the network to learn from")
     start.add_argument(
         "--teacher-model", metavar="MODEL", help="the teacher's network (default: --model)"
