@@ -187,7 +187,6 @@ def _train(
         teacher=teacher,
         task="segmentation",
         epochs=plan.epochs,
-        lr=4e-3,
         seed=seed,
         val_every=plan.epochs,
         progress=False if out.quiet else None,

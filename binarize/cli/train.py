@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
     from binarize.cli.start import make_student, make_teacher
     from binarize.train import Trainer
+    from binarize.train.recipes import DEFAULT, load_recipe
     from binarize.train.resume import checkpoint_path
 
     main = os.environ.get("RANK", "0") == "0"
@@ -111,7 +113,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.threads:
         torch.set_num_threads(args.threads)
     task = task_of(args, {})
-    distillation = _distillation(task, args.distill)
+    way = load_recipe(args.recipe or DEFAULT)
+    if args.batch_size is None:
+        args.batch_size = way.training["batch_size"]
+    distillation = _distillation(task, args.distill, way.distillation.get(task, {}))
     augment = _augment(args)
     make_folder(args.output)
     resumed = checkpoint_path(args.resume, args.output)
@@ -135,6 +140,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         student,
         teacher=make_teacher(args, recipe, classes, out),
         task=task,
+        recipe=way,
         epochs=args.epochs,
         lr=args.lr,
         weight_decay=args.weight_decay,
@@ -149,7 +155,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         overwrite=True,  # the folder was looked at before anything else
         settings=_settings(args, classes),
         seed=args.seed,
-        class_weights=_class_weights(args, train),
+        balance=args.balance,
         val_every=args.val_every,
         keep=args.final,
         progress=False if out.quiet else None,
@@ -165,6 +171,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     results = {split: trainer.evaluate(batches) for split, batches in held.items()}
     if not main:
         return None
+    for name in ("epochs", "lr", "weight_decay", "warmup", "balance"):
+        setattr(args, name, getattr(trainer, name))  # what was in fact used
     record = {**make_record(args, task, train, recipe, trainer, results), **told}
     save_network(args.output, student, record, out)
     show_metrics(results, out, train.classes if task == "segmentation" else ())
@@ -185,11 +193,12 @@ def _refuse(args: argparse.Namespace) -> None:
                 name.replace("_", "-"), value, "must be positive", "choose a larger value"
             )
     for name in ("recalibrate", "seed", "weight_decay"):
-        if not getattr(args, name) >= 0:
+        value = getattr(args, name)
+        if value is not None and not value >= 0:
             raise BinarizeError(
-                name.replace("_", "-"), getattr(args, name), "must not be negative", "use 0 or more"
+                name.replace("_", "-"), value, "must not be negative", "use 0 or more"
             )
-    if not 0 <= args.warmup <= 1:
+    if args.warmup is not None and not 0 <= args.warmup <= 1:
         raise BinarizeError("warmup", args.warmup, "must be from 0 to 1", "use e.g. 0.3")
     if args.distill and args.teacher is None:
         raise BinarizeError("distill", args.distill, "needs a teacher", "give --teacher FILE")
@@ -266,16 +275,8 @@ def _augment(args: argparse.Namespace) -> Any:
     return augment if args.flip or args.jitter or args.zoom > 1 else False
 
 
-def _class_weights(args: argparse.Namespace, data: Any) -> Any:
-    if args.balance is None:
-        return None
-    from binarize.data import balanced_weights
-
-    return balanced_weights(data.class_counts(), args.balance)
-
-
-def _distillation(task: str, given: list[tuple[str, Any]]) -> Any:
-    """Make the distillation loss of KEY=VALUE settings; None leaves it to the task."""
+def _distillation(task: str, given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
+    """Make the distillation loss of KEY=VALUE settings over the recipe's; None leaves it to it."""
     from binarize.train import DepthDistillation, SegmentationDistillation, open_task
 
     open_task(task, num_classes=2)  # refuses an unknown task
@@ -287,7 +288,7 @@ def _distillation(task: str, given: list[tuple[str, Any]]) -> Any:
         if key not in known:
             raise BinarizeError("distill", key, f"{task} has no such setting", nearest(key, known))
     try:
-        return cls(**dict(given))
+        return cls(**{**usual, **dict(given)})
     except TypeError as error:
         raise BinarizeError(
             "distill", dict(given), f"a value has the wrong type ({error})", "give a number"

@@ -11,7 +11,7 @@ from torch import nn
 from binarize.errors import FileError
 from binarize.train.run_settings import differences
 
-__all__ = ["checkpoint_path", "refuse_other_run", "restore"]
+__all__ = ["checkpoint_path", "refuse_other_run", "restore", "stamp"]
 
 # What may differ: it changes where things lie or how fast they go, but not what is learnt.
 _FREE = ("root", "bf16", "compile", "val_every")
@@ -109,6 +109,15 @@ def restore(
     scheduler.load_state_dict(state["scheduler"])
     student.load_state_dict(theirs)
     return applied
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that takes its place; None without a file."""
+    try:
+        told = path.stat()
+    except OSError:
+        return None
+    return told.st_ino, told.st_mtime_ns
 
 
 def _shown(value: Any) -> str:

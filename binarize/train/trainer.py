@@ -11,9 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from binarize.data.balance import balanced_weights
 from binarize.errors import BinarizeError
 from binarize.train.checkpoint import read_checkpoint, write_checkpoint
-from binarize.train.checks import check_devices, check_positive, loader_length
+from binarize.train.checks import (
+    check_devices,
+    check_not_negative,
+    check_positive,
+    loader_length,
+)
 from binarize.train.evaluation import evaluate
 from binarize.train.frozen import frozen_norms
 from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
@@ -21,7 +27,8 @@ from binarize.train.loading import open_loader
 from binarize.train.modes import training_flags
 from binarize.train.optimizer import make_optimizer, make_scheduler
 from binarize.train.progress import Progress, open_progress, report_note
-from binarize.train.resume import checkpoint_path, refuse_other_run, restore
+from binarize.train.recipes import DEFAULT, Recipe, load_recipe
+from binarize.train.resume import checkpoint_path, refuse_other_run, restore, stamp
 from binarize.train.run_settings import describe_data, describe_object, fingerprint
 from binarize.train.seeding import seed_epoch
 from binarize.train.step import TrainStep, train_epoch
@@ -49,15 +56,19 @@ class Trainer:
         teacher: A network with the same kind of output, or None. Kept in evaluation mode and
             never changed.
         task: "segmentation", "depth" or a :class:`~binarize.train.task.Task`.
-        epochs: Number of passes over the training data.
-        lr: Peak learning rate.
-        weight_decay: For weights of float layers; norms, biases and the like get none.
-        latent_weight_decay: For the latent weights of binary layers.
-        warmup: Share of the steps until the peak learning rate.
+        recipe: What all arguments that are None below are taken from: a bundled name
+            (``binarize recipes ls``), a file, or a :class:`~binarize.train.recipes.Recipe`. The
+            default is the one with the best measured result.
+        epochs: Number of passes over the training data; None: the recipe's.
+        lr: Peak learning rate; None: the recipe's.
+        weight_decay: For weights of float layers, none for norms, biases and the like; None: the
+            recipe's.
+        latent_weight_decay: For the latent weights of binary layers; None: the recipe's.
+        warmup: Share of the steps until the peak learning rate; None: the recipe's.
         clip: Largest norm of the gradient, or None.
         accumulate: Batches whose gradients make one update; None follows ``accelerate launch
             --gradient_accumulation_steps``.
-        distillation: The loss between student and teacher; None is the task's default, see
+        distillation: The loss between student and teacher; None is the recipe's for the task, see
             :class:`~binarize.train.segmentation_distillation.SegmentationDistillation` and
             :class:`~binarize.train.depth_distillation.DepthDistillation`.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch
@@ -74,6 +85,9 @@ class Trainer:
         num_classes: Number of classes; None asks the data set, then the network.
         ignore_index: Label of pixels that do not count.
         class_weights: One weight per class for the cross-entropy.
+        balance: Without ``class_weights``, weigh the classes of a data set that has
+            ``class_counts`` by their share of the pixels to the power −``balance``; 0: all alike;
+            None: the recipe's.
         max_depth: Largest depth in metres; None asks the data set, then takes 10.
         val_every: Validate after every so many epochs (and after the last).
         keep: Whose weights the student has after :meth:`fit`: "last" epoch's, or those of the
@@ -91,11 +105,12 @@ class Trainer:
         *,
         teacher: nn.Module | None = None,
         task: str | Task = "segmentation",
-        epochs: int = 25,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-2,
-        latent_weight_decay: float = 0.0,
-        warmup: float = 0.3,
+        recipe: str | Path | Recipe = DEFAULT,
+        epochs: int | None = None,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        latent_weight_decay: float | None = None,
+        warmup: float | None = None,
         clip: float | None = None,
         accumulate: int | None = None,
         distillation: Distillation | None = None,
@@ -110,12 +125,24 @@ class Trainer:
         num_classes: int | None = None,
         ignore_index: int = 255,
         class_weights: Sequence[float] | Tensor | None = None,
+        balance: float | None = None,
         max_depth: float | None = None,
         val_every: int = 1,
         keep: str = "last",
         progress: Progress | bool | None = None,
     ) -> None:
-        check_positive(epochs=epochs, val_every=val_every, lr=lr)
+        self.recipe = load_recipe(recipe)
+        given: dict[str, Any] = {
+            "epochs": epochs,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "latent_weight_decay": latent_weight_decay,
+            "warmup": warmup,
+            "balance": balance,
+        }
+        chosen = {k: self.recipe.training[k] if v is None else v for k, v in given.items()}
+        check_positive(epochs=chosen["epochs"], val_every=val_every, lr=chosen["lr"])
+        check_not_negative(balance=chosen["balance"])
         check_devices(student, teacher)
         if keep not in ("last", "best") or (keep == "best" and output_dir is None):
             raise BinarizeError(
@@ -123,11 +150,12 @@ class Trainer:
             )
         self.student = student
         self.teacher = teacher
-        self.epochs = epochs
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.latent_weight_decay = latent_weight_decay
-        self.warmup = warmup
+        self.epochs: int = chosen["epochs"]
+        self.lr: float = chosen["lr"]
+        self.weight_decay: float = chosen["weight_decay"]
+        self.latent_weight_decay: float = chosen["latent_weight_decay"]
+        self.warmup: float = chosen["warmup"]
+        self.balance: float = chosen["balance"]
         self.clip = clip
         self.accumulate = launched_accumulation() if accumulate is None else accumulate
         check_positive("use 1 for an update after each batch", accumulate=self.accumulate)
@@ -147,11 +175,12 @@ class Trainer:
         self._num_classes = num_classes
         self._ignore_index = ignore_index
         self._class_weights = class_weights
+        self._balanced: Tensor | None = None
         self._max_depth = max_depth
         self._distillation = distillation
         self._progress = progress
         # What lies there already is not of this run.
-        self._found = None if self.output_dir is None else _stamp(self.output_dir / "last.pt")
+        self._found = None if self.output_dir is None else stamp(self.output_dir / "last.pt")
         self.accelerator = open_accelerator()
         self.device = self.accelerator.device
 
@@ -179,7 +208,7 @@ class Trainer:
         ):
             refuse_other_run(self.output_dir)
         frozen = frozen_norms(self.student)
-        task = self._open_task(train_loader)
+        task = self._open_task(train_loader, training=True)
         self._place()
         optimizer = make_optimizer(
             self.student, self.lr, self.weight_decay, self.latent_weight_decay
@@ -188,7 +217,7 @@ class Trainer:
         steps = len(loader)
         updates = self.epochs * math.ceil(steps / self.accumulate)
         scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup)
-        distillation = self._distillation or task.distillation()
+        distillation = self._distillation or self.recipe.make_distillation(task.distillation())
         settings = self._describe(task, distillation, train_loader, steps)
         show = self._open_progress()
         self.history, self.best = [], None
@@ -277,7 +306,7 @@ class Trainer:
         """Whether ``output_dir`` holds a checkpoint of this run to go on from."""
         if self.output_dir is None:
             return False
-        now = _stamp(self.output_dir / "last.pt")
+        now = stamp(self.output_dir / "last.pt")
         return now is not None and (self.resume is not None or now != self._found)
 
     def _validate(self, task: Task, loader: Any, show: Progress) -> dict[str, Any]:
@@ -342,14 +371,15 @@ class Trainer:
             "bf16": self.bf16,
             "compile": self.compile,
             "val_every": self.val_every,
-            "loss": describe_object(task),
             "teacher": fingerprint(self.teacher),
             "distillation": None if self.teacher is None else describe_object(distillation),
+            "balance": self.balance,
             "data": describe_data(loader),
+            "loss": describe_object(task),
             **self.settings,
         }
 
-    def _open_task(self, loader: Any) -> Task:
+    def _open_task(self, loader: Any, *, training: bool = False) -> Task:
         if not isinstance(self._task, str):
             return self._task
         num_classes, max_depth = self._num_classes, self._max_depth
@@ -365,9 +395,20 @@ class Trainer:
             self._task,
             num_classes=num_classes,
             ignore_index=self._ignore_index,
-            class_weights=self._class_weights,
+            class_weights=self._weights(dataset if training else None, num_classes),
             max_depth=max_depth,
         )
+
+    def _weights(self, dataset: Any, num_classes: int | None) -> Any:
+        """The classes' weights: those given, or by their shares of the data trained on."""
+        if self._class_weights is not None:
+            return self._class_weights
+        counted = self._task == "segmentation" and hasattr(dataset, "class_counts")
+        if counted and self.balance and (num_classes or 0) > 1:
+            counts = dataset.class_counts()
+            if len(counts) == num_classes:
+                self._balanced = balanced_weights(counts, self.balance)
+        return self._balanced
 
     def _place(self) -> None:
         for network in (self.student, self.teacher):
@@ -393,15 +434,6 @@ class Trainer:
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What tells a file from one that takes its place; None without a file."""
-    try:
-        told = path.stat()
-    except OSError:
-        return None
-    return told.st_ino, told.st_mtime_ns
 
 
 def _better(value: float, best: dict[str, Any] | None, higher: bool) -> bool:

@@ -37,7 +37,9 @@ def loader(workers: int = 0, batch: int = 4, **options: Any) -> DataLoader[Any]:
 
 def trainer(folder: Path | None = None, **options: Any) -> Trainer:
     model = options.pop("model", None) or network()
-    settings: dict[str, Any] = {"epochs": 2, "lr": 1e-2, "progress": False, **options}
+    settings: dict[str, Any] = {
+        "epochs": 2, "lr": 1e-2, "balance": 0, "progress": False, **options
+    }  # fmt: skip
     return Trainer(model, output_dir=folder, **settings)
 
 
@@ -70,7 +72,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         r"loss.class_weights=None, this run has \[",
     ),
-    "ignored": ({"ignore_index": 3}, {}, "loss.ignore_index=255, this run has 3"),
+    "balance": ({"balance": 0.5}, {}, "balance=0, this run has 0.5"),
+    "ignored": ({"ignore_index": 3}, {}, "(loss|distillation).ignore_index=255, this run has 3"),
     "size": ({}, {"size": (32, 32)}, r"data.size=\[24, 32\], this run has \[32, 32\]"),
     "normalize": ({}, {"normalize": "symmetric"}, "data.normalize="),
     "augment": ({}, {"augment": Augment(jitter=0.1)}, "data.augment="),
