@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,7 @@ from binarize.train.modes import training_flags
 from binarize.train.precision import wide
 from binarize.train.task import Task
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "is_better"]
 
 
 @torch.no_grad()
@@ -79,3 +80,12 @@ def evaluate(
         values = metric.compute()
     numbers = {name: value.tolist() for name, value in values.items()}
     return {**numbers, "loss": (losses[0] / losses[1]).item()}
+
+
+def is_better(value: float, best: dict[str, Any] | None, higher: bool) -> bool:
+    """Whether a metric beats the best so far; NaN does not, and neither does a tie."""
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return bool(value > best["value"] if higher else value < best["value"])

@@ -11,18 +11,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["describe_data", "describe_object", "differences", "fingerprint"]
+__all__ = ["describe_data", "describe_object", "describe_run", "differences", "fingerprint"]
 
 _LARGEST = 10_000
 _DATA = ("size", "normalize", "augment", "classes", "max_depth", "root", "split", "seed")
 _MISSING = object()
 
 
+def describe_run(
+    trainer: Any, task: Any, distillation: Any, loader: Any, steps: int
+) -> dict[str, Any]:
+    """Describe all that a resumed run must have in common with this one, as plain values.
+
+    Args:
+        trainer: The trainer, for its arguments.
+        task: Its task.
+        distillation: Its distillation loss.
+        loader: The user's loader of training data.
+        steps: Batches of an epoch, of this process.
+    """
+    names = (
+        *("epochs", "seed", "lr", "weight_decay", "latent_weight_decay", "warmup", "clip"),
+        *("accumulate", "bf16", "compile", "val_every", "balance"),
+    )
+    optimizer, scheduler = trainer.factories
+    return {
+        "task": task.name,
+        "steps": steps,
+        **{name: getattr(trainer, name) for name in names},
+        "optimizer": describe_object(optimizer),
+        "scheduler": describe_object(scheduler),
+        "batch_size": getattr(loader, "batch_size", None),
+        "processes": trainer.accelerator.num_processes,
+        "teacher": fingerprint(trainer.teacher),
+        "distillation": None if trainer.teacher is None else describe_object(distillation),
+        "data": describe_data(loader),
+        "loss": describe_object(task),
+        **trainer.settings,
+    }
+
+
 def describe_object(value: Any) -> Any:
     """Describe a task or a loss by its class and the settings that its constructor takes."""
     if value is None or isinstance(value, str):
         return value
-    if inspect.isfunction(value) or inspect.ismethod(value):
+    if inspect.isfunction(value) or inspect.ismethod(value) or inspect.isclass(value):
         return value.__qualname__
     told = {"class": type(value).__qualname__}
     try:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from binarize.data.balance import balanced_weights
 from binarize.errors import BinarizeError
+from binarize.train.callbacks import Callback
 from binarize.train.checkpoint import read_checkpoint, write_checkpoint
 from binarize.train.checks import (
     check_devices,
@@ -20,21 +20,26 @@ from binarize.train.checks import (
     check_positive,
     loader_length,
 )
-from binarize.train.evaluation import evaluate
+from binarize.train.evaluation import evaluate, is_better
 from binarize.train.frozen import frozen_norms
 from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
 from binarize.train.loading import open_loader
 from binarize.train.modes import training_flags
-from binarize.train.optimizer import make_optimizer, make_scheduler
+from binarize.train.optimizer import (
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+)
 from binarize.train.progress import Progress, open_progress, report_note
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
 from binarize.train.resume import checkpoint_path, refuse_other_run, restore, stamp
-from binarize.train.run_settings import describe_data, describe_object, fingerprint
+from binarize.train.run_settings import describe_run
 from binarize.train.seeding import seed_epoch
 from binarize.train.step import TrainStep, train_epoch
 from binarize.train.synchronise import SynchronisedNorms, equalise_buffers
 from binarize.train.task import Distillation, Task
-from binarize.train.tasks import open_task, output_channels
+from binarize.train.tasks import open_task, output_channels, weigh_classes
 
 __all__ = ["Trainer"]
 
@@ -55,7 +60,7 @@ class Trainer:
         student: The network to train; trained in place.
         teacher: A network with the same kind of output, or None. Kept in evaluation mode and
             never changed.
-        task: "segmentation", "depth" or a :class:`~binarize.train.task.Task`.
+        task: "segmentation", "depth", "classification" or a :class:`~binarize.train.task.Task`.
         recipe: What all arguments that are None below are taken from: a bundled name
             (``binarize recipes ls``), a file, or a :class:`~binarize.train.recipes.Recipe`. The
             default is the one with the best measured result.
@@ -68,6 +73,12 @@ class Trainer:
         clip: Largest norm of the gradient, or None.
         accumulate: Batches whose gradients make one update; None follows ``accelerate launch
             --gradient_accumulation_steps``.
+        optimizer: Makes the optimizer from (parameter groups, ``lr``); None is AdamW. The groups
+            have their ``weight_decay``.
+        scheduler: Makes the scheduler from (optimizer, number of updates), and steps once per
+            update; None is OneCycle.
+        callbacks: Called after each epoch with (trainer, its entry of the history); see
+            :mod:`binarize.train.callbacks`.
         distillation: The loss between student and teacher; None is the recipe's for the task, see
             :class:`~binarize.train.segmentation_distillation.SegmentationDistillation` and
             :class:`~binarize.train.depth_distillation.DepthDistillation`.
@@ -113,6 +124,9 @@ class Trainer:
         warmup: float | None = None,
         clip: float | None = None,
         accumulate: int | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        callbacks: Sequence[Callback] = (),
         distillation: Distillation | None = None,
         bf16: bool | None = None,
         compile: bool = False,
@@ -148,6 +162,8 @@ class Trainer:
             raise BinarizeError(
                 "keep", keep, "must be 'last', or 'best' with an output_dir", "give the folder"
             )
+        self.factories = optimizer, scheduler
+        self.callbacks = list(callbacks)
         self.student = student
         self.teacher = teacher
         self.epochs: int = chosen["epochs"]
@@ -175,7 +191,7 @@ class Trainer:
         self._num_classes = num_classes
         self._ignore_index = ignore_index
         self._class_weights = class_weights
-        self._balanced: Tensor | None = None
+        self._balanced: list[float] | None = None
         self._max_depth = max_depth
         self._distillation = distillation
         self._progress = progress
@@ -210,15 +226,15 @@ class Trainer:
         frozen = frozen_norms(self.student)
         task = self._open_task(train_loader, training=True)
         self._place()
-        optimizer = make_optimizer(
-            self.student, self.lr, self.weight_decay, self.latent_weight_decay
-        )
+        own_optimizer, own_scheduler = self.factories
+        decays = self.weight_decay, self.latent_weight_decay
+        optimizer = make_optimizer(self.student, self.lr, *decays, own_optimizer)
         loader = open_loader(train_loader, self.device, self.seed, training=True)
         steps = len(loader)
         updates = self.epochs * math.ceil(steps / self.accumulate)
-        scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup)
+        scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup, own_scheduler)
         distillation = self._distillation or self.recipe.make_distillation(task.distillation())
-        settings = self._describe(task, distillation, train_loader, steps)
+        settings = describe_run(self, task, distillation, train_loader, steps)
         show = self._open_progress()
         self.history, self.best = [], None
         if self.resume is not None:
@@ -251,7 +267,12 @@ class Trainer:
         try:
             with training_flags(self.student, self.teacher):
                 show.begin(self.epochs, steps, len(self.history))
+                # Again after a resume: the run may have come to its early end before.
+                stop = bool(self.history) and self._call_back()
                 for epoch in range(len(self.history), self.epochs):
+                    if stop:
+                        report_note(show, f"stopped early, after epoch {epoch} of {self.epochs}")
+                        break
                     self.student.train()
                     for norm in frozen:
                         norm.eval()
@@ -265,6 +286,7 @@ class Trainer:
                         record.update(self._validate(task, shared, show))
                     self._remember(record, task, settings, optimizer, scheduler)
                     show.epoch(record)
+                    stop = self._call_back()
         finally:
             show.end()
             self.accelerator.free_memory()
@@ -332,7 +354,7 @@ class Trainer:
         """Add an epoch to the history, note the best one, write the files."""
         self.history.append(record)
         value = record.get(task.monitor)
-        improved = value is not None and _better(value, self.best, task.higher_is_better)
+        improved = value is not None and is_better(value, self.best, task.higher_is_better)
         if improved:
             self.best = {"epoch": record["epoch"], "metric": task.monitor, "value": value}
         if self.output_dir is None:
@@ -351,33 +373,10 @@ class Trainer:
             write_checkpoint(self.output_dir / "last.pt", state)
         self.accelerator.wait_for_everyone()
 
-    def _describe(
-        self, task: Task, distillation: Distillation, loader: Any, steps: int
-    ) -> dict[str, Any]:
-        """What a resumed run must have in common with this one."""
-        return {
-            "task": task.name,
-            "epochs": self.epochs,
-            "steps": steps,
-            "seed": self.seed,
-            "lr": self.lr,
-            "weight_decay": self.weight_decay,
-            "latent_weight_decay": self.latent_weight_decay,
-            "warmup": self.warmup,
-            "clip": self.clip,
-            "accumulate": self.accumulate,
-            "batch_size": getattr(loader, "batch_size", None),
-            "processes": self.accelerator.num_processes,
-            "bf16": self.bf16,
-            "compile": self.compile,
-            "val_every": self.val_every,
-            "teacher": fingerprint(self.teacher),
-            "distillation": None if self.teacher is None else describe_object(distillation),
-            "balance": self.balance,
-            "data": describe_data(loader),
-            "loss": describe_object(task),
-            **self.settings,
-        }
+    def _call_back(self) -> bool:
+        """Call all callbacks; whether one of them wants to stop."""
+        answers = [call(self, self.history[-1]) for call in self.callbacks]
+        return any(answers)
 
     def _open_task(self, loader: Any, *, training: bool = False) -> Task:
         if not isinstance(self._task, str):
@@ -388,9 +387,10 @@ class Trainer:
             num_classes = getattr(dataset, "num_classes", None) or None
         if max_depth is None:
             max_depth = getattr(dataset, "max_depth", None)
-        if self._task == "segmentation" and num_classes is None:
+        if num_classes is None and self._task != "depth":
             self._place()
-            num_classes = output_channels(self.student, loader, self.device)
+            dense = self._task != "classification"
+            num_classes = output_channels(self.student, loader, self.device, dense=dense)
         return open_task(
             self._task,
             num_classes=num_classes,
@@ -403,11 +403,8 @@ class Trainer:
         """The classes' weights: those given, or by their shares of the data trained on."""
         if self._class_weights is not None:
             return self._class_weights
-        counted = self._task == "segmentation" and hasattr(dataset, "class_counts")
-        if counted and self.balance and (num_classes or 0) > 1:
-            counts = dataset.class_counts()
-            if len(counts) == num_classes:
-                self._balanced = balanced_weights(counts, self.balance)
+        if self._task == "segmentation" and self.balance:
+            self._balanced = weigh_classes(dataset, num_classes, self.balance) or self._balanced
         return self._balanced
 
     def _place(self) -> None:
@@ -434,11 +431,3 @@ class Trainer:
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _better(value: float, best: dict[str, Any] | None, higher: bool) -> bool:
-    if math.isnan(value):
-        return False
-    if best is None:
-        return True
-    return bool(value > best["value"] if higher else value < best["value"])

@@ -54,6 +54,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "warmup": ({"warmup": 0.1}, {}, "warmup=0.3, this run has 0.1"),
     "clip": ({"clip": 1.0}, {}, "clip=None, this run has 1.0"),
     "seed": ({"seed": 7}, {}, "seed=0, this run has 7"),
+    "optimizer": ({"optimizer": torch.optim.SGD}, {}, "optimizer=None, this run has 'SGD'"),
     "no teacher": ({"teacher": None}, {}, "teacher='weights [0-9a-f]{8}', this run has None"),
     "teacher": ({"teacher": 2}, {}, "teacher='weights .*', this run has 'weights "),
     "distillation": (
