@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
     from binarize.cli.start import make_student, make_teacher
-    from binarize.train import Trainer
+    from binarize.train import EarlyStopping, Trainer
     from binarize.train.recipes import DEFAULT, load_recipe
     from binarize.train.resume import checkpoint_path
 
@@ -147,6 +147,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         warmup=args.warmup,
         clip=args.clip,
         accumulate=args.accumulate,
+        ema=args.ema,
+        callbacks=[] if args.patience is None else [EarlyStopping(args.patience)],
         distillation=distillation,
         bf16=args.bf16,
         compile=args.compile,
@@ -186,7 +188,16 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 def _refuse(args: argparse.Namespace) -> None:
     """Refuse what needs no data and no network to be seen, before anything slow happens."""
     _refuse_other_run(args)
-    for name in ("epochs", "batch_size", "lr", "val_every", "threads", "clip", "accumulate"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "lr",
+        "val_every",
+        "threads",
+        "clip",
+        "accumulate",
+        "patience",
+    ):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise BinarizeError(

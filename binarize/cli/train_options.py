@@ -135,6 +135,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="begin again in an --output that holds a run"
     )
     group.add_argument(
+        "--ema", type=float, metavar="DECAY", help="average the weights, with e.g. 0.999"
+    )
+    group.add_argument(
+        "--patience", type=int, metavar="N", help="stop when the best epoch is N epochs ago"
+    )
+    group.add_argument(
         "--accumulate",
         type=int,
         metavar="N",

@@ -32,7 +32,7 @@ def describe_run(
     """
     names = (
         *("epochs", "seed", "lr", "weight_decay", "latent_weight_decay", "warmup", "clip"),
-        *("accumulate", "bf16", "compile", "val_every", "balance"),
+        *("accumulate", "bf16", "compile", "val_every", "balance", "ema"),
     )
     optimizer, scheduler = trainer.factories
     return {

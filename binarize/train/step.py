@@ -44,6 +44,7 @@ class TrainStep:
         norms: Makes the context in which the student's norms work.
         accumulate: Batches whose gradients make one update.
         no_sync: Makes the context of a backward pass that no update follows.
+        after_update: Called after each update.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class TrainStep:
         norms: Autocast = nullcontext,
         accumulate: int = 1,
         no_sync: Autocast = nullcontext,
+        after_update: Callable[[], None] = lambda: None,
     ) -> None:
         self.student = student
         self.parameters = parameters
@@ -81,6 +83,7 @@ class TrainStep:
         self.norms = norms
         self.accumulate = accumulate
         self.no_sync = no_sync
+        self.after_update = after_update
 
     def forward(self, image: Tensor, target: Tensor, done: float) -> tuple[Tensor, Tensor]:
         """Return the whole loss and the distillation's part of it, scalars.
@@ -153,6 +156,7 @@ class TrainStep:
             self.accelerator.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         self.scheduler.step()
+        self.after_update()
 
 
 def train_epoch(

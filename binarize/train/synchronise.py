@@ -5,16 +5,17 @@ Shape legend: N samples, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["SynchronisedNorms", "equalise_buffers", "is_distributed"]
+__all__ = ["SynchronisedNorms", "equalise", "is_distributed"]
 
 
 def is_distributed() -> bool:
@@ -76,14 +77,17 @@ def _batch_norm(
 
 
 @torch.no_grad()
-def equalise_buffers(network: nn.Module) -> None:
+def equalise(buffers: Iterable[Tensor]) -> None:
     """Give all processes the same buffers: the mean of floating ones, the first process's others.
 
     What is measured afterwards, by all processes together, is the network that one of them saves.
+
+    Args:
+        buffers: The tensors; changed in place.
     """
     if not is_distributed():
         return
-    for buffer in network.buffers():
+    for buffer in buffers:
         if buffer.is_floating_point():
             wide = buffer.float() if buffer.element_size() < 4 else buffer.clone()
             dist.all_reduce(wide)

@@ -20,6 +20,7 @@ from binarize.train.checks import (
     check_positive,
     loader_length,
 )
+from binarize.train.ema import WeightAverage, applied
 from binarize.train.evaluation import evaluate, is_better
 from binarize.train.frozen import frozen_norms
 from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
@@ -37,7 +38,7 @@ from binarize.train.resume import checkpoint_path, refuse_other_run, restore, st
 from binarize.train.run_settings import describe_run
 from binarize.train.seeding import seed_epoch
 from binarize.train.step import TrainStep, train_epoch
-from binarize.train.synchronise import SynchronisedNorms, equalise_buffers
+from binarize.train.synchronise import SynchronisedNorms, equalise
 from binarize.train.task import Distillation, Task
 from binarize.train.tasks import open_task, output_channels, weigh_classes
 
@@ -73,6 +74,8 @@ class Trainer:
         clip: Largest norm of the gradient, or None.
         accumulate: Batches whose gradients make one update; None follows ``accelerate launch
             --gradient_accumulation_steps``.
+        ema: Decay of a running average of the weights, 0.999 say: what is validated, kept as the
+            best, and in the student after :meth:`fit`. None: no average.
         optimizer: Makes the optimizer from (parameter groups, ``lr``); None is AdamW. The groups
             have their ``weight_decay``.
         scheduler: Makes the scheduler from (optimizer, number of updates), and steps once per
@@ -124,6 +127,7 @@ class Trainer:
         warmup: float | None = None,
         clip: float | None = None,
         accumulate: int | None = None,
+        ema: float | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         callbacks: Sequence[Callback] = (),
@@ -175,6 +179,7 @@ class Trainer:
         self.clip = clip
         self.accumulate = launched_accumulation() if accumulate is None else accumulate
         check_positive("use 1 for an update after each batch", accumulate=self.accumulate)
+        self.ema = ema
         self.bf16 = launched_bf16() if bf16 is None else bf16
         self.compile = compile
         self.channels_last = channels_last
@@ -226,24 +231,26 @@ class Trainer:
         frozen = frozen_norms(self.student)
         task = self._open_task(train_loader, training=True)
         self._place()
-        own_optimizer, own_scheduler = self.factories
         decays = self.weight_decay, self.latent_weight_decay
-        optimizer = make_optimizer(self.student, self.lr, *decays, own_optimizer)
+        optimizer = make_optimizer(self.student, self.lr, *decays, self.factories[0])
         loader = open_loader(train_loader, self.device, self.seed, training=True)
         steps = len(loader)
         updates = self.epochs * math.ceil(steps / self.accumulate)
-        scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup, own_scheduler)
+        scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup, self.factories[1])
         distillation = self._distillation or self.recipe.make_distillation(task.distillation())
         settings = describe_run(self, task, distillation, train_loader, steps)
         show = self._open_progress()
+        state: dict[str, Any] = {}
         self.history, self.best = [], None
         if self.resume is not None:
             state = read_checkpoint(self.resume)
-            applied = restore(self.resume, state, settings, self.student, optimizer, scheduler)
+            notes = restore(self.resume, state, settings, self.student, optimizer, scheduler)
             self.history, self.best = state["history"], state["best"]
-            report_note(show, f"going on after epoch {len(self.history)} of {self.epochs}")
-            for line in applied:
+            for line in (f"going on after epoch {len(self.history)} of {self.epochs}", *notes):
                 report_note(show, line)
+        average = None if self.ema is None else WeightAverage(self.student, self.ema)
+        if average is not None and "ema" in state:
+            average.load(state["ema"])
         network = self.accelerator.prepare_model(self.student)
         together = self.accelerator.num_processes > 1 and not self.compile
         step = TrainStep(
@@ -262,6 +269,7 @@ class Trainer:
             norms=SynchronisedNorms if together else nullcontext,
             accumulate=self.accumulate,
             no_sync=getattr(network, "no_sync", nullcontext),
+            after_update=(lambda: None) if average is None else average.update,
         )
         shared = None if val_loader is None else self._share(val_loader)
         try:
@@ -280,16 +288,21 @@ class Trainer:
                         self.teacher.eval()
                     seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
                     record = train_epoch(step, loader, epoch, self.epochs, show, seed=self.seed)
-                    equalise_buffers(self.student)
+                    equalise(self.student.buffers())
+                    if average is not None:
+                        equalise(average.average.values())
                     due = epoch + 1 == self.epochs or (epoch + 1) % self.val_every == 0
                     if shared is not None and due:
-                        record.update(self._validate(task, shared, show))
-                    self._remember(record, task, settings, optimizer, scheduler)
+                        with applied(average):
+                            record.update(self._validate(task, shared, show))
+                    self._remember(record, task, settings, optimizer, scheduler, average)
                     show.epoch(record)
                     stop = self._call_back()
         finally:
             show.end()
             self.accelerator.free_memory()
+        if average is not None:
+            average.copy_to_network()
         if self.keep == "best" and self.best is not None and self.output_dir is not None:
             self.student.load_state_dict(read_checkpoint(self.output_dir / "best.pt")["student"])
         return self.history
@@ -350,6 +363,7 @@ class Trainer:
         settings: dict[str, Any],
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
+        average: WeightAverage | None,
     ) -> None:
         """Add an epoch to the history, note the best one, write the files."""
         self.history.append(record)
@@ -367,7 +381,10 @@ class Trainer:
                 "student": self.student.state_dict(),
             }
             if improved:
-                write_checkpoint(self.output_dir / "best.pt", state)
+                with applied(average):
+                    write_checkpoint(self.output_dir / "best.pt", state)
+            if average is not None:
+                state["ema"] = average.state()
             state["optimizer"] = optimizer.state_dict()
             state["scheduler"] = scheduler.state_dict()
             write_checkpoint(self.output_dir / "last.pt", state)
