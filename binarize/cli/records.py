@@ -123,8 +123,9 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def show_metrics(
     results: Mapping[str, Mapping[str, Any]], out: Output, classes: Sequence[str] = ()
 ) -> None:
-    """Print a table of metrics, a column for each split, and with ``classes`` each class's IoU."""
+    """Print a table of metrics, a column for each split; below it, the IoU of each class."""
     from rich.table import Table
+    from rich.text import Text
 
     if not results:
         return
@@ -135,10 +136,13 @@ def show_metrics(
     for metric, value in next(iter(results.values())).items():
         if isinstance(value, float):
             table.add_row(metric, *(f"{values[metric]:.4f}" for values in results.values()))
-    rows = [values.get("IoU", ()) for values in results.values()]
-    if classes and all(len(row) == len(classes) for row in rows):
-        for name, *values in zip(classes, *rows, strict=True):
-            # NaN: the class occurs neither in the labels nor in the predictions.
-            told = ("-" if math.isnan(value) else f"{value:.4f}" for value in values)
-            table.add_row(f"IoU {name}", *told)
+    single = next(iter(results.values())).get("IoU")
+    if isinstance(single, Sequence):
+        # With one class, the background is measured too.
+        names = classes if len(classes) == len(single) else ("background", *classes)
+        for number, name in enumerate(names[: len(single)]):
+            shown = (values["IoU"][number] for values in results.values())
+            table.add_row(
+                Text(f"IoU {name}"), *("–" if math.isnan(v) else f"{v:.4f}" for v in shown)
+            )
     out.print(table)
