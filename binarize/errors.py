@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["BinarizeError", "DataError", "FileError", "ModelError", "PolicyError"]
+__all__ = [
+    "BinarizeError",
+    "DataError",
+    "FileError",
+    "ModelError",
+    "PolicyError",
+    "SlowWarning",
+]
 
 _LONGEST_VALUE = 120
 
@@ -53,3 +60,7 @@ class FileError(BinarizeError):
 
 class DataError(BinarizeError):
     """A data set is missing, unreadable or has values out of range."""
+
+
+class SlowWarning(UserWarning):
+    """Results are right, but come more slowly than they could: the message says why."""

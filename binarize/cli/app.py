@@ -52,7 +52,7 @@ def build_parser() -> Parser:
 
 _COMMANDS = (
     *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
-    *("bench", "demo", "rules", "coverage", "table", "doctor"),
+    *("bench", "demo", "rules", "recipes", "coverage", "table", "doctor"),
 )
 
 

@@ -138,8 +138,16 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            "output",
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "free some space or choose another folder",
+        ) from error
 
 
 def show_metrics(

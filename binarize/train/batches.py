@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from binarize.errors import BinarizeError, DataError
+from binarize.errors import DataError
 
-__all__ = ["batch_image", "batch_pair", "refuse_single_value", "sound_batches"]
+__all__ = ["batch_image", "batch_pair", "refuse_single_value", "target_size"]
 
 
 def batch_image(batch: Any) -> Tensor:
@@ -66,37 +66,10 @@ def batch_pair(batch: Any, key: str) -> tuple[Tensor, Tensor]:
     return image, target
 
 
-def sound_batches(loader: Any) -> Iterator[Any]:
-    """Yield a loader's batches; what goes wrong in making them is the data's mistake.
-
-    Raises:
-        DataError: Images of one batch have different sizes, or the data set raised an error.
-    """
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except BinarizeError:
-            raise
-        except Exception as error:
-            text = str(error).strip()
-            last = " ".join(text.rpartition("\n")[2].split())[:200]
-            if "stack expects each tensor to be equal size" in text or "resize storage" in text:
-                raise DataError(
-                    "batch",
-                    last.rpartition("Error: ")[2],
-                    "samples of different sizes cannot be in one batch",
-                    "resize them to one size, or use a batch size of 1",
-                ) from error
-            raise DataError(
-                "data",
-                type(error).__name__,
-                f"the data set raised an error: {last}",
-                "mend the data set; the traceback above tells where",
-            ) from error
-        yield batch
+def target_size(image: Tensor, target: Tensor) -> tuple[int, int]:
+    """Rows and columns of a dense target, or of the images where the target has none (labels)."""
+    dense = target if target.ndim >= 3 else image
+    return (dense.shape[-2], dense.shape[-1])
 
 
 def refuse_single_value(error: ValueError, image: Tensor) -> None:

@@ -254,7 +254,8 @@ def test_resizing_is_torchs() -> None:
 
 def test_depth(exported: Any) -> None:
     settings = {"task": "depth", "max_depth": 10.0, "normalize": "symmetric"}
-    packed, session = exported(UNet(1), torch.randn(1, 3, 16, 24), description={"settings": settings})
+    described = {"settings": settings}
+    packed, session = exported(UNet(1), torch.randn(1, 3, 16, 24), description=described)
     picture = image(16, 24)
     x = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1
     wanted = 10 * packed(x).sigmoid()[0, 0]
