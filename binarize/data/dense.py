@@ -171,24 +171,6 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             plain["mask"] = plain["mask"].to(torch.int64)
         return plain
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Return the samples of a batch, as a data loader asks for them.
-
-        Raises:
-            DataError: They have different sizes.
-        """
-        samples = [self[index] for index in indices]
-        sizes = {tuple(sample["image"].shape[-2:]) for sample in samples}
-        if len(sizes) > 1:
-            first, second = sorted(sizes)[:2]
-            raise DataError(
-                "size",
-                self.size,
-                f"images of {first} and of {second} cannot be in one batch",
-                "give size=(rows, columns), or use a batch size of 1",
-            )
-        return samples
-
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Fill the cache now, so that worker processes inherit it instead of filling their own.
 

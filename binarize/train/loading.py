@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,7 +79,8 @@ class SeededSamples(Dataset[Any]):
         except BinarizeError as error:
             if get_worker_info() is None:
                 raise
-            value = error.value if isinstance(error.value, int | float) else str(error.value)
+            plain = error.value is None or isinstance(error.value, int | float)
+            value = error.value if plain else str(error.value)
             parts = [error.argument, value, error.rule, error.remedy]
             raise Relayed(json.dumps([type(error).__name__, *parts])) from error
 
@@ -162,12 +164,20 @@ def _explain(error: Exception, argument: str) -> BinarizeError | None:
             "the samples of a batch must have one size",
             "give the data set a size, use batch_size=1, or a collate_fn that pads",
         )
+    last = " ".join(text.strip().rpartition("\n")[2].split())[:200]
+    raised = re.search(r"Caught (\w+) in DataLoader worker", text)
+    if raised is not None:
+        return DataError(
+            "data",
+            raised[1],
+            f"the data set raised an error: {last}",
+            "with num_workers=0 the traceback shows where; mend the data set",
+        )
     if "DataLoader worker" in text:
-        last = text.strip().splitlines()[-1]
         return DataError(
             argument,
             last,
             "a loader process failed",
-            "with num_workers=0 the error shows where; if a process was killed, use fewer of them",
+            "if it was killed for its memory, use fewer of them (num_workers)",
         )
     return None

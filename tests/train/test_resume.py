@@ -309,7 +309,7 @@ class _Failing(Dataset[Any]):
     [
         ("ours", "^mask=7: is out of range; map it$"),
         ("sizes", r"loader='.*: the samples of a batch must have one size; give"),
-        ("theirs", "train_loader=.*depth.*: a loader process failed; with num_workers=0 the error"),
+        ("theirs", "data='KeyError': the data set raised an error: .*depth.*; with num_workers=0"),
     ],
 )
 def test_errors_of_data_sets_are_theirs(
