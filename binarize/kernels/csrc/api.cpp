@@ -13,7 +13,7 @@ bool runs_avx512() {
 }
 #endif
 
-bool good(const BinarizeGeometry& g) {
+bool is_valid(const BinarizeGeometry& g) {
   if (g.samples < 0 || g.in_channels < 1 || g.out_channels < 1 || g.groups < 1) return false;
   if (g.in_channels % g.groups || g.out_channels % g.groups || g.sources < 1) return false;
   for (int d = 0; d < 3; ++d) {
@@ -53,14 +53,40 @@ int32_t binarize_available(int32_t set) {
   }
 }
 
+int64_t binarize_prepared(int32_t set, const BinarizeGeometry* g) {
+  if (!g || !is_valid(*g)) return -1;
+  switch (set) {
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      return binarize_prepared_avx2(*g);
+#endif
+    default:
+      return 0;
+  }
+}
+
+int32_t binarize_prepare_weight(int32_t set, const BinarizeGeometry* g, const void* weight,
+                                void* prepared) {
+  if (!g || !is_valid(*g)) return BINARIZE_BAD_GEOMETRY;
+  switch (set) {
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      binarize_prepare_avx2(*g, (const uint64_t*)weight, (uint8_t*)prepared);
+      return BINARIZE_OK;
+#endif
+    default:
+      return BINARIZE_NOT_AVAILABLE;
+  }
+}
+
 int64_t binarize_scratch(const BinarizeGeometry* g, int64_t threads) {
-  if (!g || threads < 1 || !good(*g)) return -1;
+  if (!g || threads < 1 || !is_valid(*g)) return -1;
   return binarize_scratch_bytes(*g, threads);
 }
 
 int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const* tensors,
                       int64_t threads, BinarizeRunner runner) {
-  if (!g || threads < 1 || !good(*g)) return BINARIZE_BAD_GEOMETRY;
+  if (!g || threads < 1 || !is_valid(*g)) return BINARIZE_BAD_GEOMETRY;
   if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;
   if (g->samples == 0) return BINARIZE_OK;
   switch (set) {

@@ -3,8 +3,12 @@
 
 #include "sets.h"
 
+// Bytes of the registers that table look-ups use.
+#define BINARIZE_LOOKUP 32
+
 namespace {
 
+constexpr int64_t kSet = BINARIZE_AVX2;
 constexpr int64_t kVectors = 1;
 constexpr int kRegister = 32;
 
@@ -141,13 +145,34 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
   }
 }
 
+typedef uint8_t Bytes __attribute__((vector_size(BINARIZE_LOOKUP)));
+
+// A row of a table in both halves of a register, two rows, or one and zeros.
+inline Bytes table_row(const uint8_t* row) {
+  return (Bytes)_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)row));
+}
+inline Bytes table_rows(const uint8_t* low, const uint8_t* high) {
+  const __m128i first = _mm_load_si128((const __m128i*)low);
+  const __m128i second = _mm_load_si128((const __m128i*)high);
+  return (Bytes)_mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
+}
+inline Bytes half_row(const uint8_t* row) {
+  return (Bytes)_mm256_zextsi128_si256(_mm_load_si128((const __m128i*)row));
+}
+inline Bytes look_up(Bytes row, Bytes index) {
+  return (Bytes)_mm256_shuffle_epi8((__m256i)row, (__m256i)index);
+}
+
 #include "bits.hpp"
 #include "table.hpp"
 #include "bypass.hpp"
 #include "finish.hpp"
 #include "count.hpp"
+#include "lookup.hpp"
 #include "convolve.hpp"
 
 }  // namespace
 
 BINARIZE_SET(avx2) { return run_unit(g, tensors, threads, runner); }
+BINARIZE_PREPARED(avx2) { return prepared_bytes(g); }
+BINARIZE_PREPARE(avx2) { prepare_weight(g, weight, prepared); }

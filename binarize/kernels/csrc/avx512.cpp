@@ -5,6 +5,7 @@
 
 namespace {
 
+constexpr int64_t kSet = BINARIZE_AVX512;
 constexpr int64_t kVectors = 4;
 constexpr int kRegister = 64;
 
@@ -155,6 +156,7 @@ inline void count_tile(int64_t wide, const uint64_t* const* pixel, const int64_t
 #include "bypass.hpp"
 #include "finish.hpp"
 #include "count.hpp"
+#include "lookup.hpp"
 #include "convolve.hpp"
 
 }  // namespace

@@ -82,7 +82,7 @@ static MeanRow mean_row(const BinarizeGeometry& g, int64_t row) {
               line / height % depth,
               line % height,
               part * kSegment,
-              least(width, (part + 1) * kSegment)};
+              min(width, (part + 1) * kSegment)};
     }
     row -= rows;
   }
@@ -104,7 +104,7 @@ template <class T>
 static void finish_means(const T* part, int64_t rows, int64_t row_stride, int64_t channels,
                          int64_t count, float* __restrict means) {
   for (int64_t k0 = 0; k0 < channels; k0 += 64) {
-    const int64_t width = least(64, channels - k0);
+    const int64_t width = min(64, channels - k0);
     double sums[64] = {0};
     for (int64_t r = 0; r < rows; ++r) {
       const T* row = part + r * row_stride + k0;
@@ -165,7 +165,7 @@ static void make_flips(Call& c) {
     const int64_t channels = c.g->source[6 * i];
     for (int64_t k0 = 0; k0 < channels; k0 += 64) {
       uint64_t word = 0;
-      for (int64_t k = k0; k < least(channels, k0 + 64); ++k)
+      for (int64_t k = k0; k < min(channels, k0 + 64); ++k)
         word |= (uint64_t)(flip[k] != 0) << (k - k0);
       *out++ = word;
     }
@@ -235,7 +235,7 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
     } else {
       Deviation full;  // of pixels that are there `up` times
       for (int64_t p = from; p < to; x += s.col) {
-        const int64_t end = least(to, (s.small(p) + 1) * s.up);
+        const int64_t end = min(to, (s.small(p) + 1) * s.up);
         Deviation part;
         for (int64_t k = 0; k < s.channels; k += 16) __builtin_prefetch(x + k + kAhead);
         uint64_t* at = row + p * words + offset;
@@ -272,7 +272,7 @@ static void pack_segment(const Call& c, int64_t item) {
   const int64_t py = line % p.padded[1], pz = line / p.padded[1] % p.padded[0];
   const int64_t n = line / (p.padded[1] * p.padded[0]);
   const int64_t width = g.in_size[2];
-  const int64_t from = segment * kSegment, to = least(width, from + kSegment);
+  const int64_t from = segment * kSegment, to = min(width, from + kSegment);
   const int64_t z = inside(pz - p.before[0], g.in_size[0], g.padding_mode);
   const int64_t y = inside(py - p.before[1], g.in_size[1], g.padding_mode);
   const bool first = segment == 0, last = segment == p.segments - 1;
@@ -379,7 +379,7 @@ static void string_row(const Call& c, int64_t line) {
       for (int64_t w = 0; w < words; ++w) out[w] = 0;
       for (int64_t t = 0; t < taps; ++t) {
         for (int64_t k = 0; k < in_group; k += 64) {
-          const int64_t count = least(64, in_group - k), to = t * in_group + k;
+          const int64_t count = min(64, in_group - k), to = t * in_group + k;
           merge_word(out + to / 64, to % 64,
                      read_bits(pixel + t * tap_words, group * in_group + k, count));
         }
@@ -388,7 +388,15 @@ static void string_row(const Call& c, int64_t line) {
   }
 }
 
-static void string_item(Call& c, int64_t item, int64_t) { string_row(c, item); }
+static void code_row(const Call& c, int64_t line);
+
+// What comes of a row's bits once they are all there.
+static void regroup_row(const Call& c, int64_t line) {
+  if (c.plan.gathered) string_row(c, line);
+  if (c.plan.coded) code_row(c, line);
+}
+
+static void regroup_item(Call& c, int64_t item, int64_t) { regroup_row(c, item); }
 
 // Packs rows that read the same row of every source, or one beyond the border. Where a row is one
 // segment, its strings are made while it is in the cache.
@@ -398,9 +406,9 @@ static void pack_item(Call& c, int64_t item, int64_t) {
   const int64_t segment = item % p.segments, place = item / p.segments;
   const int64_t plane = place / p.row_groups;
   const int64_t group = place % p.row_groups + floor_div(-p.before[1], p.repeat);
-  const int64_t end = least((group + 1) * p.repeat, p.padded[1] - p.before[1]);
+  const int64_t end = min((group + 1) * p.repeat, p.padded[1] - p.before[1]);
   int64_t packed = -1;
-  for (int64_t y = most(group * p.repeat, -p.before[1]); y < end; ++y) {
+  for (int64_t y = max(group * p.repeat, -p.before[1]); y < end; ++y) {
     const int64_t line = plane * p.padded[1] + y + p.before[1];
     const int64_t now = line * p.segments + segment;
     const bool within = y >= 0 && y < g.in_size[1];
@@ -409,11 +417,15 @@ static void pack_item(Call& c, int64_t item, int64_t) {
       if (p.gathered) {
         copy_row(p.strings, packed, line, p.string_pixels * g.groups * p.string_words);
       }
+      if (p.coded) {
+        __builtin_memcpy(p.codes + line * p.code_line, p.codes + packed * p.code_line,
+                         (size_t)p.code_line);
+      }
       p.deviation[now] = p.deviation[packed];
       continue;
     }
     pack_segment(c, now);
-    if (p.gathered && p.segments == 1) string_row(c, line);
+    if (p.segments == 1) regroup_row(c, line);
     if (within) packed = line;
   }
 }

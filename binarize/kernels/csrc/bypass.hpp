@@ -145,7 +145,7 @@ static void fuse_down(const float* x, int64_t channels, int64_t out_channels, bo
 static int64_t nearest(int64_t o, int64_t in, int64_t out) {
   if (in == out) return o;
   if (out == 2 * in) return o >> 1;
-  return least(in - 1, (int64_t)((float)o * ((float)in / (float)out)));
+  return min(in - 1, (int64_t)((float)o * ((float)in / (float)out)));
 }
 
 static int64_t bypass_start(const BinarizeGeometry& g, int d, int64_t o) {
@@ -154,7 +154,7 @@ static int64_t bypass_start(const BinarizeGeometry& g, int d, int64_t o) {
 }
 
 static int64_t clamped(const BinarizeGeometry& g, int d, int64_t i) {
-  return i < 0 ? 0 : least(i, g.in_size[d] - 1);
+  return i < 0 ? 0 : min(i, g.in_size[d] - 1);
 }
 
 // A memcpy of few floats, without its call.
@@ -237,18 +237,18 @@ static const float* bypass_pixel(const Call& c, int64_t n, const int64_t at[3], 
 }
 
 // Memory of a thread for the bypass of a block.
-struct BypassRoom {
+struct BypassScratch {
   float *pixels, *rest, *means, *map;
 };
 
 // The means of neighbours of a stretch of a row, where no mean takes channels of two sources:
 // source by source, all pixels at once if they lie one after another.
 static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t first, int64_t count,
-                        const BypassRoom& room) {
+                        const BypassScratch& scratch) {
   const BinarizeGeometry& g = *c.g;
   const int64_t rest = c.plan.bypass_rest, size = g.in_channels / g.out_channels;
   const int64_t start = bypass_start(g, 2, at[2]);
-  float* to = room.rest + first * rest;
+  float* to = scratch.rest + first * rest;
   for (int64_t i = 0; i < g.sources; ++i) {
     const Source s(c, i);
     const int64_t groups = s.channels / size;
@@ -257,7 +257,7 @@ static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t f
     const float* x = s.at(n, clamped(g, 0, bypass_start(g, 0, at[0])),
                           clamped(g, 1, bypass_start(g, 1, at[1])), clamped(g, 2, start));
     const bool all = pixels == count && groups == rest;
-    float* means = all ? to : room.means;
+    float* means = all ? to : scratch.means;
     if (s.col == s.channels) {
       contiguous_means(x, size, groups * pixels, means);
     } else {
@@ -276,7 +276,7 @@ static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t f
 
 // Brings `count` pixels, the first of which is output `at`, to place `first` of a block.
 static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t every,
-                         int64_t first, int64_t count, const BypassRoom& room) {
+                         int64_t first, int64_t count, const BypassScratch& scratch) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t channels = g.in_channels, rest = p.bypass_rest;
@@ -284,26 +284,26 @@ static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t 
   int64_t o[3] = {at[0], at[1], at[2]};
   if (p.bypass_stored) {
     for (int64_t i = first; i < first + count; ++i, o[2] += every) {
-      float* stored = room.pixels + i * channels;
+      float* stored = scratch.pixels + i * channels;
       const float* pixel = bypass_pixel(c, n, o, stored);
       if (pixel != stored) copy_floats(pixel, channels, stored);
-      if (rest) fuse_down(stored, channels, rest, interleaved, room.rest + i * rest);
+      if (rest) fuse_down(stored, channels, rest, interleaved, scratch.rest + i * rest);
     }
     return;
   }
-  if (p.bypass_apart) return stage_means(c, n, at, first, count, room);
+  if (p.bypass_apart) return stage_means(c, n, at, first, count, scratch);
   // Neighbours read the same pixel of a map that is enlarged.
   const bool once = g.transposed || has_windows(g);
   const int64_t repeat = once ? 1 : p.repeat;
   const int64_t start = bypass_start(g, 2, o[2]);
   int64_t same = repeat == 1 ? 0 : (start % repeat + repeat) % repeat;
   for (int64_t i = first; i < first + count; ++i, o[2] += every, ++same) {
-    float* to = room.rest + i * rest;
+    float* to = scratch.rest + i * rest;
     if (same == repeat) same = 0;
     if (same > 0 && i > first) {
       copy_floats(to - rest, rest, to);
     } else {
-      fuse_down(bypass_pixel(c, n, o, room.map), channels, rest, interleaved, to);
+      fuse_down(bypass_pixel(c, n, o, scratch.map), channels, rest, interleaved, to);
     }
   }
 }

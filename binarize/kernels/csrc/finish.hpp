@@ -28,7 +28,7 @@ struct Block {
   int64_t segments, copies;
   int64_t y_step, residual_step;
   int64_t runs;
-  Run run[kMostPixels];
+  Run run[kMaxBlockPixels];
 };
 
 template <class F, class I>

@@ -5,6 +5,7 @@
 
 namespace {
 
+constexpr int64_t kSet = BINARIZE_NEON;
 constexpr int64_t kVectors = 1;
 constexpr int kRegister = 16;
 
@@ -131,6 +132,7 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 #include "bypass.hpp"
 #include "finish.hpp"
 #include "count.hpp"
+#include "lookup.hpp"
 #include "convolve.hpp"
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 namespace {
 
+constexpr int64_t kSet = BINARIZE_SCALAR;
 constexpr int64_t kVectors = 1;
 constexpr int kRegister = 16;
 
@@ -77,6 +78,7 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 #include "bypass.hpp"
 #include "finish.hpp"
 #include "count.hpp"
+#include "lookup.hpp"
 #include "convolve.hpp"
 
 }  // namespace
@@ -88,6 +90,8 @@ int32_t binarize_unit_scalar(const BinarizeGeometry& g, const void* const* tenso
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads) {
   Plan plan;
-  make_plan(g, true, threads, nullptr, plan);
-  return plan.bytes;
+  make_plan(g, false, true, threads, nullptr, plan);
+  const int64_t bytes = plan.bytes;
+  make_plan(g, true, true, threads, nullptr, plan);
+  return max(bytes, plan.bytes);
 }

@@ -1,0 +1,372 @@
+// Counting by table look-up: the lanes of a register are output channels, an index is the 4 weight
+// bits that each of them has for 4 input channels, and the table belongs to the pixel's 4 channels.
+// README.md has the mathematics, the order of the lanes and the limits.
+
+static int64_t portable_bytes(const BinarizeGeometry& g) {
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < phase_count(g); ++i) {
+    const Phase f = make_phase(g, i);
+    bytes += 8 * f.words + 4 * f.sums;
+  }
+  return bytes;
+}
+
+#if defined(BINARIZE_LOOKUP)
+
+constexpr int64_t kLookup = BINARIZE_LOOKUP;
+
+// 4 activations, as the offset of their row in the table: 16 rows of 16 bytes. Activations of 2 bits
+// are another table, of 256 rows, and codes of 16 bits.
+typedef uint8_t Code;
+
+// Row x, entry w: how many of 4 bits differ.
+struct LookupTable {
+  uint8_t row[16][16];
+};
+
+static constexpr LookupTable make_lookup_table() {
+  LookupTable t = {};
+  for (int x = 0; x < 16; ++x) {
+    for (int w = 0; w < 16; ++w) {
+      const int d = x ^ w;
+      t.row[x][w] = (uint8_t)((d & 1) + (d >> 1 & 1) + (d >> 2 & 1) + (d >> 3 & 1));
+    }
+  }
+  return t;
+}
+
+alignas(64) static constexpr LookupTable kTable = make_lookup_table();
+constexpr int64_t kTableMax = 4;                    // largest entry
+constexpr int64_t kShortSteps = 65535 / kTableMax;  // steps that 16 bits hold
+constexpr int64_t kTilePixels = 8;                  // the most pixels of a tile
+static_assert(kChunkSteps * kTableMax <= 255 && kChunkSteps % 2 == 0, "sums in bytes");
+static_assert(2 * kLookup <= kMaxBlockLanes, "sums of a block");
+
+// Lanes of the next block of outputs, of which `rest` are left.
+static inline int64_t lookup_lanes(int64_t rest) {
+  if (rest > kLookup) return 2 * kLookup;
+  return rest > kLookup / 2 ? kLookup : kLookup / 2;
+}
+
+static int64_t lookup_lanes_of(int64_t outputs) {
+  int64_t lanes = 0;
+  for (int64_t at = 0; at < outputs;) {
+    const int64_t block = lookup_lanes(outputs - at);
+    lanes += block, at += block;
+  }
+  return lanes;
+}
+
+// Byte of a step's weight that belongs to a lane: such that bytes widened to 16 and 32 bits by
+// masks and shifts alone come out in the order of the channels.
+static int64_t lookup_place(int64_t lane, int64_t lanes) {
+  const int64_t width = lanes < kLookup ? lanes : kLookup, quarter = width / 4;
+  const int64_t in = lane % width;
+  return lane / width * width + in % quarter * 4 + in / quarter;
+}
+
+// Bytes of all outputs' weights for one phase.
+static int64_t lookup_phase_bytes(const BinarizeGeometry& g, const Phase& f) {
+  return g.groups * lookup_lanes_of(g.out_channels / g.groups) * f.steps * row_nibbles(g);
+}
+
+// A prepared weight: the portable one, and behind it the same bits in the order of the look-ups.
+static int64_t prepared_bytes(const BinarizeGeometry& g) {
+  if (!uses_lookup(g)) return 0;
+  int64_t bytes = ceil_div(portable_bytes(g), 64) * 64 + 64;
+  for (int64_t i = 0; i < phase_count(g); ++i) bytes += lookup_phase_bytes(g, make_phase(g, i));
+  return bytes;
+}
+
+static void prepare_weight(const BinarizeGeometry& g, const uint64_t* words, uint8_t* out) {
+  const int64_t portable = portable_bytes(g), total = prepared_bytes(g);
+  __builtin_memcpy(out, words, (size_t)portable);
+  __builtin_memset(out + portable, 0, (size_t)(total - portable));
+  uint8_t* to = out + ceil_div(portable, 64) * 64;
+  const int64_t out_group = g.out_channels / g.groups, blocks = ceil_div(out_group, 8);
+  const int64_t nibbles = row_nibbles(g), string_words = ceil_div(nibbles, 16);
+  for (int64_t i = 0; i < phase_count(g); ++i) {
+    const Phase f = make_phase(g, i);
+    const int64_t reads = f.steps * string_words;
+    for (int64_t group = 0; group < g.groups; ++group) {
+      const uint64_t* of_group = words + group * blocks * reads * 8;
+      for (int64_t first = 0; first < out_group;) {
+        const int64_t lanes = lookup_lanes(out_group - first);
+        for (int64_t l = 0; l < min(lanes, out_group - first); ++l) {
+          const int64_t o = first + l, place = lookup_place(l, lanes);
+          const uint64_t* from = of_group + o / 8 * reads * 8 + o % 8;
+          for (int64_t s = 0; s < f.steps; ++s) {
+            for (int64_t k = 0; k < nibbles; ++k) {
+              const uint64_t word = from[(s * string_words + k / 16) * 8];
+              to[(s * nibbles + k) * lanes + place] = (uint8_t)(word >> (k % 16 * 4) & 15);
+            }
+          }
+        }
+        to += lanes * f.steps * nibbles;
+        first += lanes;
+      }
+    }
+    words += f.words;
+  }
+}
+
+// 4 bits each of 32 to a byte each, as offsets into the table.
+static inline uint64_t spread_nibbles(uint64_t x) {
+  x = (x | x << 16) & 0x0000ffff0000ffffu;
+  x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+  return (x << 4 | x << 8) & 0xf0f0f0f0f0f0f0f0u;
+}
+
+// Codes of one row of bits or strings.
+static void code_row(const Call& c, int64_t line) {
+  const Plan& p = c.plan;
+  const int64_t pixels = p.gathered ? p.string_pixels : p.padded[2];
+  const int64_t items = p.gathered ? pixels * c.g->groups : pixels;
+  const int64_t words = p.gathered ? p.string_words : p.words;
+  const int64_t nibbles = p.code_pixel / (items / pixels);
+  const uint64_t* from = (p.gathered ? p.strings : p.bits) + line * items * words;
+  uint8_t* to = p.codes + line * p.code_line;
+  if (nibbles == 16 * words) {
+    for (int64_t i = 0; i < items * words; ++i) {
+      const uint64_t both[2] = {spread_nibbles(from[i] & 0xffffffffu), spread_nibbles(from[i] >> 32)};
+      __builtin_memcpy(to + 16 * i, both, sizeof(both));
+    }
+  } else if (nibbles <= 4) {
+    for (int64_t i = 0; i < items; ++i) {
+      const uint32_t few = (uint32_t)spread_nibbles(from[i * words] & 0xffffu);
+      __builtin_memcpy(to + nibbles * i, &few, sizeof(few));
+    }
+  } else {
+    // What is written beyond an item's codes is written again by the next; the row ends in a gap.
+    for (int64_t i = 0; i < items; ++i, from += words, to += nibbles) {
+      for (int64_t k = 0; k < nibbles; k += 8) {
+        const uint64_t eight = spread_nibbles(from[k / 16] >> (k % 16 * 4) & 0xffffffffu);
+        __builtin_memcpy(to + k, &eight, sizeof(eight));
+      }
+    }
+  }
+}
+
+// Where a window's codes lie, in stretches that are read in one go, and these in chunks after each
+// of which the bytes are widened.
+static void make_chunks(const Call& c) {
+  const Work& w = *c.work;
+  const Phase& f = w.phase;
+  const Plan& p = c.plan;
+  const BinarizeGeometry& g = *c.g;
+  const bool rows = p.gathered && g.folded;
+  const int64_t taps2 = rows ? 1 : f.dim[2].taps, steps = f.dim[0].taps * f.dim[1].taps * taps2;
+  const int64_t nibbles = p.gathered || g.groups > 1 ? p.code_pixel / g.groups : p.code_pixel;
+  const int64_t total = steps * nibbles, chunks = max(1, ceil_div(total, kChunkSteps));
+  const int64_t size = min(kChunkSteps, ceil_div(ceil_div(total, chunks), 2) * 2);
+  Stretch* to = p.stretches;
+  Chunk* chunk = p.chunks;
+  *chunk = {to, to, 0};
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t x = step % taps2, y = step / taps2 % f.dim[1].taps,
+                  z = step / (taps2 * f.dim[1].taps);
+    int64_t at = z * f.dim[0].reach * w.line[0] + y * f.dim[1].reach * w.line[1] +
+                 x * f.dim[2].reach * w.line[2];
+    for (int64_t left = nibbles; left > 0;) {
+      if (chunk->steps == size) {
+        ++chunk;
+        *chunk = {to, to, 0};
+      }
+      const int64_t count = min(left, size - chunk->steps);
+      if (chunk->end > chunk->first && to[-1].offset + to[-1].count == at) {
+        to[-1].count += count;
+      } else {
+        *to++ = {at, count};
+      }
+      chunk->end = to;
+      chunk->steps += count;
+      at += count, left -= count;
+    }
+  }
+  c.work->chunks = total > 0 ? chunk + 1 - p.chunks : 0;
+}
+
+#define BINARIZE_UNROLL _Pragma("GCC unroll 8")
+
+// GCC would add up several steps in another order, for which there are too few registers.
+#define BINARIZE_IN_REGISTER(v) __asm__("" : "+v"(v))
+
+typedef uint16_t Shorts __attribute__((vector_size(kLookup)));
+
+// Sums of one chunk, kTile pixels and kWide registers of lanes; with kHalved two steps at once in
+// the halves of one register.
+template <int kTile, int kWide, bool kHalved>
+static __attribute__((noinline)) void look_up_tile(const Code* const* pixel, const Chunk& chunk,
+                                                   const uint8_t* weight, bool first,
+                                                   uint16_t* sums) {
+  const uint8_t* table = &kTable.row[0][0];
+  Bytes sum[kTile][kWide];
+  BINARIZE_UNROLL
+  for (int i = 0; i < kTile; ++i) {
+    BINARIZE_UNROLL
+    for (int v = 0; v < kWide; ++v) sum[i][v] = Bytes{};
+  }
+  constexpr int64_t bytes = kHalved ? kLookup / 2 : kWide * kLookup;
+  const Code* at[kTile];
+  for (const Stretch* s = chunk.first; s < chunk.end; ++s) {
+    BINARIZE_UNROLL
+    for (int i = 0; i < kTile; ++i) at[i] = pixel[i] + s->offset;
+    const int64_t count = s->count;
+    auto step = [&](int64_t k, const uint8_t* from) __attribute__((always_inline)) {
+      Bytes w[kWide];
+      BINARIZE_UNROLL
+      for (int v = 0; v < kWide; ++v) {
+        w[v] = load_as<Bytes>(from + v * kLookup);
+        BINARIZE_IN_REGISTER(w[v]);
+      }
+      BINARIZE_UNROLL
+      for (int i = 0; i < kTile; ++i) {
+        const Bytes row = table_row(table + at[i][k]);
+        BINARIZE_UNROLL
+        for (int v = 0; v < kWide; ++v) {
+          sum[i][v] += look_up(row, w[v]);
+          BINARIZE_IN_REGISTER(sum[i][v]);
+        }
+      }
+    };
+    int64_t k = 0;
+    if constexpr (kHalved) {
+      for (; k + 2 <= count; k += 2, weight += 2 * bytes) {
+        const Bytes w = load_as<Bytes>(weight);
+        BINARIZE_UNROLL
+        for (int i = 0; i < kTile; ++i) {
+          const Bytes rows = table_rows(table + at[i][k], table + at[i][k + 1]);
+          sum[i][0] += look_up(rows, w);
+          BINARIZE_IN_REGISTER(sum[i][0]);
+        }
+      }
+      if (k < count) {
+        Bytes w = Bytes{};
+        __builtin_memcpy(&w, weight, (size_t)bytes);
+        BINARIZE_UNROLL
+        for (int i = 0; i < kTile; ++i) {
+          sum[i][0] += look_up(half_row(table + at[i][k]), w);
+          BINARIZE_IN_REGISTER(sum[i][0]);
+        }
+        weight += bytes;
+      }
+    } else {
+      for (; k + 2 <= count; k += 2, weight += 2 * bytes) {
+        step(k, weight);
+        step(k + 1, weight + bytes);
+      }
+      if (k < count) {
+        step(k, weight);
+        weight += bytes;
+      }
+    }
+  }
+  BINARIZE_UNROLL
+  for (int i = 0; i < kTile; ++i) {
+    BINARIZE_UNROLL
+    for (int v = 0; v < kWide; ++v) {
+      const Shorts pairs = load_as<Shorts>(&sum[i][v]);
+      Shorts even = pairs & 0xff, odd = pairs >> 8;
+      uint16_t* to = sums + (i * kWide + v) * kLookup;
+      if (!first) {
+        even += load_as<Shorts>(to);
+        odd += load_as<Shorts>(to + kLookup / 2);
+      }
+      __builtin_memcpy(to, &even, sizeof(even));
+      __builtin_memcpy(to + kLookup / 2, &odd, sizeof(odd));
+    }
+  }
+}
+
+typedef uint32_t Quarter __attribute__((vector_size(kLookup)));
+typedef uint32_t HalfQuarter __attribute__((vector_size(kLookup / 2)));
+
+// Sums in 16 bits, of a register's lanes or half as many, to counts in 32, in the order of the
+// channels. As many lanes are written as fill whole quarters.
+template <class Wide>
+static inline __attribute__((always_inline)) void widen_sums(const uint16_t* even,
+                                                             const uint16_t* odd, int64_t lanes,
+                                                             bool more, int32_t* to) {
+  constexpr int64_t quarter = (int64_t)(sizeof(Wide) / sizeof(uint32_t));
+  Wide e = load_as<Wide>(even), o = load_as<Wide>(odd);
+  Wide part[4] = {e & 0xffff, o & 0xffff, e >> 16, o >> 16};
+  BINARIZE_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    if (k * quarter >= lanes) break;
+    if (more) part[k] += load_as<Wide>(to + k * quarter);
+    __builtin_memcpy(to + k * quarter, &part[k], sizeof(Wide));
+  }
+}
+
+static void widen_block(const uint16_t* sums, int64_t block, int64_t pixels, int64_t lanes,
+                        bool more, int32_t* to, int64_t stride) {
+  for (int64_t i = 0; i < pixels; ++i, to += stride) {
+    if (block < kLookup) {
+      uint16_t half[2][kLookup / 4];
+      for (int64_t k = 0; k < kLookup / 4; ++k) {
+        half[0][k] = (uint16_t)(sums[k] + sums[k + kLookup / 4]);
+        half[1][k] = (uint16_t)(sums[k + kLookup / 2] + sums[k + 3 * kLookup / 4]);
+      }
+      widen_sums<HalfQuarter>(half[0], half[1], lanes, more, to);
+      sums += kLookup;
+      continue;
+    }
+    for (int64_t at = 0; at < block; at += kLookup, sums += kLookup) {
+      if (at < lanes) widen_sums<Quarter>(sums, sums + kLookup / 2, lanes - at, more, to + at);
+    }
+  }
+}
+
+static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pixels,
+                         int32_t* counts, uint16_t* sums) {
+  const BinarizeGeometry& g = *c.g;
+  const Plan& p = c.plan;
+  const int64_t out_group = g.out_channels / g.groups, code_group = p.code_pixel / g.groups;
+  const int64_t rounded = ceil_div(pixels, kTilePixels) * kTilePixels;
+  const uint8_t* weight = c.work->lookup;
+  const Code* moved[kMaxBlockPixels];
+  for (int64_t group = 0; group < g.groups; ++group) {
+    for (int64_t i = 0; i < rounded; ++i) moved[i] = pixel[i] + group * code_group;
+    for (int64_t first = 0; first < out_group;) {
+      const int64_t block = lookup_lanes(out_group - first);
+      const int64_t lanes = min(block, out_group - first);
+      int32_t* to = counts + group * out_group + first;
+      int64_t held = 0;  // steps in 16 bits
+      bool more = false;
+      for (const Chunk* k = p.chunks; k < p.chunks + c.work->chunks; ++k) {
+        if (held + k->steps > kShortSteps) {
+          widen_block(sums, block, pixels, lanes, more, to, p.count_stride);
+          more = true;
+          held = 0;
+        }
+        if (block > kLookup) {
+          for (int64_t i = 0; i < pixels; i += 4)
+            look_up_tile<4, 2, false>(moved + i, *k, weight, held == 0, sums + i * block);
+        } else if (block == kLookup) {
+          for (int64_t i = 0; i < pixels; i += 8)
+            look_up_tile<8, 1, false>(moved + i, *k, weight, held == 0, sums + i * block);
+        } else {
+          for (int64_t i = 0; i < pixels; i += 8)
+            look_up_tile<8, 1, true>(moved + i, *k, weight, held == 0, sums + i * kLookup);
+        }
+        held += k->steps;
+        weight += k->steps * block;
+      }
+      if (c.work->chunks == 0) {
+        __builtin_memset(sums, 0, sizeof(*sums) * (size_t)(rounded * max(block, kLookup)));
+      }
+      widen_block(sums, block, pixels, lanes, more, to, p.count_stride);
+      first += block;
+    }
+  }
+}
+
+#else
+
+constexpr int64_t kLookup = 0;
+static int64_t lookup_phase_bytes(const BinarizeGeometry&, const Phase&) { return 0; }
+static void code_row(const Call&, int64_t) {}
+static void make_chunks(const Call&) {}
+static void count_lookup(const Call&, const uint8_t* const*, int64_t, int32_t*, uint16_t*) {}
+
+#endif
