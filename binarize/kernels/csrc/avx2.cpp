@@ -147,20 +147,19 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 
 typedef uint8_t Bytes __attribute__((vector_size(BINARIZE_LOOKUP)));
 
-// A row of a table in both halves of a register, two rows, or one and zeros.
+// A row of a table in both halves of a register.
 inline Bytes table_row(const uint8_t* row) {
   return (Bytes)_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)row));
 }
-inline Bytes table_rows(const uint8_t* low, const uint8_t* high) {
-  const __m128i first = _mm_load_si128((const __m128i*)low);
-  const __m128i second = _mm_load_si128((const __m128i*)high);
-  return (Bytes)_mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
-}
-inline Bytes half_row(const uint8_t* row) {
-  return (Bytes)_mm256_zextsi128_si256(_mm_load_si128((const __m128i*)row));
-}
 inline Bytes look_up(Bytes row, Bytes index) {
   return (Bytes)_mm256_shuffle_epi8((__m256i)row, (__m256i)index);
+}
+
+// x0 + x1, x2 + x3, ...
+#define BINARIZE_PAIR_SUMS
+inline Floats pair_sums(Floats a, Floats b) {
+  const __m256d sums = _mm256_castps_pd(_mm256_hadd_ps((__m256)a, (__m256)b));
+  return (Floats)_mm256_castpd_ps(_mm256_permute4x64_pd(sums, 0xd8));
 }
 
 #include "bits.hpp"

@@ -49,7 +49,11 @@ static inline __attribute__((always_inline)) Floats sum_neighbours(const Floats*
   } else if constexpr (kSize % 2 == 0) {
     Floats half[kSize / 2];
     for (int i = 0; i < kSize / 2; ++i) {
+#if defined(BINARIZE_PAIR_SUMS)
+      half[i] = pair_sums(x[2 * i], x[2 * i + 1]);
+#else
       half[i] = add_neighbours<2>(x + 2 * i, std::make_integer_sequence<int, 2>{});
+#endif
     }
     return sum_neighbours<kSize / 2>(half);
   } else {

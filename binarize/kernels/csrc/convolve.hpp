@@ -263,7 +263,7 @@ static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, i
   c.g = &g;
   c.tensors = tensors;
   c.work = &w;
-  const bool coded = kLookup > 0 && g.prepared == 1 + kSet;
+  const int64_t coded = g.prepared == 1 + kSet ? code_bits(g, kLookup) : 0;
   make_plan(g, coded, tensors[BINARIZE_RESULT_MEANS] != nullptr, threads,
             (char*)tensors[BINARIZE_SCRATCH], c.plan);
   begin_work(c, w);

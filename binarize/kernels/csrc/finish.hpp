@@ -102,6 +102,9 @@ static inline __attribute__((always_inline)) void finish_segment(const Block& b,
     finish_channels<Floats, Ints, kFinish, kBypass, kResidual, kActivation>(b, segment, from + k,
                                                                             k);
   }
+  for (; k + 2 * kLanes <= channels; k += 2 * kLanes) {
+    finish_channels<Floats, Ints, 2, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+  }
   for (; k + kLanes <= channels; k += kLanes) {
     finish_channels<Floats, Ints, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
   }

@@ -15,11 +15,8 @@ static int64_t portable_bytes(const BinarizeGeometry& g) {
 
 constexpr int64_t kLookup = BINARIZE_LOOKUP;
 
-// 4 activations, as the offset of their row in the table: 16 rows of 16 bytes. Activations of 2 bits
-// are another table, of 256 rows, and codes of 16 bits.
-typedef uint8_t Code;
-
-// Row x, entry w: how many of 4 bits differ.
+// Row x, entry w of a table: how many of 4 bits differ. A code is the offset of a pixel's row.
+// Activations of 2 bits would be another table of 256 rows, with codes of 16 bits.
 struct LookupTable {
   uint8_t row[16][16];
 };
@@ -35,7 +32,24 @@ static constexpr LookupTable make_lookup_table() {
   return t;
 }
 
+// Row x + 16 y: rows x and y of the table, for the halves of a register.
+struct PairTable {
+  uint8_t row[256][kLookup];
+};
+
+static constexpr PairTable make_pair_table() {
+  PairTable t = {};
+  const LookupTable single = make_lookup_table();
+  for (int x = 0; x < 256; ++x) {
+    for (int i = 0; i < kLookup; ++i) {
+      t.row[x][i] = single.row[i < kLookup / 2 ? x % 16 : x / 16][i % 16];
+    }
+  }
+  return t;
+}
+
 alignas(64) static constexpr LookupTable kTable = make_lookup_table();
+alignas(64) static constexpr PairTable kPairTable = make_pair_table();
 constexpr int64_t kTableMax = 4;                    // largest entry
 constexpr int64_t kShortSteps = 65535 / kTableMax;  // steps that 16 bits hold
 constexpr int64_t kTilePixels = 8;                  // the most pixels of a tile
@@ -44,8 +58,7 @@ static_assert(2 * kLookup <= kMaxBlockLanes, "sums of a block");
 
 // Lanes of the next block of outputs, of which `rest` are left.
 static inline int64_t lookup_lanes(int64_t rest) {
-  if (rest > kLookup) return 2 * kLookup;
-  return rest > kLookup / 2 ? kLookup : kLookup / 2;
+  return rest > kLookup ? 2 * kLookup : kLookup;
 }
 
 static int64_t lookup_lanes_of(int64_t outputs) {
@@ -57,22 +70,23 @@ static int64_t lookup_lanes_of(int64_t outputs) {
   return lanes;
 }
 
-// Byte of a step's weight that belongs to a lane: such that bytes widened to 16 and 32 bits by
-// masks and shifts alone come out in the order of the channels.
-static int64_t lookup_place(int64_t lane, int64_t lanes) {
-  const int64_t width = lanes < kLookup ? lanes : kLookup, quarter = width / 4;
+// Byte of a register, or of half of it, that belongs to a lane: such that bytes widened to 16 and 32
+// bits by masks and shifts alone come out in the order of the channels.
+static int64_t lookup_place(int64_t lane, int64_t width) {
+  const int64_t quarter = width / 4;
   const int64_t in = lane % width;
   return lane / width * width + in % quarter * 4 + in / quarter;
 }
 
 // Bytes of all outputs' weights for one phase.
 static int64_t lookup_phase_bytes(const BinarizeGeometry& g, const Phase& f) {
-  return g.groups * lookup_lanes_of(g.out_channels / g.groups) * f.steps * row_nibbles(g);
+  const int64_t bits = code_bits(g, kLookup);
+  return g.groups * lookup_lanes_of(g.out_channels / g.groups) * f.steps * row_codes(g, bits);
 }
 
 // A prepared weight: the portable one, and behind it the same bits in the order of the look-ups.
 static int64_t prepared_bytes(const BinarizeGeometry& g) {
-  if (!uses_lookup(g)) return 0;
+  if (!code_bits(g, kLookup)) return 0;
   int64_t bytes = ceil_div(portable_bytes(g), 64) * 64 + 64;
   for (int64_t i = 0; i < phase_count(g); ++i) bytes += lookup_phase_bytes(g, make_phase(g, i));
   return bytes;
@@ -84,7 +98,8 @@ static void prepare_weight(const BinarizeGeometry& g, const uint64_t* words, uin
   __builtin_memset(out + portable, 0, (size_t)(total - portable));
   uint8_t* to = out + ceil_div(portable, 64) * 64;
   const int64_t out_group = g.out_channels / g.groups, blocks = ceil_div(out_group, 8);
-  const int64_t nibbles = row_nibbles(g), string_words = ceil_div(nibbles, 16);
+  const int64_t bits = code_bits(g, kLookup), halves = bits / 4, width = kLookup / halves;
+  const int64_t codes = row_codes(g, bits), string_words = ceil_div(codes * bits, 64);
   for (int64_t i = 0; i < phase_count(g); ++i) {
     const Phase f = make_phase(g, i);
     const int64_t reads = f.steps * string_words;
@@ -93,16 +108,17 @@ static void prepare_weight(const BinarizeGeometry& g, const uint64_t* words, uin
       for (int64_t first = 0; first < out_group;) {
         const int64_t lanes = lookup_lanes(out_group - first);
         for (int64_t l = 0; l < min(lanes, out_group - first); ++l) {
-          const int64_t o = first + l, place = lookup_place(l, lanes);
+          const int64_t o = first + l, place = lookup_place(l, width);
           const uint64_t* from = of_group + o / 8 * reads * 8 + o % 8;
           for (int64_t s = 0; s < f.steps; ++s) {
-            for (int64_t k = 0; k < nibbles; ++k) {
+            for (int64_t k = 0; k < codes * halves; ++k) {
               const uint64_t word = from[(s * string_words + k / 16) * 8];
-              to[(s * nibbles + k) * lanes + place] = (uint8_t)(word >> (k % 16 * 4) & 15);
+              to[(s * codes + k / halves) * lanes + k % halves * width + place] =
+                  (uint8_t)(word >> (k % 16 * 4) & 15);
             }
           }
         }
-        to += lanes * f.steps * nibbles;
+        to += lanes * f.steps * codes;
         first += lanes;
       }
     }
@@ -110,40 +126,68 @@ static void prepare_weight(const BinarizeGeometry& g, const uint64_t* words, uin
   }
 }
 
-// 4 bits each of 32 to a byte each, as offsets into the table.
+// 4 bits each of 32 to a byte each, as offsets into a table of rows of 16 bytes.
 static inline uint64_t spread_nibbles(uint64_t x) {
   x = (x | x << 16) & 0x0000ffff0000ffffu;
   x = (x | x << 8) & 0x00ff00ff00ff00ffu;
   return (x << 4 | x << 8) & 0xf0f0f0f0f0f0f0f0u;
 }
 
+// 8 bits each of 32 to 16 bits each, as offsets into a table of rows of kLookup bytes.
+static inline uint64_t spread_bytes(uint64_t x) {
+  x = (x | x << 16) & 0x0000ffff0000ffffu;
+  x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+  return x * kLookup;
+}
+
+// 32 bits become 8 bytes of codes.
+template <bool kPairs>
+static inline uint64_t spread(uint64_t x) {
+  return kPairs ? spread_bytes(x & 0xffffffffu) : spread_nibbles(x & 0xffffffffu);
+}
+
+// Codes of `items` strings of `words` words; each has `bytes` of them.
+template <bool kPairs>
+static void spread_row(const uint64_t* from, int64_t items, int64_t words, int64_t bytes,
+                       uint8_t* to) {
+  if (bytes == 16 * words) {
+    for (int64_t i = 0; i < items * words; ++i) {
+      const uint64_t both[2] = {spread<kPairs>(from[i]), spread<kPairs>(from[i] >> 32)};
+      __builtin_memcpy(to + 16 * i, both, sizeof(both));
+    }
+  } else if (bytes == 8 && words == 1) {
+    for (int64_t i = 0; i < items; ++i) {
+      const uint64_t eight = spread<kPairs>(from[i]);
+      __builtin_memcpy(to + 8 * i, &eight, sizeof(eight));
+    }
+  } else if (bytes <= 4) {
+    for (int64_t i = 0; i < items; ++i) {
+      const uint32_t four = (uint32_t)spread<kPairs>(from[i * words]);
+      __builtin_memcpy(to + bytes * i, &four, sizeof(four));
+    }
+  } else {
+    // What is written beyond an item's codes is written again by the next; the row ends in a gap.
+    for (int64_t i = 0; i < items; ++i, from += words, to += bytes) {
+      for (int64_t k = 0; k < bytes; k += 8) {
+        const uint64_t eight = spread<kPairs>(from[k / 16] >> (k % 16 * 4));
+        __builtin_memcpy(to + k, &eight, sizeof(eight));
+      }
+    }
+  }
+}
+
 // Codes of one row of bits or strings.
 static void code_row(const Call& c, int64_t line) {
   const Plan& p = c.plan;
   const int64_t pixels = p.gathered ? p.string_pixels : p.padded[2];
-  const int64_t items = p.gathered ? pixels * c.g->groups : pixels;
+  const int64_t groups = p.gathered ? c.g->groups : 1, items = pixels * groups;
   const int64_t words = p.gathered ? p.string_words : p.words;
-  const int64_t nibbles = p.code_pixel / (items / pixels);
   const uint64_t* from = (p.gathered ? p.strings : p.bits) + line * items * words;
   uint8_t* to = p.codes + line * p.code_line;
-  if (nibbles == 16 * words) {
-    for (int64_t i = 0; i < items * words; ++i) {
-      const uint64_t both[2] = {spread_nibbles(from[i] & 0xffffffffu), spread_nibbles(from[i] >> 32)};
-      __builtin_memcpy(to + 16 * i, both, sizeof(both));
-    }
-  } else if (nibbles <= 4) {
-    for (int64_t i = 0; i < items; ++i) {
-      const uint32_t few = (uint32_t)spread_nibbles(from[i * words] & 0xffffu);
-      __builtin_memcpy(to + nibbles * i, &few, sizeof(few));
-    }
+  if (p.coded == 8) {
+    spread_row<true>(from, items, words, p.code_pixel / groups, to);
   } else {
-    // What is written beyond an item's codes is written again by the next; the row ends in a gap.
-    for (int64_t i = 0; i < items; ++i, from += words, to += nibbles) {
-      for (int64_t k = 0; k < nibbles; k += 8) {
-        const uint64_t eight = spread_nibbles(from[k / 16] >> (k % 16 * 4) & 0xffffffffu);
-        __builtin_memcpy(to + k, &eight, sizeof(eight));
-      }
-    }
+    spread_row<false>(from, items, words, p.code_pixel / groups, to);
   }
 }
 
@@ -156,9 +200,9 @@ static void make_chunks(const Call& c) {
   const BinarizeGeometry& g = *c.g;
   const bool rows = p.gathered && g.folded;
   const int64_t taps2 = rows ? 1 : f.dim[2].taps, steps = f.dim[0].taps * f.dim[1].taps * taps2;
-  const int64_t nibbles = p.gathered || g.groups > 1 ? p.code_pixel / g.groups : p.code_pixel;
-  const int64_t total = steps * nibbles, chunks = max(1, ceil_div(total, kChunkSteps));
-  const int64_t size = min(kChunkSteps, ceil_div(ceil_div(total, chunks), 2) * 2);
+  const int64_t size = p.coded / 4, codes = p.code_pixel / size / g.groups;
+  const int64_t total = steps * codes, chunks = max(1, ceil_div(total, kChunkSteps));
+  const int64_t most = min(kChunkSteps, ceil_div(ceil_div(total, chunks), 2) * 2);
   Stretch* to = p.stretches;
   Chunk* chunk = p.chunks;
   *chunk = {to, to, 0};
@@ -167,20 +211,20 @@ static void make_chunks(const Call& c) {
                   z = step / (taps2 * f.dim[1].taps);
     int64_t at = z * f.dim[0].reach * w.line[0] + y * f.dim[1].reach * w.line[1] +
                  x * f.dim[2].reach * w.line[2];
-    for (int64_t left = nibbles; left > 0;) {
-      if (chunk->steps == size) {
+    for (int64_t left = codes; left > 0;) {
+      if (chunk->steps == most) {
         ++chunk;
         *chunk = {to, to, 0};
       }
-      const int64_t count = min(left, size - chunk->steps);
-      if (chunk->end > chunk->first && to[-1].offset + to[-1].count == at) {
+      const int64_t count = min(left, most - chunk->steps);
+      if (chunk->end > chunk->first && to[-1].offset + size * to[-1].count == at) {
         to[-1].count += count;
       } else {
         *to++ = {at, count};
       }
       chunk->end = to;
       chunk->steps += count;
-      at += count, left -= count;
+      at += size * count, left -= count;
     }
   }
   c.work->chunks = total > 0 ? chunk + 1 - p.chunks : 0;
@@ -193,24 +237,25 @@ static void make_chunks(const Call& c) {
 
 typedef uint16_t Shorts __attribute__((vector_size(kLookup)));
 
-// Sums of one chunk, kTile pixels and kWide registers of lanes; with kHalved two steps at once in
-// the halves of one register.
-template <int kTile, int kWide, bool kHalved>
-static __attribute__((noinline)) void look_up_tile(const Code* const* pixel, const Chunk& chunk,
+// Sums of one chunk, kTile pixels and kWide registers of lanes. With kPairs a code is 8 bits, of which
+// either half of a register looks up 4.
+template <int kTile, int kWide, bool kPairs>
+static __attribute__((noinline)) void look_up_tile(const uint8_t* const* pixel, const Chunk& chunk,
                                                    const uint8_t* weight, bool first,
                                                    uint16_t* sums) {
-  const uint8_t* table = &kTable.row[0][0];
+  typedef std::conditional_t<kPairs, uint16_t, uint8_t> Code;
+  const uint8_t* table = kPairs ? &kPairTable.row[0][0] : &kTable.row[0][0];
   Bytes sum[kTile][kWide];
   BINARIZE_UNROLL
   for (int i = 0; i < kTile; ++i) {
     BINARIZE_UNROLL
     for (int v = 0; v < kWide; ++v) sum[i][v] = Bytes{};
   }
-  constexpr int64_t bytes = kHalved ? kLookup / 2 : kWide * kLookup;
+  constexpr int64_t bytes = kWide * kLookup;
   const Code* at[kTile];
   for (const Stretch* s = chunk.first; s < chunk.end; ++s) {
     BINARIZE_UNROLL
-    for (int i = 0; i < kTile; ++i) at[i] = pixel[i] + s->offset;
+    for (int i = 0; i < kTile; ++i) at[i] = (const Code*)(pixel[i] + s->offset);
     const int64_t count = s->count;
     auto step = [&](int64_t k, const uint8_t* from) __attribute__((always_inline)) {
       Bytes w[kWide];
@@ -221,7 +266,8 @@ static __attribute__((noinline)) void look_up_tile(const Code* const* pixel, con
       }
       BINARIZE_UNROLL
       for (int i = 0; i < kTile; ++i) {
-        const Bytes row = table_row(table + at[i][k]);
+        const uint8_t* from_table = table + at[i][k];
+        const Bytes row = kPairs ? load_as<Bytes>(from_table) : table_row(from_table);
         BINARIZE_UNROLL
         for (int v = 0; v < kWide; ++v) {
           sum[i][v] += look_up(row, w[v]);
@@ -230,35 +276,13 @@ static __attribute__((noinline)) void look_up_tile(const Code* const* pixel, con
       }
     };
     int64_t k = 0;
-    if constexpr (kHalved) {
-      for (; k + 2 <= count; k += 2, weight += 2 * bytes) {
-        const Bytes w = load_as<Bytes>(weight);
-        BINARIZE_UNROLL
-        for (int i = 0; i < kTile; ++i) {
-          const Bytes rows = table_rows(table + at[i][k], table + at[i][k + 1]);
-          sum[i][0] += look_up(rows, w);
-          BINARIZE_IN_REGISTER(sum[i][0]);
-        }
-      }
-      if (k < count) {
-        Bytes w = Bytes{};
-        __builtin_memcpy(&w, weight, (size_t)bytes);
-        BINARIZE_UNROLL
-        for (int i = 0; i < kTile; ++i) {
-          sum[i][0] += look_up(half_row(table + at[i][k]), w);
-          BINARIZE_IN_REGISTER(sum[i][0]);
-        }
-        weight += bytes;
-      }
-    } else {
-      for (; k + 2 <= count; k += 2, weight += 2 * bytes) {
-        step(k, weight);
-        step(k + 1, weight + bytes);
-      }
-      if (k < count) {
-        step(k, weight);
-        weight += bytes;
-      }
+    for (; k + 2 <= count; k += 2, weight += 2 * bytes) {
+      step(k, weight);
+      step(k + 1, weight + bytes);
+    }
+    if (k < count) {
+      step(k, weight);
+      weight += bytes;
     }
   }
   BINARIZE_UNROLL
@@ -299,20 +323,21 @@ static inline __attribute__((always_inline)) void widen_sums(const uint16_t* eve
 }
 
 static void widen_block(const uint16_t* sums, int64_t block, int64_t pixels, int64_t lanes,
-                        bool more, int32_t* to, int64_t stride) {
-  for (int64_t i = 0; i < pixels; ++i, to += stride) {
-    if (block < kLookup) {
-      uint16_t half[2][kLookup / 4];
-      for (int64_t k = 0; k < kLookup / 4; ++k) {
-        half[0][k] = (uint16_t)(sums[k] + sums[k + kLookup / 4]);
-        half[1][k] = (uint16_t)(sums[k + kLookup / 2] + sums[k + 3 * kLookup / 4]);
+                        bool pairs, bool more, int32_t* to, int64_t stride) {
+  typedef uint16_t HalfShorts __attribute__((vector_size(kLookup / 2)));
+  constexpr int64_t quarter = kLookup / 4;
+  for (int64_t i = 0; i < pixels; ++i, to += stride, sums += block) {
+    if (pairs) {
+      HalfShorts half[2];
+      for (int k = 0; k < 2; ++k) {
+        half[k] = load_as<HalfShorts>(sums + 2 * k * quarter) +
+                  load_as<HalfShorts>(sums + (2 * k + 1) * quarter);
       }
-      widen_sums<HalfQuarter>(half[0], half[1], lanes, more, to);
-      sums += kLookup;
+      widen_sums<HalfQuarter>((const uint16_t*)&half[0], (const uint16_t*)&half[1], lanes, more, to);
       continue;
     }
-    for (int64_t at = 0; at < block; at += kLookup, sums += kLookup) {
-      if (at < lanes) widen_sums<Quarter>(sums, sums + kLookup / 2, lanes - at, more, to + at);
+    for (int64_t at = 0; at < lanes; at += kLookup) {
+      widen_sums<Quarter>(sums + at, sums + at + kLookup / 2, lanes - at, more, to + at);
     }
   }
 }
@@ -323,8 +348,10 @@ static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pix
   const Plan& p = c.plan;
   const int64_t out_group = g.out_channels / g.groups, code_group = p.code_pixel / g.groups;
   const int64_t rounded = ceil_div(pixels, kTilePixels) * kTilePixels;
+  // With pairs, 16 bits hold the sum of either half, and of both together.
+  const int64_t most = kShortSteps / (p.coded / 4);
   const uint8_t* weight = c.work->lookup;
-  const Code* moved[kMaxBlockPixels];
+  const uint8_t* moved[kMaxBlockPixels];
   for (int64_t group = 0; group < g.groups; ++group) {
     for (int64_t i = 0; i < rounded; ++i) moved[i] = pixel[i] + group * code_group;
     for (int64_t first = 0; first < out_group;) {
@@ -333,29 +360,32 @@ static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pix
       int32_t* to = counts + group * out_group + first;
       int64_t held = 0;  // steps in 16 bits
       bool more = false;
+      auto widen = [&] {
+        widen_block(sums, block, pixels, lanes, p.coded == 8, more, to, p.count_stride);
+      };
       for (const Chunk* k = p.chunks; k < p.chunks + c.work->chunks; ++k) {
-        if (held + k->steps > kShortSteps) {
-          widen_block(sums, block, pixels, lanes, more, to, p.count_stride);
+        if (held + k->steps > most) {
+          widen();
           more = true;
           held = 0;
         }
         if (block > kLookup) {
           for (int64_t i = 0; i < pixels; i += 4)
             look_up_tile<4, 2, false>(moved + i, *k, weight, held == 0, sums + i * block);
-        } else if (block == kLookup) {
+        } else if (p.coded == 4) {
           for (int64_t i = 0; i < pixels; i += 8)
             look_up_tile<8, 1, false>(moved + i, *k, weight, held == 0, sums + i * block);
         } else {
           for (int64_t i = 0; i < pixels; i += 8)
-            look_up_tile<8, 1, true>(moved + i, *k, weight, held == 0, sums + i * kLookup);
+            look_up_tile<8, 1, true>(moved + i, *k, weight, held == 0, sums + i * block);
         }
         held += k->steps;
         weight += k->steps * block;
       }
       if (c.work->chunks == 0) {
-        __builtin_memset(sums, 0, sizeof(*sums) * (size_t)(rounded * max(block, kLookup)));
+        __builtin_memset(sums, 0, sizeof(*sums) * (size_t)(rounded * block));
       }
-      widen_block(sums, block, pixels, lanes, more, to, p.count_stride);
+      widen();
       first += block;
     }
   }

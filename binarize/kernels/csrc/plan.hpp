@@ -97,7 +97,7 @@ static Phase make_phase(const BinarizeGeometry& g, int64_t index) {
 
 constexpr int64_t kPixels = 4;           // pixels of a register tile
 constexpr int64_t kMaxBlockPixels = 64;  // pixels of a block
-constexpr int64_t kMaxBlockLanes = 128;  // channels that table look-ups count at a time
+constexpr int64_t kMaxBlockLanes = 128;  // lanes in which table look-ups count at a time
 constexpr int64_t kSegment = 512;        // pixels of a row that one thread packs at a time
 constexpr int64_t kSegments = 4;         // sources that a bypass is read from where they lie
 constexpr int64_t kChunkSteps = 62;      // look-ups whose sums a byte holds, an even number
@@ -113,15 +113,18 @@ struct Chunk {
   int64_t steps;
 };
 
-// Whether table look-ups are the faster way to count, where an instruction set has them: below,
-// most lanes would be empty.
-static inline bool uses_lookup(const BinarizeGeometry& g) {
-  return !g.depthwise && g.out_channels / g.groups > 8;
+// Bits that one code of a pixel stands for in table look-ups with registers of so many bytes. Where
+// the outputs fill half of a register, its halves look up 4 bits each. 0: bits of words are counted
+// instead, as most lanes would be empty.
+static inline int64_t code_bits(const BinarizeGeometry& g, int64_t lookup) {
+  const int64_t out_group = g.out_channels / g.groups;
+  if (lookup == 0 || g.depthwise || out_group <= 8) return 0;
+  return out_group <= lookup / 2 ? 8 : 4;
 }
 
-// Groups of 4 bits of one step of the packed weight.
-static inline int64_t row_nibbles(const BinarizeGeometry& g) {
-  return ceil_div(g.in_channels / g.groups * (g.folded ? g.kernel[2] : 1), 4);
+// Codes of one step of the packed weight, of so many bits each.
+static inline int64_t row_codes(const BinarizeGeometry& g, int64_t bits) {
+  return ceil_div(g.in_channels / g.groups * (g.folded ? g.kernel[2] : 1), bits);
 }
 
 struct Plan {
@@ -134,8 +137,8 @@ struct Plan {
   int64_t block;          // pixels of a block
   int64_t span;           // pixels of a work item
   int64_t count_stride;   // int32 per pixel of a block
-  bool coded;             // counted by table look-up: bits are brought into codes
-  int64_t code_pixel;     // codes per pixel, all groups
+  int64_t coded;          // bits of a code, where table look-ups count; else 0
+  int64_t code_pixel;     // bytes of codes per pixel, all groups
   int64_t code_line;      // bytes per row of codes
   int64_t phases;
   int64_t mean_rows;       // partial sums of the input, rows over all sources and samples
@@ -205,7 +208,7 @@ static void plan_bypass(const BinarizeGeometry& g, Plan& p) {
 }
 
 // Fills in the plan; with `memory` null only its size.
-static void make_plan(const BinarizeGeometry& g, bool coded, bool want_means, int64_t threads,
+static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means, int64_t threads,
                       char* memory, Plan& p) {
   p.words = ceil_div(g.in_channels, 64);
   p.phases = phase_count(g);
@@ -234,14 +237,16 @@ static void make_plan(const BinarizeGeometry& g, bool coded, bool want_means, in
   }
   const int64_t in_group = g.in_channels / g.groups;
   // Few pixels do not pay for reading a weight that is twice as long.
-  p.coded = coded && uses_lookup(g) && g.samples * outputs > kPixels;
-  // Codes of whole groups of 4 channels are read where they lie.
-  const bool gather = p.coded ? in_group % 4 != 0 : g.folded || in_group % 64 != 0;
+  p.coded = g.samples * outputs > kPixels ? coded : 0;
+  // Codes that belong to one tap and group are read where they lie.
+  const bool gather = p.coded ? in_group % p.coded != 0 : g.folded || in_group % 64 != 0;
   p.gathered = !g.depthwise && gather && (g.folded || g.groups > 1);
   p.string_words = ceil_div(g.folded ? in_group * g.kernel[2] : in_group, 64);
   p.string_pixels = g.folded ? g.out_size[2] : p.padded[2];
 
-  p.code_pixel = p.gathered ? g.groups * row_nibbles(g) : ceil_div(g.in_channels, 4);
+  const int64_t bits = p.coded ? p.coded : 4;
+  p.code_pixel =
+      bits / 4 * (p.gathered ? g.groups * row_codes(g, bits) : ceil_div(g.in_channels, bits));
   p.code_line = ceil_div((p.gathered ? p.string_pixels : p.padded[2]) * p.code_pixel, 16) * 16 + 16;
 
   const int64_t round = g.depthwise ? 64 : 16, tile = p.coded ? 2 * kPixels : kPixels;
@@ -283,7 +288,7 @@ static void make_plan(const BinarizeGeometry& g, bool coded, bool want_means, in
   p.strings =
       (uint64_t*)take(p.gathered ? 8 * pixels * p.string_pixels * g.groups * p.string_words : 0);
   p.codes = (uint8_t*)take(p.coded ? pixels * p.code_line : 0);
-  const int64_t chunks = p.coded ? taps * row_nibbles(g) / kChunkSteps * 2 + 2 : 0;
+  const int64_t chunks = p.coded ? taps * row_codes(g, bits) / kChunkSteps * 2 + 2 : 0;
   p.chunks = (Chunk*)take((int64_t)sizeof(Chunk) * chunks);
   p.stretches = (Stretch*)take(p.coded ? (int64_t)sizeof(Stretch) * (taps + chunks) : 0);
   p.offsets = (int64_t*)take(p.coded ? 0 : 8 * steps * (g.depthwise ? 1 : p.string_words));

@@ -90,8 +90,10 @@ int32_t binarize_unit_scalar(const BinarizeGeometry& g, const void* const* tenso
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads) {
   Plan plan;
-  make_plan(g, false, true, threads, nullptr, plan);
-  const int64_t bytes = plan.bytes;
-  make_plan(g, true, true, threads, nullptr, plan);
-  return max(bytes, plan.bytes);
+  int64_t bytes = 0;
+  for (int64_t bits = 0; bits <= 8; bits += 4) {
+    make_plan(g, bits, true, threads, nullptr, plan);
+    bytes = max(bytes, plan.bytes);
+  }
+  return bytes;
 }

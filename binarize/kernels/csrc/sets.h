@@ -2,6 +2,7 @@
 #ifndef BINARIZE_SETS_H
 #define BINARIZE_SETS_H
 
+#include <type_traits>
 #include <utility>
 
 #include "binarize.h"
