@@ -155,6 +155,15 @@ inline Bytes look_up(Bytes row, Bytes index) {
   return (Bytes)_mm256_shuffle_epi8((__m256i)row, (__m256i)index);
 }
 
+// One bit per lane.
+#define BINARIZE_MASKS
+inline uint64_t not_less(Floats x, Floats t) {
+  return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)t, _CMP_NLT_UQ));
+}
+inline Floats magnitude(Floats x) {
+  return (Floats)_mm256_and_ps(_mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)), (__m256)x);
+}
+
 // x0 + x1, x2 + x3, ...
 #define BINARIZE_PAIR_SUMS
 inline Floats pair_sums(Floats a, Floats b) {

@@ -151,6 +151,13 @@ inline void count_tile(int64_t wide, const uint64_t* const* pixel, const int64_t
   }
 }
 
+// One bit per lane.
+#define BINARIZE_MASKS
+inline uint64_t not_less(Floats x, Floats t) {
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)t, _CMP_NLT_UQ);
+}
+inline Floats magnitude(Floats x) { return (Floats)_mm512_abs_ps((__m512)x); }
+
 #include "bits.hpp"
 #include "table.hpp"
 #include "bypass.hpp"

@@ -207,6 +207,55 @@ static inline void merge_word(uint64_t* to, int64_t shift, uint64_t word) {
 // Floats by which maps are fetched ahead where they are not read in one go.
 constexpr int64_t kAhead = 512;
 
+#if defined(BINARIZE_MASKS)
+// Pixels whose channels fill kWide registers and fit into a word: thresholds and sums stay in
+// registers. Every word is written `repeat` times.
+template <int kWide, bool kDeviation>
+static void pack_few(const float* x, int64_t step, int64_t pixels, const float* level,
+                     int64_t repeat, uint64_t* to, Deviation& deviation) {
+  Floats t[kWide], sums[kWide];
+#pragma GCC unroll 8
+  for (int i = 0; i < kWide; ++i) t[i] = load_as<Floats>(level + i * kLanes), sums[i] = Floats{};
+  for (int64_t p = 0; p < pixels; ++p, x += step, to += repeat) {
+    uint64_t word = 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < kWide; ++i) {
+      const Floats value = load_as<Floats>(x + i * kLanes);
+      word |= not_less(value, t[i]) << (i * kLanes);
+      if (kDeviation) sums[i] += magnitude(value - t[i]);
+    }
+    for (int64_t r = 0; r < repeat; ++r) to[r] = word;
+  }
+  if (!kDeviation) return;
+  Deviation all;
+  static_assert(sizeof(all.lane[0]) == sizeof(Floats), "a lane is a register");
+#pragma GCC unroll 8
+  for (int i = 0; i < kWide; ++i) __builtin_memcpy(&all.lane[i], &sums[i], sizeof(Floats));
+  deviation.add(all, (float)repeat);
+}
+
+// Whether pack_few did it.
+template <bool kDeviation>
+static bool pack_few_channels(const Source& s, const float* x, int64_t from, int64_t to,
+                              const float* level, uint64_t* row, Deviation& deviation) {
+  if (from % s.up || to % s.up) return false;
+  const int64_t pixels = (to - from) / s.up;
+  uint64_t* at = row + from;
+  switch (s.channels % kLanes ? 0 : s.channels / kLanes) {
+    case 1:
+      return pack_few<1, kDeviation>(x, s.col, pixels, level, s.up, at, deviation), true;
+    case 2:
+      return pack_few<2, kDeviation>(x, s.col, pixels, level, s.up, at, deviation), true;
+    case 3:
+      return pack_few<3, kDeviation>(x, s.col, pixels, level, s.up, at, deviation), true;
+    case 4:
+      return pack_few<4, kDeviation>(x, s.col, pixels, level, s.up, at, deviation), true;
+    default:
+      return false;
+  }
+}
+#endif
+
 template <bool kDeviation>
 static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t from, int64_t to,
                      uint64_t* row, Deviation& deviation) {
@@ -225,6 +274,13 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
     const Source s(c, i);
     Packer packer(c.plan.level + n * g.in_channels + channel, flip, s.channels);
     const float* x = s.at(n, z, y, from);
+#if defined(BINARIZE_MASKS)
+    if (words == 1 && g.sources == 1 && !flip &&
+        pack_few_channels<kDeviation>(s, x, from, to, c.plan.level + n * g.in_channels, row,
+                                      deviation)) {
+      continue;
+    }
+#endif
     const int64_t offset = channel / 64, shift = channel % 64;
     if (s.up == 1 && !merge) {
       for (int64_t p = from; p < to; ++p, x += s.col) {
