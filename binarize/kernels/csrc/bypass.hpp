@@ -85,8 +85,10 @@ static void group_means(const float* x, int64_t groups, float* __restrict out) {
   int64_t j = 0;
 #if defined(BINARIZE_SHUFFLE)
   for (; j + kLanes <= groups; j += kLanes) {
+    // One by one: a copy of all in smaller pieces would be waited for.
     Floats part[kSize];
-    __builtin_memcpy(part, x + j * kSize, sizeof(part));
+#pragma GCC unroll 8
+    for (int i = 0; i < kSize; ++i) part[i] = load_as<Floats>(x + j * kSize + i * kLanes);
     const Floats mean = sum_neighbours<kSize>(part) * share;
     __builtin_memcpy(out + j, &mean, sizeof(mean));
   }
