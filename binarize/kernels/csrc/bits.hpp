@@ -123,6 +123,10 @@ static bool takes_means(const Call& c) {
   return false;
 }
 
+// Thresholds that depend on a mean lie below it by this share, so that all of a channel that is
+// constant up to rounding is +1; binarize/ops/ties.py has the same.
+constexpr float kTieMargin = 0x1p-18f;
+
 // Thresholds of every sample, (n, channel).
 static void make_levels(Call& c) {
   const BinarizeGeometry& g = *c.g;
@@ -151,7 +155,10 @@ static void make_levels(Call& c) {
       }
       row += rows;
       const float* factor = gain + channel;
-      for (int64_t k = 0; k < channels; ++k) level[k] = factor[k] * level[k] + add[k];
+      for (int64_t k = 0; k < channels; ++k) {
+        const float t = factor[k] * level[k] + add[k];
+        level[k] = t - __builtin_fabsf(t) * kTieMargin;
+      }
     }
     channel += channels;
   }
