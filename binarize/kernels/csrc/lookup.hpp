@@ -32,7 +32,7 @@ static constexpr LookupTable make_lookup_table() {
   return t;
 }
 
-// Row x + 16 y: rows x and y of the table, for the halves of a register.
+// Row x + 16 y: rows x and y of the table, each as long as half a register.
 struct PairTable {
   uint8_t row[256][kLookup];
 };
@@ -74,14 +74,18 @@ static int64_t lookup_lanes_of(int64_t outputs) {
 // bits by masks and shifts alone come out in the order of the channels.
 static int64_t lookup_place(int64_t lane, int64_t width) {
   const int64_t quarter = width / 4;
-  const int64_t in = lane % width;
-  return lane / width * width + in % quarter * 4 + in / quarter;
+  return lane % quarter * 4 + lane / quarter;
+}
+
+// Look-ups of one register of lanes per code.
+static int64_t looks_per_code(const BinarizeGeometry& g, int64_t bits) {
+  return is_halved(g, kLookup) ? 1 : bits / 4;
 }
 
 // Bytes of all outputs' weights for one phase.
 static int64_t lookup_phase_bytes(const BinarizeGeometry& g, const Phase& f) {
-  const int64_t bits = code_bits(g, kLookup);
-  return g.groups * lookup_lanes_of(g.out_channels / g.groups) * f.steps * row_codes(g, bits);
+  const int64_t bits = code_bits(g, kLookup), looks = looks_per_code(g, bits);
+  return g.groups * lookup_lanes_of(g.out_channels / g.groups) * f.steps * row_codes(g, bits) * looks;
 }
 
 // A prepared weight: the portable one, and behind it the same bits in the order of the look-ups.
@@ -98,7 +102,8 @@ static void prepare_weight(const BinarizeGeometry& g, const uint64_t* words, uin
   __builtin_memset(out + portable, 0, (size_t)(total - portable));
   uint8_t* to = out + ceil_div(portable, 64) * 64;
   const int64_t out_group = g.out_channels / g.groups, blocks = ceil_div(out_group, 8);
-  const int64_t bits = code_bits(g, kLookup), halves = bits / 4, width = kLookup / halves;
+  const int64_t bits = code_bits(g, kLookup), looks = looks_per_code(g, bits);
+  const int64_t nibbles = bits / 4, width = is_halved(g, kLookup) ? kLookup / 2 : kLookup;
   const int64_t codes = row_codes(g, bits), string_words = ceil_div(codes * bits, 64);
   for (int64_t i = 0; i < phase_count(g); ++i) {
     const Phase f = make_phase(g, i);
@@ -107,18 +112,20 @@ static void prepare_weight(const BinarizeGeometry& g, const uint64_t* words, uin
       const uint64_t* of_group = words + group * blocks * reads * 8;
       for (int64_t first = 0; first < out_group;) {
         const int64_t lanes = lookup_lanes(out_group - first);
+        const int64_t step = is_halved(g, kLookup) ? width : lanes;
         for (int64_t l = 0; l < min(lanes, out_group - first); ++l) {
-          const int64_t o = first + l, place = lookup_place(l, width);
+          const int64_t o = first + l;
+          const int64_t place = l / width * width + lookup_place(l % width, width);
           const uint64_t* from = of_group + o / 8 * reads * 8 + o % 8;
           for (int64_t s = 0; s < f.steps; ++s) {
-            for (int64_t k = 0; k < codes * halves; ++k) {
+            for (int64_t k = 0; k < codes * nibbles; ++k) {
               const uint64_t word = from[(s * string_words + k / 16) * 8];
-              to[(s * codes + k / halves) * lanes + k % halves * width + place] =
+              to[(s * codes * nibbles + k) * step + place] =
                   (uint8_t)(word >> (k % 16 * 4) & 15);
             }
           }
         }
-        to += lanes * f.steps * codes;
+        to += lanes * f.steps * codes * looks;
         first += lanes;
       }
     }
@@ -201,8 +208,9 @@ static void make_chunks(const Call& c) {
   const bool rows = p.gathered && g.folded;
   const int64_t taps2 = rows ? 1 : f.dim[2].taps, steps = f.dim[0].taps * f.dim[1].taps * taps2;
   const int64_t size = p.coded / 4, codes = p.code_pixel / size / g.groups;
-  const int64_t total = steps * codes, chunks = max(1, ceil_div(total, kChunkSteps));
-  const int64_t most = min(kChunkSteps, ceil_div(ceil_div(total, chunks), 2) * 2);
+  const int64_t total = steps * codes, held = kChunkSteps / looks_per_code(g, p.coded);
+  const int64_t chunks = max(1, ceil_div(total, held));
+  const int64_t most = min(held, ceil_div(ceil_div(total, chunks), 2) * 2);
   Stretch* to = p.stretches;
   Chunk* chunk = p.chunks;
   *chunk = {to, to, 0};
@@ -212,18 +220,18 @@ static void make_chunks(const Call& c) {
     int64_t at = z * f.dim[0].reach * w.line[0] + y * f.dim[1].reach * w.line[1] +
                  x * f.dim[2].reach * w.line[2];
     for (int64_t left = codes; left > 0;) {
-      if (chunk->steps == most) {
+      if (chunk->codes == most) {
         ++chunk;
         *chunk = {to, to, 0};
       }
-      const int64_t count = min(left, most - chunk->steps);
+      const int64_t count = min(left, most - chunk->codes);
       if (chunk->end > chunk->first && to[-1].offset + size * to[-1].count == at) {
         to[-1].count += count;
       } else {
         *to++ = {at, count};
       }
       chunk->end = to;
-      chunk->steps += count;
+      chunk->codes += count;
       at += size * count, left -= count;
     }
   }
@@ -237,14 +245,17 @@ static void make_chunks(const Call& c) {
 
 typedef uint16_t Shorts __attribute__((vector_size(kLookup)));
 
-// Sums of one chunk, kTile pixels and kWide registers of lanes. With kPairs a code is 8 bits, of which
-// either half of a register looks up 4.
-template <int kTile, int kWide, bool kPairs>
+// How a code is looked up: 4 bits in all lanes; 4 of its 8 bits in either half of a register; 8 bits
+// by two look-ups in all lanes.
+enum class Look { kNibble, kHalves, kPair };
+
+// Sums of one chunk, kTile pixels and kWide registers of lanes.
+template <int kTile, int kWide, Look kLook>
 static __attribute__((noinline)) void look_up_tile(const uint8_t* const* pixel, const Chunk& chunk,
                                                    const uint8_t* weight, bool first,
                                                    uint16_t* sums) {
-  typedef std::conditional_t<kPairs, uint16_t, uint8_t> Code;
-  const uint8_t* table = kPairs ? &kPairTable.row[0][0] : &kTable.row[0][0];
+  typedef std::conditional_t<kLook == Look::kNibble, uint8_t, uint16_t> Code;
+  const uint8_t* table = kLook == Look::kNibble ? &kTable.row[0][0] : &kPairTable.row[0][0];
   Bytes sum[kTile][kWide];
   BINARIZE_UNROLL
   for (int i = 0; i < kTile; ++i) {
@@ -257,7 +268,7 @@ static __attribute__((noinline)) void look_up_tile(const uint8_t* const* pixel, 
     BINARIZE_UNROLL
     for (int i = 0; i < kTile; ++i) at[i] = (const Code*)(pixel[i] + s->offset);
     const int64_t count = s->count;
-    auto step = [&](int64_t k, const uint8_t* from) __attribute__((always_inline)) {
+    auto step = [&](int64_t k, int64_t inside, const uint8_t* from) __attribute__((always_inline)) {
       Bytes w[kWide];
       BINARIZE_UNROLL
       for (int v = 0; v < kWide; ++v) {
@@ -266,8 +277,8 @@ static __attribute__((noinline)) void look_up_tile(const uint8_t* const* pixel, 
       }
       BINARIZE_UNROLL
       for (int i = 0; i < kTile; ++i) {
-        const uint8_t* from_table = table + at[i][k];
-        const Bytes row = kPairs ? load_as<Bytes>(from_table) : table_row(from_table);
+        const uint8_t* entry = table + at[i][k] + inside;
+        const Bytes row = kLook == Look::kHalves ? load_as<Bytes>(entry) : table_row(entry);
         BINARIZE_UNROLL
         for (int v = 0; v < kWide; ++v) {
           sum[i][v] += look_up(row, w[v]);
@@ -276,13 +287,20 @@ static __attribute__((noinline)) void look_up_tile(const uint8_t* const* pixel, 
       }
     };
     int64_t k = 0;
-    for (; k + 2 <= count; k += 2, weight += 2 * bytes) {
-      step(k, weight);
-      step(k + 1, weight + bytes);
-    }
-    if (k < count) {
-      step(k, weight);
-      weight += bytes;
+    if constexpr (kLook == Look::kPair) {
+      for (; k < count; ++k, weight += 2 * bytes) {
+        step(k, 0, weight);
+        step(k, kLookup / 2, weight + bytes);
+      }
+    } else {
+      for (; k + 2 <= count; k += 2, weight += 2 * bytes) {
+        step(k, 0, weight);
+        step(k + 1, 0, weight + bytes);
+      }
+      if (k < count) {
+        step(k, 0, weight);
+        weight += bytes;
+      }
     }
   }
   BINARIZE_UNROLL
@@ -342,13 +360,27 @@ static void widen_block(const uint16_t* sums, int64_t block, int64_t pixels, int
   }
 }
 
+typedef void (*TileCounter)(const uint8_t* const*, const Chunk&, const uint8_t*, bool, uint16_t*);
+
+static TileCounter choose_tile(bool wide, int64_t bits, bool halved) {
+  if (halved) return look_up_tile<kTilePixels, 1, Look::kHalves>;
+  if (bits == 8) {
+    return wide ? look_up_tile<kTilePixels / 2, 2, Look::kPair>
+                : look_up_tile<kTilePixels, 1, Look::kPair>;
+  }
+  return wide ? look_up_tile<kTilePixels / 2, 2, Look::kNibble>
+              : look_up_tile<kTilePixels, 1, Look::kNibble>;
+}
+
 static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pixels,
                          int32_t* counts, uint16_t* sums) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t out_group = g.out_channels / g.groups, code_group = p.code_pixel / g.groups;
   const int64_t rounded = ceil_div(pixels, kTilePixels) * kTilePixels;
-  // With pairs, 16 bits hold the sum of either half, and of both together.
+  const bool halved = is_halved(g, kLookup);
+  const int64_t looks = looks_per_code(g, p.coded);
+  // In 16 bits; of halves, the sum of both.
   const int64_t most = kShortSteps / (p.coded / 4);
   const uint8_t* weight = c.work->lookup;
   const uint8_t* moved[kMaxBlockPixels];
@@ -358,29 +390,24 @@ static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pix
       const int64_t block = lookup_lanes(out_group - first);
       const int64_t lanes = min(block, out_group - first);
       int32_t* to = counts + group * out_group + first;
-      int64_t held = 0;  // steps in 16 bits
+      int64_t held = 0;  // codes in 16 bits
       bool more = false;
       auto widen = [&] {
-        widen_block(sums, block, pixels, lanes, p.coded == 8, more, to, p.count_stride);
+        widen_block(sums, block, pixels, lanes, halved, more, to, p.count_stride);
       };
       for (const Chunk* k = p.chunks; k < p.chunks + c.work->chunks; ++k) {
-        if (held + k->steps > most) {
+        if (held + k->codes > most) {
           widen();
           more = true;
           held = 0;
         }
-        if (block > kLookup) {
-          for (int64_t i = 0; i < pixels; i += 4)
-            look_up_tile<4, 2, false>(moved + i, *k, weight, held == 0, sums + i * block);
-        } else if (p.coded == 4) {
-          for (int64_t i = 0; i < pixels; i += 8)
-            look_up_tile<8, 1, false>(moved + i, *k, weight, held == 0, sums + i * block);
-        } else {
-          for (int64_t i = 0; i < pixels; i += 8)
-            look_up_tile<8, 1, true>(moved + i, *k, weight, held == 0, sums + i * block);
+        const TileCounter count = choose_tile(block > kLookup, p.coded, halved);
+        const int64_t tile = block > kLookup ? kTilePixels / 2 : kTilePixels;
+        for (int64_t i = 0; i < pixels; i += tile) {
+          count(moved + i, *k, weight, held == 0, sums + i * block);
         }
-        held += k->steps;
-        weight += k->steps * block;
+        held += k->codes;
+        weight += k->codes * looks * block;
       }
       if (c.work->chunks == 0) {
         __builtin_memset(sums, 0, sizeof(*sums) * (size_t)(rounded * block));
