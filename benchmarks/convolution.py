@@ -75,7 +75,7 @@ def openvino_convolution(
     """OpenVINO's 1-bit convolution of such a layer, or ``None`` where it is not installed."""
     try:
         import openvino
-        from openvino import opset1
+        from openvino import opset1, opset13
     except ImportError:
         return None
     outputs, inputs, taps = weight.shape[0], weight.shape[1], weight.shape[2]
@@ -87,7 +87,7 @@ def openvino_convolution(
     signs = opset1.fake_quantize(x, constant(0), constant(0), constant(-1), constant(1), 2)
     bits = np.packbits((weight.numpy() > 0).reshape(-1))
     shape = openvino.Shape([outputs, inputs, taps, taps])
-    filters = opset1.constant(openvino.Tensor(bits, shape, openvino.Type.u1))
+    filters = opset13.constant(openvino.Tensor(bits, shape, openvino.Type.u1))
     geometry = [1, 1], [taps // 2] * 2, [taps // 2] * 2, [1, 1]
     y = opset1.binary_convolution(signs, filters, *geometry, "xnor-popcount", 0.0)
     given = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}

@@ -28,7 +28,7 @@ __all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
 ABI = 3
 ENVIRONMENT = "BINARIZE_KERNELS"
 # In the order of preference; the numbers are the library's.
-SETS = {"avx512": 2, "avx2": 1, "neon": 3, "scalar": 0}
+SETS = {"avx512": 2, "avx512bw": 4, "avx2": 1, "neon": 3, "scalar": 0}
 _NAMES = ("libbinarize_kernels.so", "libbinarize_kernels.dylib", "binarize_kernels.dll")
 # Floats; less work than this, some 20 microseconds, is not worth waking other threads for.
 SERIAL_WORK = 2**17

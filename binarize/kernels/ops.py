@@ -9,9 +9,9 @@ maps, not the counting of bits, are what would otherwise take the time:
     y = \mathrm{act}\bigl(g_o \alpha_n \textstyle\sum \operatorname{sign}(x - t)
     \operatorname{sign}(w) + d_o + \mathrm{bypass}(x) + \textstyle\sum r\bigr)
 
-Thresholds lie below a mean by a margin, see :mod:`binarize.ops.ties`; without ``mean_gain`` they are
-the ``threshold`` itself. ``means`` holds, per source, its means per sample and channel where they are known, or an empty
-tensor; an empty list says that none is known. What is not given is taken in double precision.
+Thresholds that follow a mean lie a little below it, see :mod:`binarize.ops.ties`. ``means`` holds,
+per source, its means per sample and channel where they are known, or an empty tensor; an empty list
+says that none is known. What is not given is taken in double precision.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: replay FILE\n");
     return 2;
   }
-  static const char *names[] = {"scalar", "avx2", "avx512", "neon"};
-  int64_t runs[4][2] = {};
+  static const char *names[] = {"scalar", "avx2", "avx512", "neon", "avx512bw"};
+  int64_t runs[5][2] = {};
   const int64_t cases = number();
   for (int64_t i = 0; i < cases; ++i) {
     const double tolerance = number() ? 0 : 1e-4;
@@ -71,7 +71,7 @@ int main(int argc, char **argv) {
       if (k == BINARIZE_RESULT) bytes[0] = size;
       if (k == BINARIZE_RESULT_MEANS) bytes[1] = size;
     }
-    for (int32_t run = 0; run < 8; ++run) {
+    for (int32_t run = 0; run < 10; ++run) {
       const int32_t set = run / 2;
       if (binarize_available(set) != 2) continue;
       g.prepared = 0;
@@ -114,7 +114,7 @@ int main(int argc, char **argv) {
     free(source);
     free(residual);
   }
-  for (int set = 0; set < 4; ++set) {
+  for (int set = 0; set < 5; ++set) {
     if (runs[set][0])
       printf("%s: %lld cases agree, %lld with a prepared weight\n", names[set],
              (long long)runs[set][0], (long long)runs[set][1]);

@@ -15,8 +15,8 @@ from binarize.kernels.geometry import geometry
 from binarize.kernels.prepared import PreparedWeights
 
 SETS = native.status().usable
-OUTPUTS = [8, 9, 16, 17, 32, 33, 48, 64, 65, 96, 129]
-MANY = [15 * 64, 16 * 64, 31 * 64, 32 * 64, 33 * 64, 65 * 64]
+OUTPUTS = [9, 16, 32, 48, 64, 65]
+MANY = [15 * 64, 16 * 64, 31 * 64, 33 * 64, 65 * 64]
 
 
 def counting(
@@ -33,15 +33,25 @@ def counting(
     stride, dilation = stride or (1,) * dims, dilation or (1,) * dims
     outputs = signs.shape[1] * groups if transposed else signs.shape[0]
     more = {"stride": stride, "dilation": dilation, "groups": groups, "transposed": transposed}
-    none = dict.fromkeys(("mean_gain", "flip", "exponent"))
     return {
-        **{"sources": [x], "upsample": [1], "means": [], "weight": pack_weight(signs, **more)},
-        **{"gain": torch.ones(outputs), "offset": torch.zeros(outputs)},
-        **{"threshold": torch.zeros(x.shape[1]), **none, "kernel": tuple(signs.shape[2:])},
-        **{**more, "padding": padding or (0, 0) * dims, "padding_mode": "zeros"},
-        **{"output_padding": (0,) * dims, "bypass": "none", "bypass_offset": (0,) * dims},
-        **{"residuals": [], "act_shift": None, "act_slope": None, "act_out_shift": None},
+        "sources": [x],
+        "upsample": [1],
+        "means": [],
+        "weight": pack_weight(signs, **more),
+        "gain": torch.ones(outputs),
+        "offset": torch.zeros(outputs),
+        "threshold": torch.zeros(x.shape[1]),
+        "kernel": tuple(signs.shape[2:]),
+        **more,
+        "padding": padding or (0, 0) * dims,
+        "padding_mode": "zeros",
+        "output_padding": (0,) * dims,
+        "bypass": "none",
+        "bypass_offset": (0,) * dims,
+        "residuals": [],
         "want_means": False,
+        **dict.fromkeys(("mean_gain", "flip", "exponent")),
+        **dict.fromkeys(("act_shift", "act_slope", "act_out_shift")),
     }
 
 
@@ -52,7 +62,7 @@ def check(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("outputs", OUTPUTS)
-@pytest.mark.parametrize("inputs", [3, 4, 6, 8, 12, 20, 32, 64, 66])
+@pytest.mark.parametrize("inputs", [3, 6, 8, 20, 32, 66])
 def test_any_number_of_outputs(inputs: int, outputs: int) -> None:
     x, signs = torch.randn(2, inputs, 5, 7), torch.randn(outputs, inputs, 3, 3)
     check(counting(x, signs, (1, 1, 1, 1)))
@@ -61,9 +71,9 @@ def test_any_number_of_outputs(inputs: int, outputs: int) -> None:
     check(counting(x, signs[..., :1, :1]))
 
 
-@pytest.mark.parametrize("groups", [2, 3, 7])
-@pytest.mark.parametrize("inputs", [1, 4, 6, 8, 20])
-@pytest.mark.parametrize("outputs", [9, 16, 24, 33])
+@pytest.mark.parametrize("groups", [2, 7])
+@pytest.mark.parametrize("inputs", [1, 4, 6, 8])
+@pytest.mark.parametrize("outputs", [9, 24, 33])
 def test_any_groups(groups: int, inputs: int, outputs: int) -> None:
     x, signs = torch.randn(1, inputs * groups, 6, 5), torch.randn(outputs * groups, inputs, 3, 3)
     check(counting(x, signs, (1, 1, 1, 1), groups=groups))

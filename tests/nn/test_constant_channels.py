@@ -1,4 +1,4 @@
-"""Channels that are constant over the positions: all their signs are +1, wherever they are taken."""
+"""Channels that are constant over the positions: their signs are +1, wherever they are taken."""
 
 from __future__ import annotations
 

@@ -6,11 +6,16 @@ namespace {
 #if defined(__x86_64__) || defined(__i386__)
 // __builtin_cpu_supports looks at what the operating system saves, too.
 bool runs_avx2() { return __builtin_cpu_supports("avx2"); }
-bool runs_avx512() {
+#if defined(BINARIZE_EMULATED)
+bool runs_avx512bw() { return true; }
+bool runs_avx512() { return true; }
+#else
+bool runs_avx512bw() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vpopcntdq");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool runs_avx512() { return runs_avx512bw() && __builtin_cpu_supports("avx512vpopcntdq"); }
+#endif
 #endif
 
 bool is_valid(const BinarizeGeometry& g) {
@@ -44,6 +49,10 @@ int32_t binarize_available(int32_t set) {
     case BINARIZE_AVX512:
       return runs_avx512() ? 2 : 1;
 #endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      return runs_avx512bw() ? 2 : 1;
+#endif
 #if defined(BINARIZE_WITH_NEON)
     case BINARIZE_NEON:
       return 2;
@@ -60,6 +69,10 @@ int64_t binarize_prepared(int32_t set, const BinarizeGeometry* g) {
     case BINARIZE_AVX2:
       return binarize_prepared_avx2(*g);
 #endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      return binarize_prepared_avx512bw(*g);
+#endif
     default:
       return 0;
   }
@@ -72,6 +85,11 @@ int32_t binarize_prepare_weight(int32_t set, const BinarizeGeometry* g, const vo
 #if defined(BINARIZE_WITH_AVX2)
     case BINARIZE_AVX2:
       binarize_prepare_avx2(*g, (const uint64_t*)weight, (uint8_t*)prepared);
+      return BINARIZE_OK;
+#endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      binarize_prepare_avx512bw(*g, (const uint64_t*)weight, (uint8_t*)prepared);
       return BINARIZE_OK;
 #endif
     default:
@@ -97,6 +115,10 @@ int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const*
 #if defined(BINARIZE_WITH_AVX512)
     case BINARIZE_AVX512:
       return binarize_unit_avx512(*g, tensors, threads, runner);
+#endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      return binarize_unit_avx512bw(*g, tensors, threads, runner);
 #endif
 #if defined(BINARIZE_WITH_NEON)
     case BINARIZE_NEON:

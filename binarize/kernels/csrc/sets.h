@@ -23,9 +23,12 @@
 
 BINARIZE_PREPARED(avx2);
 BINARIZE_PREPARE(avx2);
+BINARIZE_PREPARED(avx512bw);
+BINARIZE_PREPARE(avx512bw);
 BINARIZE_SET(scalar);
 BINARIZE_SET(avx2);
 BINARIZE_SET(avx512);
+BINARIZE_SET(avx512bw);
 BINARIZE_SET(neon);
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads);

@@ -34,8 +34,8 @@ static inline __attribute__((always_inline)) Floats every(const Floats* x,
 }
 
 template <int kStep, int... kFrom>
-static inline __attribute__((always_inline)) Floats
-add_neighbours(const Floats* x, std::integer_sequence<int, kFrom...>) {
+static inline __attribute__((always_inline)) Floats add_neighbours(
+    const Floats* x, std::integer_sequence<int, kFrom...>) {
   Floats sum = {};
   ((sum += every<kStep, kFrom>(x, std::make_integer_sequence<int, kStep>{})), ...);
   return sum;

@@ -57,9 +57,7 @@ static_assert(kChunkSteps * kTableMax <= 255 && kChunkSteps % 2 == 0, "sums in b
 static_assert(2 * kLookup <= kMaxBlockLanes, "sums of a block");
 
 // Lanes of the next block of outputs, of which `rest` are left.
-static inline int64_t lookup_lanes(int64_t rest) {
-  return rest > kLookup ? 2 * kLookup : kLookup;
-}
+static inline int64_t lookup_lanes(int64_t rest) { return rest > kLookup ? 2 * kLookup : kLookup; }
 
 static int64_t lookup_lanes_of(int64_t outputs) {
   int64_t lanes = 0;
@@ -70,8 +68,8 @@ static int64_t lookup_lanes_of(int64_t outputs) {
   return lanes;
 }
 
-// Byte of a register, or of half of it, that belongs to a lane: such that bytes widened to 16 and 32
-// bits by masks and shifts alone come out in the order of the channels.
+// Byte of a register, or of half of it, that belongs to a lane: such that bytes widened to 16 and
+// 32 bits by masks and shifts alone come out in the order of the channels.
 static int64_t lookup_place(int64_t lane, int64_t width) {
   const int64_t quarter = width / 4;
   return lane % quarter * 4 + lane / quarter;
@@ -85,7 +83,8 @@ static int64_t looks_per_code(const BinarizeGeometry& g, int64_t bits) {
 // Bytes of all outputs' weights for one phase.
 static int64_t lookup_phase_bytes(const BinarizeGeometry& g, const Phase& f) {
   const int64_t bits = code_bits(g, kLookup), looks = looks_per_code(g, bits);
-  return g.groups * lookup_lanes_of(g.out_channels / g.groups) * f.steps * row_codes(g, bits) * looks;
+  return g.groups * lookup_lanes_of(g.out_channels / g.groups) * f.steps * row_codes(g, bits) *
+         looks;
 }
 
 // A prepared weight: the portable one, and behind it the same bits in the order of the look-ups.
@@ -120,8 +119,7 @@ static void prepare_weight(const BinarizeGeometry& g, const uint64_t* words, uin
           for (int64_t s = 0; s < f.steps; ++s) {
             for (int64_t k = 0; k < codes * nibbles; ++k) {
               const uint64_t word = from[(s * string_words + k / 16) * 8];
-              to[(s * codes * nibbles + k) * step + place] =
-                  (uint8_t)(word >> (k % 16 * 4) & 15);
+              to[(s * codes * nibbles + k) * step + place] = (uint8_t)(word >> (k % 16 * 4) & 15);
             }
           }
         }
@@ -241,12 +239,16 @@ static void make_chunks(const Call& c) {
 #define BINARIZE_UNROLL _Pragma("GCC unroll 8")
 
 // GCC would add up several steps in another order, for which there are too few registers.
+#if defined(BINARIZE_EMULATED)
+#define BINARIZE_IN_REGISTER(v)
+#else
 #define BINARIZE_IN_REGISTER(v) __asm__("" : "+v"(v))
+#endif
 
 typedef uint16_t Shorts __attribute__((vector_size(kLookup)));
 
-// How a code is looked up: 4 bits in all lanes; 4 of its 8 bits in either half of a register; 8 bits
-// by two look-ups in all lanes.
+// How a code is looked up: 4 bits in all lanes; 4 of its 8 bits in either half of a register; 8
+// bits by two look-ups in all lanes.
 enum class Look { kNibble, kHalves, kPair };
 
 // Sums of one chunk, kTile pixels and kWide registers of lanes.
@@ -351,7 +353,8 @@ static void widen_block(const uint16_t* sums, int64_t block, int64_t pixels, int
         half[k] = load_as<HalfShorts>(sums + 2 * k * quarter) +
                   load_as<HalfShorts>(sums + (2 * k + 1) * quarter);
       }
-      widen_sums<HalfQuarter>((const uint16_t*)&half[0], (const uint16_t*)&half[1], lanes, more, to);
+      widen_sums<HalfQuarter>((const uint16_t*)&half[0], (const uint16_t*)&half[1], lanes, more,
+                              to);
       continue;
     }
     for (int64_t at = 0; at < lanes; at += kLookup) {

@@ -15,11 +15,11 @@ struct Work {
   int64_t patterns[3];
   const float* act[3];  // shift, slope, shift after it
   void (*finish)(const Block&);
-  int64_t items;         // per sample
-  const uint8_t* base;   // bits, strings or codes
-  int64_t element;       // bytes of a word or a code
-  int64_t line[3];       // elements per step of z, y, x
-  int64_t sample;        // elements per sample
+  int64_t items;        // per sample
+  const uint8_t* base;  // bits, strings or codes
+  int64_t element;      // bytes of a word or a code
+  int64_t line[3];      // elements per step of z, y, x
+  int64_t sample;       // elements per sample
 };
 
 // Windows that hang over the border: for every output position of a dimension the number of its
