@@ -259,7 +259,7 @@ static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means,
   // A group's last lanes may lie over the next group's, but not over the next pixel.
   const int64_t over = p.coded && g.groups > 1 ? 15 : 0;
   p.count_stride = ceil_div(g.out_channels + over, round) * round;
-  p.block = min(kMaxBlockPixels, max(tile, 4096 / p.count_stride / tile * tile));
+  p.block = min(kMaxBlockPixels, max(tile, 8192 / p.count_stride / tile * tile));
   p.span = ceil_div(max(p.block, min(128, outputs / 16)), tile) * tile;
 
   plan_bypass(g, p);
