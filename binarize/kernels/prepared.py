@@ -7,11 +7,11 @@ reads. What is made of it here lives as long as the weight and belongs to this p
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from binarize.kernels.geometry import Geometry
 
@@ -19,6 +19,7 @@ __all__ = ["PreparedWeights"]
 
 
 class _Entry(NamedTuple):
+    weight: weakref.ref[Tensor]
     version: int | None
     layout: tuple[Any, ...]
     prepared: Tensor | None
@@ -35,7 +36,8 @@ class PreparedWeights:
     def __init__(self, library: Any, number: int) -> None:
         self._library = library
         self._number = number
-        self._entries = WeakIdKeyDictionary()
+        # By identity: torch's own dictionary for that takes longer than the smallest layers.
+        self._entries: dict[int, _Entry] = {}
 
     def get(self, weight: Tensor, g: Geometry) -> Tensor | None:
         """The prepared weight, or ``None`` if the portable one is the fastest.
@@ -44,9 +46,14 @@ class PreparedWeights:
             weight: Packed weight, contiguous and aligned to 8 bytes.
             g: Geometry of the call.
         """
-        entry: _Entry | None = self._entries.get(weight)
-        if entry is None or entry.layout != g.layout or not _is_current(entry, weight):
-            entry = self._entries[weight] = self._make(weight, g)
+        entry = self._entries.get(id(weight))
+        if (
+            entry is None
+            or entry.weight() is not weight
+            or entry.layout != g.layout
+            or not _is_current(entry, weight)
+        ):
+            entry = self._entries[id(weight)] = self._make(weight, g)
         return entry.prepared
 
     def _make(self, weight: Tensor, g: Geometry) -> _Entry:
@@ -58,7 +65,15 @@ class PreparedWeights:
             pointers = weight.data_ptr(), prepared.data_ptr()
             if self._library.binarize_prepare_weight(self._number, g.address, *pointers):
                 prepared = None
-        return _Entry(version, g.layout, prepared)
+        key = id(weight)
+        return _Entry(
+            weakref.ref(weight, lambda ref: self._drop(key, ref)), version, g.layout, prepared
+        )
+
+    def _drop(self, key: int, ref: weakref.ref[Tensor]) -> None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.weight is ref:  # the number may be another weight's already
+            del self._entries[key]
 
 
 def _is_current(entry: _Entry, weight: Tensor) -> bool:
