@@ -369,7 +369,7 @@ static TileCounter choose_tile(bool wide, int64_t bits, bool halved) {
   if (halved) return look_up_tile<kTilePixels, 1, Look::kHalves>;
   if (bits == 8) {
     return wide ? look_up_tile<kTilePixels / 2, 2, Look::kPair>
-                : look_up_tile<kTilePixels, 1, Look::kPair>;
+                : look_up_tile<kTilePixels / 2, 1, Look::kPair>;
   }
   return wide ? look_up_tile<kTilePixels / 2, 2, Look::kNibble>
               : look_up_tile<kTilePixels, 1, Look::kNibble>;
@@ -405,7 +405,8 @@ static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pix
           held = 0;
         }
         const TileCounter count = choose_tile(block > kLookup, p.coded, halved);
-        const int64_t tile = block > kLookup ? kTilePixels / 2 : kTilePixels;
+        const bool large = block <= kLookup && (halved || p.coded == 4);
+        const int64_t tile = large ? kTilePixels : kTilePixels / 2;
         for (int64_t i = 0; i < pixels; i += tile) {
           count(moved + i, *k, weight, held == 0, sums + i * block);
         }

@@ -120,12 +120,11 @@ static inline bool is_halved(const BinarizeGeometry& g, int64_t lookup) {
 }
 
 // Bits that one code of a pixel stands for in table look-ups: 8 are read in one go, 4 leave fewer
-// empty, and were faster where the outputs fill one register. 0: bits of words are counted instead,
+// empty. 0: bits of words are counted instead,
 // as most lanes would be empty.
 static inline int64_t code_bits(const BinarizeGeometry& g, int64_t lookup) {
   if (lookup == 0 || g.depthwise || g.out_channels / g.groups <= 8) return 0;
-  const bool wide = g.out_channels / g.groups > lookup && g.in_channels / g.groups % 8 == 0;
-  return is_halved(g, lookup) || wide ? 8 : 4;
+  return is_halved(g, lookup) || g.in_channels / g.groups % 8 == 0 ? 8 : 4;
 }
 
 // Codes of one step of the packed weight, of so many bits each.
