@@ -31,7 +31,11 @@ from torch import Tensor
 from binarize.errors import BinarizeError
 from binarize.ops.bits import pack_bits, unpack_signs
 
-__all__ = ["Layout", "pack_weight", "unpack_weight"]
+__all__ = ["VERSION", "Layout", "pack_weight", "unpack_weight"]
+
+VERSION = 1
+"""Of this layout. Files that hold weights in it say so. The order in which an instruction set
+counts fastest is made in memory and needs none (:mod:`binarize.kernels.prepared`)."""
 
 LANES = 8
 WORD = 64
