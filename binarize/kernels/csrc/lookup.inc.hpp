@@ -57,7 +57,11 @@ static_assert(kChunkSteps * kTableMax <= 255 && kChunkSteps % 2 == 0, "sums in b
 static_assert(2 * kLookup <= kMaxBlockLanes, "sums of a block");
 
 // Lanes of the next block of outputs, of which `rest` are left.
-static inline int64_t lookup_lanes(int64_t rest) { return rest > kLookup ? 2 * kLookup : kLookup; }
+static inline int64_t lookup_lanes(int64_t rest) {
+  if (rest <= kLookup) return kLookup;
+  const bool three = rest > 2 * kLookup && rest <= 3 * kLookup && 3 * kLookup <= kMaxBlockLanes;
+  return three ? 3 * kLookup : 2 * kLookup;
+}
 
 static int64_t lookup_lanes_of(int64_t outputs) {
   int64_t lanes = 0;
@@ -363,16 +367,25 @@ static void widen_block(const uint16_t* sums, int64_t block, int64_t pixels, int
   }
 }
 
-typedef void (*TileCounter)(const uint8_t* const*, const Chunk&, const uint8_t*, bool, uint16_t*);
+struct Tile {
+  void (*count)(const uint8_t* const*, const Chunk&, const uint8_t*, bool, uint16_t*);
+  int64_t pixels;
+};
 
-static TileCounter choose_tile(bool wide, int64_t bits, bool halved) {
-  if (halved) return look_up_tile<kTilePixels, 1, Look::kHalves>;
+template <int kPixels, int kWide, Look kLook>
+static constexpr Tile tile_of() {
+  return {look_up_tile<kPixels, kWide, kLook>, kPixels};
+}
+
+// For so many registers of lanes. As many sums, weights and rows as fit into the registers.
+static Tile choose_tile(int64_t wide, int64_t bits, bool halved) {
+  if (halved) return tile_of<8, 1, Look::kHalves>();
   if (bits == 8) {
-    return wide ? look_up_tile<kTilePixels / 2, 2, Look::kPair>
-                : look_up_tile<kTilePixels / 2, 1, Look::kPair>;
+    if (wide == 3) return tile_of<3, 3, Look::kPair>();
+    return wide == 2 ? tile_of<4, 2, Look::kPair>() : tile_of<4, 1, Look::kPair>();
   }
-  return wide ? look_up_tile<kTilePixels / 2, 2, Look::kNibble>
-              : look_up_tile<kTilePixels, 1, Look::kNibble>;
+  if (wide == 3) return tile_of<3, 3, Look::kNibble>();
+  return wide == 2 ? tile_of<4, 2, Look::kNibble>() : tile_of<8, 1, Look::kNibble>();
 }
 
 static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pixels,
@@ -380,19 +393,20 @@ static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pix
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t out_group = g.out_channels / g.groups, code_group = p.code_pixel / g.groups;
-  const int64_t rounded = ceil_div(pixels, kTilePixels) * kTilePixels;
+  const int64_t rounded = pixels + kTilePixels - 1;  // whole tiles of any size
   const bool halved = is_halved(g, kLookup);
   const int64_t looks = looks_per_code(g, p.coded);
   // In 16 bits; of halves, the sum of both.
   const int64_t most = kShortSteps / (p.coded / 4);
   const uint8_t* weight = c.work->lookup;
-  const uint8_t* moved[kMaxBlockPixels];
+  const uint8_t* moved[kMaxBlockPixels + kTilePixels];
   for (int64_t group = 0; group < g.groups; ++group) {
-    for (int64_t i = 0; i < rounded; ++i) moved[i] = pixel[i] + group * code_group;
+    for (int64_t i = 0; i < rounded; ++i) moved[i] = pixel[min(i, pixels - 1)] + group * code_group;
     for (int64_t first = 0; first < out_group;) {
       const int64_t block = lookup_lanes(out_group - first);
       const int64_t lanes = min(block, out_group - first);
       int32_t* to = counts + group * out_group + first;
+      const Tile tile = choose_tile(block / kLookup, p.coded, halved);
       int64_t held = 0;  // codes in 16 bits
       bool more = false;
       auto widen = [&] {
@@ -404,17 +418,14 @@ static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pix
           more = true;
           held = 0;
         }
-        const TileCounter count = choose_tile(block > kLookup, p.coded, halved);
-        const bool large = block <= kLookup && (halved || p.coded == 4);
-        const int64_t tile = large ? kTilePixels : kTilePixels / 2;
-        for (int64_t i = 0; i < pixels; i += tile) {
-          count(moved + i, *k, weight, held == 0, sums + i * block);
+        for (int64_t i = 0; i < pixels; i += tile.pixels) {
+          tile.count(moved + i, *k, weight, held == 0, sums + i * block);
         }
         held += k->codes;
         weight += k->codes * looks * block;
       }
       if (c.work->chunks == 0) {
-        __builtin_memset(sums, 0, sizeof(*sums) * (size_t)(rounded * block));
+        __builtin_memset(sums, 0, sizeof(*sums) * (size_t)(pixels * block));
       }
       widen();
       first += block;
