@@ -21,7 +21,7 @@ from torch import Tensor
 from binarize.errors import BinarizeError
 from binarize.kernels import memory, openmp, prepared, reference
 from binarize.kernels.geometry import Geometry, geometry
-from binarize.kernels.prepared import PreparedWeights
+from binarize.kernels.prepared import PreparedWeights, aligned
 
 __all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
 
@@ -202,11 +202,10 @@ def _run(
             f"this convolution's packed weight has {g.weight_bytes} bytes of uint8",
             "give what pack_weight returned for it",
         )
-    weight = weight if weight.is_contiguous() and not weight.data_ptr() % 8 else weight.clone()
     ready = weights.get(weight, g)
     # Tensors that had to be copied are held until the call is over.
     held = [
-        weight if ready is None else ready,
+        aligned(weight) if ready is None else ready,
         _vector(gain, out, "gain"),
         _vector(offset, out, "offset"),
         _vector(mean_gain, inner, "mean_gain"),

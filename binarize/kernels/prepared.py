@@ -15,7 +15,7 @@ from torch import Tensor
 
 from binarize.kernels.geometry import Geometry
 
-__all__ = ["PreparedWeights"]
+__all__ = ["PreparedWeights", "aligned", "declare"]
 
 
 class _Entry(NamedTuple):
@@ -43,7 +43,7 @@ class PreparedWeights:
         """The prepared weight, or ``None`` if the portable one is the fastest.
 
         Args:
-            weight: Packed weight, contiguous and aligned to 8 bytes.
+            weight: Packed weight.
             g: Geometry of the call.
         """
         entry = self._entries.get(id(weight))
@@ -62,7 +62,8 @@ class PreparedWeights:
         prepared = None
         if size > 0:
             prepared = torch.empty(size, dtype=torch.uint8)
-            pointers = weight.data_ptr(), prepared.data_ptr()
+            source = aligned(weight)
+            pointers = source.data_ptr(), prepared.data_ptr()
             if self._library.binarize_prepare_weight(self._number, g.address, *pointers):
                 prepared = None
         key = id(weight)
@@ -81,6 +82,11 @@ def _is_current(entry: _Entry, weight: Tensor) -> bool:
         return entry.version == weight._version
     # Inference tensors do not count their changes; the portable weight comes first.
     return entry.prepared is None or torch.equal(entry.prepared[: weight.numel()], weight.flatten())
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """A packed weight as the library reads it: contiguous, words at multiples of eight bytes."""
+    return weight if weight.is_contiguous() and not weight.data_ptr() % 8 else weight.clone()
 
 
 def declare(library: Any) -> None:

@@ -143,6 +143,24 @@ def test_a_weight_that_changes_is_prepared_again(inference: bool) -> None:
 
 
 @needs_tables
+def test_a_weight_at_an_odd_address_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    make = PreparedWeights._make
+    monkeypatch.setattr(
+        PreparedWeights, "_make", lambda self, w, g: made.append(1) or make(self, w, g)
+    )
+    run = native.select("avx2")
+    x, first, _ = layers()
+    values = counting(x, first)
+    odd = torch.empty(values["weight"].numel() + 1, dtype=torch.uint8)[1:]
+    odd.copy_(values["weight"])
+    expected = reference.unit(**values)[0]
+    for _ in range(3):
+        assert torch.equal(run(**values | {"weight": odd})[0], expected)
+    assert len(made) == 1
+
+
+@needs_tables
 def test_prepared_weights_live_as_long_as_the_weights() -> None:
     x, first, _ = layers()
     values = counting(x, first)
