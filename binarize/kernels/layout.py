@@ -34,8 +34,7 @@ from binarize.ops.bits import pack_bits, unpack_signs
 __all__ = ["VERSION", "Layout", "pack_weight", "unpack_weight"]
 
 VERSION = 1
-"""Of this layout. Files that hold weights in it say so. The order in which an instruction set
-counts fastest is made in memory and needs none (:mod:`binarize.kernels.prepared`)."""
+"""Of the layout; counted up when the order of the bits changes (``BINARIZE_LAYOUT`` of binarize.h)."""
 
 LANES = 8
 WORD = 64
