@@ -81,8 +81,9 @@ typedef void (*BinarizeRunner)(void (*body)(void*), void* data, unsigned threads
 BINARIZE_API int32_t binarize_abi(void);
 /* 1 if the library holds it, 2 if this machine can run it as well, else 0. */
 BINARIZE_API int32_t binarize_available(int32_t instruction_set);
-/* Bytes of a weight that is prepared for an instruction set, 0 if its portable layout is the fastest
-   there, -1 if the geometry is refused. Sizes of feature maps, samples and sources do not matter. */
+/* Bytes of a weight that is prepared for an instruction set, 0 if its portable layout is the
+   fastest there, -1 if the geometry is refused. Sizes of feature maps, samples and sources do not
+   matter. */
 BINARIZE_API int64_t binarize_prepared(int32_t instruction_set, const BinarizeGeometry* geometry);
 /* Prepares a weight once for all calls that give it with `geometry->prepared` set; `prepared` and
    `weight` are aligned to 8 bytes. */
