@@ -131,12 +131,14 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     out.print(told, wrap=False)
     if args.runtime == "binarize":
         out.note("note: run it by binarize.runtime.Session, which needs no torch, or from C++")
-        return _emit(args, out, written, shape)
+        _emit(args, out, written, shape)
+        return None
     out.note(
         "note: in ONNX's standard operators 1-bit layers are convolutions of floats: the file is "
         "small, but slower than the float network; for speed: --runtime binarize, or binarize pack"
     )
-    return _emit(args, out, written, shape)
+    _emit(args, out, written, shape)
+    return None
 
 
 def _emit(args: argparse.Namespace, out: Output, written: int, shape: Any) -> None:
