@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ def make_plan(
     """
     modules = dict(trace.model.named_modules(remove_duplicate=False))
     norms = _adoptable_norms(trace, modules)
+    # An adopted norm leaves an nn.Identity behind, which is of another class.
+    staying = {path: where for path, n in norms.items() if (where := trace.asked.about(n))}
+    norms = {path: norm for path, norm in norms.items() if path not in staying}
     candidates = set(norms.values())
     # Roles ask which additions close a block, decisions ask for roles: the first look takes every
     # layer as binary.
@@ -64,6 +67,10 @@ def make_plan(
         path: _decide(trace, layer, next((rule for rule, places in chosen if i in places), None))
         for i, (path, layer) in enumerate(layers.items())
     }
+    for path, where in staying.items():
+        if decided[path].action == "binarize":
+            reason = f"{decided[path].reason}; its norm stays, its class is asked for ({where})"
+            decided[path] = replace(decided[path], reason=reason)
     binary = {path for path, one in decided.items() if one.action == "binarize"}
     carrying = {
         path
@@ -84,8 +91,8 @@ def make_plan(
     can_rewrite = Rewritable(trace, modules)
     shortcuts = find_shortcuts(trace, is_binary, carries, is_adopted)
     settled = settle_shortcuts(trace, shortcuts, layers, carries, can_rewrite)
-    staying = {shortcut.op.index for shortcut in shortcuts} - set(settled.branches)
-    merged = layers_to_stop(trace, carries, is_adopted, settled.branches, staying, settled.stopped)
+    kept = {shortcut.op.index for shortcut in shortcuts} - set(settled.branches)
+    merged = layers_to_stop(trace, carries, is_adopted, settled.branches, kept, settled.stopped)
     found = settled.decisions + decide_activations(
         trace,
         modules,
@@ -144,6 +151,8 @@ def _decide(trace: Trace, layer: Layer, rule: Rule | None) -> _Verdict:
     for name in ("weight", "bias"):
         if hindrance is None and id(getattr(layer.module, name)) in trace.direct:
             hindrance = f"its {name} is used outside of its own forward"
+    if hindrance is None and layer.path in trace.asked.types:
+        hindrance = f"its type is asked for ({trace.asked.types[layer.path]})"
     if rule.action == "binarize" and hindrance is not None:
         return _Verdict("keep", hindrance, CONTRACT)
     reason = rule.reason
