@@ -104,6 +104,7 @@ def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
     unit.set_weight(weight)
     bias = None if layer.bias is None else layer.bias.detach()
     unit.has_bias = bias is not None
+    unit.site = decision.site
     make_alike(unit, layer)
     if decision.norm is not None:
         _adopt(places, unit, decision.norm, bias)
