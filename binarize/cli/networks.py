@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -180,25 +178,18 @@ def _timm(recipe: Recipe, name: str) -> nn.Module:
 def _own(recipe: Recipe, file: Path, factory: str) -> nn.Module:
     if not file.is_file():
         raise ModelError("model", recipe.spec, f"there is no file {file}", "check the path")
-    spec = importlib.util.spec_from_file_location(f"binarize_user_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Like `python file.py`: what lies beside the file can be imported by it.
-    sys.path.insert(0, str(file.resolve().parent))
-    sys.modules[spec.name] = module
+    from binarize.survey.wild import import_file
+
     try:
-        spec.loader.exec_module(module)
+        module = import_file(file)
     except Exception as error:
         raise _refused(recipe, f"importing {file.name}", error) from error
-    finally:
-        sys.path.remove(str(file.resolve().parent))
     make = getattr(module, factory, None)
     if not callable(make):
         own = (
             name
             for name, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == spec.name
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
         )
         raise ModelError(
             "model", recipe.spec, f"{file.name} has no {factory!r}", nearest(factory, sorted(own))
