@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from binarize.inspection import Inspection, inspect
     from binarize.lower import PackedNetwork, export_onnx, pack
     from binarize.policy import Policy, policies
+    from binarize.prepare import prepare_student
     from binarize.report import Report, report
     from binarize.report.sensitivity import Sensitivity
     from binarize.sensitivity.measure import sensitivity
@@ -43,6 +44,7 @@ __all__ = [
     "pack",
     "plan",
     "policies",
+    "prepare_student",
     "recalibrate",
     "report",
     "save",
@@ -66,6 +68,7 @@ _HOMES = {
     "pack": "lower",
     "plan": "budget",
     "policies": "policy",
+    "prepare_student": "prepare",
     "recalibrate": "train",
     "report": "report",
     "save": "file",

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["BinarizeError", "DataError", "FileError", "ModelError", "PolicyError"]
+__all__ = [
+    "BinarizeError",
+    "DataError",
+    "FileError",
+    "ModelError",
+    "PolicyError",
+    "SlowWarning",
+]
 
 _LONGEST_VALUE = 120
 
@@ -18,14 +25,21 @@ class BinarizeError(ValueError):
         remedy: What to do about it, a clause without a full stop.
     """
 
-    def __init__(self, argument: str, value: object, rule: str, remedy: str) -> None:
+    def __init__(
+        self, argument: str, value: object = None, rule: str = "", remedy: str = ""
+    ) -> None:
         super().__init__(argument, value, rule, remedy)
+        if not rule:
+            # A data loader makes an error of a worker process anew, of its traceback alone.
+            self._told = argument.strip().rpartition("\n")[2].partition(": ")[2]
         self.argument = argument
         self.value = value
         self.rule = rule
         self.remedy = remedy
 
     def __str__(self) -> str:
+        if not self.rule:
+            return self._told
         shown = " ".join(repr(self.value).split())
         if len(shown) > _LONGEST_VALUE:
             shown = shown[: _LONGEST_VALUE - 3] + "..."
@@ -46,3 +60,7 @@ class FileError(BinarizeError):
 
 class DataError(BinarizeError):
     """A data set is missing, unreadable or has values out of range."""
+
+
+class SlowWarning(UserWarning):
+    """Results are right, but come more slowly than they could: the message says why."""

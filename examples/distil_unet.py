@@ -37,8 +37,8 @@ def main() -> None:
     teacher = smp.Unet("resnet18", encoder_weights=None, classes=Scenes.num_classes)
     binarize.Trainer(teacher, task="segmentation", epochs=args.epochs).fit(train, val)
 
-    student = binarize.convert(teacher)  # starts from the teacher's weights; the teacher is kept
-    binarize.recalibrate(student, train)  # the norms see other statistics now
+    # Starts from the teacher's weights, with norms measured anew; the teacher is kept.
+    student = binarize.prepare_student(teacher, batches=train)
     trainer = binarize.Trainer(student, teacher=teacher, task="segmentation", epochs=args.epochs)
     trainer.fit(train, val)
     print({name: trainer.evaluate(val)[name] for name in ("mIoU", "pixAcc")})

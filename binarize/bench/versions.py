@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from binarize.file import float_contents, network_contents
 
@@ -39,7 +40,10 @@ class Subject:
     def network(self) -> nn.Module:
         """The float network in eval mode, in the memory format that is fastest on a CPU."""
         network: Any = self._network().eval()
-        fast: nn.Module = network.to(memory_format=torch.channels_last)
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.dim() == 4:  # of other dimensions, torch knows no such format, or its own
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        fast: nn.Module = network
         return fast
 
     @cached_property
@@ -59,12 +63,12 @@ class Version:
 
     Attributes:
         summary: What it is, in a few words.
-        make: From the subject to what is called with an image (N, C, H, W), float32.
+        make: From the subject to what is called with the network's inputs, float32.
         file_bytes: Size of the file that it is loaded from.
     """
 
     summary: str
-    make: Callable[[Subject], Callable[[Tensor], Any]]
+    make: Callable[[Subject], Callable[..., Any]]
     file_bytes: Callable[[Subject], int]
 
 
@@ -76,9 +80,18 @@ def _half(subject: Subject) -> nn.Module:
     return copy.deepcopy(subject.network).to(torch.bfloat16)
 
 
-def _bf16(subject: Subject) -> Callable[[Tensor], Any]:
+def _bf16(subject: Subject) -> Callable[..., Any]:
     network = _half(subject)
-    return lambda image: network(image.to(torch.bfloat16))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        half, named = tree_map_only(Tensor, _to_half, (args, kwargs))
+        return network(*half, **named)
+
+    return call
+
+
+def _to_half(value: Tensor) -> Tensor:
+    return value.to(torch.bfloat16) if value.is_floating_point() else value
 
 
 def _packed_bytes(subject: Subject) -> int:

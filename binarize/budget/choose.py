@@ -183,7 +183,8 @@ def _losses(
                 "give sensitivity=binarize.sensitivity(model, data, task=...), or its file",
             )
         # A layer that never runs loses nothing.
-        return [float("unused" not in d.roles) for d in decisions], [1] * len(decisions)
+        idle = {"unused", "training"}
+        return [float(idle.isdisjoint(d.roles)) for d in decisions], [1] * len(decisions)
     if not budget.is_cost and known.mode != "alone":
         raise BinarizeError(
             "sensitivity",

@@ -11,6 +11,7 @@ from torch import nn
 from binarize.budget.amount import Budget
 from binarize.budget.choose import choose
 from binarize.errors import BinarizeError
+from binarize.file import float_contents
 from binarize.graph import Plan
 from binarize.graph import convert as convert_by
 from binarize.graph import plan as plan_by
@@ -44,11 +45,12 @@ def plan(
         overrides: ``{selector: action}`` or a list of rule tables, tried before the policy's
             rules; see :func:`binarize.policy.match.with_overrides`. A selector, or the ``match``
             of a table, may also be a function of a layer's name and module that returns a bool.
-        budget: Which layers stay float is chosen so that the file's size (``"3MB"``, ``"2MiB"``)
-            or the effective operations on the example inputs (``"5GOPs"``) are at most this, and
-            what is kept is worth most; or so that the metric is predicted to lose at most so much
-            (``"drop=0.02"``) or the predictions to agree with the float network's at least so
-            often (``"agreement=0.9"``), and the file is as small as possible. The prediction adds
+        budget: Which layers stay float is chosen so that the file's size (``"3MB"``, ``"2MiB"``,
+            or ``"10%"`` of the float network's) or the effective operations on the example inputs
+            (``"5GOPs"``) are at most this, and what is kept is worth most; or so that the metric
+            is predicted to lose at most so much (``"drop=0.02"``) or the predictions to agree with
+            the float network's at least so often (``"agreement=0.9"``), and the file is as small
+            as possible. The prediction adds
             up what layers lose alone and untrained; together they lose more, so take it as an
             order of layers, not as a promise. Overrides, and layers that the policy keeps, stay as
             they are. Each layer's reason says how it was decided, and ``plan.policy.save``
@@ -132,8 +134,10 @@ def _policy(
                     "give a budget too, such as '3MB'",
                 )
         return policy
-    limits = Budget.parse(budget)
     network = given_network(model)
+    limits = Budget.parse(budget)
+    if limits.kind == "share":
+        limits = limits.of_file(float_contents(network).size)
     return choose(
         network, load_policy(policy), limits, sensitivity, overrides, example_inputs, more_bits
     )

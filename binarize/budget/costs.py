@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from binarize.errors import ModelError
-from binarize.file import network_contents
+from binarize.file import float_contents, network_contents
 from binarize.graph import Plan, Traced
 from binarize.graph.flow import all_layers
 from binarize.graph.given import copied
+from binarize.graph.rewrite import apply_plan
 from binarize.policy import Policy, with_overrides
 from binarize.policy.match import Overrides
 from binarize.report import report
 
-__all__ = ["Costs"]
+__all__ = ["Costs", "before_and_after"]
 
 
 class Costs:
@@ -70,6 +71,35 @@ class Costs:
                 "give a size, such as '3MB'; binarize.report tells which",
             )
         return ops
+
+
+def before_and_after(
+    model: nn.Module, plan: Plan, example_inputs: Any = None
+) -> dict[str, float | None]:
+    """What a plan makes of a network's costs, without converting it.
+
+    Args:
+        model: The float network; unchanged.
+        plan: Its plan.
+        example_inputs: As they were planned for; operations are counted for them.
+
+    Returns:
+        ``float_bytes`` and ``bytes`` of the files, ``float_ops`` and ``ops`` (effective, float +
+        binary / 64), these ``None`` if some cannot be counted.
+    """
+    sizes: dict[str, float | None] = {"float_bytes": float_contents(model).size, "bytes": None}
+    operations: dict[str, float | None] = {"float_ops": None, "ops": None}
+    outline = _outline(model)
+    apply_plan(outline, plan)
+    sizes["bytes"] = network_contents(outline, plan).size
+    for example in (_bare(example_inputs), example_inputs):
+        try:
+            counted = report(outline, example)
+        except ModelError:  # a forward with tensors of its own cannot run without storage
+            continue
+        operations = {"float_ops": counted.reference_ops, "ops": counted.ops}
+        break
+    return {**sizes, **operations}
 
 
 def _outline(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 from binarize.cli.interruption import is_interruption
 from binarize.cli.output import Output
 from binarize.cli.parser import Parser
-from binarize.errors import BinarizeError
+from binarize.errors import BinarizeError, FileError
 
 __all__ = ["BUG", "INTERRUPTED", "MISTAKE", "OK", "build_parser", "main"]
 
@@ -51,8 +51,8 @@ def build_parser() -> Parser:
 
 
 _COMMANDS = (
-    *("convert", "train", "eval", "predict", "report", "export", "inspect", "sensitivity"),
-    *("bench", "demo", "rules", "coverage", "table", "doctor"),
+    *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
+    *("bench", "demo", "rules", "recipes", "coverage", "table", "doctor"),
 )
 
 
@@ -87,27 +87,45 @@ def _guarded(args: Any, debug: bool) -> int:
     try:
         return args.run(args, out) or OK
     except BinarizeError as error:
-        return _fail(str(error), MISTAKE, debug)
+        return _fail(_in_options(error, args), MISTAKE, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, False)
     except BrokenPipeError:
         # The reader of our output has left (`| head`): that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        return _fail(f"{error.filename or 'file'}: {error.strerror}", MISTAKE, debug)
+    except OSError as error:
+        if error.errno is None or error.strerror is None:
+            return _bug(error, debug)
+        where = error.filename if isinstance(error.filename, str) else "output"
+        rule = f"cannot be read or written ({error.strerror})"
+        told = FileError("file", where, rule, "check the rights and the space on the disk")
+        return _fail(str(told), MISTAKE, debug)
     except Exception as error:
         if is_interruption(error):
             return _fail("interrupted", INTERRUPTED, False)
-        if debug:
-            traceback.print_exc()
-        text = " ".join(str(error).split())[:300]
-        return _fail(
-            f"{type(error).__name__}: {text} (a bug in binarize, or an input it did not foresee: "
-            "run again with --debug for the traceback)",
-            BUG,
-            False,
-        )
+        return _bug(error, debug)
+
+
+def _in_options(error: BinarizeError, args: Any) -> str:
+    """An error's text; of something that was not given, by the option that gives it."""
+    option = f"--{error.argument.replace('_', '-')}"
+    known = [word for action in args.parser._actions for word in action.option_strings]
+    if error.value is None and option in known:
+        return f"{option}: {error.rule}; {error.remedy}"
+    return str(error)
+
+
+def _bug(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    text = " ".join(str(error).split())[:300]
+    return _fail(
+        f"{type(error).__name__}: {text} (a bug in binarize, or an input it did not foresee: "
+        "run again with --debug for the traceback)",
+        BUG,
+        False,
+    )
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from binarize.cli.networks import FORMS, add_network_options, nearest
 from binarize.cli.output import Output
-from binarize.cli.parser import Subparsers, add_command, size
+from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError
 
 if TYPE_CHECKING:
-    from binarize.bench import Measured, Subject
+    from binarize.bench import Measured, Subject, Version
+    from binarize.cli.bench_subject import Inputs
 
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Run the float, the compiled, the bfloat16 and the packed 1-bit version of a network on this
-machine's CPU, in turns, and tell latency, throughput, memory and file size of each. Speed depends
-on the network's shapes and not on its weights, so that a network need not be trained for this."""
+machine's CPU, in turns, and report latency, throughput, memory and file size of each. Speed depends
+on the network's shapes and not on its weights, so that a network need not be trained for this.
+Packed programs (binarize pack) and ONNX files are measured as they are; a network of several inputs
+needs a function example_inputs beside the factory in its file."""
 
 _EXAMPLES = [
     (
@@ -62,7 +65,10 @@ def add(commands: Subparsers) -> None:
         help="rules by which a float network becomes 1-bit (default bidense)",
     )
     parser.add_argument(
-        "--size", type=size, metavar="WxH", help="size of the images (default: what it is made for)"
+        "--size",
+        type=extent,
+        metavar="WxH[xD]",
+        help="size of the images (default: what it is made for)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images per call (default 1)"
@@ -85,7 +91,7 @@ def add(commands: Subparsers) -> None:
         metavar="MODEL",
         help="the network of the file, if it does not tell (see train)",
     )
-    # How a process of its own is told to run one version and tell its memory: NAME:N,C,H,W.
+    # How a process of its own is told to run one version and tell its memory.
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     add_network_options(parser)
 
@@ -98,9 +104,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             raise BinarizeError(name.replace("_", "-"), value, "must be at least 1", "correct it")
     from binarize.bench import VERSIONS
 
-    names = list(VERSIONS) if args.versions is None else args.versions.split(",")
-    for name in names:
-        if name not in VERSIONS:
+    names = None if args.versions is None else args.versions.split(",")
+    for name in names or ():
+        if name not in (*VERSIONS, "onnx"):
             raise BinarizeError("versions", name, "no such version", nearest(name, VERSIONS))
     if args.output is not None:
         from binarize.cli.records import make_folder
@@ -110,16 +116,22 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    from binarize.cli.bench_subject import image_shape, open_subject
+    from binarize.cli.bench_subject import open_inputs, open_subject
 
     if args.memory_of is not None:
         _tell_memory(args, out)
         return None
     with out.step(f"opening {args.model}"):
-        subject = open_subject(args)
-        shape = image_shape(args, subject)
-    rows = _measure(args, out, subject, list(dict.fromkeys(names)), shape)
-    _show(args, out, rows, shape)
+        subject, versions = open_subject(args)
+        inputs = open_inputs(args, subject)
+    missing = [name for name in names or () if name not in versions]
+    if missing:
+        raise BinarizeError(
+            "versions", missing[0], f"{args.model} has only {', '.join(versions)}", "leave it out"
+        )
+    chosen = {name: versions[name] for name in dict.fromkeys(names or versions)}
+    rows = _measure(args, out, subject, chosen, inputs)
+    _show(args, out, rows, inputs)
     if all(row.failure for row in rows):
         cause = f"none of them runs ({rows[0].failure})"
         raise BinarizeError("model", args.model, cause, "choose another --size or other --versions")
@@ -132,16 +144,16 @@ def _tell_memory(args: argparse.Namespace, out: Output) -> None:
     import timm  # noqa: F401
     import torch
 
-    from binarize.bench import VERSIONS, peak_of_this_process
-    from binarize.cli.bench_subject import open_subject
+    from binarize.bench import peak_of_this_process
+    from binarize.cli.bench_subject import open_inputs, open_subject
 
     idle = peak_of_this_process()
-    name, _, shape = args.memory_of.partition(":")
-    call = VERSIONS[name].make(open_subject(args))
-    image = torch.rand(*map(int, shape.split(",")))
+    subject, versions = open_subject(args)
+    inputs, named = open_inputs(args, subject)
+    call = versions[args.memory_of].make(subject)
     with torch.inference_mode():
         for _ in range(2):
-            call(image)
+            call(*inputs, **named)
     out.emit({"peak_bytes": peak_of_this_process(), "idle_bytes": idle})
 
 
@@ -149,27 +161,27 @@ def _measure(
     args: argparse.Namespace,
     out: Output,
     subject: Subject,
-    names: Sequence[str],
-    shape: tuple[int, ...],
+    versions: Mapping[str, Version],
+    inputs: Inputs,
 ) -> list[Measured]:
     import torch
 
-    from binarize.bench import VERSIONS, Measured, time_interleaved
+    from binarize.bench import Measured, time_interleaved
     from binarize.cli.bench_subject import memory_in_a_process, saved
 
-    image = torch.rand(shape).contiguous(memory_format=torch.channels_last)
+    positional, named = inputs
     calls: dict[str, Callable[[], object]] = {}
     failures: dict[str, str] = {}
     with torch.inference_mode():
-        for name in names:
-            with out.step(f"preparing {name}: {VERSIONS[name].summary}"):
+        for name, version in versions.items():
+            with out.step(f"preparing {name}: {version.summary}"):
                 try:
-                    call = VERSIONS[name].make(subject)
-                    call(image)
+                    call = version.make(subject)
+                    call(*positional, **named)
                 except Exception as error:  # the others are worth knowing
                     failures[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 else:
-                    calls[name] = partial(call, image)
+                    calls[name] = partial(call, *positional, **named)
         with out.bar(f"timing {len(calls)} versions in turns", args.rounds if calls else 0) as move:
             seconds = time_interleaved(calls, rounds=args.rounds, tell=move)
     peaks: dict[str, tuple[int | None, int | None]] = {}
@@ -177,26 +189,25 @@ def _measure(
         for name in [] if args.no_memory else calls:
             with out.step(f"measuring the memory of {name}"):
                 reference = saved(args, subject, Path(folder)) if name == "packed" else args.model
-                peaks[name] = memory_in_a_process(args, reference, name, shape)
+                peaks[name] = memory_in_a_process(args, reference, name)
     return [
         Measured(
             name,
-            VERSIONS[name].summary,
-            shape[0],
+            version.summary,
+            args.batch_size,
             tuple(seconds.get(name, ())),
             *peaks.get(name, (None, None)),
-            None if name in failures else VERSIONS[name].file_bytes(subject),
+            None if name in failures else version.file_bytes(subject),
             failures.get(name, ""),
         )
-        for name in names
+        for name, version in versions.items()
     ]
 
 
-def _show(
-    args: argparse.Namespace, out: Output, rows: Sequence[Measured], shape: tuple[int, ...]
-) -> None:
+def _show(args: argparse.Namespace, out: Output, rows: Sequence[Measured], inputs: Inputs) -> None:
     import torch
     from rich.table import Table
+    from torch.utils._pytree import tree_iter
 
     from binarize.bench import relative_speed
     from binarize.cli.bench_picture import draw
@@ -207,10 +218,9 @@ def _show(
     base = next((row for row in rows if row.name == "float"), None)
     facts = machine()
     threads = torch.get_num_threads()
-    title = (
-        f"{args.model} on {'×'.join(map(str, shape))}, "
-        f"{facts['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
-    )
+    shapes = [list(x.shape) for x in tree_iter(inputs) if isinstance(x, torch.Tensor)]
+    shown = ", ".join("×".join(map(str, shape)) for shape in shapes)
+    title = f"{args.model} on {shown}, {facts['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("version", style="bold")
     for column in ("latency", "middle half", "images/s", "speed", "memory", "file"):
@@ -239,7 +249,8 @@ def _show(
             out.print(f"{row.name}: {row.failure}")
     told = {
         "model": args.model,
-        "shape": list(shape),
+        "shape": shapes[0],
+        "shapes": shapes,
         "threads": threads,
         "rounds": args.rounds,
         "machine": facts,

@@ -1,4 +1,4 @@
-"""What ``binarize bench`` measures: the network's forms, and a process for one of them."""
+"""What ``binarize bench`` measures: the network's forms, its inputs, a process for one form."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from binarize.bench import Subject
+from binarize.bench import VERSIONS, Subject, Version
+from binarize.cli.deployed import deployed_kind
+from binarize.cli.examples import example_for, example_image, shell_remedies
 from binarize.cli.networks import Recipe, build, recipe_from
 from binarize.cli.sources import is_file, known_about, open_source
 from binarize.cli.weights import read_header
@@ -19,31 +23,59 @@ from binarize.errors import BinarizeError
 from binarize.file import load, save
 from binarize.file.stored import read_stored
 from binarize.graph.convert import convert
-from binarize.graph.inputs import input_shapes, run_example
+from binarize.graph.inputs import arguments, input_shapes, run_example
 from binarize.graph.origin import build_origin
 from binarize.lower import pack
 
-__all__ = ["image_shape", "memory_in_a_process", "open_subject", "saved"]
+__all__ = ["Inputs", "memory_in_a_process", "open_inputs", "open_subject", "saved"]
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and named arguments of a network."""
 
 # A version that needs longer than this for a start and two runs has no memory told.
 _PATIENCE = 1800
 
 
-def open_subject(args: argparse.Namespace) -> Subject:
-    """The forms of the network that a command line is about; none is made yet."""
-    recipe = None if args.network is None else recipe_from(args, args.network)
+def open_subject(args: argparse.Namespace) -> tuple[Subject, dict[str, Version]]:
+    """The forms of the network that a command line is about, none made yet, and its versions."""
+    recipe = _recipe(args)
+    if is_file(args.model):
+        kind = deployed_kind(Path(args.model).expanduser())
+        if kind is not None:
+            return _of_deployed(args.model, kind)
     if _is_binary_file(args.model):
-        return _of_binary_file(args.model, Path(args.model).expanduser(), recipe)
-    if not is_file(args.model):
-        recipe = recipe_from(args, args.model)
+        return _of_binary_file(args.model, Path(args.model).expanduser(), recipe), dict(VERSIONS)
 
     def student() -> nn.Module:
-        return convert(subject.network, args.policy).eval()
+        with shell_remedies(args.model):
+            example = example_for(subject.network, recipe, args.size)
+            return convert(subject.network, args.policy, example_inputs=example).eval()
 
     subject = Subject(
         lambda: open_source(args.model, recipe).network, student, lambda: pack(subject.student)
     )
-    return subject
+    return subject, dict(VERSIONS)
+
+
+def _recipe(args: argparse.Namespace) -> Recipe | None:
+    if args.network is not None:
+        return recipe_from(args, args.network)
+    if not is_file(args.model):
+        return recipe_from(args, args.model)
+    told = known_about(Path(args.model).expanduser(), "model").get("recipe")
+    return Recipe(**told) if told else None
+
+
+def _of_deployed(reference: str, kind: str) -> tuple[Subject, dict[str, Version]]:
+    """A file that has one form only."""
+    network: Any = open_source(reference).network
+    size = Path(reference).expanduser().stat().st_size
+    name, summary = {
+        "programs": ("packed", "1-bit, packed programs"),
+        "onnx": ("onnx", "ONNX Runtime"),
+    }[kind]
+    version = Version(summary, lambda subject: subject.packed, lambda subject: size)
+    return Subject(lambda: network, lambda: network, lambda: network), {name: version}
 
 
 def _is_binary_file(reference: str) -> bool:
@@ -52,10 +84,6 @@ def _is_binary_file(reference: str) -> bool:
 
 
 def _of_binary_file(reference: str, path: Path, recipe: Recipe | None) -> Subject:
-    told = known_about(path, "model").get("recipe")
-    if recipe is None and told:
-        recipe = Recipe(**told)
-
     def network() -> nn.Module:
         origin = read_stored(path).plan.origin
         if recipe is not None:
@@ -71,33 +99,61 @@ def _of_binary_file(reference: str, path: Path, recipe: Recipe | None) -> Subjec
     return Subject(network, lambda: open_source(reference, recipe).network, packed)
 
 
-def image_shape(args: argparse.Namespace, subject: Subject) -> tuple[int, ...]:
-    """Shape (N, C, H, W) of the images: as asked for, trained for, converted for, or found.
+def open_inputs(args: argparse.Namespace, subject: Subject) -> Inputs:
+    """The inputs: as asked for, of the user's file, trained for, converted for, or found.
 
     Raises:
-        BinarizeError: The network takes something else than one image.
+        BinarizeError: What the network takes is not known, or not for this batch size.
     """
     path = Path(args.model).expanduser()
-    settings = known_about(path, "model").get("settings", {}) if is_file(args.model) else {}
-    rows_and_columns = args.size or settings.get("size")
-    shapes: Any
-    if rows_and_columns:
-        convs = (m.in_channels for m in subject.network.modules() if isinstance(m, nn.Conv2d))
-        shapes = ((1, next(convs, 3), *rows_and_columns),)
-    elif _is_binary_file(args.model):
-        shapes = read_stored(path).plan.example
+    known = known_about(path, "model").get("settings", {}) if is_file(args.model) else {}
+    kind = deployed_kind(path) if is_file(args.model) else None
+    size = args.size or (tuple(known["size"]) if known.get("size") else None)
+    if kind is not None:
+        network: Any = subject.packed
+        shapes = network.example_shapes
+        if args.size is not None and not network.fixed:
+            shapes = ((1, shapes[0][1], *args.size),)
+        inputs: Inputs = (tuple(map(torch.zeros, shapes)), {})
     else:
-        shapes = input_shapes(run_example(subject.network))
-    if len(shapes) != 1 or len(shapes[0]) != 4:
+        inputs = arguments(_example(args, subject, size))
+    torch.manual_seed(0)
+    # Speed may depend on values: zeros and denormal numbers are no images.
+    return tree_map_only(Tensor, lambda x: _sample(x, args.batch_size), inputs)
+
+
+def _example(args: argparse.Namespace, subject: Subject, size: tuple[int, ...] | None) -> Any:
+    with shell_remedies(args.model):
+        recipe = _recipe(args)
+        if args.size is None and recipe is None and size is not None:
+            return example_image(subject.network, size)
+        given = example_for(subject.network, recipe, size)
+        if given is not None:
+            return given
+        shapes: tuple[tuple[int, ...], ...] = ()
+        if _is_binary_file(args.model):
+            shapes = read_stored(args.model).plan.example
+        shapes = shapes or input_shapes(run_example(subject.network))
+    if not shapes:
         raise BinarizeError(
-            "model", args.model, "does not take one image of known size", "give --size WxH"
+            "model", args.model, "does not say what inputs it takes", "give --size WxH"
         )
-    return (args.batch_size, *shapes[0][1:])
+    return tuple(torch.zeros(shape) for shape in shapes)
+
+
+def _sample(value: Tensor, count: int) -> Tensor:
+    repeated = value[:1].expand(count, *value.shape[1:]) if value.dim() else value
+    if not repeated.is_floating_point():
+        return repeated.contiguous()
+    image = torch.rand(repeated.shape, dtype=repeated.dtype)
+    return image.contiguous(memory_format=torch.channels_last) if image.dim() == 4 else image
 
 
 def saved(args: argparse.Namespace, subject: Subject, folder: Path) -> str:
     """A file of the 1-bit network: the one that was given, or a new one in ``folder``."""
-    if _is_binary_file(args.model):
+    if is_file(args.model) and (
+        _is_binary_file(args.model) or deployed_kind(Path(args.model).expanduser())
+    ):
         return str(args.model)
     path = folder / "binary.safetensors"
     save(subject.student, path)
@@ -105,7 +161,7 @@ def saved(args: argparse.Namespace, subject: Subject, folder: Path) -> str:
 
 
 def memory_in_a_process(
-    args: argparse.Namespace, reference: str, version: str, shape: tuple[int, ...]
+    args: argparse.Namespace, reference: str, version: str
 ) -> tuple[int | None, int | None]:
     """Largest memory of a process that does nothing but load a version and run it twice.
 
@@ -113,18 +169,19 @@ def memory_in_a_process(
         args: Parsed options of ``binarize bench``.
         reference: The network, by specification or as a file.
         version: Name of the version.
-        shape: Shape of the images.
 
     Returns:
         Bytes in all, and before there was a network; ``None`` if they are not known.
     """
     words = ["bench", reference, "--policy", args.policy, "--in-channels", str(args.in_channels)]
-    words += ["--memory-of", f"{version}:{','.join(map(str, shape))}", "--json", "--quiet"]
+    words += ["--memory-of", version, "--batch-size", str(args.batch_size), "--json", "--quiet"]
     network = args.network
     if network is None and reference != args.model and not is_file(args.model):
         network = args.model
+    size = None if args.size is None else "x".join(str(n) for n in reversed(args.size))
     for option, value in (
         ("--model", network),
+        ("--size", size),
         ("--classes", args.classes),
         ("--threads", args.threads),
     ):

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
-from binarize.cli.parser import Subparsers, add_command, size
+from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError, FileError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from binarize.cli.sources import Source
     from binarize.graph import Plan
 
-__all__ = ["add", "example_image", "run"]
+__all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Decide layer by layer what becomes binary, convert, and save one bit per binary weight. The float
@@ -51,6 +50,10 @@ _EXAMPLES = [
     (
         "binarize convert nets.py:make --size 256x192 --plan-only --json",
         "a network of your own; the plan for a program",
+    ),
+    (
+        "binarize convert volumes.py:make --size 64x64x32 -o volumes.safetensors",
+        "of three dimensions (of several inputs: see example_inputs in the README)",
     ),
 ]
 
@@ -88,7 +91,8 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="choose what stays float by the file's size (3MB), operations (5GOPs), what the "
+        help="choose what stays float by the file's size (3MB, or 10%% of the float network's), "
+        "operations (5GOPs), what the "
         "metric may lose (drop=0.02), or the agreement with the float network (agreement=0.9)",
     )
     parser.add_argument(
@@ -110,7 +114,10 @@ def add(commands: Subparsers) -> None:
         "--save-policy", type=Path, metavar="FILE", help="write the rules, overrides included"
     )
     parser.add_argument(
-        "--size", type=size, metavar="WxH", help="size of an image it accepts (default: found)"
+        "--size",
+        type=extent,
+        metavar="WxH[xD]",
+        help="size of an image it accepts (default: found)",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the float network's weights")
     parser.add_argument(
@@ -129,6 +136,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.output is not None and not args.output.parent.is_dir():
         raise FileError("output", str(args.output), "its folder does not exist", "make it first")
     from binarize.budget import Budget, convert, plan
+    from binarize.budget.costs import before_and_after
+    from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
     from binarize.cli.start import overrides
     from binarize.cli.weights import load_encoder, load_weights
@@ -139,12 +148,15 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         Budget.parse(args.budget)
     with out.step(f"building {args.model}"):
         recipe = None if is_file(args.model) else recipe_from(args, args.model)
-        network = open_source(args.model, recipe).network
+        source = open_source(args.model, recipe)
+        network: Any = source.network
+        # Here, so that it counts in what the plan and a budget say of the file's size.
+        network.binarize_description = _description(source)
     if args.encoder_weights is not None:
         out.note(f"encoder: {load_encoder(network, args.encoder_weights)}")
     if args.weights is not None:
         out.note(f"weights: {load_weights(network, args.weights, partial=args.partial)}")
-    example = example_image(network, args.size)
+    example = example_for(network, source.recipe, args.size)
     options: dict[str, Any] = {
         "example_inputs": example,
         "overrides": overrides(args),
@@ -153,25 +165,29 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         "more_bits": args.more_bits,
     }
     if args.plan_only:
-        with out.step("tracing and planning"):
+        with out.step("tracing and planning"), shell_remedies(args.model):
             made = plan(network, args.policy, **options)
         _save_policy(made, args.save_policy, out)
         show_plan(made, out, everything=args.all)
         show_summary(made, out)
-        out.emit(describe(made))
+        costs = before_and_after(network, made, example)
+        _show_costs(costs, out)
+        out.emit({**describe(made), "costs": costs})
         return None
 
     from binarize.file import float_contents, save
 
     if args.weights is None and recipe is not None:
         out.note("note: without --weights the network starts from random weights")
-    with out.step("tracing, planning, rewriting"):
+    with out.step("tracing, planning, rewriting"), shell_remedies(args.model):
         student: Any = convert(network, args.policy, **options)
     with out.step(f"saving {args.output}"):
         save(student, args.output)
     _save_policy(student.binarize_plan, args.save_policy, out)
     bytes_, before = args.output.stat().st_size, float_contents(network).size
     show_summary(student.binarize_plan, out)
+    costs = before_and_after(network, student.binarize_plan, example)
+    _show_costs({**costs, "bytes": bytes_}, out)
     out.print(
         f"{args.output}: {bytes_:,} bytes, {before / bytes_:.1f} times smaller than the float "
         f"network's {before:,}",
@@ -186,10 +202,17 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             "bytes": bytes_,
             "float_bytes": before,
             "ratio": before / bytes_,
+            "costs": {**costs, "bytes": bytes_},
             **describe(student.binarize_plan),
         }
     )
     return None
+
+
+def _description(source: Source) -> dict[str, Any]:
+    """What the file says of the network: how it is built, and what its training said."""
+    recipe = None if source.recipe is None else source.recipe.to_dict()
+    return {"recipe": recipe, "settings": dict(source.settings)}
 
 
 def _save_policy(plan: Plan, path: Path | None, out: Output) -> None:
@@ -198,17 +221,18 @@ def _save_policy(plan: Plan, path: Path | None, out: Output) -> None:
         out.note(f"rules: {path}")
 
 
-def example_image(network: Any, size: tuple[int, int] | None) -> Tensor | None:
-    """An image of the size asked for, with as many channels as the first convolution reads."""
-    if size is None:
-        return None
-    import torch
-    from torch import nn
+def _show_costs(costs: Mapping[str, float | None], out: Output) -> None:
+    from binarize.report.terminal import readable
 
-    channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
-    if min(size) < 1:
-        raise BinarizeError("size", f"{size[1]}x{size[0]}", "must be positive", "give e.g. 224x224")
-    return torch.zeros(1, channels, *size)
+    for name, unit in (("bytes", "B"), ("ops", "OPs")):
+        before, after = costs[f"float_{name}"], costs[name]
+        if before is None or after is None:
+            out.print(f"{name}: not known, as some operations cannot be counted")
+            continue
+        out.print(
+            f"{name}: {readable(round(before), unit)} before, {readable(round(after), unit)} after "
+            f"({after / before:.1%})"
+        )
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binarize.cli.output import Output
-from binarize.cli.parser import size
+from binarize.cli.parser import numbers, size
 from binarize.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,23 +16,40 @@ if TYPE_CHECKING:
 
     from binarize.data import DenseDataset
 
-__all__ = ["add_data_options", "has_split", "make_loader", "open_data", "task_of"]
+__all__ = [
+    "FOLDER_LAYOUT",
+    "add_data_options",
+    "has_split",
+    "held_out",
+    "make_loader",
+    "open_data",
+    "task_of",
+]
+
+FOLDER_LAYOUT = """\
+A folder has images/ and masks/ (or labels/), a mask with the name of its image, as grey or palette
+PNGs of class indices, 255 ignored; with splits, the same inside train/, val/ and test/. classes.txt
+at the top names the classes, one per line; with a colour each (NAME R G B), masks may be colours.
+For depth: depth/ in place of masks/, 16-bit PNGs (--depth-scale) or .npy files of metres. For
+multilabel: masks/CLASS/, a mask of two values for each image that has the class."""
 
 
 def add_data_options(
     parser: argparse.ArgumentParser, *, required: bool = True, workers: bool = True
 ) -> None:
     """Add the options that choose the data set, its task, its size and its loader processes."""
-    group = parser.add_argument_group("data")
+    group = parser.add_argument_group("data", FOLDER_LAYOUT)
     group.add_argument(
         "--data",
         required=required,
         metavar="NAME",
-        help="camvid, nyuv2, folder (images/ and masks/), or scenes (made up, no download)",
+        help="camvid, nyuv2, folder (see above), or scenes (made up, no download)",
     )
     group.add_argument("--root", metavar="PATH", help="the data set's folder; not for scenes")
     group.add_argument(
-        "--task", metavar="TASK", help="segmentation or depth (default: depth for nyuv2)"
+        "--task",
+        metavar="TASK",
+        help="segmentation, multilabel or depth (default: depth for nyuv2, else segmentation)",
     )
     group.add_argument(
         "--size",
@@ -45,7 +63,34 @@ def add_data_options(
         help="values of the input: imagenet (default), symmetric (-1 to 1) or none (0 to 1)",
     )
     group.add_argument(
-        "--count", type=int, metavar="N", help="pictures of 'scenes' (default 256, 64 to test)"
+        "--count", type=int, metavar="N", help="images of 'scenes' (default 256, 64 to test)"
+    )
+    group.add_argument(
+        "--mask-values",
+        type=numbers,
+        metavar="V,V,...",
+        help="folder: the masks' value of each class, in order (default: 0, 1, 2...; of two "
+        "classes it is found)",
+    )
+    group.add_argument(
+        "--mask-ignore",
+        type=numbers,
+        metavar="V,V,...",
+        help="folder: values of the masks that are ignored, besides 255",
+    )
+    group.add_argument(
+        "--allow-empty-classes",
+        action="store_true",
+        help="train though a class has not a single labelled pixel",
+    )
+    group.add_argument(
+        "--depth-scale",
+        type=float,
+        metavar="M",
+        help="folder: metres per unit of the depth maps, e.g. 0.001 for millimetres",
+    )
+    group.add_argument(
+        "--max-depth", type=float, metavar="M", help="folder: largest depth in metres (default 10)"
     )
     if workers:
         group.add_argument("--workers", type=int, default=0, metavar="N", help="loader processes")
@@ -90,8 +135,9 @@ def open_data(
     normalize = args.normalize or known.get("normalize")
     if normalize is not None:
         options["normalize"] = normalize
-    if args.data == "folder" and getattr(args, "classes", None) is not None:
-        options["classes"] = args.classes
+    task = task_of(args, known)
+    if args.data == "folder":
+        options |= _folder_options(args, task, known)
     if args.data == "scenes" and args.count is not None:
         options["count"] = args.count if split == "train" else max(1, args.count // 4)
     shape = args.size
@@ -99,26 +145,72 @@ def open_data(
         shape = tuple(known["size"])
     if shape is None and args.data == "folder":
         raise DataError(
-            "size", None, "pictures of a folder need a common size", "give e.g. --size 256x192"
+            "size", None, "images of a folder need a common size", "give e.g. --size 256x192"
         )
-    data = open_dataset(
-        args.data, args.root, split=split, size=shape, task=task_of(args, known), **options
-    )
+    data = open_dataset(args.data, args.root, split=split, size=shape, task=task, **options)
+    if args.allow_empty_classes:
+        data.allow_empty = True
+    if split == "train" and getattr(data, "note", None):
+        out.note(str(getattr(data, "note", "")))
     if not preload:
         return data
     doing = "drawing" if args.data == "scenes" else "reading"
-    with out.bar(f"{doing} {len(data)} pictures ({split})", len(data)) as move:
+    with out.bar(f"{doing} {len(data)} images ({split})", len(data)) as move:
         data.preload(move)
     return data
 
 
-def has_split(args: argparse.Namespace, split: str) -> bool:
-    """Whether the data set has pictures of its own for a split."""
-    from pathlib import Path
+def _folder_options(
+    args: argparse.Namespace, task: str, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the options, or else the network's training, say about a folder."""
+    if task == "depth":
+        largest = known.get("max_depth") if args.max_depth is None else args.max_depth
+        return {"depth_scale": args.depth_scale, "max_depth": largest}
+    options: dict[str, Any] = {}
+    classes = getattr(args, "classes", None)
+    if classes is None and not (Path(args.root or ".").expanduser() / "classes.txt").is_file():
+        classes = known.get("classes")
+    if classes:
+        options["classes"] = classes
+    values = args.mask_values or known.get("mask_values")
+    if values:
+        options["mask_values"] = values
+    if args.mask_ignore:
+        options["mask_ignore"] = args.mask_ignore
+    return options
 
+
+def held_out(args: argparse.Namespace, out: Output) -> tuple[str, str]:
+    """The split to measure on and what to call it: test, else val, else all that a folder has.
+
+    Raises:
+        DataError: The folder has neither, but a folder of training images.
+    """
+    if args.split is not None:
+        return args.split, args.split
+    found = next((name for name in ("test", "val") if has_split(args, name)), None)
+    if found is not None:
+        return found, found
+    if (Path(args.root).expanduser() / "train").is_dir():
+        raise DataError(
+            "split",
+            None,
+            "the folder has neither test/ nor val/",
+            "give --split train to measure on the training images",
+        )
+    out.note(
+        "note: the folder has no splits: all of its images are measured, also those that the "
+        "network may have been trained on"
+    )
+    return "train", "all"
+
+
+def has_split(args: argparse.Namespace, split: str) -> bool:
+    """Whether the data set has images of its own for a split."""
     if args.data == "nyuv2":
         return split != "val"
-    if args.data == "folder":
+    if args.data == "folder" and args.root is not None:
         return (Path(args.root).expanduser() / split).is_dir()
     return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +88,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.weights import save_float
     from binarize.data import Scenes
     from binarize.file import load, save
-    from binarize.graph import convert
+    from binarize.prepare import prepare_student
     from binarize.report import report
-    from binarize.train import recalibrate
 
     torch.set_num_threads(args.threads)
     make_folder(args.output)
@@ -118,9 +116,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     out.note("3/5  converting it: one bit per weight and per activation")
     example = torch.zeros(1, 3, *plan.size)
-    student: Any = convert(teacher, example_inputs=example)
     batches = _loader(sets["train"], plan, shuffle=True)
-    recalibrate(student, itertools.islice(batches, 4))
+    student: Any = prepare_student(teacher, batches=batches)
     counts = [decision.action for decision in student.binarize_plan.layers]
     out.note(
         f"     {counts.count('binarize')} of {len(counts)} layers, "
@@ -190,7 +187,6 @@ def _train(
         teacher=teacher,
         task="segmentation",
         epochs=plan.epochs,
-        lr=4e-3,
         seed=seed,
         val_every=plan.epochs,
         progress=False if out.quiet else None,

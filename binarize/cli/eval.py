@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from binarize.cli.datasets import add_data_options, make_loader, open_data, task_of
+from binarize.cli.datasets import add_data_options, held_out, make_loader, open_data, task_of
 from binarize.cli.networks import add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
@@ -51,7 +51,7 @@ def add(commands: Subparsers) -> None:
     )
     add_network_options(parser)
     add_data_options(parser)
-    parser.add_argument("--split", default="test", help="train, val or test (default test)")
+    parser.add_argument("--split", help="train, val or test (default test, else val)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default 16")
     parser.add_argument(
         "--packed", action="store_true", help="compute with bits: the network is packed"
@@ -78,20 +78,22 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"loading {args.file}"):
         source = open_file(args.file, fallback, packed=args.packed)
     task = task_of(args, source.settings)
-    data = open_data(args, args.split, out, known=source.settings)
+    split, called = held_out(args, out)
+    data = open_data(args, split, out, known=source.settings)
     try_out(source.network, data[0]["image"][None])
     trainer = Trainer(source.network, task=task, progress=False if out.quiet else None)
     values = trainer.evaluate(make_loader(data, args.batch_size, workers=args.workers))
-    show_metrics({args.split: values}, out)
+    show_metrics({called: values}, out, data.classes)
     rows, columns = data[0]["image"].shape[-2:]
     out.emit(
         {
             "file": args.file,
             "data": args.data,
-            "split": args.split,
+            "split": called,
             "task": task,
             "size": f"{columns}x{rows}",
-            "pictures": len(data),
+            "images": len(data),
+            "classes": list(data.classes),
             "binary": source.binary,
             "metrics": values,
         }

@@ -8,15 +8,18 @@ from typing import Any
 
 from binarize.cli.networks import add_network_options, recipe_from
 from binarize.cli.output import Output
-from binarize.cli.parser import Subparsers, add_command, size
-from binarize.errors import BinarizeError, ModelError
+from binarize.cli.parser import Subparsers, add_command, extent
+from binarize.errors import BinarizeError, FileError, ModelError
 
-__all__ = ["add", "run"]
+__all__ = ["add", "check_output", "example_of_file", "run"]
 
 _DESCRIPTION = """\
-Write a 1-bit network as an ONNX file of standard operators, which any runtime can run. Binary
-weights are stored as bits. The network takes images of one size: the one that is asked for, or
-else the one that the file was trained or converted for; with --dynamic it takes all. Needs the
+Write a 1-bit network as an ONNX file. By default it has standard operators only and every runtime
+can run it: binary weights are stored as bits, but computed with as floats, so that the file is
+small and slower than the float network. With --runtime binarize the binary layers are operators of
+this package: fast, in ONNX Runtime, without PyTorch (binarize.runtime). A file of standard
+operators takes images of one size, the one that is asked for or that the network was trained or
+converted for; with --dynamic, and with --runtime binarize, it takes images of all sizes. Needs the
 packages onnx and onnxscript."""
 
 _EXAMPLES = [
@@ -26,6 +29,10 @@ _EXAMPLES = [
         "for four images at a time, of another size",
     ),
     ("binarize export unet.safetensors -o unet.onnx --dynamic", "for images of any size"),
+    (
+        "binarize export unet.safetensors -o unet.onnx --runtime binarize",
+        "fast in ONNX Runtime, without PyTorch",
+    ),
     (
         "binarize export mine.safetensors -o mine.onnx --model nets.py:make --json",
         "a network of your own, told for a program",
@@ -50,17 +57,26 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--size",
-        type=size,
-        metavar="WxH",
+        type=extent,
+        metavar="WxH[xD]",
         help="size of the images (default: what the file was made for)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)"
     )
     parser.add_argument(
+        "--runtime",
+        choices=("standard", "binarize"),
+        default="standard",
+        help="operators of the binary layers: ONNX's own, which every runtime has (default), or "
+        "those of this package, which run on its kernels in ONNX Runtime",
+    )
+    parser.add_argument(
         "--dynamic",
-        action="store_true",
-        help="take any number of images of any size that the network accepts",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="take any number of images of any size that the network accepts (default with "
+        "--runtime binarize)",
     )
     parser.add_argument(
         "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
@@ -74,47 +90,102 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         raise BinarizeError("batch-size", args.batch_size, "must be positive", "use 1 or more")
     import warnings
 
-    import torch
-
+    check_output(args.file, args.output)
     from binarize.cli.sources import open_file
     from binarize.lower import export_onnx
 
     fallback = None if args.model is None else recipe_from(args, args.model)
     with out.step(f"loading {args.file}"):
         source = open_file(args.file, fallback)
-    if not source.binary:
+    if not source.binary or source.kind is not None:
         raise ModelError(
             "file",
             args.file,
-            "this is a float network, and only 1-bit networks are exported",
+            "is no network that could be exported, but already packed or exported"
+            if source.kind
+            else "this is a float network, and only 1-bit networks are exported",
             "give the file that binarize train or binarize convert wrote",
         )
-    shape: tuple[int | str, ...]
-    shape = example = (args.batch_size, *_image_shape(args, source))
-    if args.dynamic:
-        shape = ("N", shape[1], "H", "W")
+    example = example_of_file(args, source)
+    dynamic = args.runtime == "binarize" if args.dynamic is None else args.dynamic
+    shape: tuple[int | str, ...] = tuple(example[0].shape)
+    if dynamic:
+        shape = ("N", shape[1], *("D", "H", "W")[5 - len(shape) :])
+    recipe = None if source.recipe is None else source.recipe.to_dict()
+    settings = dict(source.settings)
+    if example[0].dim() == 4 and not dynamic:
+        settings["size"] = list(example[0].shape[2:])
     # The exporter tells of its own plans, which are nobody's here.
     with out.step(f"writing {args.output}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export_onnx(source.network, args.output, torch.zeros(example), dynamic=args.dynamic)
+        export_onnx(
+            source.network,
+            args.output,
+            example,
+            dynamic=dynamic,
+            runtime=args.runtime,
+            description={"recipe": recipe, "settings": settings},
+        )
     written = args.output.stat().st_size
     told = f"{args.output}: {written / 1e6:.2f} MB, takes {'×'.join(map(str, shape))}"
     out.print(told, wrap=False)
-    out.emit({"file": args.file, "output": args.output, "bytes": written, "shape": list(shape)})
-    return None
+    if args.runtime == "binarize":
+        out.note("note: run it by binarize.runtime.Session, which needs no torch, or from C++")
+        return _emit(args, out, written, shape)
+    out.note(
+        "note: in ONNX's standard operators 1-bit layers are convolutions of floats: the file is "
+        "small, but slower than the float network; for speed: --runtime binarize, or binarize pack"
+    )
+    return _emit(args, out, written, shape)
 
 
-def _image_shape(args: argparse.Namespace, source: Any) -> tuple[int, ...]:
-    """Shape (C, H, W) of the images: as asked for, trained for, or converted for."""
-    from binarize.cli.convert import example_image
+def _emit(args: argparse.Namespace, out: Output, written: int, shape: Any) -> None:
+    made = {"file": args.file, "output": args.output, "bytes": written, "shape": list(shape)}
+    out.emit(made | {"runtime": args.runtime})
+
+
+def example_of_file(args: argparse.Namespace, source: Any) -> tuple[Any, ...]:
+    """Example inputs: of the size asked for, trained for, or converted for."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    from binarize.cli.examples import example_for
+    from binarize.graph.inputs import arguments
 
     known = source.settings.get("size")
-    image = example_image(source.network, args.size or (known and tuple(known)))
-    if image is not None:
-        return tuple(image.shape[1:])
-    shapes = source.network.binarize_plan.example
-    if len(shapes) != 1 or len(shapes[0]) != 4:
+    given = example_for(source.network, source.recipe, args.size or (known and tuple(known)))
+    if given is None:
+        shapes = source.network.binarize_plan.example
+        if not shapes:
+            raise BinarizeError(
+                "file", args.file, "does not say what inputs its network takes", "give --size WxH"
+            )
+        given = tuple(torch.zeros(shape) for shape in shapes)
+    inputs, named = arguments(given)
+    if named:
         raise BinarizeError(
-            "file", args.file, "does not say what images its network takes", "give --size WxH"
+            "model",
+            list(named),
+            "inputs of an exported network have an order",
+            "let example_inputs return a tuple",
         )
-    return tuple(shapes[0][1:])
+    count = args.batch_size
+    repeated: tuple[Any, ...] = tree_map_only(
+        torch.Tensor, lambda x: x[:1].expand(count, *x.shape[1:]).contiguous(), inputs
+    )
+    return repeated
+
+
+def check_output(file: str, output: Path) -> None:
+    """Refuse an output that is the file itself, or in no folder, before anything slow happens.
+
+    Raises:
+        FileError: It is.
+    """
+    if output.is_dir():
+        raise FileError("output", str(output), "this is a folder", "give the name of a file in it")
+    if not output.parent.is_dir():
+        raise FileError("output", str(output), "its folder does not exist", "make it first")
+    source = Path(file).expanduser()
+    if source.exists() and output.exists() and source.samefile(output):
+        raise FileError("output", str(output), "is the file that is read", "give another name")

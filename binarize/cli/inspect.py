@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.cli.datasets import add_data_options, open_data
+from binarize.cli.datasets import add_data_options, held_out, open_data
 from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
@@ -79,7 +79,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--maps", type=int, default=4, metavar="N", help="feature maps to keep (default 4)"
     )
-    parser.add_argument("--split", default="test", help="train, val or test (default test)")
+    parser.add_argument("--split", help="train, val or test (default test, else val)")
     parser.add_argument(
         "--model",
         dest="network",
@@ -182,14 +182,15 @@ def _files(args: argparse.Namespace, source: Source, paths: Sequence[Path]) -> _
 
 
 def _pictures(args: argparse.Namespace, source: Source, out: Output) -> _Images:
-    data = open_data(args, args.split, out, known=source.settings, preload=False)
+    split, called = held_out(args, out)
+    data = open_data(args, split, out, known=source.settings, preload=False)
 
     def sample(number: int) -> tuple[Tensor, Tensor]:
         image = data[number]["image"]
         return data.denormalize(image), image[None]
 
     count = min(len(data), args.limit or len(data))
-    return _Images([f"{args.data} {args.split} {number}" for number in range(count)], sample)
+    return _Images([f"{args.data} {called} {number}" for number in range(count)], sample)
 
 
 def _network(args: argparse.Namespace, source: Source, example: Tensor, out: Output) -> Any:

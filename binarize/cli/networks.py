@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["DEMO", "FORMS", "Recipe", "add_network_options", "build", "nearest", "recipe_from"]
+__all__ = [
+    "DEMO",
+    "FORMS",
+    "Recipe",
+    "add_network_options",
+    "build",
+    "example_of",
+    "nearest",
+    "recipe_from",
+]
 
 DEMO = "demo:UNet"
 FORMS = "smp:ARCHITECTURE:ENCODER, timm:NAME or FILE.py:FACTORY"
@@ -175,15 +184,45 @@ def _timm(recipe: Recipe, name: str) -> nn.Module:
     return _call(recipe, create, arguments)
 
 
-def _own(recipe: Recipe, file: Path, factory: str) -> nn.Module:
+def example_of(recipe: Recipe, size: tuple[int, ...] | None = None) -> Any:
+    """What ``example_inputs`` beside the factory of a user's file gives; None if there is none.
+
+    Args:
+        recipe: How the network is built.
+        size: Handed to it, if it is a function with such an argument: (rows, columns) or
+            (depth, rows, columns).
+
+    Raises:
+        ModelError: It fails.
+    """
+    file, colon, _ = recipe.spec.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return None
+    make = getattr(_module(recipe, Path(file).expanduser()), "example_inputs", None)
+    if make is None or not callable(make):
+        return make
+    arguments = _known_arguments(recipe, make)
+    if size is not None and "size" in _parameters(make):
+        arguments["size"] = size
+    try:
+        return make(**arguments)
+    except Exception as error:
+        raise _refused(recipe, "calling example_inputs", error) from error
+
+
+def _module(recipe: Recipe, file: Path) -> Any:
     if not file.is_file():
         raise ModelError("model", recipe.spec, f"there is no file {file}", "check the path")
     from binarize.survey.wild import import_file
 
     try:
-        module = import_file(file)
+        return import_file(file)
     except Exception as error:
         raise _refused(recipe, f"importing {file.name}", error) from error
+
+
+def _own(recipe: Recipe, file: Path, factory: str) -> nn.Module:
+    module = _module(recipe, file)
     make = getattr(module, factory, None)
     if not callable(make):
         own = (
@@ -194,19 +233,28 @@ def _own(recipe: Recipe, file: Path, factory: str) -> nn.Module:
         raise ModelError(
             "model", recipe.spec, f"{file.name} has no {factory!r}", nearest(factory, sorted(own))
         )
-    arguments: dict[str, Any] = dict(recipe.arguments)
+    return _call(recipe, make, {**_known_arguments(recipe, make), **recipe.arguments})
+
+
+def _parameters(make: Any) -> Mapping[str, Any]:
     try:
-        accepted = inspect.signature(make).parameters
+        return inspect.signature(make).parameters
     except (TypeError, ValueError):
-        accepted = {}  # type: ignore[assignment]
+        return {}
+
+
+def _known_arguments(recipe: Recipe, make: Any) -> dict[str, Any]:
+    """Number of classes and of channels, under the names that a function has for them."""
+    accepted = _parameters(make)
+    arguments: dict[str, Any] = {}
     for names, value in (
         (("classes", "num_classes"), recipe.classes),
         (("in_channels", "in_chans"), recipe.in_channels),
     ):
         for name in names:
             if name in accepted and value is not None:
-                arguments.setdefault(name, value)
-    return _call(recipe, make, arguments)
+                arguments[name] = value
+    return arguments
 
 
 def _call(recipe: Recipe, make: Any, arguments: dict[str, Any]) -> nn.Module:

@@ -10,7 +10,16 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-__all__ = ["HelpFormatter", "Parser", "Subparsers", "add_command", "pair", "size"]
+__all__ = [
+    "HelpFormatter",
+    "Parser",
+    "Subparsers",
+    "add_command",
+    "extent",
+    "numbers",
+    "pair",
+    "size",
+]
 
 _COMMON = "output"
 
@@ -110,6 +119,24 @@ def size(text: str) -> tuple[int, int]:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 192x144")
     return int(found[2]), int(found[1])
+
+
+def extent(text: str) -> tuple[int, ...]:
+    """Read ``WIDTHxHEIGHT`` or ``WIDTHxHEIGHTxDEPTH``, and return it the other way round."""
+    found = re.fullmatch(r"(\d+)[x×,](\d+)(?:[x×,](\d+))?", text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not WIDTHxHEIGHT, such as 192x144, nor WIDTHxHEIGHTxDEPTH"
+        )
+    return tuple(int(part) for part in found.groups()[::-1] if part is not None)
+
+
+def numbers(text: str) -> list[int]:
+    """Read whole numbers that commas part, such as ``0,255``."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list like 0,255") from None
 
 
 def pair(text: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures as inputs, and predictions as pictures: label maps in colours, depth in a colour map.
+"""Images as inputs, and predictions as images: label maps in colours, depth in a colour map.
 
 Shape legend: H, W rows and columns.
 """
@@ -22,6 +22,7 @@ __all__ = [
     "find_pictures",
     "label_picture",
     "legend",
+    "overlaid",
     "save_picture",
 ]
 
@@ -29,30 +30,31 @@ Colors = Sequence[Sequence[int]]
 
 
 def find_pictures(given: Sequence[str]) -> list[Path]:
-    """The picture files that were named, and those of folders that were named.
+    """The image files that were named, each once, and those of folders that were named.
+
+    A file that is named may have any ending, if it begins like an image.
 
     Raises:
-        DataError: There is no such file or folder, it is no picture, or the folder has none.
+        DataError: There is no such file or folder, it is no image, or the folder has none.
     """
+    from binarize.data.decoding import is_image
     from binarize.data.images import IMAGE_SUFFIXES, image_files
 
-    found: list[Path] = []
+    found: dict[Path, None] = {}
     for name in given:
         path = Path(name).expanduser()
         if path.is_dir():
             inside = image_files(path, "images")
             if not inside:
                 raise DataError("images", name, "the folder has no images", "check the path")
-            found += inside
+            found.update(dict.fromkeys(inside))
         elif not path.is_file():
             raise DataError("images", name, "no such file or folder", "check the path")
-        elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise DataError(
-                "images", name, "is no image", f"use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
+        elif path.suffix.lower() not in IMAGE_SUFFIXES and not is_image(path):
+            raise DataError("images", name, "is no image", "give image files, or folders of them")
         else:
-            found.append(path)
-    return found
+            found[path] = None
+    return list(found)
 
 
 def as_input(picture: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
@@ -82,6 +84,17 @@ def label_picture(labels: Tensor, colors: Colors) -> Image:
     table = [int(value) for color in colors for value in color][:765]
     picture.putpalette(table + [0] * (768 - len(table)))  # of a grey picture makes a palette one
     return picture
+
+
+def overlaid(labels: Tensor, colors: Colors) -> Image:
+    """Several labels (C, H, W) of 0 and 1 in one image: the mean of their classes' colours."""
+    import torch
+    from PIL import Image
+
+    table = torch.tensor([list(colors[i]) for i in range(len(labels))], dtype=torch.float32)
+    mixed = torch.einsum("chw,cd->hwd", labels.cpu().float(), table)
+    mixed = mixed / labels.cpu().sum(0).clamp(min=1)[..., None]
+    return Image.fromarray(mixed.round().to(torch.uint8).numpy())
 
 
 def depth_picture(depth: Tensor, near: float, far: float) -> Image:
@@ -121,17 +134,20 @@ def legend(names: Sequence[str], colors: Colors) -> Image:
 
 
 def save_picture(picture: Image, path: Path) -> None:
-    """Write a picture.
+    """Write a PNG file, whole or not at all.
 
     Raises:
         FileError: It cannot be written.
     """
+    from binarize.writing import replacing
+
     try:
-        picture.save(path)
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG")
     except OSError as error:
         raise FileError(
             "output",
             str(path),
             f"cannot be written ({error.strerror or error})",
-            "choose another place",
+            "check the rights and the space on the disk",
         ) from error

@@ -1,8 +1,9 @@
-"""``binarize predict``: images in, masks or depth pictures out."""
+"""``binarize predict``: images in, masks or depth images out."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,19 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Run a saved network on pictures. Segmentation gives palette PNGs: the values are class indices,
-the look is the classes' colours. Depth gives coloured PNGs, near is bright, and with --raw also
-16-bit ones in millimetres. Results have the size of their picture."""
+Run a saved network on images. Segmentation gives palette PNGs: the values are class indices,
+the look is the classes' colours; with one class, 1 where the network's output is above 0. Several
+labels give an image of all colours and NAME_CLASS.png, 1 where the class is. Depth gives coloured
+PNGs, near is bright, and with --raw also 16-bit ones in millimetres (NAME_mm.png). Results have the
+size of their image, as viewers show it, and its name in the --output folder, where no file that is
+read is ever replaced. An image that cannot be read is skipped and reported, and the exit code is
+1."""
 
 _EXAMPLES = [
     (
         "binarize predict runs/binary/binary.safetensors photo.jpg --output out",
-        "one picture, with the settings of the training",
+        "one image, with the settings of the training",
     ),
     (
         "binarize predict runs/binary/binary.safetensors photos/ --output out \\\n"
         "      --side-by-side",
-        "a folder, each result beside its picture",
+        "a folder; NAME_side_by_side.png shows image and result together",
     ),
     (
         "binarize predict runs/binary/binary.safetensors photos/ --output out --packed",
@@ -52,21 +57,23 @@ def add(commands: Subparsers) -> None:
         commands,
         "predict",
         run,
-        help="run a saved network on pictures",
+        help="run a saved network on images",
         usage="FILE IMAGE [IMAGE ...] --output DIR",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="a file of weights, float or binary")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="images, or folders of them")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder for the results"
     )
     parser.add_argument(
-        "--side-by-side", action="store_true", help="write each result beside its picture"
+        "--side-by-side",
+        action="store_true",
+        help="also write NAME_side_by_side.png: the image beside its result",
     )
     parser.add_argument("--raw", action="store_true", help="depth: also millimetres, 16 bits")
-    parser.add_argument("--task", metavar="TASK", help="segmentation or depth")
+    parser.add_argument("--task", metavar="TASK", help="segmentation, multilabel or depth")
     parser.add_argument(
         "--size", type=size, metavar="WxH", help="size the network works at, e.g. 192x144"
     )
@@ -86,13 +93,17 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Predict."""
     if args.threads is not None and args.threads < 1:
         raise BinarizeError("threads", args.threads, "must be positive", "use 1 or more")
-    pictures = _pictures(args.images)
+    from binarize.cli.pictures import find_pictures
+
+    images = find_pictures(args.images)
     import torch
 
     from binarize.cli.pictures import legend, save_picture
-    from binarize.cli.records import make_folder
+    from binarize.cli.records import output_folder
+    from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
     from binarize.data.dense import normalisation
+    from binarize.data.images import read_image
     from binarize.data.palette import palette
 
     if args.threads:
@@ -101,38 +112,54 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"loading {args.file}"):
         source = open_file(args.file, fallback, packed=args.packed)
     known = source.settings
-    mean, std = normalisation(args.normalize or known.get("normalize") or "imagenet")
+    stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
     task = _task(args, known)
-    shape = args.size or (tuple(known["size"]) if known.get("size") else None)
-    make_folder(args.output)
+    shape: Any = args.size or source.size
+    kinds = {"result": ""}
+    if args.side_by_side:
+        kinds["side_by_side"] = "_side_by_side"
+    if args.raw and task.name == "depth":
+        kinds["raw"] = "_mm"
     colors: Any = known.get("palette") or palette(256)
-    written = []
-    with out.bar(f"predicting {len(pictures)} pictures", len(pictures)) as move:
-        for number, path in enumerate(pictures, start=1):
-            written.append(_predict(args, source.network, task, path, shape, (mean, std), colors))
-            move(number, len(pictures))
-    if task.name == "segmentation" and known.get("classes"):
-        save_picture(legend(known["classes"], colors), args.output / "legend.png")
-    out.print(f"{len(written)} results in {args.output}", wrap=False)
-    out.emit({"task": task.name, "output": args.output, "results": written})
-    return None
-
-
-def _pictures(given: list[str]) -> list[Path]:
-    """The picture files; refuses two whose results would have one name."""
-    from binarize.cli.pictures import find_pictures
-
-    found = find_pictures(given)
-    stems: dict[str, Path] = {}
-    for path in found:
-        if stems.setdefault(path.stem, path) != path:
-            raise DataError(
-                "images",
-                str(path),
-                f"has the same name as {stems[path.stem]}, so would its result",
-                "predict them into two folders",
-            )
-    return found
+    names = list(known.get("classes") or []) if task.name != "depth" else []
+    if task.name == "multilabel":
+        kinds |= {f"mask of {name}": f"_{'_'.join(name.split())}" for name in names}
+    elif len(names) == 1:
+        names.insert(0, "background")
+    others = [LEGEND] if names else []
+    planned = plan_results(images, args.output, kinds, others=others, inputs=[Path(args.file)])
+    written: list[dict[str, Any]] = []
+    skipped: list[DataError] = []
+    with (
+        output_folder(args.output),
+        out.bar(f"predicting {len(images)} images", len(images)) as move,
+    ):
+        for number, (path, files) in enumerate(zip(images, planned, strict=True), start=1):
+            try:
+                image = read_image(path)
+            except DataError as error:
+                skipped.append(error)
+            else:
+                told = _predict(source.network, task, image, shape, stats, colors, files)
+                written.append({"image": path, **told})
+            move(number, len(images))
+        if written and names:
+            save_picture(legend(names, colors), args.output / LEGEND)
+    if not written:
+        raise skipped[0]
+    count = len(written)
+    out.print(f"{count} result{'s' if count > 1 else ''} in {args.output}", wrap=False)
+    out.emit(
+        {
+            "task": task.name,
+            "output": args.output,
+            "results": written,
+            "skipped": [{"image": one.value, "reason": one.rule} for one in skipped],
+        }
+    )
+    for refused in skipped:
+        print(f"error: skipped: {refused}", file=sys.stderr, flush=True)
+    return 1 if skipped else None
 
 
 def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
@@ -141,53 +168,66 @@ def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
     name = args.task or known.get("task")
     if name is None:
         raise BinarizeError(
-            "task", None, "is not known from the file", "give --task segmentation or --task depth"
+            "task",
+            None,
+            "is not known from the file",
+            "give --task segmentation, multilabel or depth",
         )
     depth = args.max_depth if args.max_depth is not None else known.get("max_depth")
     return open_task(str(name), num_classes=256, max_depth=depth)
 
 
 def _predict(
-    args: argparse.Namespace,
     network: Any,
     task: Any,
-    path: Path,
+    image: Tensor,
     shape: tuple[int, int] | None,
     stats: Any,
     colors: Any,
+    files: Mapping[str, Path],
 ) -> dict[str, Any]:
     import torch
 
-    from binarize.cli.pictures import as_input, beside, depth_picture, label_picture, save_picture
+    from binarize.cli.pictures import (
+        as_input,
+        beside,
+        depth_picture,
+        label_picture,
+        overlaid,
+        save_picture,
+    )
     from binarize.cli.start import try_out
-    from binarize.data.images import read_image, resize_image
+    from binarize.data.images import resize_image
 
-    image = read_image(path)
     rows, columns = image.shape[-2:]
     batch = as_input(image if shape is None else resize_image(image, shape), stats)
     try_out(network, batch)
     with torch.no_grad():
         decoded: Tensor = task.decode(network(batch), (rows, columns))[0]
-    target = args.output / f"{path.stem}.png"
-    told: dict[str, Any] = {"image": path, "result": target}
+    told: dict[str, Any] = dict(files)
     if task.name == "segmentation":
         picture = label_picture(decoded, colors)
         values, counts = decoded.unique(return_counts=True)
         told["pixels"] = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    elif task.name == "multilabel":
+        picture = overlaid(decoded, colors)
+        told["pixels"] = dict(enumerate(decoded.sum((1, 2)).tolist()))
+        masks = (file for kind, file in files.items() if kind.startswith("mask of "))
+        for channel, (mask, file) in enumerate(zip(decoded, masks, strict=False)):
+            save_picture(label_picture(mask, [(0, 0, 0), colors[channel]]), file)
     else:
         depth = decoded[0]
         near, far = float(depth.min()), float(depth.max())
         picture = depth_picture(depth, near, far)
         told["metres"] = [near, far]
-        if args.raw:
-            told["raw"] = args.output / f"{path.stem}_mm.png"
-            save_picture(_millimetres(depth), told["raw"])
-    if args.side_by_side:
+        if "raw" in files:
+            save_picture(_millimetres(depth), files["raw"])
+    if "side_by_side" in files:
         from PIL import Image
 
         shown = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        picture = beside([shown, picture])
-    save_picture(picture, target)
+        save_picture(beside([shown, picture]), files["side_by_side"])
+    save_picture(picture, files["result"])
     return told
 
 

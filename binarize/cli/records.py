@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,14 @@ if TYPE_CHECKING:
     from binarize.data import DenseDataset
     from binarize.train import Trainer
 
-__all__ = ["make_folder", "make_record", "save_network", "show_metrics", "write_json"]
+__all__ = [
+    "make_folder",
+    "make_record",
+    "output_folder",
+    "save_network",
+    "show_metrics",
+    "write_json",
+]
 
 _NOT_OPTIONS = ("run", "parser", "json", "quiet", "debug", "version")
 
@@ -45,6 +54,27 @@ def make_folder(folder: Path) -> None:
         raise FileError("output", str(folder), "cannot be written to", "choose another folder")
 
 
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make the output folder; of what was made, nothing empty is left behind.
+
+    Raises:
+        FileError: It cannot be made or written to.
+    """
+    made = []
+    for path in (folder, *folder.parents):
+        if path.exists():
+            break
+        made.append(path)
+    try:
+        make_folder(folder)
+        yield
+    finally:
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
 def make_record(
     args: argparse.Namespace,
     task: str,
@@ -59,7 +89,7 @@ def make_record(
     from binarize.nn import BinaryLayer
 
     is_binary = any(isinstance(module, BinaryLayer) for module in trainer.student.modules())
-    segmentation = task == "segmentation"
+    segmentation = task != "depth"
     settings = {
         "task": task,
         "data": args.data,
@@ -68,6 +98,7 @@ def make_record(
         "max_depth": None if segmentation else data.max_depth,
         "classes": list(data.classes) if segmentation else [],
         "palette": [list(color) for color in data.palette] if segmentation else [],
+        "mask_values": getattr(data, "mask_values", None),
     }
     return {
         "command": ["binarize", *sys.argv[1:]],
@@ -97,7 +128,7 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
     write_json(folder / "metrics.json", record)  # the numbers are safe whatever happens next
     with out.step(f"saving {path}"):
         if path.name == "binary.safetensors":
-            save(network.cpu(), path)
+            save(network.cpu(), path, description=record["description"])
         else:
             save_float(network, path, record["description"])
     record["bytes"] = path.stat().st_size
@@ -107,13 +138,24 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            "output",
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "free some space or choose another folder",
+        ) from error
 
 
-def show_metrics(results: Mapping[str, Mapping[str, Any]], out: Output) -> None:
-    """Print a table of metrics, a column for each split."""
+def show_metrics(
+    results: Mapping[str, Mapping[str, Any]], out: Output, classes: Sequence[str] = ()
+) -> None:
+    """Print a table of metrics, a column for each split; below it, the IoU of each class."""
     from rich.table import Table
+    from rich.text import Text
 
     if not results:
         return
@@ -124,4 +166,13 @@ def show_metrics(results: Mapping[str, Mapping[str, Any]], out: Output) -> None:
     for metric, value in next(iter(results.values())).items():
         if isinstance(value, float):
             table.add_row(metric, *(f"{values[metric]:.4f}" for values in results.values()))
+    single = next(iter(results.values())).get("IoU")
+    if isinstance(single, Sequence):
+        # With one class, the background is measured too.
+        names = classes if len(classes) == len(single) else ("background", *classes)
+        for number, name in enumerate(names[: len(single)]):
+            shown = (values["IoU"][number] for values in results.values())
+            table.add_row(
+                Text(f"IoU {name}"), *("–" if math.isnan(v) else f"{v:.4f}" for v in shown)
+            )
     out.print(table)

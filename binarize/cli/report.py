@@ -8,7 +8,7 @@ from typing import Any
 
 from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
-from binarize.cli.parser import Subparsers, add_command, size
+from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError
 
 __all__ = ["add", "run"]
@@ -49,8 +49,8 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--size",
-        type=size,
-        metavar="WxH",
+        type=extent,
+        metavar="WxH[xD]",
         help="count operations for an image of this size (default: what the file was made for)",
     )
     parser.add_argument(
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Report."""
     if args.depth is not None and args.depth < 1:
         raise BinarizeError("depth", args.depth, "must be at least 1", "use e.g. 2")
-    from binarize.cli.convert import example_image
+    from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
     from binarize.graph import convert
     from binarize.report import report
@@ -85,6 +85,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"opening {args.model}"):
         source = open_source(args.model, fallback, packed=args.packed)
     network: Any = source.network
+    if source.kind is not None:
+        _report_deployed(args, source, out)
+        return None
     if args.packed:
         paths: Any = report(network)
         out.print(str(paths), wrap=False)
@@ -92,11 +95,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         return None
     known = source.settings.get("size")
     shape = args.size or (None if known is None else tuple(known))
-    example = example_image(network, shape)
+    # A file knows what it was converted for; only another size is asked of the user's file.
+    known_inputs = source.binary and shape is None
+    example = None if known_inputs else example_for(network, source.recipe, shape)
     if args.policy is not None:
-        with out.step(f"converting by policy {args.policy}"):
+        with out.step(f"converting by policy {args.policy}"), shell_remedies(args.model):
             network = convert(network, args.policy, example_inputs=example)
-    with out.step("counting"):
+    with out.step("counting"), shell_remedies(args.model):
         made = report(network, example)
     out.console.print(made.table(args.depth))
     told = made.to_dict()
@@ -104,3 +109,32 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         told["file"] = Path(args.model)
     out.emit(told)
     return None
+
+
+def _report_deployed(args: argparse.Namespace, source: Any, out: Output) -> None:
+    """What a file of packed programs or ONNX is: bytes, inputs, and what it says of itself."""
+    size = Path(args.model).expanduser().stat().st_size
+    network, settings = source.network, source.settings
+    kind = {"programs": "packed programs", "onnx": "ONNX"}[source.kind]
+    shapes = [list(shape) for shape in network.example_shapes]
+    shown = ", ".join("×".join(map(str, shape)) for shape in shapes)
+    free = "" if network.fixed else " (any size)"
+    out.print(f"{args.model}: {kind}, {size:,} bytes, takes {shown}{free}", wrap=False)
+    if network.outputs:
+        out.print(f"outputs: {', '.join(network.outputs)}")
+    for name in ("task", "normalize", "classes"):
+        value = settings.get(name)
+        if value:
+            out.print(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+    out.print("layer by layer: report the file that it was made of")
+    out.emit(
+        {
+            "file": Path(args.model),
+            "kind": source.kind,
+            "file_bytes": size,
+            "inputs": shapes,
+            "fixed": network.fixed,
+            "outputs": list(network.outputs),
+            "settings": dict(settings),
+        }
+    )

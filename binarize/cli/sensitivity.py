@@ -7,7 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.cli.datasets import add_data_options, has_split, make_loader, open_data, task_of
+from binarize.cli.datasets import (
+    add_data_options,
+    has_split,
+    held_out,
+    make_loader,
+    open_data,
+    task_of,
+)
 from binarize.cli.networks import add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
@@ -144,7 +151,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         source = open_file(args.file, fallback)
     teacher = make_teacher(args, source.recipe, args.classes, out)
     task_name = task_of(args, source.settings)
-    split = args.split or ("val" if has_split(args, "val") else "test")
+    if args.split is None and has_split(args, "val"):
+        args.split = "val"
+    split, _ = held_out(args, out)
     data, classes, depth = _batches(args, source, split, args.limit, out)
     calibration, _, _ = _batches(args, source, "train", args.recalibrate * args.batch_size, out)
     try_out(source.network, data[0]["image"][:1])

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from binarize.cli.deployed import OnnxNetwork, deployed_kind, described, open_deployed
 from binarize.cli.networks import FORMS, Recipe, build
 from binarize.cli.weights import KEY, load_weights, read_header
 from binarize.errors import FileError, ModelError
 
 __all__ = ["Source", "is_file", "known_about", "open_file", "open_source"]
 
-_SUFFIXES = (".safetensors", ".pt", ".pth")
+_SUFFIXES = (".safetensors", ".st", ".pt", ".pth", ".ckpt", ".bin", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,23 @@ class Source:
         recipe: How its float form is built; None when that is not known.
         binary: Whether it is a converted network.
         settings: What is known of its training: ``task``, ``size``, ``normalize``, ``classes``...
+        kind: "programs" or "onnx" for what is run as it is in its file.
     """
 
     network: nn.Module
     recipe: Recipe | None
     binary: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: str | None = None
+
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        """Extent of the images: the only one that it takes, or that of its training, if known."""
+        network: Any = self.network
+        if self.kind is not None and network.fixed:
+            return tuple(network.example_shapes[0][2:])
+        known = self.settings.get("size")
+        return tuple(known) if known else None
 
 
 def is_file(reference: str) -> bool:
@@ -45,10 +57,9 @@ def known_about(path: Path, argument: str = "file") -> dict[str, Any]:
     """What a training run wrote about a file: into it, or into ``metrics.json`` beside it."""
     header = read_header(path, argument)
     if KEY in header:
-        try:
-            return dict(json.loads(header[KEY]))
-        except (ValueError, TypeError):
-            return {}
+        return described(header[KEY])
+    if deployed_kind(path) == "onnx":
+        return described(OnnxNetwork(path).description)
     try:
         record = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
         if path.name in record["files"].values():
@@ -84,10 +95,20 @@ def open_source(
         return Source(build(named).eval(), named, False)
     path = Path(reference).expanduser()
     header = read_header(path, argument)
+    kind = deployed_kind(path)
+    if kind is not None:
+        deployed, told = open_deployed(path, kind)
+        size = deployed.example_shapes[0][2:]
+        if deployed.fixed and len(size) == 2:  # a packed network may be of another size
+            told = {**told, "settings": {**told.get("settings", {}), "size": list(size)}}
+        return Source(deployed, None, True, told.get("settings", {}), kind)
     known = known_about(path, argument)
     recipe = fallback
     if recipe is None and known.get("recipe"):
         recipe = Recipe(**known["recipe"])
+        file, colon, _ = recipe.spec.rpartition(":")
+        if colon and file.endswith(".py") and not Path(file).expanduser().is_file():
+            recipe = None  # made by a user's file that is not at hand here
     settings = known.get("settings", {})
     if header.get("format") == "binarize":
         return Source(_load_binary(path, recipe, argument, packed), recipe, True, settings)
@@ -126,7 +147,7 @@ def open_file(file: str, fallback: Recipe | None = None, *, packed: bool = False
             "file",
             file,
             "is not a file of weights",
-            "give a .safetensors or .pt file (binarize train writes one)",
+            "give a .safetensors, .pt or .onnx file (binarize train writes one)",
         )
     return open_source(file, fallback, argument="file", packed=packed)
 
@@ -145,7 +166,7 @@ def _load_binary(path: Path, recipe: Recipe | None, argument: str, packed: bool)
                 argument,
                 str(path),
                 error.rule,
-                f"keep metrics.json beside it, or say the network with --model ({FORMS})",
+                f"say the network with --model ({FORMS})",
             ) from error
     assert recipe is not None
     return load(path, model=build(recipe), packed=packed).eval()

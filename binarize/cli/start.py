@@ -23,7 +23,7 @@ __all__ = ["make_student", "make_teacher", "overrides", "try_out"]
 
 
 def make_student(
-    args: argparse.Namespace, classes: int, loader: Any, out: Output
+    args: argparse.Namespace, classes: int, loader: Any, out: Output, *, resumed: bool = False
 ) -> tuple[nn.Module, Recipe | None, dict[str, Any]]:
     """Build the network, load what it starts from, convert it.
 
@@ -32,6 +32,7 @@ def make_student(
         classes: Number of output channels.
         loader: Training batches, to measure norms on.
         out: Where progress goes.
+        resumed: A checkpoint will take the place of all weights: nothing is measured.
 
     Returns:
         The network, how its float form is built, and what there is to record about it.
@@ -65,7 +66,7 @@ def make_student(
         matched = load_weights(network, args.init, partial=args.partial, argument="init")
         out.note(f"start: {matched}")
     loaded = args.encoder_weights is not None or args.init is not None
-    if loaded and not args.keep_folded:
+    if loaded and not args.keep_folded and not resumed:
         from binarize.train import unfold_norms
 
         told["norms_unfolded"] = unfold_norms(network, _some(loader, args.recalibrate))
@@ -73,7 +74,8 @@ def make_student(
             out.note(f"{told['norms_unfolded']} folded norms have their scale back")
     if args.policy == "none":
         return network, recipe, told
-    return _convert(args, network, example, loader, told, out), recipe, told
+    batches = 0 if resumed else args.recalibrate
+    return _convert(args, network, example, loader, batches, told, out), recipe, told
 
 
 def _convert(
@@ -81,21 +83,27 @@ def _convert(
     network: nn.Module,
     example: Any,
     loader: Any,
+    batches: int,
     told: dict[str, Any],
     out: Output,
 ) -> nn.Module:
-    from binarize.graph import convert
-    from binarize.train import recalibrate
+    from binarize.prepare import prepare_student
 
-    with out.step(f"converting by policy {args.policy}"):
-        student: Any = convert(
-            network, args.policy, example_inputs=example, overrides=overrides(args)
+    doing = f" and measuring the norms on {batches} batches" if batches else ""
+    with out.step(f"converting by policy {args.policy}{doing}"):
+        student: Any = prepare_student(
+            network,
+            args.policy,
+            loader,
+            example_inputs=example,
+            overrides=overrides(args),
+            budget=args.budget,
+            sensitivity=args.sensitivity,
+            norm_batches=batches,
+            unfold=not args.keep_folded,
         )
     told["binary_share"] = student.binarize_plan.binary_share
     out.note(f"binary: {told['binary_share']:.1%} of the weights of its layers")
-    if args.recalibrate:
-        with out.step(f"measuring the norms on {args.recalibrate} batches"):
-            recalibrate(student, _some(loader, args.recalibrate))
     network_out: nn.Module = student
     return network_out
 

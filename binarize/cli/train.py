@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from binarize.cli.train_options import (
     add_start_options,
     add_training_options,
 )
-from binarize.errors import BinarizeError
+from binarize.errors import BinarizeError, FileError
 
 __all__ = ["add", "run"]
 
@@ -102,7 +103,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
     from binarize.cli.start import make_student, make_teacher
-    from binarize.train import Trainer
+    from binarize.train import EarlyStopping, Trainer
+    from binarize.train.recipes import DEFAULT, load_recipe
+    from binarize.train.resume import checkpoint_path
 
     main = os.environ.get("RANK", "0") == "0"
     if not main:  # the others of `accelerate launch` compute and say nothing
@@ -110,39 +113,54 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.threads:
         torch.set_num_threads(args.threads)
     task = task_of(args, {})
-    distillation = _distillation(task, args.distill)
+    way = load_recipe(args.recipe or DEFAULT)
+    if args.batch_size is None:
+        args.batch_size = way.training["batch_size"]
+    distillation = _distillation(task, args.distill, way.distillation.get(task, {}))
     augment = _augment(args)
     make_folder(args.output)
+    resumed = checkpoint_path(args.resume, args.output)
+    if resumed is not None:
+        out.note(f"going on from {resumed}")
 
     train = open_data(args, "train", out, augment=augment)
+    train.check_targets()
     held = {
         split: make_loader(open_data(args, split, out), args.batch_size)
         for split in ("val", "test")
         if has_split(args, split)
     }
+    if not held:
+        out.note("note: the data set has neither val/ nor test/: nothing is validated")
     loader = make_loader(train, args.batch_size, train=True, workers=args.workers)
 
     torch.manual_seed(args.seed)
     classes = args.classes
     if classes is None:
-        classes = train.num_classes if task == "segmentation" else 1
-    student, recipe, told = make_student(args, classes, loader, out)
+        classes = 1 if task == "depth" else train.num_classes
+    student, recipe, told = make_student(args, classes, loader, out, resumed=resumed is not None)
     trainer = Trainer(
         student,
         teacher=make_teacher(args, recipe, classes, out),
         task=task,
+        recipe=way,
         epochs=args.epochs,
         lr=args.lr,
         weight_decay=args.weight_decay,
         warmup=args.warmup,
         clip=args.clip,
+        accumulate=args.accumulate,
+        ema=args.ema,
+        callbacks=[] if args.patience is None else [EarlyStopping(args.patience)],
         distillation=distillation,
         bf16=args.bf16,
         compile=args.compile,
         output_dir=args.output,
-        resume=args.resume,
+        resume=resumed,
+        overwrite=True,  # the folder was looked at before anything else
+        settings=_settings(args, classes),
         seed=args.seed,
-        class_weights=_class_weights(args, train),
+        balance=args.balance,
         val_every=args.val_every,
         keep=args.final,
         progress=False if out.quiet else None,
@@ -152,15 +170,17 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         trainer.fit(loader, held.get("val", held.get("test")))
     except BaseException as error:
         if is_interruption(error):
-            out.note(f"stopped; the same command with --resume goes on from {args.output}/last.pt")
+            out.note(_how_to_go_on(args, trainer))
         raise
     told["seconds"] = round(time.perf_counter() - started, 1)
     results = {split: trainer.evaluate(batches) for split, batches in held.items()}
     if not main:
         return None
+    for name in ("epochs", "lr", "weight_decay", "warmup", "balance"):
+        setattr(args, name, getattr(trainer, name))  # what was in fact used
     record = {**make_record(args, task, train, recipe, trainer, results), **told}
     save_network(args.output, student, record, out)
-    show_metrics(results, out)
+    show_metrics(results, out, () if task == "depth" else train.classes)
     network = args.output / record["files"]["model"]
     out.print(f"network  {network} ({record['bytes']:,} bytes)", wrap=False)
     out.print(f"numbers  {args.output / 'metrics.json'}", wrap=False)
@@ -169,19 +189,30 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 def _refuse(args: argparse.Namespace) -> None:
-    """Tell mistakes that need no data and no network, before anything slow happens."""
-    for name in ("epochs", "batch_size", "lr", "val_every", "threads", "clip"):
+    """Refuse what needs no data and no network to be seen, before anything slow happens."""
+    _refuse_other_run(args)
+    for name in (
+        "epochs",
+        "batch_size",
+        "lr",
+        "val_every",
+        "threads",
+        "clip",
+        "accumulate",
+        "patience",
+    ):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise BinarizeError(
                 name.replace("_", "-"), value, "must be positive", "choose a larger value"
             )
     for name in ("recalibrate", "seed", "weight_decay"):
-        if not getattr(args, name) >= 0:
+        value = getattr(args, name)
+        if value is not None and not value >= 0:
             raise BinarizeError(
-                name.replace("_", "-"), getattr(args, name), "must not be negative", "use 0 or more"
+                name.replace("_", "-"), value, "must not be negative", "use 0 or more"
             )
-    if not 0 <= args.warmup <= 1:
+    if args.warmup is not None and not 0 <= args.warmup <= 1:
         raise BinarizeError("warmup", args.warmup, "must be from 0 to 1", "use e.g. 0.3")
     if args.distill and args.teacher is None:
         raise BinarizeError("distill", args.distill, "needs a teacher", "give --teacher FILE")
@@ -193,10 +224,62 @@ def _refuse(args: argparse.Namespace) -> None:
         from binarize.policy import load_policy
 
         load_policy(args.policy)
+        if args.budget is not None:
+            from binarize.budget import Budget
+
+            Budget.parse(args.budget)
+        elif args.sensitivity is not None:
+            raise BinarizeError(
+                "sensitivity", str(args.sensitivity), "needs a budget", "give --budget too"
+            )
+    elif args.budget is not None:
+        raise BinarizeError("policy", "none", "--budget needs a policy", "leave one of them out")
     elif args.keep or args.binarize:
         raise BinarizeError(
             "policy", "none", "--keep and --binarize need a policy", "leave one of them out"
         )
+
+
+def _refuse_other_run(args: argparse.Namespace) -> None:
+    """Refuse a folder that holds a run, unless this one goes on with it or takes its place."""
+    if args.resume is not None and args.overwrite:
+        raise BinarizeError(
+            "overwrite", True, "cannot go with --resume", "leave one of the two options out"
+        )
+    if args.resume is not None or args.overwrite:
+        return
+    names = ("last.pt", "metrics.json", "float.safetensors", "binary.safetensors")
+    found = next((name for name in names if (args.output / name).exists()), None)
+    if found is not None and os.environ.get("RANK", "0") == "0":
+        raise FileError(
+            "output",
+            str(args.output),
+            f"holds a run already ({found})",
+            "give --resume to go on with it, --overwrite to begin again, or another folder",
+        )
+
+
+def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:
+    """What a resumed run must have in common with the first, beside what the Trainer knows."""
+    root = None if args.root is None else str(Path(args.root).expanduser().resolve())
+    return {
+        "model": args.model,
+        "model_arguments": [list(pair) for pair in args.model_arg],
+        "policy": args.policy,
+        "keep_float": list(args.keep),
+        "binarize": list(args.binarize),
+        "budget": args.budget,
+        "classes": classes,
+        "dataset": args.data,
+        "root": root,
+    }
+
+
+def _how_to_go_on(args: argparse.Namespace, trainer: Any) -> str:
+    checkpoint = args.output / "last.pt"
+    if trainer.has_checkpoint and checkpoint.is_file():
+        return f"stopped; the same command with --resume goes on from {checkpoint}"
+    return "stopped before the first checkpoint; there is nothing to resume"
 
 
 def _augment(args: argparse.Namespace) -> Any:
@@ -206,28 +289,20 @@ def _augment(args: argparse.Namespace) -> Any:
     return augment if args.flip or args.jitter or args.zoom > 1 else False
 
 
-def _class_weights(args: argparse.Namespace, data: Any) -> Any:
-    if args.balance is None:
-        return None
-    from binarize.data import balanced_weights
-
-    return balanced_weights(data.class_counts(), args.balance)
-
-
-def _distillation(task: str, given: list[tuple[str, Any]]) -> Any:
-    """Make the distillation loss of KEY=VALUE settings; None leaves it to the task."""
+def _distillation(task: str, given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
+    """Make the distillation loss of KEY=VALUE settings over the recipe's; None leaves it to it."""
     from binarize.train import DepthDistillation, SegmentationDistillation, open_task
 
     open_task(task, num_classes=2)  # refuses an unknown task
     if not given:
         return None
-    cls: Any = SegmentationDistillation if task == "segmentation" else DepthDistillation
+    cls: Any = DepthDistillation if task == "depth" else SegmentationDistillation
     known = [name for name in inspect.signature(cls).parameters if name != "ignore_index"]
     for key, _ in given:
         if key not in known:
             raise BinarizeError("distill", key, f"{task} has no such setting", nearest(key, known))
     try:
-        return cls(**dict(given))
+        return cls(**{**usual, **dict(given)})
     except TypeError as error:
         raise BinarizeError(
             "distill", dict(given), f"a value has the wrong type ({error})", "give a number"

@@ -39,6 +39,18 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
     )
+    start.add_argument(
+        "--budget",
+        metavar="LIMIT",
+        help="let a size (3MB), operations (5GOPs), a loss of the metric (drop=0.02) or an "
+        "agreement (agreement=0.9) decide which layers stay float",
+    )
+    start.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="what layers are worth to --budget: sensitivity.json of binarize sensitivity",
+    )
     start.add_argument("--teacher", metavar="FILE", help="weights of the network to learn from")
     start.add_argument(
         "--teacher-model", metavar="MODEL", help="the teacher's network (default: --model)"
@@ -79,23 +91,25 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the optimisation."""
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=25, metavar="N", help="default 25")
-    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="default 16")
     group.add_argument(
-        "--lr", type=float, default=2e-3, metavar="X", help="peak learning rate (default 0.002)"
+        "--recipe",
+        metavar="NAME|FILE",
+        help="what is not given below is taken from it: epochs, batch size, rate, decay, warm-up, "
+        "balance, distillation (default cnn-dense; see binarize recipes)",
     )
-    group.add_argument(
-        "--weight-decay", type=float, default=1e-2, metavar="X", help="of float layers (0.01)"
-    )
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per batch")
+    group.add_argument("--lr", type=float, metavar="X", help="peak learning rate")
+    group.add_argument("--weight-decay", type=float, metavar="X", help="of float layers")
     group.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient")
     group.add_argument(
-        "--warmup", type=float, default=0.3, metavar="SHARE", help="until the peak (default 0.3)"
+        "--warmup", type=float, metavar="SHARE", help="share of the steps until the peak"
     )
     group.add_argument(
         "--balance",
         type=float,
         metavar="POWER",
-        help="weigh classes by their share of the pixels to the power -POWER (0 to 1)",
+        help="weigh classes by their share of the pixels to the power -POWER (0 to 1; 0: alike)",
     )
     group.add_argument("--bf16", action="store_true", default=None, help="bfloat16 autocast")
     group.add_argument("--compile", action="store_true", help="use torch.compile")
@@ -116,4 +130,19 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         const="auto",
         metavar="FILE",
         help="go on from last.pt in --output if there is one, or from FILE",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="begin again in an --output that holds a run"
+    )
+    group.add_argument(
+        "--ema", type=float, metavar="DECAY", help="average the weights, with e.g. 0.999"
+    )
+    group.add_argument(
+        "--patience", type=int, metavar="N", help="stop when the best epoch is N epochs ago"
+    )
+    group.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="batches that make one update (default 1, or what accelerate launch was given)",
     )

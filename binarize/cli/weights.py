@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from binarize.cli.networks import nearest
 from binarize.errors import FileError
-from binarize.writing import replacing
+from binarize.file.container import Entry, write_file
+from binarize.file.contents import DESCRIPTION
 
 __all__ = [
     "Matched",
+    "file_kind",
     "load_encoder",
     "load_weights",
     "read_header",
@@ -27,8 +28,8 @@ __all__ = [
     "save_float",
 ]
 
-KEY = "binarize_network"
-_WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
+KEY = DESCRIPTION
+_ENDINGS = ("*.safetensors", "*.st", "*.pt", "*.pth", "*.ckpt", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,26 @@ class Matched:
 
 def _existing(path: Path, argument: str) -> Path:
     if not path.is_file():
-        near = sorted(
-            str(file)
-            for pattern in ("*.safetensors", "*.pt", "*.pth")
-            for file in path.parent.glob(pattern)
-        )
+        near = sorted(str(file) for pattern in _ENDINGS for file in path.parent.glob(pattern))
         hint = nearest(str(path), near) if near else "check the path"
         rule = "is a folder" if path.is_dir() else "no such file"
         raise FileError(argument, str(path), rule, hint)
     return path
+
+
+def file_kind(path: Path) -> str:
+    """What a file is by its content: "safetensors", "onnx", or "torch" for all others."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and length <= max(2, path.stat().st_size):
+        return "safetensors"
+    if path.suffix in (".safetensors", ".st"):
+        return "safetensors"  # and damaged
+    # The version of ONNX's format, a small number, is the first field, the producer the next.
+    if path.suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a")):
+        return "onnx"
+    return "torch"
 
 
 def read_header(path: Path, argument: str) -> dict[str, str]:
@@ -73,9 +85,9 @@ def read_header(path: Path, argument: str) -> dict[str, str]:
     Raises:
         FileError: The file is missing or damaged.
     """
-    if _existing(path, argument).suffix != ".safetensors":
-        return {}
     try:
+        if file_kind(_existing(path, argument)) != "safetensors":
+            return {}
         with safe_open(str(path), "pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
@@ -90,7 +102,7 @@ def read_tensors(path: Path, argument: str) -> dict[str, Tensor]:
     """
     _existing(path, argument)
     try:
-        if path.suffix == ".safetensors":
+        if file_kind(path) == "safetensors":
             with safe_open(str(path), "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -103,17 +115,65 @@ def read_tensors(path: Path, argument: str) -> dict[str, Tensor]:
             "holds more than weights (a pickled network?)",
             "save network.state_dict() instead",
         ) from error
-    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
-        inner = next((found[key] for key in _WRAPPERS if key in found), None)
-        if inner is None:
-            break
-        found = inner
-    if not isinstance(found, Mapping) or not found:
-        raise FileError(argument, str(path), "holds no weights by name", "give a state_dict")
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    tensors = _named_tensors(found)
+    if not tensors:
+        keys = f" under {_some(found)}" if isinstance(found, Mapping) and found else ""
+        raise FileError(argument, str(path), f"holds no weights by name{keys}", "give a state_dict")
     return tensors
+
+
+def _named_tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: of the mapping, at any depth, that has most of them.
+
+    Wrappers have many names (student, state_dict, model, net, ema...); an optimizer's state is
+    told by numbers, or by names of its own, in place of the network's.
+    """
+    if not isinstance(found, Mapping) or depth > 4:
+        return {}
+    own = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    inner = [
+        _named_tensors(value, depth + 1)
+        for key, value in found.items()
+        if isinstance(key, str) and "optim" not in key and "scheduler" not in key
+    ]
+    return max([own, *inner], key=len)
+
+
+def _fitting(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, argument: str
+) -> dict[str, Tensor]:
+    """The tensors under the network's names, without a prefix that wrappers put before them.
+
+    Wrappers (DataParallel, torch.compile, Lightning, EMA) put ``module.``, ``_orig_mod.``,
+    ``model.`` and the like before all names of a network; beside them there may be entries of the
+    wrapper's own. If all names of the network are there behind one prefix, these are taken.
+
+    Raises:
+        FileError: All names are there behind several prefixes.
+    """
+    if any(name in own for name in tensors):
+        return dict(tensors)
+    wanted = next(iter(own), "")
+    found = [name.removesuffix(wanted) for name in tensors if name.endswith(f".{wanted}")]
+    whole = [
+        prefix
+        for prefix in found
+        if all(
+            f"{prefix}{name}" in tensors for name in own if not name.endswith("num_batches_tracked")
+        )
+    ]
+    if len(whole) > 1:
+        shown = " and with ".join(whole[:3])
+        raise FileError(
+            argument,
+            str(path),
+            f"two networks are in it, and both fit: names that begin with {shown}",
+            "save the state_dict of one of them",
+        )
+    if not whole and len(found) != 1:
+        return dict(tensors)
+    prefix = (whole or found)[0]
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def load_weights(
@@ -137,8 +197,8 @@ def load_weights(
             "is the file of a converted network, not of a float one",
             "give float weights here, or this file in the place of the model",
         )
-    tensors = read_tensors(path, argument)
     own = network.state_dict()
+    tensors = _fitting(read_tensors(path, argument), own, path, argument)
     fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     missing = tuple(name for name in own if name not in fits)
     unused = tuple(name for name in tensors if name not in fits)
@@ -201,7 +261,8 @@ def load_encoder(network: nn.Module, path: Path, argument: str = "encoder-weight
 
     def fitting(place: nn.Module) -> dict[str, Tensor]:
         own = place.state_dict()
-        return {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+        named = _fitting(tensors, own, path, argument)
+        return {k: v for k, v in named.items() if k in own and own[k].shape == v.shape}
 
     best = max(places, key=lambda place: len(fitting(place)))
     fits = fitting(best)
@@ -228,19 +289,19 @@ def save_float(network: nn.Module, path: Path, description: Mapping[str, Any]) -
     Raises:
         FileError: The file cannot be written.
     """
-    # A parameter used twice is written twice: safetensors refuses shared memory.
-    tensors = {
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in network.state_dict().items()
-    }
+    # A parameter used twice is written twice: other readers know no shared memory.
+    entries = [_entry(name, value) for name, value in network.state_dict().items()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {"format": "pt", KEY: json.dumps(dict(description))})
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise FileError(
             "output", str(path), f"cannot be written ({error})", "choose another place"
         ) from error
+    write_file(path, entries, {"format": "pt", KEY: json.dumps(dict(description))})
+
+
+def _entry(name: str, value: Tensor) -> Entry:
+    return Entry(name, value.dtype, tuple(value.shape), (name,), lambda: value)
 
 
 def _some(names: Any, count: int = 3) -> str:

@@ -6,6 +6,7 @@ from binarize.data.augment import Augment
 from binarize.data.balance import balanced_weights
 from binarize.data.camvid import CamVid
 from binarize.data.dense import IGNORE, IMAGENET, DenseDataset
+from binarize.data.image_depth_folder import ImageDepthFolder
 from binarize.data.image_mask_folder import ImageMaskFolder
 from binarize.data.nyuv2 import NYUv2
 from binarize.data.registry import dataset_names, open_dataset
@@ -17,6 +18,7 @@ __all__ = [
     "Augment",
     "CamVid",
     "DenseDataset",
+    "ImageDepthFolder",
     "ImageMaskFolder",
     "NYUv2",
     "Scenes",

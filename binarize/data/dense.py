@@ -15,13 +15,11 @@ from torchvision import tv_tensors
 
 from binarize.data.augment import Augment, Depth
 from binarize.data.images import resize_image, resize_map
+from binarize.data.mask_coding import IGNORE, histogram
 from binarize.data.palette import palette
 from binarize.errors import DataError
 
 __all__ = ["IGNORE", "IMAGENET", "DenseDataset", "normalisation"]
-
-IGNORE = 255
-"""Label of pixels that count neither in a loss nor in a metric."""
 
 Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -35,6 +33,7 @@ _NAMED: dict[str, Stats] = {
 }
 _TASKS: dict[str | None, frozenset[str]] = {
     "segmentation": frozenset({"image", "mask"}),
+    "multilabel": frozenset({"image", "mask"}),
     "depth": frozenset({"image", "depth"}),
     None: frozenset({"image", "mask", "depth"}),
 }
@@ -68,6 +67,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         count: Number of samples, at least 1.
         size: Rows and columns; None keeps each picture's own size.
         task: "segmentation" or "depth" to leave the other map out; None for all there is.
+            "multilabel": ``mask`` is (C, H, W), 0 or 1 for each class.
         classes: Names of the classes.
         max_depth: Largest depth in metres, or None without depth.
         depth_scale: Metres per unit of the depth map that :meth:`read` returns.
@@ -76,6 +76,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         cache: Keep read and resized samples in memory (uint8 pictures and labels). With worker
             processes call :meth:`preload` first, or every worker fills its own.
         colors: One RGB triple per class, for pictures; None derives them.
+        allow_empty: Let :meth:`check_targets` pass where a class has no pixel.
 
     Raises:
         DataError: No sample, an unknown task or normalisation, a size without pixels.
@@ -97,22 +98,29 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         normalize: str | Stats = "imagenet",
         cache: bool = True,
         colors: Sequence[tuple[int, int, int]] | None = None,
+        allow_empty: bool = False,
     ) -> None:
         if task not in _TASKS:
-            raise DataError("task", task, "unknown task", "use 'segmentation', 'depth' or None")
+            names = "'segmentation', 'multilabel', 'depth' or None"
+            raise DataError("task", task, "unknown task", f"use {names}")
         if count < 1:
             raise DataError("data set", count, "has no samples", "check the split and the folder")
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise DataError(
                 "size", size, "must be (rows, columns), both positive", "write e.g. (144, 192)"
             )
+        self.task = task
         self.keys = _TASKS[task]
+        self.allow_empty = allow_empty
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.classes = tuple(classes)
         self.num_classes = len(self.classes)
         self.ignore_index = IGNORE
         self.max_depth = max_depth
-        self.palette = palette(self.num_classes) if colors is None else tuple(colors)
+        colors = palette(self.num_classes) if colors is None else tuple(colors)
+        if self.num_classes == 1 and len(colors) == 1:
+            colors = ((0, 0, 0), *colors)  # label 0 is the background
+        self.palette = colors
         self.normalize = normalisation(normalize)
         mean, std = self.normalize
         self._mean = torch.tensor(mean).mul(255).view(3, 1, 1)
@@ -174,21 +182,97 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             if progress is not None:
                 progress(index + 1, self._count)
 
+    @property
+    def keeps_samples(self) -> bool:
+        """Whether samples stay in memory once they were read."""
+        return self._cache is not None
+
     def class_counts(self) -> Tensor:
         """Count the pixels of each class over the whole set, without augmentation.
 
         Returns:
-            int64 tensor of ``num_classes`` entries; ignored pixels are not counted.
+            int64 tensor of ``num_classes`` entries, or of two with one class (the background
+            first); ignored pixels are not counted.
 
         Raises:
             DataError: The data set has no label maps (its task is depth).
         """
+        counts = self._label_counts()
+        if self.task == "multilabel":
+            return counts[:, 1]
+        return counts[: max(2, self.num_classes)]
+
+    def check_targets(self) -> None:
+        """Refuse targets that nothing can be learned from; reads all samples.
+
+        Raises:
+            DataError: A class has no labelled pixel, all pixels are ignored, or no depth is
+                between 0 and ``max_depth``.
+        """
+        if "mask" in self.keys and self.classes and not self.allow_empty:
+            self._check_labels()
+        if "depth" in self.keys and self.max_depth is not None:
+            self._check_depth(self.max_depth)
+
+    def _label_counts(self) -> Tensor:
+        """Pixels of each of the 256 labels, for each class of its own if there are several."""
         if "mask" not in self.keys or not self.classes:
             raise DataError("task", "depth", "there are no labels", "open it for segmentation")
-        counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
+        several = self.task == "multilabel"
+        counts = torch.zeros(self.num_classes if several else 1, IGNORE + 1, dtype=torch.int64)
         for index in range(self._count):
-            counts += torch.bincount(self._stored(index)["mask"].flatten(), minlength=IGNORE + 1)
-        return counts[: self.num_classes]
+            mask = self._stored(index)["mask"]
+            for channel, values in enumerate(mask if several else mask[None]):
+                counts[channel] += torch.bincount(values.flatten(), minlength=IGNORE + 1)
+        return counts if several else counts[0]
+
+    def _check_labels(self) -> None:
+        counts = self._label_counts()
+        names = self.classes
+        if self.task == "multilabel":
+            missing = [n for n, row in zip(names, counts, strict=True) if not row[1]]
+            told = {i: int(row[1]) for i, row in enumerate(counts)}
+        else:
+            names = names if len(names) > 1 else ("background", *names)
+            missing = [name for name, pixels in zip(names, counts, strict=False) if not pixels]
+            told = {i: int(pixels) for i, pixels in enumerate(counts) if pixels}
+            names = (*names, *(str(i) for i in range(len(names), IGNORE)), "ignored")
+        if len(missing) == 0:
+            return
+        rule = f"no pixel is labelled {missing[0]!r}"
+        if len(missing) > 1:
+            rule += f", nor {', '.join(repr(name) for name in missing[1:4])}"
+            rule += ", ..." if len(missing) > 4 else ""
+        if not any(pixels for label, pixels in told.items() if label != IGNORE):
+            rule = "all pixels are ignored"
+        raise DataError(
+            "masks",
+            histogram(told, names),
+            rule,
+            "check the masks' values (--mask-values) and the number of classes; if a class is "
+            "missing on purpose, allow it (--allow-empty-classes, allow_empty=True)",
+        )
+
+    def _check_depth(self, largest: float) -> None:
+        seen = [self._stored(i)["depth"].float() * self._depth_scale for i in range(self._count)]
+        inside = sum(int(((d > 0) & (d <= largest)).sum()) for d in seen)
+        if inside:
+            return
+        known = torch.cat([d[d > 0] for d in seen])
+        rule = "no pixel has a known depth"
+        if len(known):
+            sample = known[:: max(1, len(known) // 100_000)]
+            low, middle, high = sample.quantile(torch.tensor([0.0, 0.5, 1.0])).tolist()
+            rule = (
+                f"no depth is from 0 to {largest:g} m: they are {low:.4g} to {high:.4g} m, "
+                f"half below {middle:.4g}"
+            )
+        raise DataError(
+            "depth",
+            f"{len(known)} known pixels",
+            rule,
+            "check the unit (--depth-scale, metres per unit) and the largest depth (--max-depth)",
+        )
 
     def denormalize(self, image: Tensor) -> Tensor:
         """Turn normalised pictures (..., 3, H, W) back into uint8 ones."""

@@ -1,4 +1,4 @@
-"""A folder of pictures and a folder of masks, paired by file name."""
+"""A folder of images and a folder of masks, paired by file name."""
 
 from __future__ import annotations
 
@@ -6,47 +6,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from binarize.data.dense import IGNORE, DenseDataset
+from binarize.data.class_list import read_classes
+from binarize.data.dense import DenseDataset
 from binarize.data.images import folder, image_files, read_image
-from binarize.data.labels import label_map, label_table
+from binarize.data.mask_coding import IGNORE, MaskCoding, find_coding
 from binarize.data.pairs import paired
 from binarize.errors import DataError
 
-__all__ = ["ImageMaskFolder", "class_names"]
-
-
-def class_names(classes: int | Sequence[str] | None, root: Path) -> tuple[str, ...]:
-    """Class names from a number, from names, or from ``root/classes.txt`` (one per line).
-
-    Raises:
-        DataError: None is given and there is no such file, or the number is out of range.
-    """
-    if classes is None:
-        listed = root / "classes.txt"
-        if not listed.is_file():
-            raise DataError(
-                "classes", None, f"{listed} does not exist", "give the number of classes, or names"
-            )
-        classes = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
-        classes = [name for name in classes if name]
-    names = tuple(f"class {i}" for i in range(classes)) if isinstance(classes, int) else classes
-    if not 2 <= len(names) <= IGNORE:
-        raise DataError("classes", len(names), f"must be from 2 to {IGNORE}", "correct the number")
-    return tuple(names)
+__all__ = ["ImageMaskFolder"]
 
 
 class ImageMaskFolder(DenseDataset):
-    """Pictures and masks from two folders; a mask has its picture's name, but for the suffix.
+    """Images and masks from two folders; a mask has its image's name, but for the suffix.
 
-    Masks are grey or palette PNGs that hold class indices, 255 where a pixel is to be ignored.
+    Masks hold class indices as grey values or palette entries, 255 where a pixel is to be
+    ignored. Of two classes they may hold any two values instead, 0 and 255 say: the smaller one
+    is class 0 then, and ``mask_values`` tells what was found. Masks in colours need a
+    ``classes.txt`` that gives each class its colour (``NAME R G B`` or ``NAME #RRGGBB``). With one
+    class, 0 is the background and 1 (or the larger value) the class.
+
+    With ``task="multilabel"`` a pixel may be of several classes: ``masks`` has a folder for each
+    class, named after it, with masks of two values (0 where the class is not). Where an image has
+    no file in it, the class is nowhere.
 
     Args:
-        images: Folder of pictures.
+        images: Folder of images.
         masks: Folder of masks.
-        size: Rows and columns; None keeps each picture's own (batches of one, then).
+        size: Rows and columns; None keeps each image's own (batches of one, then).
         classes: Number of classes, or their names; None reads ``classes.txt`` beside ``images``.
+        task: "segmentation" or "multilabel".
+        mask_values: The value of each class in the masks, in order; None finds it.
+        mask_ignore: Further values that are ignored, as 255 is.
+        survey: Masks to find the values in, of all splits; None takes those of this folder.
+        coding: How masks code the labels, where that is known; None finds out.
         **options: ``augment``, ``normalize``, ``cache``, ``colors``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
@@ -63,6 +58,10 @@ class ImageMaskFolder(DenseDataset):
         *,
         classes: int | Sequence[str] | None = None,
         task: str | None = "segmentation",
+        mask_values: Sequence[int] | None = None,
+        mask_ignore: Sequence[int] = (),
+        survey: Sequence[Path] | None = None,
+        coding: MaskCoding | None = None,
         **options: Any,
     ) -> None:
         if task == "depth":
@@ -70,20 +69,86 @@ class ImageMaskFolder(DenseDataset):
         files = image_files(images, "images")
         if not files:
             raise DataError("images", str(images), "has no images", "check the folder")
-        self.pairs = paired(files, folder(masks, "masks"), "masks")
-        names = class_names(classes, Path(images).expanduser().parent)
-        self._table = label_table(len(names))
-        super().__init__(len(self.pairs), size=size, task="segmentation", classes=names, **options)
+        listed = read_classes(classes, Path(images).expanduser().parent)
+        top = folder(masks, "masks")
+        task = task or "segmentation"
+        self.pairs: list[tuple[Path, Any]]
+        if task == "multilabel":
+            self.pairs = _by_class(files, top, listed.names)
+            every = [mask for _, found in self.pairs for mask in found.values()]
+        else:
+            self.pairs = list(paired(files, top, "masks"))
+            every = [mask for _, mask in self.pairs] if survey is None else list(survey)
+        labels = 2 if task == "multilabel" else max(2, len(listed.names))
+        if task != "multilabel":
+            coding = coding or listed.coding()
+        said = _coding(mask_values, mask_ignore, labels)
+        self._coding = said or coding or find_coding(every, labels)
+        if listed.colors is not None:
+            options.setdefault("colors", listed.colors)
+        super().__init__(len(self.pairs), size=size, task=task, classes=listed.names, **options)
+
+    @property
+    def mask_values(self) -> list[int] | None:
+        """The value of each label in the masks; None where they are the labels themselves."""
+        codes = {label: code for code, label in self._coding.labels.items() if label != IGNORE}
+        values = [codes[label] for label in sorted(codes)]
+        return None if self._coding.by_color or values == sorted(codes) else values
+
+    @property
+    def note(self) -> str | None:
+        """What was found out about the masks without being told, in a line."""
+        if not self._coding.found:
+            return None
+        names = self.classes if len(self.classes) > 1 else ("background", *self.classes)
+        shown = ", ".join(
+            f"{value} is {name}" for value, name in zip(self.mask_values or (), names, strict=False)
+        )
+        return f"masks hold two values: {shown} (another order: --mask-values)"
 
     def read(self, index: int) -> dict[str, Tensor]:
-        """Read one picture and its mask."""
-        image_file, mask_file = self.pairs[index]
-        image, mask = read_image(image_file), label_map(mask_file, self._table)
+        """Read one image and its mask."""
+        image_file, found = self.pairs[index]
+        image = read_image(image_file)
+        if self.task != "multilabel":
+            return {"image": image, "mask": self._mask(found, image)}
+        absent = torch.zeros(image.shape[-2:], dtype=torch.uint8)
+        masks = [self._mask(found[n], image) if n in found else absent for n in self.classes]
+        return {"image": image, "mask": torch.stack(masks)}
+
+    def _mask(self, path: Path, image: Tensor) -> Tensor:
+        mask = self._coding.read(path)
         if image.shape[-2:] != mask.shape[-2:]:
             raise DataError(
                 "masks",
-                str(mask_file),
+                str(path),
                 f"its size {tuple(mask.shape)} is not the image's {tuple(image.shape[-2:])}",
                 "make the mask at the image's size",
             )
-        return {"image": image, "mask": mask}
+        return mask
+
+
+def _by_class(
+    files: Sequence[Path], masks: Path, names: Sequence[str]
+) -> list[tuple[Path, dict[str, Path]]]:
+    listed = {name: {f.stem: f for f in image_files(masks / name, "masks")} for name in names}
+    return [
+        (file, {name: known[file.stem] for name, known in listed.items() if file.stem in known})
+        for file in files
+    ]
+
+
+def _coding(values: Sequence[int] | None, ignored: Sequence[int], labels: int) -> MaskCoding | None:
+    if values is None:
+        if not ignored:
+            return None
+        values = range(labels)
+    if len(values) != labels or len({*values, *ignored}) != labels + len(ignored):
+        raise DataError(
+            "mask_values",
+            [*values, *ignored],
+            f"must be {labels} different values, one for each class",
+            "give them in the classes' order" + (", the background first" if labels == 2 else ""),
+        )
+    coded = {value: label for label, value in enumerate(values)}
+    return MaskCoding({IGNORE: IGNORE, **dict.fromkeys(ignored, IGNORE), **coded})

@@ -5,20 +5,23 @@ Shape legend: H, W rows and columns in pixels; images are (3, H, W), label maps 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from binarize.data.decoding import decode, rgb
 from binarize.errors import DataError
 
 __all__ = ["folder", "image_files", "read_image", "read_map", "resize_image", "resize_map"]
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 
 
 def folder(path: str | Path, argument: str) -> Path:
@@ -46,42 +49,36 @@ def folder(path: str | Path, argument: str) -> Path:
     return found
 
 
-def image_files(path: str | Path, argument: str) -> list[Path]:
+def image_files(
+    path: str | Path, argument: str, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> list[Path]:
     """Image files of a folder, sorted by name.
+
+    Args:
+        path: The folder.
+        argument: Name of the caller's argument, for the message.
+        suffixes: What their names may end in, in small letters.
 
     Raises:
         DataError: The folder is missing or unreadable.
     """
     listed = folder(path, argument).iterdir()
-    return sorted(
-        file for file in listed if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-    )
-
-
-def _array(path: Path, mode: str | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert(mode) if mode else image)
-    except FileNotFoundError as error:
-        raise DataError(
-            "file", str(path), "no such file", "complete the data set, or check its folder"
-        ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            "file", str(path), "cannot be read as an image", "replace the file, it may be cut off"
-        ) from error
+    return sorted(file for file in listed if file.suffix.lower() in suffixes and file.is_file())
 
 
 def read_image(path: Path) -> Tensor:
-    """Read a picture as RGB.
+    """Read an image as viewers show it, as RGB.
+
+    Its EXIF orientation is applied, 16-bit grey is scaled by its range, transparent pixels are
+    laid on white, and of several frames the first is taken.
 
     Returns:
         uint8 tensor of shape (3, H, W).
 
     Raises:
-        DataError: The file is missing or is no image.
+        DataError: The file is missing, damaged, no image, or has pixels without a range.
     """
-    return torch.from_numpy(_array(path, "RGB")).permute(2, 0, 1)
+    return torch.from_numpy(rgb(decode(path), path)).permute(2, 0, 1)
 
 
 def read_map(path: Path) -> Tensor:
@@ -91,15 +88,23 @@ def read_map(path: Path) -> Tensor:
         Tensor of shape (H, W): uint8, or int32 for files of 16 or 32 bits.
 
     Raises:
-        DataError: The file is missing, is no image, or has several channels.
+        DataError: The file is missing, damaged, no image, has several channels, or holds
+            floating-point numbers.
     """
-    array = _array(path, None)
+    array = np.array(decode(path))
     if array.ndim != 2:
         raise DataError(
             "file",
             str(path),
             f"a map needs one number per pixel, this file has {array.shape[-1]} channels",
             "save it as a grey or palette PNG of class indices",
+        )
+    if array.dtype.kind == "f":
+        raise DataError(
+            "file",
+            str(path),
+            "a map needs whole numbers, this file has floating-point ones",
+            "save it as a PNG of 8 or 16 bits",
         )
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)

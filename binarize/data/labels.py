@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from binarize.data.dense import IGNORE
 from binarize.data.images import read_map
+from binarize.data.mask_coding import IGNORE
 from binarize.errors import DataError
 
 __all__ = ["label_map", "label_table"]

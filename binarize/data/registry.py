@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from binarize.data.camvid import CamVid
+from binarize.data.class_list import read_classes
 from binarize.data.dense import DenseDataset
-from binarize.data.image_mask_folder import ImageMaskFolder, class_names
-from binarize.data.images import folder
+from binarize.data.image_depth_folder import ImageDepthFolder
+from binarize.data.image_mask_folder import ImageMaskFolder
+from binarize.data.images import folder, image_files
 from binarize.data.nyuv2 import NYUv2
 from binarize.data.scenes import Scenes
 from binarize.errors import DataError
@@ -30,14 +32,42 @@ def _scenes(root: None, split: str, size: tuple[int, int] | None, **options: Any
 
 def _folder(
     root: str | Path, split: str, size: tuple[int, int] | None, **options: Any
-) -> ImageMaskFolder:
+) -> DenseDataset:
+    if split not in _SPLITS:
+        raise DataError("split", split, "unknown split", f"use one of {', '.join(_SPLITS)}")
     top = folder(root, "root")
     base = top / split if (top / split).is_dir() else top
+    if base == top and split != "train":
+        raise DataError(
+            "split",
+            split,
+            f"{top} has no folder {split}",
+            "make it, or use split='train' for the images at the top",
+        )
+    if options.get("task") == "depth":
+        unknown = {"classes", "mask_values", "mask_ignore"} & options.keys()
+        for name in unknown:
+            options.pop(name)
+        return ImageDepthFolder(base / "images", base / "depth", size, **options)
+    for name in ("depth_scale", "max_depth"):
+        options.pop(name, None)
+    classes = options.pop("classes", None)
+    listed = read_classes(classes, top)
+    if listed.colors is not None and options.get("task") != "multilabel":
+        options["coding"] = listed.coding()
+        options.setdefault("colors", listed.colors)
+    elif options.get("task") != "multilabel" and max(2, len(listed.names)) == 2:
+        # What the values mean is found in all splits together: one alone may lack a class.
+        every = [_masks(place) for place in (top, *(top / name for name in _SPLITS))]
+        options["survey"] = [
+            file for place in every if place.is_dir() for file in image_files(place, "masks")
+        ]
+    return ImageMaskFolder(base / "images", _masks(base), size, classes=listed.names, **options)
+
+
+def _masks(base: Path) -> Path:
     masks = base / "masks"
-    if not masks.is_dir() and (base / "labels").is_dir():
-        masks = base / "labels"
-    options["classes"] = class_names(options.get("classes"), top)
-    return ImageMaskFolder(base / "images", masks, size, **options)
+    return base / "labels" if not masks.is_dir() and (base / "labels").is_dir() else masks
 
 
 _OPENERS: dict[str, Callable[..., DenseDataset]] = {
@@ -67,12 +97,14 @@ def open_dataset(
     Args:
         name: "camvid", "nyuv2", "folder" or "scenes".
         root: Its folder; not for "scenes". "folder" expects ``images`` and ``masks`` (or
-            ``labels``) there, or the same inside a folder named after the split.
+            ``labels``; for depth ``depth``) there, or the same inside a folder named after the
+            split; ``classes.txt`` at the top may name the classes.
         split: "train", "val" or "test".
         size: Rows and columns; None takes the data set's default.
-        task: "segmentation", "depth", or None for the data set's default.
+        task: "segmentation", "multilabel", "depth", or None for the data set's default.
         **options: Arguments of the data set's class, such as ``augment``, ``normalize``,
-            ``cache``, ``classes`` ("folder"), ``count`` and ``seed`` ("scenes").
+            ``cache``, ``classes``, ``mask_values`` and ``depth_scale`` ("folder"), ``count`` and
+            ``seed`` ("scenes").
 
     Returns:
         The data set, with ``classes``, ``num_classes``, ``ignore_index``, ``max_depth`` and

@@ -65,6 +65,7 @@ class Scenes(DenseDataset):
         task: str | None = None,
         **options: Any,
     ) -> None:
+        options.setdefault("allow_empty", True)  # a few scenes may lack a class
         super().__init__(
             count,
             size=size,

@@ -1,15 +1,18 @@
 """The container: entries and strings to a safetensors file and back.
 
-Layout: 8 bytes of header length (little-endian), a JSON header, the tensors' bytes. It is written
-here, and not by the safetensors package, because the same entries then always give the same bytes,
-the size is known before a tensor is read, and the tensors are never all copied at once. Files are
-read by the safetensors package, which checks the header against the data.
+Layout: 8 bytes of header length (little-endian), a JSON header, the tensors' bytes. Among the
+header's strings is ``checksum``, the CRC-32 of the whole file with zeros in its place. Files are
+written here, and not by the safetensors package, because the same entries then always give the same
+bytes, the size is known before a tensor is read, and the tensors are never all copied at once. They
+are read by the safetensors package, which checks the header against the data.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,10 @@ from torch import Tensor
 from binarize.errors import FileError, ModelError
 from binarize.writing import replacing
 
-__all__ = ["Entry", "check_version", "file_size", "read_file", "write_file"]
+_CHECKSUM = "checksum"
+_SUM = re.compile(rb'"checksum":"([0-9a-f]{8})"')
+
+__all__ = ["Entry", "check_sum", "check_version", "file_size", "read_file", "write_file"]
 
 _CODES = {
     torch.float64: "F64",
@@ -70,8 +76,10 @@ def _ordered(entries: Sequence[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
 
 
-def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+def _header(entries: Sequence[Entry], metadata: Mapping[str, str], checksum: int = 0) -> bytes:
+    header: dict[str, Any] = {}
+    if metadata:  # of the same length whatever the sum: it is known when all is written
+        header["__metadata__"] = {**metadata, _CHECKSUM: f"{checksum:08x}"}
     start = 0
     for entry in _ordered(entries):
         if entry.dtype not in _CODES:
@@ -120,11 +128,16 @@ def write_file(
             "path", str(path), f"there is no folder {str(target.parent)!r}", "make the folder first"
         )
     header = _header(entries, metadata)
+    checksum = zlib.crc32(header)
     try:
         with replacing(target) as temporary, open(temporary, "xb") as file:
             file.write(header)
             for entry in _ordered(entries):
-                file.write(_to_bytes(entry))
+                data = _to_bytes(entry)
+                checksum = zlib.crc32(data, checksum)
+                file.write(data)
+            file.seek(0)
+            file.write(_header(entries, metadata, checksum))
     except OSError as error:
         raise FileError(
             "path",
@@ -200,6 +213,38 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
         raise FileError(
             "path", str(path), f"it cannot be read ({_short(error)})", "check the rights"
         ) from error
+
+
+def check_sum(path: str | os.PathLike[str]) -> None:
+    """Refuse a file whose checksum is wrong; files of earlier releases have none.
+
+    Raises:
+        FileError: It is damaged.
+    """
+    if not _is_sound(path):
+        raise FileError(
+            "path",
+            str(path),
+            "its checksum is wrong: the file is damaged",
+            "get it again from where it was saved",
+        )
+
+
+def _is_sound(path: str | os.PathLike[str]) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if length > os.path.getsize(path):
+            return True  # no safetensors file, as its reader will tell
+        header = file.read(length)
+        found = _SUM.search(header)
+        if found is None:
+            return True
+        zero = header[: found.start(1)] + b"0" * 8 + header[found.end(1) :]
+        checksum = zlib.crc32(start + zero)
+        while data := file.read(1 << 20):
+            checksum = zlib.crc32(data, checksum)
+    return int(found[1], 16) == checksum
 
 
 def _short(error: BaseException) -> str:

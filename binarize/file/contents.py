@@ -18,6 +18,7 @@ from binarize.graph.plan import Plan
 
 __all__ = [
     "COUNTERS",
+    "DESCRIPTION",
     "FORMAT",
     "VERSION",
     "Contents",
@@ -30,6 +31,8 @@ __all__ = [
 FORMAT = "binarize"
 VERSION = 1
 COUNTERS = "num_batches_tracked"
+DESCRIPTION = "binarize_network"
+"""Header string of what is known about a network (JSON): ``settings`` and ``recipe``."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ def network_contents(model: nn.Module, plan: Plan) -> Contents:
     own names, each tensor once, and the batch counters of all norms together.
 
     Strings: ``format``, ``format_version``, ``policy``, ``padding_value`` (what zero padding is in
-    a binarized map), ``origin`` (JSON; how to build the float network, if it is known), ``plan``
-    and ``layout`` (JSON, compressed, base64).
+    a binarized map), ``origin`` (JSON; how to build the float network, if it is known),
+    ``binarize_network`` (JSON; what the model's ``binarize_description`` says of it: size,
+    normalisation, classes and their colours), ``plan`` and ``layout`` (JSON, compressed, base64).
 
     Args:
         model: The converted network.
@@ -76,6 +80,9 @@ def network_contents(model: nn.Module, plan: Plan) -> Contents:
     }
     if origin is not None:
         metadata["origin"] = json.dumps(origin, sort_keys=True)
+    description = getattr(model, "binarize_description", None)
+    if description:
+        metadata[DESCRIPTION] = json.dumps(description, sort_keys=True)
     metadata["plan"] = encode(recipe)
     metadata["layout"] = encode(_layout(slots))
     return Contents(tuple(_entries(slots)), metadata)

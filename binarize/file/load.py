@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,6 +62,9 @@ def load(
         student = network_without_values(model, stored.plan.origin or {})
     else:
         student = copied(model) if model is not None else build_origin(stored.plan.origin or {})
+    if stored.description is not None:
+        described: Any = student
+        described.binarize_description = stored.description
     name = type(student).__name__
     try:
         _apply(stored.plan, student)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from binarize.errors import FileError, ModelError
-from binarize.file.container import Entry, check_version, read_file, write_file
-from binarize.file.contents import decode, encode
+from binarize.file.container import Entry, check_sum, check_version, read_file, write_file
+from binarize.file.contents import DESCRIPTION, decode, encode
 from binarize.lower import PackedNetwork, PackedPrograms
 from binarize.lower.program import from_data, to_data
 
@@ -22,7 +23,11 @@ FORMAT = "binarize-programs"
 VERSION = 1
 
 
-def save_programs(packed: PackedNetwork, path: str | os.PathLike[str]) -> None:
+def save_programs(
+    packed: PackedNetwork,
+    path: str | os.PathLike[str],
+    description: Mapping[str, Any] | None = None,
+) -> None:
     """Save the programs that a packed network has by now.
 
     The file holds their constants, each once, in the kernels' own layout, and what is done with
@@ -31,6 +36,7 @@ def save_programs(packed: PackedNetwork, path: str | os.PathLike[str]) -> None:
     Args:
         packed: A packed network that was called, or packed with example inputs.
         path: Where to. The file is replaced as a whole, or left as it was.
+        description: What else to write into the header, see :func:`binarize.save`.
 
     Raises:
         ModelError: It has no programs, or what they do cannot be stored.
@@ -61,6 +67,10 @@ def save_programs(packed: PackedNetwork, path: str | os.PathLike[str]) -> None:
         "format_version": str(VERSION),
         "programs": encode({"programs": programs, "strides": strides}),
     }
+    if description is None:
+        description = getattr(packed.network, "binarize_description", None)
+    if description:
+        metadata[DESCRIPTION] = json.dumps(dict(description), sort_keys=True)
     write_file(path, entries, metadata)
 
 
@@ -81,6 +91,7 @@ def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
     """
     metadata, tensors = read_file(path)
     check_version(path, metadata, VERSION)
+    check_sum(path)
     try:
         told = decode(metadata["programs"])
         constants = {}
@@ -89,7 +100,9 @@ def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
             # A copy in any case: the kernels want words at multiples of eight bytes.
             fresh = torch.empty_strided(value.shape, stride, dtype=value.dtype)
             constants[name] = fresh.copy_(value)
-        return PackedPrograms(dict(from_data(data, constants) for data in told["programs"]))
+        made: Any = PackedPrograms(dict(from_data(data, constants) for data in told["programs"]))
+        made.binarize_description = json.loads(metadata.get(DESCRIPTION, "null"))
+        return made  # type: ignore[no-any-return]
     except Exception as error:
         raise FileError(
             "path",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +19,12 @@ from binarize.lower import PackedNetwork
 __all__ = ["converted_plan", "save"]
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    description: Mapping[str, Any] | None = None,
+) -> None:
     """Save a converted network as one safetensors file, binary weights one bit each.
 
     The file holds all that the network's outputs depend on, and how to build the network if it
@@ -31,6 +38,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         model: What :func:`binarize.convert` returned, trained or not, or what
             :func:`binarize.pack` returned; unchanged.
         path: Where to. The file is replaced as a whole, or left as it was.
+        description: What else to write into the header, as JSON can say it: ``settings`` (``task``,
+            ``size`` as rows and columns, ``normalize``, ``classes``, ``palette``, ``max_depth``)
+            are found there by the command line. :func:`binarize.load` gives the network an
+            attribute ``binarize_description``, which is written again if none is given here.
 
     Raises:
         ModelError: The network is not converted, has no values (meta device), or has state that
@@ -38,9 +49,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         FileError: The path cannot be written.
     """
     if isinstance(model, PackedNetwork):
-        save_programs(model, path)
+        save_programs(model, path, description)
         return
     model, plan = converted_plan(model)
+    if description is not None:
+        described: Any = model
+        described.binarize_description = dict(description)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta":
             raise ModelError(

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from binarize.errors import BinarizeError, FileError
-from binarize.file.container import check_version, read_file
-from binarize.file.contents import COUNTERS, FORMAT, VERSION, decode
+from binarize.file.container import check_sum, check_version, read_file
+from binarize.file.contents import COUNTERS, DESCRIPTION, FORMAT, VERSION, decode
 from binarize.file.slots import Slot
 from binarize.graph.plan import Plan
 
@@ -29,6 +30,7 @@ class Stored:
         strides: Of tensors whose memory is not in the order of their dimensions.
         aliases: Further names of tensors that are shared, with the name they are stored under.
         dtype: Floating-point type of the network, if it is the same everywhere.
+        description: What else was written about it, see :func:`binarize.save`.
     """
 
     plan: Plan
@@ -36,6 +38,7 @@ class Stored:
     strides: Mapping[str, Sequence[int]]
     aliases: Mapping[str, str]
     dtype: torch.dtype | None
+    description: Mapping[str, Any] | None = None
 
     def has(self, name: str) -> bool:
         """Whether the file holds a tensor, as it is or as bits."""
@@ -61,6 +64,7 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
             "path", str(path), "binarize.save did not write this file", "give a file that it wrote"
         )
     check_version(path, metadata, VERSION)
+    check_sum(path)
     try:
         if metadata.get("format_version") != str(VERSION) or metadata["padding_value"] != "0":
             raise ValueError(f"format_version {metadata.get('format_version')!r}")
@@ -71,7 +75,14 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
         counters = tensors.pop(COUNTERS, torch.empty(0))
         tensors.update(zip(layout["counters"], counters.unbind(), strict=True))
         dtype = layout["dtype"] and getattr(torch, layout["dtype"])
-        return Stored(Plan.from_dict(recipe), tensors, layout["strides"], layout["aliases"], dtype)
+        return Stored(
+            Plan.from_dict(recipe),
+            tensors,
+            layout["strides"],
+            layout["aliases"],
+            dtype,
+            json.loads(metadata.get(DESCRIPTION, "null")),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         cause = error.rule if isinstance(error, BinarizeError) else f"{type(error).__name__}"
         raise FileError(

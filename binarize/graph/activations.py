@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from torch import nn
@@ -25,6 +25,7 @@ def decide_activations(
     is_unit: Callable[[Op], bool],
     policy: Policy,
     can_rewrite: Rewritable,
+    ending: Container[tuple[str, str, int]] = (),
 ) -> list[tuple[int, Decision]]:
     """Decide about every activation of a run.
 
@@ -35,6 +36,7 @@ def decide_activations(
         is_unit: Whether a layer's call becomes a binary unit.
         policy: The policy.
         can_rewrite: Tells which forwards can have a functional activation replaced.
+        ending: Scope, path and ordinal of operations between a prediction and an output.
 
     Returns:
         Decisions with their position in the run.
@@ -64,6 +66,8 @@ def decide_activations(
         action, rule = "keep", CONTRACT
         if policy.unit.activation is None or policy.replace_activations == "none":
             reason, rule = "the policy leaves activations", by_policy
+        elif (scope, path, ordinal) in ending:
+            reason = "ends an output, whose range it sets"
         elif not any(dims):
             reason = "no binary layer feeds it"
         elif head[first.index] and policy.replace_activations == "all-but-head":

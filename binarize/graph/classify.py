@@ -52,6 +52,16 @@ _NORMS = (
 )
 
 
+_SYNONYMS = {
+    "multiply": "mul",
+    "subtract": "sub",
+    "truediv": "div",
+    "itruediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+}
+
+
 def normal_name(name: str) -> str:
     """Bring the names of one operation together: ``__iadd__``, ``add_``, ``iadd`` are ``add``."""
     if name == "_native_multi_head_attention":
@@ -60,9 +70,7 @@ def normal_name(name: str) -> str:
     for base in ("add", "mul", "sub", "matmul"):
         if name in (f"i{base}", f"r{base}"):
             return base
-    return {"multiply": "mul", "subtract": "sub", "truediv": "div", "itruediv": "div"}.get(
-        name, name
-    )
+    return _SYNONYMS.get(name, name)
 
 
 def function_kind(name: str) -> str:
@@ -83,8 +91,10 @@ def function_kind(name: str) -> str:
             return kind
     if name in _UPS or name.startswith("upsample"):
         return "up"
-    if name in ("add", "mul"):
-        return name
+    if name in ("add", "lerp"):
+        return "add"
+    if name in ("mul", "div"):
+        return "mul"
     if name.endswith("_norm"):
         return "norm"
     return "other"

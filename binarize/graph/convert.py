@@ -13,6 +13,7 @@ from binarize.errors import ModelError, PolicyError
 from binarize.graph.flow import all_layers
 from binarize.graph.given import copied, given_network
 from binarize.graph.inputs import run_example
+from binarize.graph.modes import random_states_kept, training_run
 from binarize.graph.origin import find_origin
 from binarize.graph.plan import Plan
 from binarize.graph.planner import make_plan
@@ -113,6 +114,7 @@ class Traced:
         _check_model(model)
         self.model = model
         self._trace = run_example(model, example_inputs)
+        self._training = training_run(model, self._trace)
         self._origin = find_origin(model)
 
     def plan(self, policy: Policy, chosen: Policy | None = None) -> Plan:
@@ -130,7 +132,11 @@ class Traced:
         """Plan as above, and hand out the graphs that :func:`apply_plan` would take again."""
         chosen = policy if chosen is None else chosen
         asked = len(chosen.rules) - len(policy.rules)
-        return make_plan(self._trace, chosen, self._origin, asked=asked)
+        # Forwards are also traced as code, in training mode.
+        with random_states_kept(self.model):
+            return make_plan(
+                self._trace, chosen, self._origin, asked=asked, training=self._training
+            )
 
     def convert(self, plan: Plan) -> nn.Module:
         """Return a deep copy of the network, made binary by a plan of :meth:`plan`."""

@@ -5,12 +5,15 @@ All functions pass once over the operations, which are in order of execution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from binarize.graph.coordinates import make_coordinates
+from binarize.graph.outputs import LAYER_KINDS, Outputs
+from binarize.graph.shortcuts import Shortcut
 from binarize.graph.trace import Op, Trace
 
 __all__ = [
@@ -23,8 +26,6 @@ __all__ = [
     "only_prediction_follows",
 ]
 
-_LAYER_KINDS = ("layer", "function-layer", "product")
-
 
 @dataclass
 class Layer:
@@ -36,6 +37,7 @@ class Layer:
         ops: Its calls in the trace; empty if it is never called.
         roles: Keys of ``binarize.policy.schema.ROLES``.
         kinds: Keys of ``binarize.policy.schema.KINDS``.
+        guess: Why it is taken for what makes an output, or for what does not, if that is a guess.
     """
 
     path: str
@@ -43,27 +45,29 @@ class Layer:
     ops: list[Op]
     roles: frozenset[str]
     kinds: frozenset[str]
+    guess: str = ""
 
 
-def find_layers(trace: Trace, shortcuts: set[int], projections: set[int]) -> dict[str, Layer]:
+def find_layers(trace: Trace, shortcuts: Mapping[int, Shortcut]) -> dict[str, Layer]:
     """All convolutions and linear layers, those that run first.
 
     Args:
         trace: The run.
-        shortcuts: Additions that close a residual block; a layer behind one is no prediction.
-        projections: Calls of layers that project a shortcut.
+        shortcuts: Additions that close a residual block, by index.
 
     Returns:
         Layers by path.
     """
     before = _any_before(trace)
-    after = _any_after(trace)
     reads = _reads_input(trace)
     modules = dict(trace.model.named_modules())
     calls: dict[str, list[Op]] = {}
     for op in trace.ops:
         if op.kind == "layer" and op.path is not None:
             calls.setdefault(op.path, []).append(op)
+    outputs = Outputs(trace, shortcuts, calls, before, reads)
+    projections = {op.index for shortcut in shortcuts.values() for op in shortcut.projection}
+    coordinates = make_coordinates(trace)
     last_up = _last_upsampling(trace)
     layers = {}
     for path, ops in calls.items():
@@ -73,9 +77,8 @@ def find_layers(trace: Trace, shortcuts: set[int], projections: set[int]) -> dic
             roles.add("constant")
         elif not any(before[op.index] for op in ops):
             roles.add("input")
-        ends = not any(after[op.index] for op in ops)
-        # A head that several maps share makes the prediction if one of its calls does.
-        if ends and any(_reaches_output(trace, op, shortcuts) for op in ops):
+        ending = outputs.judge(path, ops)
+        if ending.makes_output:
             roles.add("prediction")
         if "constant" not in roles and all(_is_vector(op, module) for op in ops):
             roles.add("vector")
@@ -87,9 +90,15 @@ def find_layers(trace: Trace, shortcuts: set[int], projections: set[int]) -> dic
             roles.add("attention")
         if any(op.index in projections for op in ops):
             roles.add("shortcut")
+        if any(op.index in coordinates for op in ops):
+            roles.add("coordinates")
         if ops[0].index > last_up >= 0:
             roles.add("finest")
-        layers[path] = Layer(path, module, ops, frozenset(roles), _kinds(module))
+        layers[path] = Layer(path, module, ops, frozenset(roles), _kinds(module), ending.guess)
+    zero = {path for path, layer in layers.items() if _is_zero(layer.module)}
+    # A network of zeros alone is a stand-in for one that is to be loaded.
+    for path in zero if len(zero) < len(layers) else ():
+        layers[path].roles |= {"zero"}
     seen = {id(layer.module) for layer in layers.values()}
     for path, module in modules.items():
         if _kinds(module) and id(module) not in seen:
@@ -133,6 +142,15 @@ def _kinds(module: nn.Module) -> frozenset[str]:
     if "conv" in kinds and any(s > 1 for s in module.stride):
         kinds.add("strided")
     return frozenset(kinds)
+
+
+def _is_zero(module: nn.Module) -> bool:
+    """Whether a layer holds nothing but zeros, and therefore gives nothing but zeros."""
+    parameters = list(module.parameters())
+    if not parameters or any(p.is_meta or not p.numel() for p in parameters):
+        return False
+    # The first value tells nearly always.
+    return not any(bool(p.detach().flatten()[0]) or bool(p.detach().any()) for p in parameters)
 
 
 def _last_upsampling(trace: Trace) -> int:
@@ -189,7 +207,7 @@ def _meets_product(trace: Trace, op: Op) -> bool:
 def _any_before(trace: Trace) -> list[bool]:
     found: list[bool] = []
     for op in trace.ops:
-        found.append(any(found[i] or trace.ops[i].kind in _LAYER_KINDS for i in op.inputs))
+        found.append(any(found[i] or trace.ops[i].kind in LAYER_KINDS for i in op.inputs))
     return found
 
 
@@ -204,31 +222,9 @@ def _any_after(trace: Trace) -> list[bool]:
     found = [False] * len(trace.ops)
     for op in reversed(trace.ops):
         found[op.index] = any(
-            found[i] or trace.ops[i].kind in _LAYER_KINDS for i in trace.consumers[op.index]
+            found[i] or trace.ops[i].kind in LAYER_KINDS for i in trace.consumers[op.index]
         )
     return found
-
-
-def _reaches_output(trace: Trace, op: Op, shortcuts: set[int]) -> bool:
-    """Whether the layer's values leave the network as they are, not as a normed feature map.
-
-    An activation may stand between where the network returns vectors (a classifier that ends in
-    convolution, ReLU and pooling).
-    """
-    outputs = [o for o in trace.ops if o.kind == "output"]
-    stops = {"norm"}
-    if not all(len(o.shape) <= 2 for o in outputs):
-        stops.add("activation")
-    front, seen = [op.index], {op.index}
-    while front:
-        for index in trace.consumers[front.pop()]:
-            follower = trace.ops[index]
-            if follower.kind == "output":
-                return True
-            if follower.kind not in stops and index not in shortcuts and index not in seen:
-                seen.add(index)
-                front.append(index)
-    return False
 
 
 def fed_by(trace: Trace, is_binary: Callable[[Op], bool]) -> list[int]:
@@ -267,7 +263,7 @@ def leads_to(trace: Trace, is_binary: Callable[[Op], bool]) -> list[bool]:
     for op in reversed(trace.ops):
         nexts = [trace.ops[i] for i in trace.consumers[op.index]]
         found[op.index] = any(
-            is_binary(n) if n.kind == "layer" else n.kind not in _LAYER_KINDS and found[n.index]
+            is_binary(n) if n.kind == "layer" else n.kind not in LAYER_KINDS and found[n.index]
             for n in nexts
         )
     return found

@@ -131,15 +131,22 @@ def _children(graph: fx.Graph) -> set[str]:
 
 
 def _kept_operand(module: nn.Module, node: fx.Node, operand: int) -> fx.Node:
-    """The operand of an addition that stays, counted as the trace does: without parameters."""
+    """The operand of an addition that stays, counted as the trace does: without constants."""
     tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
-    kept = [tensor for tensor in tensors if tensor.op != "get_attr"][operand]
+    kept = [tensor for tensor in tensors if not _is_constant(tensor)][operand]
     while kept.op == "call_module":
         child = module.get_submodule(str(kept.target))
         if type(child).__name__ not in _DROP_PATHS:
             break
         kept = kept.all_input_nodes[0]
     return kept
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a value comes of parameters, buffers and numbers alone."""
+    if node.op in ("placeholder", "call_module"):
+        return False
+    return all(_is_constant(source) for source in node.all_input_nodes)
 
 
 _DROP_PATHS = ("DropPath", "StochasticDepth", "DropConnect")

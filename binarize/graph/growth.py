@@ -41,7 +41,8 @@ def ends_in(trace: Trace, index: int, is_binary: Callable[[Op], bool]) -> list[O
 def _summands(trace: Trace, op: Op) -> tuple[int, ...]:
     """What an operation adds up; a sum over what was stacked is an addition too."""
     if op.kind == "add":
-        return op.inputs
+        # A weighted mean is no larger than what it takes.
+        return () if op.name == "lerp" else op.inputs
     stack = trace.ops[op.inputs[0]] if op.name == "sum" and len(op.inputs) == 1 else None
     if stack is None or stack.name != "stack" or op.shape != stack.in_shape:
         return ()
@@ -55,6 +56,7 @@ def layers_to_stop(
     branches: Mapping[int, int],
     shortcuts: set[int],
     stopped: set[str],
+    gone: set[int],
 ) -> set[str]:
     """Binary layers that lose their bypass so that no merge lets the signal grow too far.
 
@@ -65,6 +67,7 @@ def layers_to_stop(
         branches: Per dropped addition the operation that takes its place.
         shortcuts: Residual additions that stay; their sides are taken as independent.
         stopped: Layers that have lost their bypass already.
+        gone: Multiplications that are dropped.
 
     Returns:
         Names of further layers.
@@ -88,6 +91,8 @@ def layers_to_stop(
             own = own if is_adopted(op) else 1.0
         elif op.kind in ("product", "function-layer", "gate"):
             own = 1.0
+        elif op.factor is not None and op.index not in gone:
+            own *= min(abs(op.factor), 1.0)
         elif op.index in branches:
             own = size[branches[op.index]]
         elif op.kind == "add" and op.index in shortcuts:

@@ -186,7 +186,9 @@ class Plan:
         for d in self.decisions:
             counts[d.part, d.action] = counts.get((d.part, d.action), 0) + 1
         told = ", ".join(f"{n} {part}(s) {action}" for (part, action), n in counts.items())
-        lines = [f"Plan by policy {self.policy.name!r}: {told}"]
+        at = " and ".join("×".join(map(str, shape)) for shape in self.example)
+        made = f" for inputs of {at}" if at else ""
+        lines = [f"Plan by policy {self.policy.name!r}{made}: {told}"]
         lines += [
             f"  {d.action:<9} {d.site}  [{d.kind}{list(d.shape) or ''}] {d.reason} ({d.rule})"
             for d in self.decisions

@@ -92,7 +92,8 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
     tracers: list[_ChildrenAreLeaves] = []
     before = namespaces(module)
     was_training = module.training
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers(False)]
+    # A forward that counts in a buffer would count the tracing.
+    buffers = [(own, own.detach().clone(), own._version) for own in module.buffers(recurse=False)]
     try:
         with _mode_watched(module) as asked, random_numbers_kept():
             for training in (False, True):
@@ -116,10 +117,10 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
         ) from error
     finally:
         module.training = was_training
-        for buffer, version, value in buffers:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
+        with torch.no_grad():
+            for own, value, version in buffers:
+                if own._version != version:
+                    own.copy_(value)
         _forget_proxies(tracers, before)
     graph, other = graphs[0], graphs[-1]
     nodes = _keys(module, graph)
@@ -319,7 +320,10 @@ def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:
             name = str(node.target)
         elif node.op in ("call_function", "call_method") and node in tensors:
             raw = node.target if isinstance(node.target, str) else node.target.__name__
-            name = function_kind(normal_name(raw))
+            name = normal_name(raw)
+            # A number over a tensor is recorded under a name of its own.
+            reciprocal = name == "div" and not isinstance(next(iter(node.args), node), fx.Node)
+            name = "other" if reciprocal else function_kind(name)
             if name not in _TRACKED:
                 continue
         else:

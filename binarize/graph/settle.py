@@ -10,7 +10,7 @@ from binarize.graph.flow import Layer
 from binarize.graph.layers import scope_name
 from binarize.graph.plan import CONTRACT, Decision
 from binarize.graph.rewritable import Rewritable
-from binarize.graph.shortcuts import BROKEN, GATED, WHOLE, Shortcut
+from binarize.graph.shortcuts import BROKEN, GATED, WHOLE, Shortcut, is_scale, scales_of
 from binarize.graph.trace import Op, Trace
 
 __all__ = ["Settlement", "settle_shortcuts"]
@@ -25,6 +25,7 @@ class Settlement:
         stopped: Binary layers that lose their bypass.
         projections: Per projection shortcut its action and the reason.
         alike: Per removed projection the layer whose output has its size, for counting.
+        scales: Multiplications (index) that go with them.
         decisions: Decisions about additions and scales, with their position in the run.
     """
 
@@ -32,6 +33,7 @@ class Settlement:
     stopped: set[str] = field(default_factory=set)
     projections: dict[str, tuple[str, str]] = field(default_factory=dict)
     alike: dict[str, str | None] = field(default_factory=dict)
+    scales: set[int] = field(default_factory=set)
     decisions: list[tuple[int, Decision]] = field(default_factory=list)
 
 
@@ -55,26 +57,34 @@ def settle_shortcuts(
         What becomes of additions, projections and scales.
     """
     result = Settlement()
-    by_place: dict[tuple[str, int], list[Shortcut]] = defaultdict(list)
+    by_place: dict[_Place, list[Shortcut]] = defaultdict(list)
     for shortcut in shortcuts:
-        by_place[shortcut.op.scope, shortcut.op.ordinal].append(shortcut)
-    for (scope, ordinal), calls in by_place.items():
-        first = calls[0]
+        by_place[_place(shortcut.op)].append(shortcut)
+    # A projection that the policy keeps in float is the user's wish, and carries the signal.
+    loose = {
+        place: all(
+            is_binary(op) and _only_used_here(trace, op, calls[0].op, layers)
+            for op in calls[0].projection
+        )
+        for place, calls in by_place.items()
+    }
+    causes = {
+        place: _hindrance(trace, place[0], calls, loose[place])
+        or (None if can_rewrite(place[0]) else can_rewrite.opaque[place[0]])
+        for place, calls in by_place.items()
+    }
+    scales = _scales_to_drop(trace, by_place, causes, can_rewrite)
+    result.decisions += [(op.index, _scale(op)) for op in scales]
+    result.scales = {op.index for op in trace.ops if _place(op) in {_place(s) for s in scales}}
+    for place, calls in by_place.items():
+        (scope, name, ordinal), first = place, calls[0]
         own = [op.path or "" for op in first.projection]
-        # A projection that the policy keeps in float is the user's wish, and carries the signal.
-        free = all(is_binary(op) for op in first.projection) and all(
-            _only_used_here(trace, op, first.op, layers) for op in first.projection
-        )
-        why = _hindrance(trace, scope, calls, own, free) or (
-            None if can_rewrite(scope) else can_rewrite.opaque[scope]
-        )
+        free, why = loose[place], causes[place]
         if why is None:
             result.branches.update({s.op.index: s.op.inputs[s.branch] for s in calls})
             for path in own:
                 result.projections[path] = ("remove", "projection of a shortcut that is gone")
                 result.alike[path] = _layer_alike(trace, first)
-            for scale in {(s.scope, s.ordinal): s for c in calls for s in c.scales}.values():
-                result.decisions.append((scale.index, _scale(scale, can_rewrite)))
             reason = "every layer of the block carries the signal by its own bypass"
         else:
             reason = why
@@ -85,7 +95,7 @@ def settle_shortcuts(
                 for path in own:
                     result.projections[path] = ("bypass", "projection shortcut becomes the bypass")
         decision = Decision(
-            site=f"{scope_name(scope)}:add#{ordinal}",
+            site=f"{scope_name(scope)}:{name}#{ordinal}",
             part="addition",
             kind=first.op.name,
             action="drop" if why is None else "keep",
@@ -100,10 +110,51 @@ def settle_shortcuts(
     return result
 
 
-def _hindrance(
-    trace: Trace, scope: str, calls: list[Shortcut], projections: list[str], free: bool
-) -> str | None:
+# Scope, name of the operation and its ordinal: what the code says once, whatever its calls.
+_Place = tuple[str, str, int]
+
+
+def _place(op: Op) -> _Place:
+    return op.scope, "sub" if op.name == "sub" else op.kind, op.ordinal
+
+
+def _scales_to_drop(
+    trace: Trace,
+    by_place: Mapping[_Place, list[Shortcut]],
+    causes: dict[_Place, str | None],
+    can_rewrite: Rewritable,
+) -> list[Op]:
+    """The factors that go with the additions that go; one op for each place in the code.
+
+    A factor that stayed would damp the signal at every block: where it has to, so has its
+    addition, which is noted in ``causes``.
+    """
+    shortcuts = {s.op.index: s for calls in by_place.values() for s in calls}
+    while True:
+        dropped = {
+            s.op.index for place, calls in by_place.items() if not causes[place] for s in calls
+        }
+        needed = {i: scales_of(trace, shortcuts[i], shortcuts, dropped) for i in dropped}
+        going = {op.index: op for ops in needed.values() for op in ops}
+        staying = {_place(op) for op in trace.ops if is_scale(op) and op.index not in going}
+        late = {
+            place
+            for place, calls in by_place.items()
+            if not causes[place]
+            for s in calls
+            for op in needed[s.op.index]
+            if _place(op) in staying or not can_rewrite(op.scope)
+        }
+        if not late:
+            return list({_place(op): op for _, op in sorted(going.items(), reverse=True)}.values())
+        causes.update(dict.fromkeys(late, "a factor that damps the signal there has to stay"))
+
+
+def _hindrance(trace: Trace, scope: str, calls: list[Shortcut], free: bool) -> str | None:
     """Why an addition has to stay whatever its forward looks like, or ``None``."""
+    if any(s.op.name == "sub" for s in calls):
+        return "it subtracts, and the branch alone would change its sign"
+    projections = [op.path or "" for op in calls[0].projection]
     carries = min(s.carries for s in calls)
     if carries == BROKEN:
         return "the branch does not carry the signal through (a norm or a float layer)"
@@ -119,18 +170,17 @@ def _hindrance(
     return None
 
 
-def _scale(op: Op, can_rewrite: Rewritable) -> Decision:
-    ok = can_rewrite(op.scope)
+def _scale(op: Op) -> Decision:
     return Decision(
         site=f"{scope_name(op.scope)}:mul#{op.ordinal}",
         part="scale",
         kind=op.name,
-        action="drop" if ok else "keep",
-        reason="scaled the branch of a shortcut that is gone",
+        action="drop",
+        reason="scaled the branch or the sum of a shortcut that is gone",
         rule=CONTRACT,
         scope=op.scope,
         ordinal=op.ordinal,
-        rewrite=ok,
+        rewrite=True,
     )
 
 

@@ -6,14 +6,14 @@ more would double it at every block, so that exactly one of the two may stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from binarize.graph.trace import Op, Trace
 
-__all__ = ["Shortcut", "carry", "find_shortcuts"]
+__all__ = ["Shortcut", "carry", "find_shortcuts", "is_scale", "scales_of"]
 
 _PASSING = ("activation", "drop", "pool", "shape", "cat")
 _PLAIN = ("drop", "pool", "shape")
@@ -23,7 +23,7 @@ MERGED, BROKEN, GATED, WHOLE = -1, 0, 1, 2
 
 @dataclass
 class Shortcut:
-    """A residual addition ``shortcut + branch``.
+    """A residual addition ``shortcut + branch``, or a difference of the two.
 
     Attributes:
         op: The addition.
@@ -32,7 +32,8 @@ class Shortcut:
         projection: Layer calls on the shortcut side (a 1x1 projection), if any.
         carries: How much of the fork's signal the branch delivers: ``WHOLE`` (through bypasses
             only), ``GATED`` (times a computed gate), ``BROKEN`` (a norm or a float layer between).
-        scales: Multiplications by a parameter on the branch (LayerScale).
+        after: Multiplications by numbers below 1 that follow the addition, and nothing else does:
+            they make a mean of the sum.
         last: Binary layers that end the branch.
     """
 
@@ -41,7 +42,7 @@ class Shortcut:
     branch: int
     projection: list[Op]
     carries: int
-    scales: list[Op] = field(default_factory=list)
+    after: list[Op] = field(default_factory=list)
     last: list[Op] = field(default_factory=list)
 
 
@@ -61,7 +62,9 @@ def find_shortcuts(
     """
     found = []
     for op in trace.ops:
-        if op.kind != "add" or len(op.inputs) != 2 or op.inputs[0] == op.inputs[1]:
+        if op.kind != "add" and op.name != "sub":
+            continue
+        if len(op.inputs) != 2 or op.inputs[0] == op.inputs[1]:
             continue
         roots = [_roots(trace, side) for side in op.inputs]
         # An identity is tried on either side before a projection is.
@@ -83,7 +86,7 @@ def find_shortcuts(
 
 
 def _roots(trace: Trace, index: int) -> list[tuple[int, list[Op]]]:
-    """Walk up a shortcut side: identity, pooling, and at most one 1x1 convolution with a norm."""
+    """Walk up a shortcut side: identity, pooling, a factor, at most one 1x1 layer with a norm."""
     roots: list[tuple[int, list[Op]]] = [(index, [])]
     projection: list[Op] = []
     while True:
@@ -92,7 +95,7 @@ def _roots(trace: Trace, index: int) -> list[tuple[int, list[Op]]]:
             return roots
         if op.kind == "layer" and not projection and _is_projection(trace, op):
             projection = [op]
-        elif op.kind not in _PLAIN and not (op.kind == "norm" and not projection):
+        elif not (op.kind in _PLAIN or is_scale(op) or (op.kind == "norm" and not projection)):
             return roots
         index = op.inputs[0]
         roots.append((index, projection))
@@ -138,14 +141,66 @@ def carry(
             state[op.index] = MERGED if upsampling else level if carries(op) else BROKEN
         elif op.kind == "norm":
             state[op.index] = level if is_adopted(op) else BROKEN
+        elif op.kind == "mul" and op.name == "div" and not is_scale(op):
+            state[op.index] = BROKEN
         elif op.kind == "mul":
             gate = len(op.inputs) > 1
             state[op.index] = min(level, GATED) if gate else level
-        elif op.kind in (*_PASSING, "add"):
+        elif op.kind == "add":
+            # A mean of two tensors by the weights of a third is a gate.
+            state[op.index] = level if len(op.inputs) < 3 else min(level, GATED)
+        elif op.kind in _PASSING:
             state[op.index] = level
         else:
             state[op.index] = BROKEN
     return state
+
+
+def is_scale(op: Op) -> bool:
+    """Whether an operation multiplies a tensor by a number, a parameter or a buffer."""
+    plain = op.kind == "mul" and len(op.inputs) == 1 and op.constant
+    return plain and (op.name != "div" or op.factor is not None)
+
+
+def _followers(trace: Trace, op: Op) -> list[Op]:
+    """Multiplications by a number below 1 that an addition's result goes to, and nowhere else."""
+    found: list[Op] = []
+    while len(trace.consumers[op.index]) == 1:
+        op = trace.ops[trace.consumers[op.index][0]]
+        if not is_scale(op) or op.factor is None or not 0 < op.factor < 1:
+            break
+        found.append(op)
+    return found
+
+
+def scales_of(
+    trace: Trace, shortcut: Shortcut, inner: Mapping[int, Shortcut], dropped: Container[int]
+) -> list[Op]:
+    """The factors that have to go together with an addition: all that carry the signal then.
+
+    Of a shortcut within the branch the signal takes the way that stays: its branch if its own
+    addition goes too, else its shortcut. A merge of several ways keeps its factors.
+
+    Args:
+        trace: The run.
+        shortcut: The residual addition.
+        inner: Residual additions by their index.
+        dropped: Those of them that go.
+    """
+    found = list(shortcut.after)
+    index = shortcut.op.inputs[shortcut.branch]
+    while index > shortcut.fork:
+        op = trace.ops[index]
+        if is_scale(op):
+            found.append(op)
+        if op.index in inner:
+            branch = inner[op.index].branch
+            index = op.inputs[branch if op.index in dropped else 1 - branch]
+        elif len(op.inputs) == 1:
+            index = op.inputs[0]
+        else:
+            return found
+    return found
 
 
 def _examine(
@@ -164,8 +219,8 @@ def _examine(
     state = carry(trace, fork, op.index, carries, is_adopted)
     if state.get(end, MERGED) == MERGED:
         return None
-    shortcut = Shortcut(op, fork, branch, projection, state[end])
-    # Walk the branch back to the fork: its layers, its scales, the layers that end it.
+    shortcut = Shortcut(op, fork, branch, projection, state[end], _followers(trace, op))
+    # Walk the branch back to the fork: its layers, the layers that end it.
     layers: list[Op] = []
     front, seen, ended = [(end, True)], {end}, set()
     while front:
@@ -177,8 +232,6 @@ def _examine(
                 shortcut.last.append(here)
                 ended.add(index)
             at_end = False
-        if here.kind == "mul" and len(here.inputs) == 1 and here.constant:
-            shortcut.scales.append(here)
         for source in here.inputs:
             if source in state and source != fork and source not in seen:
                 seen.add(source)

@@ -53,6 +53,7 @@ class Op:
         macs: Multiply-accumulates of products of two computed tensors and of functional layers,
             ``None`` if unknown; 0 for the rest (layers are counted where their weights are known).
         order: What permutes dimensions: per dimension of the result that of the operand.
+        factor: The number that the operand is multiplied by, ``None`` if it is no such operation.
     """
 
     index: int
@@ -68,6 +69,7 @@ class Op:
     shape: tuple[int, ...]
     macs: int | None = 0
     order: tuple[int, ...] = ()
+    factor: float | None = None
 
 
 @dataclass
@@ -108,13 +110,20 @@ def skeleton(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
     return copied(model, {id(tensor): tensor for tensor in shared})
 
 
-def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
+def trace(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
+) -> Trace:
     """Run a copy of ``model`` in eval mode and record its operations.
 
     Args:
         model: The network; neither its tensors nor its modules are changed.
         args: Positional arguments; only shapes, types and devices of tensors matter.
         kwargs: Named arguments.
+        training: Run it in training mode.
 
     Returns:
         The recorded run.
@@ -125,14 +134,14 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
     kwargs = dict(kwargs or {})
     if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # Tensors without storage are shapes already, and have no values to fall back on.
-        return _record(skeleton(model), args, kwargs, None)
+        return _record(skeleton(model, copy_buffers=training), args, kwargs, None, training)
     before = namespaces(model)
     fake = ShapesOnly()
-    copy = skeleton(model)
+    copy = skeleton(model, copy_buffers=training)
     recorded: Trace | None = None
     try:
         with _quiet():
-            recorded = _record(copy, args, kwargs, fake)
+            recorded = _record(copy, args, kwargs, fake, training)
     except Exception as error:
         # Values may matter (data-dependent control flow).
         traceback.clear_frames(error.__traceback__)
@@ -141,13 +150,17 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         return recorded
     # Once for real. A forward may write to buffers, but not to parameters.
     with random_numbers_kept():
-        return _record(skeleton(model, copy_buffers=True), args, kwargs, None)
+        return _record(skeleton(model, copy_buffers=True), args, kwargs, None, training)
 
 
 def _record(
-    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: ShapesOnly | None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    fake: ShapesOnly | None,
+    training: bool,
 ) -> Trace:
-    model.eval()
+    model.train(training)
     recorder = _Recorder(model, fake)
     if fake is not None:
         args = tree_map_only(Tensor, fake.stand_in, tuple(args))
@@ -273,7 +286,9 @@ class _Recorder(TorchFunctionMode):
         elif any(isinstance(x, Tensor) for x in tree_iter(output)):
             order = _order(func, args, kwargs) if name in _PERMUTING else ()
             given = {key: value for key, value in kwargs.items() if key != "out"}
-            self._add(kind, name, kind, (args, given), output, None, order, kwargs.get("out"), raw)
+            factor = _factor(name, args, given) if kind == "mul" else None
+            out = kwargs.get("out")
+            self._add(kind, name, kind, (args, given), output, None, order, out, raw, factor)
         return output
 
     def _add(
@@ -287,6 +302,7 @@ class _Recorder(TorchFunctionMode):
         order: tuple[int, ...] = (),
         out: Any = None,
         raw: str = "",
+        factor: float | None = None,
     ) -> None:
         inputs: list[int] = []
         constant = False
@@ -328,6 +344,7 @@ class _Recorder(TorchFunctionMode):
                 shape=tuple(results[0].shape) if results else (),
                 macs=_macs(kind, name, tensors, results),
                 order=order,
+                factor=factor,
             )
         )
         counts[count] += 1
@@ -417,6 +434,17 @@ def _order(func: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
         return ()
     probe = torch.empty(tuple(range(args[0].dim())), device="meta")
     return tuple(func(probe, *args[1:], **kwargs).shape)
+
+
+def _factor(name: str, args: Any, kwargs: Any) -> float | None:
+    """The number by which a product or quotient of a tensor and a number multiplies."""
+    operands = [*args, *kwargs.values()]
+    numbers = [x for x in operands if isinstance(x, int | float) and not isinstance(x, bool)]
+    if len(operands) != 2 or len(numbers) != 1:
+        return None
+    if name == "mul":
+        return float(numbers[0])
+    return 1.0 / numbers[0] if numbers[0] and operands[1] is numbers[0] else None
 
 
 def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from binarize.errors import BinarizeError
+from binarize.errors import BinarizeError, SlowWarning
 from binarize.kernels import memory, openmp, reference
 from binarize.kernels.geometry import Geometry, geometry
 
@@ -114,8 +115,18 @@ def status() -> Status:
 
 @lru_cache(maxsize=1)
 def implementation() -> Callable[..., tuple[Tensor, Tensor]]:
-    """The implementation in use, chosen once per process."""
-    return select(status().active)
+    """The implementation in use, chosen once per process.
+
+    Warns of kernels that are missing, which is seen nowhere but in the time that things take.
+    """
+    found = status()
+    if found.library is None and not os.environ.get(ENVIRONMENT):
+        warnings.warn(
+            f"1-bit layers run on plain torch, which is slow: {found.problem} (`binarize doctor`)",
+            SlowWarning,
+            stacklevel=2,
+        )
+    return select(found.active)
 
 
 def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from binarize.errors import ModelError
+from binarize.errors import ModelError, SlowWarning
 from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces
 from binarize.graph.trace import skeleton
 from binarize.kernels.ops import is_watched
@@ -81,6 +82,8 @@ class PackedNetwork(nn.Module):
             if self.unfused is not None or is_watched():
                 return self.network(*args, **kwargs)
             leaves, spec = tree_flatten((args, kwargs))
+            if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves):
+                return self.network(*args, **kwargs)  # nothing to record, and nothing to give up
             try:
                 _check_plain(leaves, "an argument")
                 key = program_key(leaves, spec)
@@ -91,6 +94,12 @@ class PackedNetwork(nn.Module):
                 # Whatever is wrong with the call itself is told by the network.
                 output = self.network(*args, **kwargs)
                 self.unfused = _told(error)
+                warnings.warn(
+                    "this packed network runs module by module, which is slower than a fused "
+                    f"program: {self.unfused}",
+                    SlowWarning,
+                    stacklevel=2,
+                )
                 return output
             return program(leaves)
 

@@ -15,7 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import (
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_map_only,
+)
 
 from binarize.errors import FileError, ModelError
 from binarize.graph.inputs import arguments
@@ -43,7 +48,7 @@ def export_onnx(
     *,
     dynamic: bool | None = None,
     runtime: str = "standard",
-    settings: Mapping[str, Any] | None = None,
+    description: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a 1-bit network as an ONNX file.
 
@@ -66,8 +71,10 @@ def export_onnx(
             (that the network accepts); else all sizes are those of the examples. Default: yes with
             ``runtime="binarize"``, no with ``"standard"``.
         runtime: ``"standard"`` or ``"binarize"``.
-        settings: What a program needs to know of the images and outputs, such as ``task``,
-            ``size``, ``normalize``, ``classes``; written into the file's metadata as JSON.
+        description: What else to write into the file's metadata, see :func:`binarize.save`.
+
+    The outputs have the names that a mapping has for them; of one tensor it is ``output``, of
+    several ``output_0``, ``output_1``...
 
     Raises:
         ModelError: A package is missing (``onnx`` or ``onnxscript``), the runtime is unknown, the
@@ -113,6 +120,7 @@ def export_onnx(
             optimize=runtime == "binarize" and not stored,
             verbose=False,
             custom_translation_table=_translations(),
+            output_names=_output_names(packed.network, args, kwargs),
         )
     except ModelError:
         raise
@@ -131,12 +139,13 @@ def export_onnx(
     assert onnx is not None
     for node in onnx.model.graph:
         node.metadata_props.clear()  # where in whose files each operator was called
+        _name_type(node)
     if runtime == "binarize":
         merge_transpositions(onnx.model)
         onnx.model.opset_imports[DOMAIN] = 1
         # Nothing newer is used, and ONNX Runtime 1.17 reads up to 9.
         onnx.model.ir_version = 9
-    onnx.model.metadata_props.update(_metadata(packed, args, kwargs, settings))
+    onnx.model.metadata_props.update(_metadata(packed, args, kwargs, description))
     try:
         with replacing(Path(path)) as temporary:
             onnx.save(os.fspath(temporary))
@@ -144,25 +153,29 @@ def export_onnx(
         raise FileError(
             "path",
             str(path),
-            f"cannot be written ({error.strerror or error})",
-            "choose another place",
+            f"it cannot be written ({error.strerror or error})",
+            "check the rights and the space on the disk",
         ) from error
 
 
 def _metadata(
-    packed: PackedNetwork, args: Any, kwargs: Any, settings: Mapping[str, Any] | None
+    packed: PackedNetwork, args: Any, kwargs: Any, description: Mapping[str, Any] | None
 ) -> dict[str, str]:
     """What the file says of itself; see :mod:`binarize.runtime`."""
     with torch.no_grad():
         output = packed.network(*args, **kwargs)
     count = iter(range(len(tree_leaves(output))))
     tensors = tree_map_only(Tensor, lambda _: {TENSOR: next(count)}, output)
-    return {
-        "binarize.version": importlib.import_module("binarize").__version__,
-        "binarize.layout": str(VERSION),
-        "binarize.outputs": json.dumps(_as_json(tensors)),
-        "binarize.settings": json.dumps(dict(settings or {}), default=list),
+    known = {
+        "binarize_version": importlib.import_module("binarize").__version__,
+        "binarize_layout": str(VERSION),
+        "binarize_outputs": json.dumps(_as_json(tensors)),
     }
+    if description is None:
+        description = getattr(packed.network, "binarize_description", None)
+    if description:
+        known["binarize_network"] = json.dumps(dict(description))
+    return known
 
 
 def _as_json(value: Any) -> Any:
@@ -210,6 +223,35 @@ def _plain_module(network: nn.Module, args: Any, kwargs: Any, shapes: Any) -> nn
         elif isinstance(module, PackedActivation):
             module.kernel = activation_reference
     return plain
+
+
+def _name_type(node: Any) -> None:
+    """Say a type by its name, not by an example: runtimes warn that they cannot fold that."""
+    if node.op_type != "CastLike":
+        return
+    from onnxscript import ir
+
+    like = node.inputs[1]
+    maker = like.producer()
+    known = like.dtype
+    if known is None and maker is not None and "value" in maker.attributes:
+        known = maker.attributes["value"].value.dtype
+    if known is None:
+        return
+    kind = int(known)
+    node.op_type = "Cast"
+    node.resize_inputs(1)
+    node.attributes["to"] = ir.AttrInt64("to", kind)
+
+
+def _output_names(network: nn.Module, args: Any, kwargs: Any) -> list[str]:
+    with torch.no_grad():
+        result = network(*args, **kwargs)
+    paths = [path for path, value in tree_flatten_with_path(result)[0] if isinstance(value, Tensor)]
+    if len(paths) == 1 and not paths[0]:
+        return ["output"]
+    names = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in p) for p in paths]
+    return [f"output_{name}" if name[:1].isdigit() else name for name in names]
 
 
 def _by_name(network: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def select(rule: Rule, sites: Sequence[Site]) -> set[int]:
     found = [i for i, site in enumerate(sites) if matches(rule, site)]
     if not rule.match.position:
         return set(found)
-    running = [i for i in found if "unused" not in sites[i].roles]
+    running = [i for i in found if not sites[i].roles & {"unused", "training"}]
     chosen: set[int] = set()
     for position in rule.match.position:
         end, _, count = position.partition(" ")

@@ -16,7 +16,9 @@ ACTIONS = ("binarize", "keep")
 
 ROLES = {
     "input": "reads the network's input, no other layer comes before it",
-    "prediction": "makes the network's output, neither a norm, an activation nor a layer follows",
+    "prediction": "makes an output of the network, whatever harmless follows it",
+    "coordinates": "makes offsets, masks or a grid by which a map is sampled",
+    "zero": "starts with zeros alone, so that it changes nothing at first",
     "vector": "works on a map of one position",
     "gate": "a vector layer whose result gates a map, as in squeeze-excite",
     "tokens": "linear layer over tokens, such as those of a transformer",
@@ -24,6 +26,7 @@ ROLES = {
     "shortcut": "projects the shortcut of a residual block",
     "finest": "works behind the last upsampling, at the output's scale or near it",
     "constant": "works on constants of the network alone, such as a table of positions",
+    "training": "is called in training mode only, as an auxiliary head",
     "unused": "is not called by the forward pass",
 }
 

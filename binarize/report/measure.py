@@ -10,6 +10,7 @@ from binarize.file import float_contents, network_contents
 from binarize.graph.given import given_network
 from binarize.graph.inputs import run_example
 from binarize.graph.plan import Plan
+from binarize.graph.sizes import size_notes, spelled_size
 from binarize.graph.trace import Trace
 from binarize.lower import PackedNetwork
 from binarize.report.ledger import Ledger
@@ -70,13 +71,12 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report | PackedRepor
         reference_params=params,
         reference_ops=None if trace is None else ledger.reference_operations(trace),
         reference_bytes=size,
-        notes=() if plan is None else _notes(plan),
+        notes=() if plan is None else (*_notes(plan), *(size_notes(plan, trace) if trace else ())),
     )
 
 
 def _inputs(trace: Trace) -> str:
-    shapes = [op.shape for op in trace.ops if op.kind == "input"]
-    return ", ".join("×".join(map(str, shape)) or "scalar" for shape in shapes)
+    return ", ".join(spelled_size(op.shape) for op in trace.ops if op.kind == "input")
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

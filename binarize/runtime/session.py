@@ -73,8 +73,9 @@ class Session:
         self.inputs = [given.name for given in self.session.get_inputs()]
         self._types = {given.name: given.type for given in self.session.get_inputs()}
         known = self.session.get_modelmeta().custom_metadata_map
-        self._structure = json.loads(known.get("binarize.outputs", "null"))
-        self.settings: dict[str, Any] = json.loads(known.get("binarize.settings", "{}"))
+        self._structure = json.loads(known.get("binarize_outputs", "null"))
+        described = json.loads(known.get("binarize_network", "{}"))
+        self.settings: dict[str, Any] = described.get("settings", {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network.

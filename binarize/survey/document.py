@@ -19,6 +19,7 @@ from binarize.survey.tables import (
     short_name,
     table,
 )
+from binarize.writing import replacing
 
 __all__ = ["write_document"]
 
@@ -71,7 +72,8 @@ def write_document(path: Path, rows: Sequence[Row], planned: int, command: str) 
         command: The command that made it, for the reader.
     """
     lines = _lines(rows, planned, command, path.with_suffix(".json").name)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterator[str]:

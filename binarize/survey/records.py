@@ -11,6 +11,7 @@ from typing import Any
 from binarize.errors import FileError
 from binarize.survey.catalogue import Case
 from binarize.survey.row import Row
+from binarize.writing import replacing
 
 __all__ = ["Records", "versions"]
 
@@ -98,7 +99,8 @@ class Records:
             cases: Whose rows, in their order.
             summary: What all of them come to, plain data.
         """
-        path.write_text("".join(self._document(cases, summary)), encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text("".join(self._document(cases, summary)), encoding="utf-8")
 
     def _document(self, cases: Sequence[Case], summary: Any) -> Iterator[str]:
         # One row per line: a difference between two surveys is a difference of lines.

@@ -19,7 +19,18 @@ __all__ = [
 ]
 
 # Of several roles the one that tells most.
-_ROLES = ("input", "prediction", "constant", "gate", "vector", "attention", "tokens", "unused")
+_ROLES = (
+    "input",
+    "prediction",
+    "coordinates",
+    "zero",
+    "constant",
+    "gate",
+    "vector",
+    "attention",
+    "tokens",
+    "unused",
+)
 
 
 def count(number: float) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from binarize.train.callbacks import Callback, CSVLog, EarlyStopping
+from binarize.train.classification import Classification, ClassificationDistillation
 from binarize.train.depth import Depth
 from binarize.train.depth_distillation import DepthDistillation
+from binarize.train.multilabel import MultiLabel
 from binarize.train.progress import LineProgress, Progress, RichProgress, SilentProgress
 from binarize.train.recalibrate import recalibrate
+from binarize.train.recipes import Recipe, load_recipe
 from binarize.train.segmentation import Segmentation
 from binarize.train.segmentation_distillation import SegmentationDistillation
 from binarize.train.task import Distillation, Task
@@ -14,17 +18,25 @@ from binarize.train.trainer import Trainer
 from binarize.train.unfold import unfold_norms
 
 __all__ = [
+    "CSVLog",
+    "Callback",
+    "Classification",
+    "ClassificationDistillation",
     "Depth",
     "DepthDistillation",
     "Distillation",
+    "EarlyStopping",
     "LineProgress",
+    "MultiLabel",
     "Progress",
+    "Recipe",
     "RichProgress",
     "Segmentation",
     "SegmentationDistillation",
     "SilentProgress",
     "Task",
     "Trainer",
+    "load_recipe",
     "open_task",
     "recalibrate",
     "unfold_norms",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from binarize.errors import DataError
 
-__all__ = ["batch_image", "batch_pair", "refuse_single_value"]
+__all__ = ["batch_image", "batch_pair", "refuse_single_value", "target_size"]
 
 
 def batch_image(batch: Any) -> Tensor:
@@ -64,6 +64,12 @@ def batch_pair(batch: Any, key: str) -> tuple[Tensor, Tensor]:
             f"give a tuple (image, {key}) or a dict with 'image' and {key!r}",
         )
     return image, target
+
+
+def target_size(image: Tensor, target: Tensor) -> tuple[int, int]:
+    """Rows and columns of a dense target, or of the images where the target has none (labels)."""
+    dense = target if target.ndim >= 3 else image
+    return (dense.shape[-2], dense.shape[-1])
 
 
 def refuse_single_value(error: ValueError, image: Tensor) -> None:

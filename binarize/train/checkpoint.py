@@ -27,11 +27,19 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # On a full disk torch's archive writer notices that bytes are missing, and says so in its
+        # own way while the cause goes by.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None and "enforce fail" not in str(error):
+            raise
+        reason = getattr(cause, "strerror", None) or "the file is incomplete"
         raise FileError(
             "output_dir",
             str(path.parent),
-            f"cannot write {path.name} ({error.strerror or error})",
+            f"cannot write {path.name} ({reason})",
             "free some space or choose another folder",
         ) from error
 

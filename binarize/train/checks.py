@@ -14,6 +14,7 @@ __all__ = [
     "check_name",
     "check_not_negative",
     "check_positive",
+    "check_targets",
     "loader_length",
 ]
 
@@ -104,3 +105,14 @@ def loader_length(loader: Any, name: str) -> int:
     if length == 0:
         raise DataError(name, 0, "has no batches", "use a smaller batch size, or drop_last=False")
     return length
+
+
+def check_targets(loader: Any) -> None:
+    """Refuse a data set with nothing to learn, if it can tell and reads its samples once anyway.
+
+    Raises:
+        DataError: A class has no labelled pixel, or no depth is in range.
+    """
+    data: Any = getattr(loader, "dataset", None)
+    if getattr(data, "keeps_samples", False) and not getattr(loader, "num_workers", 0):
+        data.check_targets()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 
 from binarize.errors import DataError
-from binarize.train.batches import batch_pair
+from binarize.train.batches import batch_pair, target_size
+from binarize.train.loading import read_batches
 from binarize.train.modes import training_flags
 from binarize.train.precision import wide
 from binarize.train.task import Task
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "is_better"]
 
 
 @torch.no_grad()
@@ -53,7 +55,8 @@ def evaluate(
     count = len(batches) if hasattr(batches, "__len__") else None
     with training_flags(model):
         model.eval()
-        for index, batch in enumerate(batches):
+        # Always under epoch 0: whatever validation data draw, they are the same data each time.
+        for index, batch in enumerate(read_batches(batches, "loader", 0)):
             image, target = batch_pair(batch, task.target)
             image, target = image.to(device), target.to(device)
             task.check(target)
@@ -61,7 +64,7 @@ def evaluate(
                 image = image.contiguous(memory_format=torch.channels_last)
             with autocast():
                 output = model(image)
-            prepared = task.prepare(output, (target.shape[-2], target.shape[-1]))
+            prepared = task.prepare(output, target_size(image, target))
             task.update(metric, prepared, target)
             losses[0] += task.loss(prepared, target)
             losses[1] += 1
@@ -77,3 +80,12 @@ def evaluate(
         values = metric.compute()
     numbers = {name: value.tolist() for name, value in values.items()}
     return {**numbers, "loss": (losses[0] / losses[1]).item()}
+
+
+def is_better(value: float, best: dict[str, Any] | None, higher: bool) -> bool:
+    """Whether a metric beats the best so far; NaN does not, and neither does a tie."""
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return bool(value > best["value"] if higher else value < best["value"])

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from binarize.errors import BinarizeError
 
-__all__ = ["launched_bf16", "open_accelerator"]
+__all__ = ["launched_accumulation", "launched_bf16", "open_accelerator"]
 
 
 def open_accelerator() -> Accelerator:
@@ -53,3 +53,17 @@ def launched_bf16() -> bool:
             "launch with --mixed_precision bf16, or no",
         )
     return asked == "bf16"
+
+
+def launched_accumulation() -> int:
+    """How many batches ``accelerate launch`` was asked to put into one update.
+
+    Raises:
+        BinarizeError: It is no whole number, or below 1.
+    """
+    asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if not asked.isdecimal() or int(asked) < 1:
+        raise BinarizeError(
+            "gradient_accumulation_steps", asked, "must be at least 1", "launch with a number"
+        )
+    return int(asked)

@@ -1,7 +1,8 @@
-"""Parameter groups, AdamW and OneCycle."""
+"""Parameter groups, optimizers and schedulers; AdamW and OneCycle by default."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,18 @@ from torch import nn
 
 from binarize.errors import ModelError
 
-__all__ = ["make_optimizer", "make_scheduler", "parameter_groups"]
+__all__ = [
+    "OptimizerFactory",
+    "SchedulerFactory",
+    "make_optimizer",
+    "make_scheduler",
+    "parameter_groups",
+]
+
+OptimizerFactory = Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
+"""(parameter groups, peak learning rate) → optimizer."""
+SchedulerFactory = Callable[[torch.optim.Optimizer, int], Any]
+"""(optimizer, number of updates) → scheduler that steps once per update."""
 
 
 def parameter_groups(
@@ -71,18 +83,48 @@ def parameter_groups(
 
 
 def make_optimizer(
-    model: nn.Module, lr: float, weight_decay: float, latent_weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW over :func:`parameter_groups`, in its fused form where the device has one."""
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    latent_weight_decay: float,
+    factory: OptimizerFactory | None = None,
+) -> torch.optim.Optimizer:
+    """Make the optimizer over :func:`parameter_groups`.
+
+    Args:
+        model: The network.
+        lr: Learning rate.
+        weight_decay: For weights of float layers.
+        latent_weight_decay: For latent weights.
+        factory: Makes it from the groups and ``lr``; None is AdamW, in its fused form where the
+            device has one.
+    """
     groups = parameter_groups(model, weight_decay, latent_weight_decay)
+    if factory is not None:
+        return factory(groups, lr)
     kinds = {parameter.device.type for group in groups for parameter in group["params"]}
     return torch.optim.AdamW(groups, lr=lr, fused=kinds <= {"cpu", "cuda"})
 
 
 def make_scheduler(
-    optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float
-) -> torch.optim.lr_scheduler.OneCycleLR:
-    """OneCycle over ``steps`` steps with its peak ``lr`` after the share ``warmup`` of them."""
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    steps: int,
+    warmup: float,
+    factory: SchedulerFactory | None = None,
+) -> Any:
+    """Make the scheduler of the learning rate.
+
+    Args:
+        optimizer: Whose rate it is.
+        lr: The peak.
+        steps: Updates of the whole training.
+        warmup: Share of them until the peak.
+        factory: Makes it from the optimizer and ``steps``; None is OneCycle.
+    """
+    if factory is not None:
+        return factory(optimizer, steps)
+    cycle = any(name in optimizer.defaults for name in ("momentum", "betas"))
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=lr, total_steps=steps, pct_start=warmup
+        optimizer, max_lr=lr, total_steps=steps, pct_start=warmup, cycle_momentum=cycle
     )

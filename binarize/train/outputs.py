@@ -10,7 +10,7 @@ from torch import Tensor
 
 from binarize.errors import ModelError
 
-__all__ = ["dense_output", "resize_to"]
+__all__ = ["class_scores", "dense_output", "resize_to"]
 
 _KEYS = ("out", "logits", "masks", "mask", "depth", "predicted_depth")
 
@@ -42,6 +42,33 @@ def dense_output(output: Any) -> Tensor:
             shown,
             "the network must return a map of shape (N, C, H, W)",
             "return it directly, first in a tuple, or under 'out' or 'logits'",
+        )
+    return found
+
+
+def class_scores(output: Any) -> Tensor:
+    """Return the logits (N, C) of a network's output.
+
+    Args:
+        output: The logits, a list or tuple that starts with them, or a mapping that holds them
+            under ``logits`` or ``out``, or as its first value.
+
+    Raises:
+        ModelError: There is no such tensor.
+    """
+    found: Any = output
+    if isinstance(found, Mapping):
+        first = next(iter(found.values()), None)
+        found = found.get("logits", found.get("out", first))
+    elif isinstance(found, Sequence) and not isinstance(found, str):
+        found = found[0] if found else None
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        shown = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
+        raise ModelError(
+            "output",
+            shown,
+            "the network must return logits of shape (N, C)",
+            "return them directly, first in a tuple, or under 'logits'",
         )
     return found
 

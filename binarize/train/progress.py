@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
-__all__ = ["LineProgress", "Progress", "RichProgress", "SilentProgress", "describe"]
+__all__ = [
+    "LineProgress",
+    "Progress",
+    "RichProgress",
+    "SilentProgress",
+    "describe",
+    "report_images",
+    "report_note",
+]
 
 # The numbers of an epoch that are missed least, the last one first: the others tell the same.
 _LEAST = ("val_loss", "distillation")
@@ -15,7 +24,11 @@ _BESIDE = 60
 
 
 class Progress(Protocol):
-    """What the trainer tells while it runs; every method is called by the main process only."""
+    """What the trainer reports while it runs; every method is called by the main process only.
+
+    Two more methods are called where a display has them: ``images(count)`` before each step, with
+    the number of images of all processes, and ``note(text)`` with a line for the user.
+    """
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
         """A training of ``epochs`` epochs of ``steps`` steps starts after ``done`` epochs."""
@@ -62,6 +75,61 @@ def describe(record: Mapping[str, Any], width: int | None = None) -> str:
     return "".join(text for name, text in numbers.items() if name in shown) + end
 
 
+def report_images(show: Any, count: int) -> None:
+    """Tell a display how many images the next step has, if it asks."""
+    images = getattr(show, "images", None)
+    if images is not None:
+        images(count)
+
+
+def report_note(show: Any, text: str) -> None:
+    """Give a display a line for the user, if it takes any."""
+    note = getattr(show, "note", None)
+    if note is not None:
+        note(text)
+
+
+class _Clock:
+    """Images per second, and the seconds that a training still takes."""
+
+    def __init__(self, epochs: int, steps: int, done: int) -> None:
+        self.steps = steps
+        self.start = self.done = done * steps
+        self.all = epochs * steps
+        self.started = self.mark = time.monotonic()
+        self.count = 0
+        self.rate = 0.0
+
+    def images(self, count: int) -> None:
+        """Count the images of a step."""
+        self.count += count
+        passed = time.monotonic() - self.mark
+        if passed >= 1:  # of the last second or so: an epoch's mean would hide a stall
+            self.rate, self.count, self.mark = self.count / passed, 0, time.monotonic()
+
+    def pause(self) -> None:
+        """Leave out the time until now: something else was done."""
+        self.count, self.mark = 0, time.monotonic()
+
+    def step(self, epoch: int, step: int) -> None:
+        """Note that a step is done."""
+        self.done = (epoch - 1) * self.steps + step
+
+    def left(self) -> float | None:
+        """Seconds until the end, validations included; None before the first step."""
+        if self.done == self.start:
+            return None
+        passed = time.monotonic() - self.started
+        return passed / (self.done - self.start) * (self.all - self.done)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 class SilentProgress:
     """Show nothing."""
 
@@ -82,24 +150,58 @@ class SilentProgress:
 
 
 class LineProgress(SilentProgress):
-    """One line per epoch, for logs.
+    """One line per epoch, for logs, and in long epochs a line now and then.
 
     Args:
         stream: Where to write; None is the standard error stream.
+        every: Seconds between two lines inside an epoch.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, every: float = 60.0) -> None:
         self.stream = stream
+        self.every = every
         self.epochs = 0
+        self._clock = _Clock(0, 0, 0)
+        self._last = 0.0
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
-        """Remember the number of epochs."""
+        """Remember the number of epochs and steps."""
         self.epochs = epochs
+        self._clock = _Clock(epochs, steps, done)
+        self._last = time.monotonic()
+
+    def images(self, count: int) -> None:
+        """Measure the speed."""
+        self._clock.images(count)
+
+    def step(self, epoch: int, step: int, loss: float | None) -> None:
+        """Write a line when the last one is long ago."""
+        clock = self._clock
+        clock.step(epoch, step)
+        if time.monotonic() - self._last < self.every:
+            return
+        parts = [f"epoch {epoch}/{self.epochs}", f"step {step}/{clock.steps}"]
+        if loss is not None:
+            parts.append(f"loss {loss:.4g}")
+        if clock.rate:
+            parts.append(f"{clock.rate:.3g} images/s")
+        left = clock.left()
+        if left is not None:
+            parts.append(f"{_duration(left)} left")
+        self.note("  ".join(parts))
+
+    def evaluate(self, batch: int, batches: int | None) -> None:
+        """Leave the time out of the speed."""
+        self._clock.pause()
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Write the epoch's line."""
-        stream = self.stream or sys.stderr
-        print(f"epoch {record['epoch']}/{self.epochs}  {describe(record)}", file=stream, flush=True)
+        self.note(f"epoch {record['epoch']}/{self.epochs}  {describe(record)}")
+
+    def note(self, text: str) -> None:
+        """Write a line."""
+        self._last = time.monotonic()
+        print(text, file=self.stream or sys.stderr, flush=True)
 
 
 class RichProgress:
@@ -115,12 +217,14 @@ class RichProgress:
         self._all: Any = None
         self._part: Any = None
         self._steps = self._epochs = 0
+        self._clock = _Clock(0, 0, 0)
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
         """Start the display."""
         self.end()
         self._bars = self._open()
         self._steps, self._epochs = steps, epochs
+        self._clock = _Clock(epochs, steps, done)
         self._all = self._bars.add_task(
             "training", total=epochs * steps, completed=done * steps, note=""
         )
@@ -154,11 +258,24 @@ class RichProgress:
         bars.start()
         return bars
 
+    def images(self, count: int) -> None:
+        """Measure the speed."""
+        self._clock.images(count)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        if self._bars is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def step(self, epoch: int, step: int, loss: float | None) -> None:
         """Move both bars."""
         if step == 1:
             self._bars.reset(self._part)
         note = {} if loss is None else {"note": f"loss {loss:.4g}"}
+        if self._clock.rate:
+            self._bars.update(self._all, note=f"{self._clock.rate:.3g} img/s")
         self._bars.update(
             self._part, description=f"epoch {epoch}", total=self._steps, completed=step, **note
         )
@@ -166,6 +283,7 @@ class RichProgress:
 
     def evaluate(self, batch: int, batches: int | None) -> None:
         """Use the epoch's bar for the evaluation, or open one."""
+        self._clock.pause()
         if self._bars is None:
             self._bars = self._open()
             self._part = self._bars.add_task("evaluate", total=batches, note="")

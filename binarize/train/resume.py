@@ -9,8 +9,12 @@ import torch
 from torch import nn
 
 from binarize.errors import FileError
+from binarize.train.run_settings import differences
 
-__all__ = ["checkpoint_path", "restore"]
+__all__ = ["checkpoint_path", "refuse_other_run", "restore", "stamp"]
+
+# What may differ: it changes where things lie or how fast they go, but not what is learnt.
+_FREE = ("root", "bf16", "compile", "val_every")
 
 
 def checkpoint_path(resume: str | Path | None, output_dir: Path | None) -> Path | None:
@@ -38,6 +42,21 @@ def checkpoint_path(resume: str | Path | None, output_dir: Path | None) -> Path 
     return path
 
 
+def refuse_other_run(output_dir: Path) -> None:
+    """Refuse to begin a run in the folder of another one.
+
+    Raises:
+        FileError: There is a checkpoint in it.
+    """
+    if (output_dir / "last.pt").is_file():
+        raise FileError(
+            "output_dir",
+            str(output_dir),
+            "holds the checkpoints of another run",
+            "give resume='auto' to go on, overwrite=True to begin again, or another folder",
+        )
+
+
 def restore(
     path: Path,
     state: dict[str, Any],
@@ -45,24 +64,30 @@ def restore(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
+) -> list[str]:
     """Put a checkpoint's state into the student, the optimizer and the scheduler.
 
+    Returns:
+        A line for each setting that differs from the checkpoint's and is applied as it is now.
+
     Raises:
-        FileError: It is of another task, schedule, seed or network; nothing has changed then.
+        FileError: It is of another task, schedule, seed, teacher, data or network; nothing has
+            changed then.
     """
     if "optimizer" not in state:
         raise FileError(
             "resume", str(path), "has the weights only", "give the last.pt of the training"
         )
-    for name, value in settings.items():
-        if state["settings"].get(name) != value:
+    applied = []
+    for name, before, value in differences(state["settings"], settings):
+        if name.rpartition(".")[2] not in _FREE:
             raise FileError(
                 "resume",
                 str(path),
-                f"was made with {name}={state['settings'].get(name)!r}, this run has {value!r}",
+                f"was made with {name}={_shown(before)}, this run has {_shown(value)}",
                 f"use the same {name}, or start again without resume",
             )
+        applied.append(f"{name} is {_shown(value)} from here on, it was {_shown(before)}")
     ours, theirs = student.state_dict(), state["student"]
     for key in (*ours, *theirs):
         if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape:
@@ -83,3 +108,18 @@ def restore(
         ) from error
     scheduler.load_state_dict(state["scheduler"])
     student.load_state_dict(theirs)
+    return applied
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that takes its place; None without a file."""
+    try:
+        told = path.stat()
+    except OSError:
+        return None
+    return told.st_ino, told.st_mtime_ns
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

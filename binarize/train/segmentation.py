@@ -1,4 +1,4 @@
-"""Semantic segmentation: cross-entropy, pixAcc and mIoU.
+"""Semantic segmentation: cross-entropy, pixAcc and mIoU; one class alone by binary cross-entropy.
 
 Shape legend: N samples, C classes, H, W rows and columns.
 """
@@ -19,7 +19,32 @@ from binarize.train.outputs import dense_output, resize_to
 from binarize.train.precision import wide
 from binarize.train.segmentation_distillation import SegmentationDistillation
 
-__all__ = ["Segmentation", "SegmentationMetric"]
+__all__ = ["Segmentation", "SegmentationMetric", "binary_loss"]
+
+
+def binary_loss(
+    logits: Tensor, target: Tensor, valid: Tensor, weights: Tensor | None, smoothing: float = 0.0
+) -> Tensor:
+    """Mean binary cross-entropy between logits and 0 or 1 over the values that count.
+
+    Args:
+        logits: Any shape.
+        target: 0 or 1, same shape; anything where not valid.
+        valid: Which values count, boolean.
+        weights: Weight of each value, or None.
+        smoothing: Share of the target spread evenly over 0 and 1.
+
+    Returns:
+        Scalar; 0 when nothing counts.
+    """
+    truth = torch.where(valid, target, 0).to(logits.dtype)
+    truth = truth * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(logits, truth, weight=weights, reduction="none")
+    total = torch.where(valid, losses, 0).sum()
+    if weights is None:
+        return total / valid.sum().clamp(min=1)
+    norm = torch.where(valid, weights, 0).sum()
+    return total / norm.clamp(min=torch.finfo(logits.dtype).tiny)
 
 
 class SegmentationMetric(MulticlassConfusionMatrix):
@@ -50,10 +75,14 @@ class Segmentation:
     The loss is the mean cross-entropy over all pixels that are not ignored, weighted by
     ``class_weights`` when given.
 
+    With one class the network returns one channel, the logit of label 1 against label 0, the
+    background: the loss is the binary cross-entropy, label 1 is predicted where the logit is above
+    0, and the metrics are those of both labels.
+
     Args:
         num_classes: C.
         ignore_index: Label of pixels that do not count.
-        class_weights: One weight per class.
+        class_weights: One weight per class; with one class two, the background's first.
         label_smoothing: Share of the target spread evenly over all classes.
 
     Raises:
@@ -76,14 +105,15 @@ class Segmentation:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.labels = max(2, num_classes)
         self._weights: Tensor | None = None
         if class_weights is not None:
             weights = torch.as_tensor(class_weights, dtype=torch.float32)
-            if weights.shape != (num_classes,) or not bool((weights >= 0).all()):
+            if weights.shape != (self.labels,) or not bool((weights >= 0).all()):
                 raise DataError(
                     "class_weights",
                     weights.tolist(),
-                    f"must be {num_classes} numbers, none negative",
+                    f"must be {self.labels} numbers, none negative",
                     "give one weight per class",
                 )
             self._weights = weights
@@ -117,13 +147,14 @@ class Segmentation:
                 "must be class indices of shape (N, H, W)",
                 "convert with mask.long() and remove the channel dimension",
             )
-        bad = (target < 0) | (target >= self.num_classes)
+        target = target.long()  # of any integer type; no label of one wraps round in another
+        bad = (target < 0) | (target >= self.labels)
         bad &= target != self.ignore_index
         if bool(bad.any()):
             raise DataError(
                 "label",
                 int(target[bad][0]),
-                f"must be from 0 to {self.num_classes - 1}, or {self.ignore_index} (ignored)",
+                f"must be from 0 to {self.labels - 1}, or {self.ignore_index} (ignored)",
                 "map it to a class or to the ignored label",
             )
 
@@ -132,6 +163,11 @@ class Segmentation:
         weights = self._weights
         if weights is not None:
             weights = weights.to(prepared.device, prepared.dtype)
+        target = target.long()
+        valid = target != self.ignore_index
+        if self.num_classes == 1:
+            chosen = None if weights is None else weights[torch.where(valid, target, 0)]
+            return binary_loss(prepared[:, 0], target, valid, chosen, self.label_smoothing)
         total = F.cross_entropy(
             prepared,
             target,
@@ -140,7 +176,6 @@ class Segmentation:
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        valid = target != self.ignore_index
         if weights is None:
             return total / valid.sum().clamp(min=1)
         norm = torch.where(valid, weights[torch.where(valid, target, 0)], 0).sum()
@@ -148,17 +183,22 @@ class Segmentation:
 
     def metric(self, device: torch.device) -> Metric:
         """Return an empty :class:`SegmentationMetric`."""
-        return SegmentationMetric(self.num_classes, self.ignore_index).to(device)
+        return SegmentationMetric(self.labels, self.ignore_index).to(device)
 
     def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
         """Count a batch."""
-        metric.update(prepared.argmax(1), target)
+        metric.update(_labels(prepared), target.long())
 
     def decode(self, output: Any, size: tuple[int, int] | None = None) -> Tensor:
         """Return the class of each pixel, int64 (N, H, W)."""
         logits = dense_output(output)
-        return resize_to(logits, size or (logits.shape[-2], logits.shape[-1])).argmax(1)
+        return _labels(resize_to(logits, size or (logits.shape[-2], logits.shape[-1])))
 
     def distillation(self) -> SegmentationDistillation:
         """Return the default distillation loss."""
         return SegmentationDistillation(ignore_index=self.ignore_index)
+
+
+def _labels(logits: Tensor) -> Tensor:
+    """The label of each pixel: the largest logit's; of one logit, 1 where it is above 0."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)

@@ -144,20 +144,30 @@ class SegmentationDistillation:
 
     def __call__(self, student: Tensor, teacher: Tensor, target: Tensor, done: float) -> Tensor:
         """Return the loss after the share ``done`` of the training, a scalar."""
+        target = target.long()
+        if target.ndim == 4:  # several labels: each class is a question of its own
+            student, teacher = (x.flatten(0, 1).unsqueeze(1) for x in (student, teacher))
+            target = target.flatten(0, 1)
         factor = anneal(self.schedule, done)
         loss = student.new_zeros(())
         if factor == 0:
             return loss
         valid = target != self.ignore_index
         if self.weight > 0:
+            pair = [_two_classes(x) if x.shape[1] == 1 else x for x in (student, teacher)]
             trusted = valid
             if self.trust == "agree":
-                trusted = valid & (teacher.argmax(1) == target)
+                trusted = valid & (pair[1].argmax(1) == target)
             loss = loss + factor * self.weight * pixel_wise_loss(
-                student, teacher, trusted, self.temperature, target, self.truth_share
+                pair[0], pair[1], trusted, self.temperature, target, self.truth_share
             )
         if self.channel_weight > 0:
             loss = loss + factor * self.channel_weight * channel_wise_loss(
                 student, teacher, valid, self.channel_temperature
             )
         return loss
+
+
+def _two_classes(logits: Tensor) -> Tensor:
+    """Logits of background and class with the sigmoid of the one logit as their softmax."""
+    return torch.cat([torch.zeros_like(logits), logits], 1)

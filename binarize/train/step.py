@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from binarize.errors import ModelError
-from binarize.train.batches import batch_pair, refuse_single_value
-from binarize.train.progress import Progress
+from binarize.errors import BinarizeError, ModelError
+from binarize.train.batches import batch_pair, refuse_single_value, target_size
+from binarize.train.loading import read_batches
+from binarize.train.progress import Progress, report_images
+from binarize.train.seeding import seed_step
 from binarize.train.task import Distillation, Task
 
 __all__ = ["TrainStep", "train_epoch"]
@@ -31,14 +33,18 @@ class TrainStep:
         teacher: The teacher in evaluation mode, or None.
         task: What to learn.
         distillation: Loss between student and teacher.
-        optimizer: Steps once per call.
-        scheduler: Steps once per call.
-        accelerator: Runs the backward pass.
+        optimizer: Steps once per update.
+        scheduler: Steps once per update.
+        accelerator: Knows the device and the other processes.
         clip: Largest norm of the gradient, or None.
         scheduled: Modules whose behaviour follows the training, by a method
             ``set_progress(done)`` that takes the share that is done.
         autocast: Makes the context of the networks' forward passes.
         channels_last: Hand the images over in the channels-last memory format.
+        norms: Makes the context in which the student's norms work.
+        accumulate: Batches whose gradients make one update.
+        no_sync: Makes the context of a backward pass that no update follows.
+        after_update: Called after each update.
     """
 
     def __init__(
@@ -56,10 +62,15 @@ class TrainStep:
         scheduled: Sequence[Any],
         autocast: Autocast,
         channels_last: bool,
+        norms: Autocast = nullcontext,
+        accumulate: int = 1,
+        no_sync: Autocast = nullcontext,
+        after_update: Callable[[], None] = lambda: None,
     ) -> None:
         self.student = student
         self.parameters = parameters
         self.teacher = teacher
+        self.teacher_dtype = _dtype(teacher)
         self.task = task
         self.distillation = distillation
         self.optimizer = optimizer
@@ -69,6 +80,10 @@ class TrainStep:
         self.scheduled = scheduled
         self.autocast = autocast
         self.channels_last = channels_last
+        self.norms = norms
+        self.accumulate = accumulate
+        self.no_sync = no_sync
+        self.after_update = after_update
 
     def forward(self, image: Tensor, target: Tensor, done: float) -> tuple[Tensor, Tensor]:
         """Return the whole loss and the distillation's part of it, scalars.
@@ -82,34 +97,76 @@ class TrainStep:
             module.set_progress(done)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        size = (target.shape[-2], target.shape[-1])
-        taught: Any = None
-        with self.autocast():
-            if self.teacher is not None:
-                with torch.no_grad():
-                    taught = self.teacher(image)
+        size = target_size(image, target)
+        wanted = None if self.teacher is None else self._teach(self.teacher, image, size)
+        with self.autocast(), self.norms():
             output = self.student(image)
         prepared = self.task.prepare(output, size)
         loss = self.task.loss(prepared, target)
-        if self.teacher is None:
+        if wanted is None:
             return loss, loss.new_zeros(())
-        with torch.no_grad():
-            wanted = self.task.prepare(taught, size)
-        extra = self.distillation(prepared, wanted, target, done)
+        extra = self.distillation(prepared, wanted.to(prepared.dtype), target, done)
         return loss + extra, extra
 
-    def update(self, loss: Tensor) -> None:
-        """Change the student's weights by the gradient of ``loss``."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+    @torch.no_grad()
+    def _teach(
+        self, teacher: Callable[[Tensor], Any], image: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """The teacher's prediction; what it cannot do is its own fault."""
+        if self.teacher_dtype is not None:
+            image = image.to(self.teacher_dtype)
+        try:
+            with self.autocast():
+                taught = teacher(image)
+            return self.task.prepare(taught, size)
+        except BinarizeError as error:
+            raise ModelError(
+                "teacher",
+                f"{error.argument}={error.value}",
+                error.rule,
+                "give a teacher with the same kind of output as the student",
+            ) from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ModelError(
+                "teacher",
+                f"images {tuple(image.shape)}",
+                f"does not accept them ({' '.join(str(error).split())[:200]})",
+                "give a teacher for the student's images",
+            ) from error
+
+    def backward(self, loss: Tensor, *, first: bool, last: bool) -> None:
+        """Add the gradient of ``loss`` to what there is, and update the weights if it is the last.
+
+        Args:
+            loss: The batch's loss, divided by the number of batches of the update.
+            first: There is no gradient yet; what is left of the last update goes.
+            last: An update follows; until then processes need not exchange gradients.
+        """
+        if first:
+            self.optimizer.zero_grad(set_to_none=True)
+        # Not accelerator.backward, which divides by what the launcher was asked to accumulate.
+        if not last:
+            with self.no_sync():
+                loss.backward()
+            return
+        loss.backward()
         if self.clip is not None:
             self.accelerator.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         self.scheduler.step()
+        self.after_update()
 
 
 def train_epoch(
-    step: TrainStep, loader: Any, epoch: int, epochs: int, show: Progress
+    step: TrainStep,
+    loader: Any,
+    epoch: int,
+    epochs: int,
+    show: Progress,
+    *,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Run all steps of an epoch and return its entry of the history, without validation.
 
@@ -119,20 +176,23 @@ def train_epoch(
         epoch: Number of the epoch, from 0.
         epochs: Number of all epochs.
         show: Where progress goes.
+        seed: Seed of the run.
 
     Raises:
         BinarizeError: A batch does not fit the task, or the loss is not finite.
     """
     started = time.perf_counter()
     device = step.accelerator.device
+    processes = step.accelerator.num_processes
     on_cpu = device.type == "cpu"
     sums = torch.zeros(2, device=device)
     before: Tensor | None = None
     steps = len(loader)
-    for index, batch in enumerate(loader):
+    for index, batch in enumerate(read_batches(loader, "train_loader", epoch)):
         image, target = batch_pair(batch, step.task.target)
         if on_cpu or epoch == 0:  # on other devices the check would wait for the last step
             step.task.check(target)
+        seed_step(seed, epoch, index, step.accelerator.process_index)
         try:
             loss, extra = step.forward(image, target, (epoch + index / steps) / epochs)
         except ValueError as error:
@@ -145,9 +205,13 @@ def train_epoch(
             value = _finite(loss, epoch, index)
         elif before is not None:
             value = _finite(before, epoch, index - 1)
-        step.update(loss)
+        # The last update of an epoch may have fewer batches.
+        first = index - index % step.accumulate
+        together = min(step.accumulate, steps - first)
+        step.backward(loss / together, first=index == first, last=index + 1 == first + together)
         before = loss.detach()
         sums += torch.stack((before, extra.detach()))
+        report_images(show, image.shape[0] * processes)
         show.step(epoch + 1, index + 1, value)
     means = step.accelerator.reduce(sums / steps, "mean")
     _finite(means[0], epoch, steps - 1)
@@ -157,6 +221,15 @@ def train_epoch(
     record["lr"] = float(step.scheduler.get_last_lr()[0])
     record["seconds"] = time.perf_counter() - started
     return record
+
+
+def _dtype(network: Any) -> torch.dtype | None:
+    """The floating type of a network that is not in single precision, else None."""
+    parameters = getattr(network, "parameters", None)
+    if parameters is None:
+        return None
+    found = next((p.dtype for p in parameters() if p.is_floating_point()), torch.float32)
+    return None if found == torch.float32 else found
 
 
 def _finite(loss: Tensor, epoch: int, index: int) -> float:

@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from binarize.data.balance import balanced_weights
 from binarize.errors import BinarizeError, DataError
 from binarize.train.batches import batch_image
+from binarize.train.classification import Classification
 from binarize.train.depth import Depth
 from binarize.train.modes import training_flags
-from binarize.train.outputs import dense_output
+from binarize.train.multilabel import MultiLabel
+from binarize.train.outputs import class_scores, dense_output
 from binarize.train.segmentation import Segmentation
 from binarize.train.task import Task
 
-__all__ = ["open_task", "output_channels"]
+__all__ = ["open_task", "output_channels", "weigh_classes"]
 
-_NAMES = ("segmentation", "depth")
+_NAMES = ("segmentation", "multilabel", "depth", "classification")
 
 
 def open_task(
@@ -32,8 +35,8 @@ def open_task(
     """Return the task of a name, with the arguments that concern it.
 
     Args:
-        name: "segmentation" or "depth".
-        num_classes: For segmentation, needed there.
+        name: "segmentation", "multilabel", "depth" or "classification".
+        num_classes: Needed for all but depth.
         ignore_index: For segmentation.
         class_weights: For segmentation.
         max_depth: For depth, metres; None is 10.
@@ -41,10 +44,15 @@ def open_task(
     Raises:
         BinarizeError: The name is unknown, or segmentation has no number of classes.
     """
-    if name == "segmentation":
+    if name in ("segmentation", "multilabel"):
         if num_classes is None:
-            raise DataError("num_classes", None, "segmentation needs it", "give a number")
-        return Segmentation(num_classes, ignore_index=ignore_index, class_weights=class_weights)
+            raise DataError("num_classes", None, f"{name} needs it", "give a number")
+        kind = MultiLabel if name == "multilabel" else Segmentation
+        return kind(num_classes, ignore_index=ignore_index, class_weights=class_weights)
+    if name == "classification":
+        if num_classes is None:
+            raise DataError("num_classes", None, "classification needs it", "give a number")
+        return Classification(num_classes)
     if name == "depth":
         return Depth(10.0 if max_depth is None else max_depth)
     near = difflib.get_close_matches(name, _NAMES, n=1)
@@ -53,8 +61,10 @@ def open_task(
 
 
 @torch.no_grad()
-def output_channels(model: nn.Module, loader: Any, device: torch.device) -> int:
-    """Return how many channels a network gives, by running it on one sample of a loader.
+def output_channels(
+    model: nn.Module, loader: Any, device: torch.device, *, dense: bool = True
+) -> int:
+    """Return how many channels or classes a network gives, by a run on one sample of a loader.
 
     Raises:
         DataError: The loader has no batch.
@@ -64,5 +74,22 @@ def output_channels(model: nn.Module, loader: Any, device: torch.device) -> int:
         raise DataError("loader", 0, "has no batches", "give a data set with samples")
     with training_flags(model):
         model.eval()
-        output = dense_output(model(batch_image(batch)[:1].to(device)))
-    return output.shape[1]
+        output = model(batch_image(batch)[:1].to(device))
+        output = dense_output(output) if dense else class_scores(output)
+    channels: int = output.shape[1]
+    return channels
+
+
+def weigh_classes(dataset: Any, num_classes: int | None, power: float) -> list[float] | None:
+    """One weight per class by its share of a data set's pixels; None where that is not known.
+
+    Args:
+        dataset: A data set; only those with ``class_counts`` know.
+        num_classes: Number of classes; one class alone has nothing to be weighed against.
+        power: See :func:`binarize.data.balanced_weights`.
+    """
+    if not hasattr(dataset, "class_counts") or num_classes is None or num_classes < 2:
+        return None
+    counts = dataset.class_counts()
+    weights: list[float] = balanced_weights(counts, power).tolist()
+    return weights if len(weights) == num_classes else None

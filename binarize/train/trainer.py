@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
+from binarize.train.callbacks import Callback
 from binarize.train.checkpoint import read_checkpoint, write_checkpoint
-from binarize.train.checks import check_devices, check_positive, loader_length
-from binarize.train.evaluation import evaluate
-from binarize.train.launch import launched_bf16, open_accelerator
+from binarize.train.checks import (
+    check_devices,
+    check_not_negative,
+    check_positive,
+    check_targets,
+    loader_length,
+)
+from binarize.train.ema import WeightAverage, applied
+from binarize.train.evaluation import evaluate, is_better
+from binarize.train.frozen import frozen_norms
+from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
+from binarize.train.loading import open_loader
 from binarize.train.modes import training_flags
-from binarize.train.optimizer import make_optimizer, make_scheduler
-from binarize.train.progress import Progress, open_progress
-from binarize.train.resume import checkpoint_path, restore
+from binarize.train.optimizer import (
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+)
+from binarize.train.progress import Progress, open_progress, report_note
+from binarize.train.recipes import DEFAULT, Recipe, load_recipe
+from binarize.train.resume import checkpoint_path, refuse_other_run, restore, stamp
+from binarize.train.run_settings import describe_run
 from binarize.train.seeding import seed_epoch
 from binarize.train.step import TrainStep, train_epoch
+from binarize.train.synchronise import SynchronisedNorms, equalise
 from binarize.train.task import Distillation, Task
-from binarize.train.tasks import open_task, output_channels
+from binarize.train.tasks import open_task, output_channels, weigh_classes
 
 __all__ = ["Trainer"]
 
@@ -35,22 +52,39 @@ class Trainer:
     Loss = task loss with the labels + distillation loss with the teacher's prediction on the
     same augmented images. Built on Accelerate: the same script runs in one process, or in
     several through ``accelerate launch``. Everything random is derived from ``seed`` and the
-    epoch's number, so a resumed run repeats what an uninterrupted one does. Modules of the student
-    that have a method ``set_progress(done)`` are told before every step which share of the training
-    is done (annealed surrogates).
+    numbers of epoch, step and sample, so a resumed run repeats what an uninterrupted one does, with
+    any number of loader workers. Several processes take the statistics of batch norms together.
+    Before every step, modules of the student with a method ``set_progress(done)`` get the share of
+    the training that is done (annealed surrogates). Batch norms without a trainable parameter,
+    and those in evaluation mode inside a network in training mode, keep their statistics.
 
     Args:
         student: The network to train; trained in place.
         teacher: A network with the same kind of output, or None. Kept in evaluation mode and
             never changed.
-        task: "segmentation", "depth" or a :class:`~binarize.train.task.Task`.
-        epochs: Number of passes over the training data.
-        lr: Peak learning rate.
-        weight_decay: For weights of float layers; norms, biases and the like get none.
-        latent_weight_decay: For the latent weights of binary layers.
-        warmup: Share of the steps until the peak learning rate.
+        task: "segmentation", "multilabel", "depth", "classification" or a
+            :class:`~binarize.train.task.Task`.
+        recipe: What all arguments that are None below are taken from: a bundled name
+            (``binarize recipes ls``), a file, or a :class:`~binarize.train.recipes.Recipe`. The
+            default is the one with the best measured result.
+        epochs: Number of passes over the training data; None: the recipe's.
+        lr: Peak learning rate; None: the recipe's.
+        weight_decay: For weights of float layers, none for norms, biases and the like; None: the
+            recipe's.
+        latent_weight_decay: For the latent weights of binary layers; None: the recipe's.
+        warmup: Share of the steps until the peak learning rate; None: the recipe's.
         clip: Largest norm of the gradient, or None.
-        distillation: The loss between student and teacher; None is the task's default, see
+        accumulate: Batches whose gradients make one update; None follows ``accelerate launch
+            --gradient_accumulation_steps``.
+        ema: Decay of a running average of the weights, 0.999 say: what is validated, kept as the
+            best, and in the student after :meth:`fit`. None: no average.
+        optimizer: Makes the optimizer from (parameter groups, ``lr``); None is AdamW. The groups
+            have their ``weight_decay``.
+        scheduler: Makes the scheduler from (optimizer, number of updates), and steps once per
+            update; None is OneCycle.
+        callbacks: Called after each epoch with (trainer, its entry of the history); see
+            :mod:`binarize.train.callbacks`.
+        distillation: The loss between student and teacher; None is the recipe's for the task, see
             :class:`~binarize.train.segmentation_distillation.SegmentationDistillation` and
             :class:`~binarize.train.depth_distillation.DepthDistillation`.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch
@@ -58,11 +92,18 @@ class Trainer:
         compile: Compile the networks with ``torch.compile``.
         channels_last: Use the channels-last memory format (faster convolutions).
         output_dir: Folder for ``last.pt`` (the whole state, each epoch) and ``best.pt``.
-        resume: "auto" to go on from ``output_dir`` if there is something, or a file.
+        resume: "auto" to go on from ``output_dir`` if there is something, or a file. Settings that
+            differ from the checkpoint's are refused where they change what is learnt.
+        overwrite: Begin anew in an ``output_dir`` that holds a run.
+        settings: More that a resumed run must have in common with the first, as plain values by
+            name (the policy, say); written into the checkpoints.
         seed: Seed of shuffling, augmentation and dropout.
         num_classes: Number of classes; None asks the data set, then the network.
         ignore_index: Label of pixels that do not count.
         class_weights: One weight per class for the cross-entropy.
+        balance: Without ``class_weights``, weigh the classes of a data set that has
+            ``class_counts`` by their share of the pixels to the power −``balance``; 0: all alike;
+            None: the recipe's.
         max_depth: Largest depth in metres; None asks the data set, then takes 10.
         val_every: Validate after every so many epochs (and after the last).
         keep: Whose weights the student has after :meth:`fit`: "last" epoch's, or those of the
@@ -80,46 +121,74 @@ class Trainer:
         *,
         teacher: nn.Module | None = None,
         task: str | Task = "segmentation",
-        epochs: int = 25,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-2,
-        latent_weight_decay: float = 0.0,
-        warmup: float = 0.3,
+        recipe: str | Path | Recipe = DEFAULT,
+        epochs: int | None = None,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        latent_weight_decay: float | None = None,
+        warmup: float | None = None,
         clip: float | None = None,
+        accumulate: int | None = None,
+        ema: float | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        callbacks: Sequence[Callback] = (),
         distillation: Distillation | None = None,
         bf16: bool | None = None,
         compile: bool = False,
         channels_last: bool = True,
         output_dir: str | Path | None = None,
         resume: str | Path | None = None,
+        overwrite: bool = False,
+        settings: Mapping[str, Any] | None = None,
         seed: int = 0,
         num_classes: int | None = None,
         ignore_index: int = 255,
         class_weights: Sequence[float] | Tensor | None = None,
+        balance: float | None = None,
         max_depth: float | None = None,
         val_every: int = 1,
         keep: str = "last",
         progress: Progress | bool | None = None,
     ) -> None:
-        check_positive(epochs=epochs, val_every=val_every, lr=lr)
+        self.recipe = load_recipe(recipe)
+        given: dict[str, Any] = {
+            "epochs": epochs,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "latent_weight_decay": latent_weight_decay,
+            "warmup": warmup,
+            "balance": balance,
+        }
+        chosen = {k: self.recipe.training[k] if v is None else v for k, v in given.items()}
+        check_positive(epochs=chosen["epochs"], val_every=val_every, lr=chosen["lr"])
+        check_not_negative(balance=chosen["balance"])
         check_devices(student, teacher)
         if keep not in ("last", "best") or (keep == "best" and output_dir is None):
             raise BinarizeError(
                 "keep", keep, "must be 'last', or 'best' with an output_dir", "give the folder"
             )
+        self.factories = optimizer, scheduler
+        self.callbacks = list(callbacks)
         self.student = student
         self.teacher = teacher
-        self.epochs = epochs
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.latent_weight_decay = latent_weight_decay
-        self.warmup = warmup
+        self.epochs: int = chosen["epochs"]
+        self.lr: float = chosen["lr"]
+        self.weight_decay: float = chosen["weight_decay"]
+        self.latent_weight_decay: float = chosen["latent_weight_decay"]
+        self.warmup: float = chosen["warmup"]
+        self.balance: float = chosen["balance"]
         self.clip = clip
+        self.accumulate = launched_accumulation() if accumulate is None else accumulate
+        check_positive("use 1 for an update after each batch", accumulate=self.accumulate)
+        self.ema = ema
         self.bf16 = launched_bf16() if bf16 is None else bf16
         self.compile = compile
         self.channels_last = channels_last
         self.output_dir = None if output_dir is None else Path(output_dir).expanduser()
         self.resume = checkpoint_path(resume, self.output_dir)
+        self.overwrite = overwrite
+        self.settings = dict(settings or {})
         self.seed = seed
         self.val_every = val_every
         self.keep = keep
@@ -129,9 +198,12 @@ class Trainer:
         self._num_classes = num_classes
         self._ignore_index = ignore_index
         self._class_weights = class_weights
+        self._balanced: list[float] | None = None
         self._max_depth = max_depth
         self._distillation = distillation
         self._progress = progress
+        # What lies there already is not of this run.
+        self._found = None if self.output_dir is None else stamp(self.output_dir / "last.pt")
         self.accelerator = open_accelerator()
         self.device = self.accelerator.device
 
@@ -154,33 +226,42 @@ class Trainer:
                 the loss is not finite.
         """
         loader_length(train_loader, "train_loader")
-        task = self._open_task(train_loader)
+        if self.output_dir is not None and not (
+            self.overwrite or self.resume or self.has_checkpoint
+        ):
+            refuse_other_run(self.output_dir)
+        check_targets(train_loader)
+        frozen = frozen_norms(self.student)
+        task = self._open_task(train_loader, training=True)
         self._place()
-        optimizer = make_optimizer(
-            self.student, self.lr, self.weight_decay, self.latent_weight_decay
-        )
-        loader = prepare_data_loader(
-            train_loader,
-            self.device,
-            put_on_device=True,
-            rng_types=["generator"],
-            non_blocking=True,
-        )
+        decays = self.weight_decay, self.latent_weight_decay
+        optimizer = make_optimizer(self.student, self.lr, *decays, self.factories[0])
+        loader = open_loader(train_loader, self.device, self.seed, training=True)
         steps = len(loader)
-        scheduler = make_scheduler(optimizer, self.lr, self.epochs * steps, self.warmup)
-        settings = {"task": task.name, "epochs": self.epochs, "steps": steps, "seed": self.seed}
+        updates = self.epochs * math.ceil(steps / self.accumulate)
+        scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup, self.factories[1])
+        distillation = self._distillation or self.recipe.make_distillation(task.distillation())
+        settings = describe_run(self, task, distillation, train_loader, steps)
+        show = self._open_progress()
+        state: dict[str, Any] = {}
         self.history, self.best = [], None
         if self.resume is not None:
             state = read_checkpoint(self.resume)
-            restore(self.resume, state, settings, self.student, optimizer, scheduler)
+            notes = restore(self.resume, state, settings, self.student, optimizer, scheduler)
             self.history, self.best = state["history"], state["best"]
+            for line in (f"going on after epoch {len(self.history)} of {self.epochs}", *notes):
+                report_note(show, line)
+        average = None if self.ema is None else WeightAverage(self.student, self.ema)
+        if average is not None and "ema" in state:
+            average.load(state["ema"])
         network = self.accelerator.prepare_model(self.student)
+        together = self.accelerator.num_processes > 1 and not self.compile
         step = TrainStep(
             torch.compile(network) if self.compile else network,
             [p for p in self.student.parameters() if p.requires_grad],
             self._teacher_call(),
             task,
-            self._distillation or task.distillation(),
+            distillation,
             optimizer,
             scheduler,
             self.accelerator,
@@ -188,26 +269,43 @@ class Trainer:
             scheduled=[m for m in self.student.modules() if hasattr(m, "set_progress")],
             autocast=self._autocast,
             channels_last=self.channels_last,
+            norms=SynchronisedNorms if together else nullcontext,
+            accumulate=self.accumulate,
+            no_sync=getattr(network, "no_sync", nullcontext),
+            after_update=(lambda: None) if average is None else average.update,
         )
         shared = None if val_loader is None else self._share(val_loader)
-        show = self._open_progress()
         try:
             with training_flags(self.student, self.teacher):
                 show.begin(self.epochs, steps, len(self.history))
+                # Again after a resume: the run may have come to its early end before.
+                stop = bool(self.history) and self._call_back()
                 for epoch in range(len(self.history), self.epochs):
+                    if stop:
+                        report_note(show, f"stopped early, after epoch {epoch} of {self.epochs}")
+                        break
                     self.student.train()
+                    for norm in frozen:
+                        norm.eval()
                     if self.teacher is not None:
                         self.teacher.eval()
                     seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
-                    record = train_epoch(step, loader, epoch, self.epochs, show)
+                    record = train_epoch(step, loader, epoch, self.epochs, show, seed=self.seed)
+                    equalise(self.student.buffers())
+                    if average is not None:
+                        equalise(average.average.values())
                     due = epoch + 1 == self.epochs or (epoch + 1) % self.val_every == 0
                     if shared is not None and due:
-                        record.update(self._validate(task, shared, show))
-                    self._remember(record, task, settings, optimizer, scheduler)
+                        with applied(average):
+                            record.update(self._validate(task, shared, show))
+                    self._remember(record, task, settings, optimizer, scheduler, average)
                     show.epoch(record)
+                    stop = self._call_back()
         finally:
             show.end()
             self.accelerator.free_memory()
+        if average is not None:
+            average.copy_to_network()
         if self.keep == "best" and self.best is not None and self.output_dir is not None:
             self.student.load_state_dict(read_checkpoint(self.output_dir / "best.pt")["student"])
         return self.history
@@ -241,6 +339,14 @@ class Trainer:
         finally:
             show.end()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether ``output_dir`` holds a checkpoint of this run to go on from."""
+        if self.output_dir is None:
+            return False
+        now = stamp(self.output_dir / "last.pt")
+        return now is not None and (self.resume is not None or now != self._found)
+
     def _validate(self, task: Task, loader: Any, show: Progress) -> dict[str, Any]:
         values = evaluate(
             self.student,
@@ -260,11 +366,12 @@ class Trainer:
         settings: dict[str, Any],
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
+        average: WeightAverage | None,
     ) -> None:
         """Add an epoch to the history, note the best one, write the files."""
         self.history.append(record)
         value = record.get(task.monitor)
-        improved = value is not None and _better(value, self.best, task.higher_is_better)
+        improved = value is not None and is_better(value, self.best, task.higher_is_better)
         if improved:
             self.best = {"epoch": record["epoch"], "metric": task.monitor, "value": value}
         if self.output_dir is None:
@@ -277,13 +384,21 @@ class Trainer:
                 "student": self.student.state_dict(),
             }
             if improved:
-                write_checkpoint(self.output_dir / "best.pt", state)
+                with applied(average):
+                    write_checkpoint(self.output_dir / "best.pt", state)
+            if average is not None:
+                state["ema"] = average.state()
             state["optimizer"] = optimizer.state_dict()
             state["scheduler"] = scheduler.state_dict()
             write_checkpoint(self.output_dir / "last.pt", state)
         self.accelerator.wait_for_everyone()
 
-    def _open_task(self, loader: Any) -> Task:
+    def _call_back(self) -> bool:
+        """Call all callbacks; whether one of them wants to stop."""
+        answers = [call(self, self.history[-1]) for call in self.callbacks]
+        return any(answers)
+
+    def _open_task(self, loader: Any, *, training: bool = False) -> Task:
         if not isinstance(self._task, str):
             return self._task
         num_classes, max_depth = self._num_classes, self._max_depth
@@ -292,16 +407,25 @@ class Trainer:
             num_classes = getattr(dataset, "num_classes", None) or None
         if max_depth is None:
             max_depth = getattr(dataset, "max_depth", None)
-        if self._task == "segmentation" and num_classes is None:
+        if num_classes is None and self._task != "depth":
             self._place()
-            num_classes = output_channels(self.student, loader, self.device)
+            dense = self._task != "classification"
+            num_classes = output_channels(self.student, loader, self.device, dense=dense)
         return open_task(
             self._task,
             num_classes=num_classes,
             ignore_index=self._ignore_index,
-            class_weights=self._class_weights,
+            class_weights=self._weights(dataset if training else None, num_classes),
             max_depth=max_depth,
         )
+
+    def _weights(self, dataset: Any, num_classes: int | None) -> Any:
+        """The classes' weights: those given, or by their shares of the data trained on."""
+        if self._class_weights is not None:
+            return self._class_weights
+        if self._task == "segmentation" and self.balance:
+            self._balanced = weigh_classes(dataset, num_classes, self.balance) or self._balanced
+        return self._balanced
 
     def _place(self) -> None:
         for network in (self.student, self.teacher):
@@ -318,9 +442,7 @@ class Trainer:
 
     def _share(self, loader: Any) -> Any:
         """This process's part of a loader: each sample once, none repeated to fill up."""
-        return prepare_data_loader(
-            loader, self.device, put_on_device=True, even_batches=False, non_blocking=True
-        )
+        return open_loader(loader, self.device, self.seed, training=False)
 
     def _open_progress(self) -> Progress:
         return open_progress(self._progress if self.accelerator.is_main_process else False)
@@ -329,11 +451,3 @@ class Trainer:
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _better(value: float, best: dict[str, Any] | None, higher: bool) -> bool:
-    if math.isnan(value):
-        return False
-    if best is None:
-        return True
-    return bool(value > best["value"] if higher else value < best["value"])

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from binarize.train.batches import batch_image
 from binarize.train.modes import training_flags
 
-__all__ = ["unfold_norms"]
+__all__ = ["has_folded_norms", "unfold_norms"]
 
 
 def unfold_norms(network: nn.Module, batches: Iterable[Any]) -> int:
@@ -71,6 +71,11 @@ def unfold_norms(network: nn.Module, batches: Iterable[Any]) -> int:
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
     return len(measured)
+
+
+def has_folded_norms(network: nn.Module) -> bool:
+    """Whether a network has norms for :func:`unfold_norms` to turn into ordinary ones."""
+    return any(_is_folded(module) for module in network.modules())
 
 
 def _is_folded(module: nn.Module) -> bool:

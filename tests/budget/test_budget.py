@@ -391,6 +391,8 @@ def test_nothing_of_the_network_changes() -> None:
         ("1.5 kB", "bytes", 1500),
         ("2MiB", "bytes", 2 * 2**20),
         ("70B", "bytes", 70),
+        ("10%", "share", 0.1),
+        ("12.5 %", "share", 0.125),
         ("5GOPs", "ops", 5e9),
         ("2.5e2 mops", "ops", 2.5e8),
         ("drop=0.02", "drop", 0.02),
@@ -403,13 +405,14 @@ def test_how_budgets_are_written(text: str, kind: str, limit: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3", "MB", "3MX", "-3MB", "0MB", "1.2.3MB", "drop=0", 3,
-                                  "agreement=1.1", "loss=0.1", "drop0.1", "3MB 5GOPs"])  # fmt: skip
+                                  "agreement=1.1", "loss=0.1", "drop0.1", "3MB 5GOPs",
+                                  "0%", "101%"])  # fmt: skip
 def test_what_is_no_budget(text: Any) -> None:
     with pytest.raises(BinarizeError) as caught:
         binarize.plan(Net(), example_inputs=X, budget=text)
     assert str(caught.value) == (
         f"budget={text!r}: is no size, number of operations, drop or agreement; write for example "
-        "'3MB', '500kB', '5GOPs', 'drop=0.02' or 'agreement=0.9'"
+        "'3MB', '500kB', '10%', '5GOPs', 'drop=0.02' or 'agreement=0.9'"
     )
 
 

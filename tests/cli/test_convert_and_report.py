@@ -261,3 +261,30 @@ def test_convert_within_a_budget(run, tmp_path: Path) -> None:
         assert answer.code == 1
         assert len(answer.err.splitlines()) == 1
         assert text in answer.err
+
+
+@pytest.mark.parametrize("budget", [(), ("--budget", "10%")])
+def test_costs_before_and_after(run, tmp_path: Path, budget: tuple[str, ...]) -> None:
+    words = ("demo:UNet", "--classes", 2, "--size", "64x48", *budget)
+    planned = run("convert", *words, "--plan-only", "--json", "--quiet")
+    assert planned.code == 0, planned.err
+    costs = planned.json["costs"]
+    file = tmp_path / "net.st"
+    answer = run("convert", *words, "-o", file, "--json", "--quiet")
+    assert answer.json["costs"] == costs
+    assert costs["bytes"] == file.stat().st_size
+    counted = run("report", file, "--json", "--quiet").json
+    assert costs["ops"] == counted["ops"]
+    assert costs["float_ops"] == counted["reference_ops"]
+    assert costs["float_bytes"] == answer.json["float_bytes"]
+    if budget:
+        assert 0.05 < costs["bytes"] / costs["float_bytes"] <= 0.1
+    text = run("convert", *words, "--plan-only", "--quiet").out
+    assert "bytes: 1.553 MB before," in text
+    assert "ops: 28.46 MOPs before," in text
+
+
+def test_a_share_of_more_than_all_is_refused(run) -> None:
+    answer = run("convert", "demo:UNet", "--plan-only", "--budget", "110%")
+    assert answer.code == 1
+    assert "write for example '3MB', '500kB', '10%', '5GOPs'" in answer.err

@@ -81,7 +81,95 @@ def test_side_by_side_shows_the_picture_too(
     answer = run("predict", float_run / "float.safetensors", photos, "--side-by-side", "--output",
                  tmp_path / "out")  # fmt: skip
     assert answer.code == 0, answer.err
-    shown = pixels(tmp_path / "out" / "photo1.png")
+    assert pixels(tmp_path / "out" / "photo1.png").shape == (40, 64)
+    shown = pixels(tmp_path / "out" / "photo1_side_by_side.png")
     assert shown.shape == (40, 64 + 4 + 64, 3)
     assert (shown[:, :64] == pixels(photos / "photo1.png")).all()
     assert "2 results in" in answer.out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("way", ["same", "spelling", "symlink", "folder link", "hard link"])
+def test_images_are_never_replaced(
+    run, float_run: Path, photos: Path, tmp_path: Path, way: str
+) -> None:
+    output = tmp_path / "out"
+    if way in ("symlink", "hard link"):
+        output.mkdir()
+        link = output / "photo1.png"
+        (link.symlink_to if way == "symlink" else link.hardlink_to)(photos / "photo1.png")
+    elif way == "folder link":
+        output.symlink_to(photos)
+    else:
+        output = photos if way == "same" else photos / ".." / "photos"
+    before = contents(tmp_path)
+    answer = run("predict", float_run / "float.safetensors", photos, "--output", output)
+    assert answer.code == 1
+    assert answer.out == ""
+    assert "would replace" in answer.err
+    assert "choose another folder" in answer.err
+    assert contents(tmp_path) == before
+
+
+def test_results_do_not_replace_each_other(
+    run, depth_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "photo0.png").rename(photos / "photo1_MM.png")
+    words = ("predict", depth_run / "binary.safetensors", photos, "--output", tmp_path / "out")
+    answer = run(*words, "--raw")
+    assert answer.code == 1
+    assert "has the same name as" in answer.err
+    assert not (tmp_path / "out").exists()
+    assert run(*words).code == 0
+
+
+def test_the_legend_is_no_image_s_result(
+    run, float_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "photo0.png").rename(photos / "legend.png")
+    answer = run("predict", float_run / "float.safetensors", photos, "--output", tmp_path / "out")
+    assert answer.code == 1
+    assert "the name of the legend" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_images_are_skipped_and_reported(
+    run, float_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    whole = (photos / "photo0.png").read_bytes()
+    (photos / "broken.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.jpg").write_bytes(b"")
+    words = ("predict", float_run / "float.safetensors", photos, "--output", tmp_path / "a/b")
+    answer = run(*words, "--json", "--quiet")
+    assert answer.code == 1
+    assert [Path(r["image"]).stem for r in answer.json["results"]] == ["photo0", "photo1"]
+    assert [Path(s["image"]).name for s in answer.json["skipped"]] == ["broken.png", "empty.jpg"]
+    assert answer.err.count("error: skipped: file=") == 2
+    written = {path.name for path in (tmp_path / "a/b").iterdir()}
+    assert written == {"photo0.png", "photo1.png", "legend.png"}
+
+
+def test_nothing_empty_is_left_behind(run, float_run: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.png").write_bytes(b"no image")
+    answer = run("predict", float_run / "float.safetensors", photos / "broken.png", "--output",
+                 tmp_path / "a/b")  # fmt: skip
+    assert answer.code == 1
+    assert "cannot be read as an image" in answer.err
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "out").mkdir()  # was there before: it stays
+    run("predict", float_run / "float.safetensors", photos / "broken.png", "--output",
+        tmp_path / "out")  # fmt: skip
+    assert (tmp_path / "out").is_dir()
+
+
+def test_images_are_known_by_their_content(
+    run, float_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "photo0.png").rename(photos / "photo0.upload")
+    answer = run("predict", float_run / "float.safetensors", photos / "photo0.upload", "--output",
+                 tmp_path / "out")  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert pixels(tmp_path / "out" / "photo0.png").shape == (40, 64)

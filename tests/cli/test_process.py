@@ -116,3 +116,53 @@ def test_demo_in_seconds(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["file_bytes"] == answer["bytes"]["binary"]
     assert told["ops"] == answer["ops"]["binary"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_full_disk_ends_a_training_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run
+) -> None:
+    import resource
+
+    import binarize.train.trainer as trainer
+
+    folder = tmp_path / "run"
+    words = [*TRAIN, "--epochs", "2", "--count", "8", "--policy", "none", "--output", str(folder)]
+    kept = trainer.write_checkpoint
+
+    def stop(path: Path, state: dict) -> None:
+        kept(path, state)
+        if path.name == "last.pt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_checkpoint", stop)
+        assert run(*words).code == 130
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert set(before) == {"last.pt", "best.pt"}
+
+    # No file may grow beyond 20 kB: to a program that is a disk that fills up while it writes.
+    full = subprocess.run(
+        [*BINARIZE, *words, "--resume"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert full.returncode == 1, full.stderr
+    (told,) = (line for line in full.stderr.splitlines() if line.startswith("error: "))
+    assert f"output_dir='{folder}': cannot write " in told
+    assert "free some space or choose another folder" in told
+    assert "Traceback" not in full.stderr
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+    assert run(*words, "--resume").code == 0
+
+
+def test_a_place_that_cannot_be_written_to(run) -> None:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("needs a folder in which nobody can make files")
+    told = run(*TRAIN, "--epochs", "1", "--count", "8", "--output", "/proc/self/run")
+    assert (told.code, told.out) == (1, "")
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("error: output='/proc/self/run': cannot be made (")

@@ -43,7 +43,7 @@ def test_more_bits_are_measured_and_a_budget_takes_them(
     assert all(list(row["more"]) == ["groupnet", "cbnn"] for row in told["sites"])
     convert = ("convert", float_run / "float.safetensors", "--size", "32x24", "--plan-only")
     known = ("--sensitivity", folder / "sensitivity.json", "--save-policy", rules, "--json")
-    answer = run(*convert, "--budget", "14kB", *more, *known, "--quiet")
+    answer = run(*convert, "--budget", "14600B", *more, *known, "--quiet")
     assert answer.code == 0, answer.err
     assert any("bits of " in row["reason"] for row in answer.json["decisions"])
     assert "unit = { weight = " in rules.read_text()

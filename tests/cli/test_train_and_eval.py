@@ -98,7 +98,9 @@ def test_resume_goes_on_as_if_nothing_had_happened(run, tmp_path: Path) -> None:
         assert torch.equal(resumed_tensors[name], value), name
 
 
-def test_an_interruption_that_clean_up_hides_says_how_to_go_on(run, tmp_path: Path) -> None:
+def test_an_interruption_that_clean_up_hides_before_the_first_checkpoint(
+    run, tmp_path: Path
+) -> None:
     def stop(*_: object) -> None:
         try:
             raise KeyboardInterrupt
@@ -111,8 +113,33 @@ def test_an_interruption_that_clean_up_hides_says_how_to_go_on(run, tmp_path: Pa
             "train", *NET, *SCENES, "--policy", "none", "--epochs", 2, "--output", tmp_path
         )
     assert stopped.code == 130
-    assert "--resume goes on from" in stopped.err
-    assert stopped.err.splitlines()[-1] == "interrupted"
+    assert stopped.err.splitlines()[-2:] == [
+        "stopped before the first checkpoint; there is nothing to resume",
+        "interrupted",
+    ]
+
+
+def test_a_folder_that_holds_a_run(run, tmp_path: Path) -> None:
+    words = ("train", *NET, *SCENES, "--policy", "none", "--epochs", 1, "--output", tmp_path)
+    assert run(*words).code == 0
+    kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    refused = run(*words, "--lr", 0.1)
+    assert refused.code == 1
+    assert refused.err.splitlines() == [
+        f"error: output='{tmp_path}': holds a run already (last.pt); give --resume to go on with "
+        "it, --overwrite to begin again, or another folder"
+    ]
+    changed = run(*words, "--lr", 0.1, "--resume")
+    assert changed.code == 1
+    assert "was made with lr=" in changed.err
+    assert "this run has 0.1; use the same lr" in changed.err
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == kept
+    both = run(*words, "--resume", "--overwrite")
+    assert (both.code, "leave one of the two options out" in both.err) == (1, True)
+    again = run(*words, "--lr", 0.1, "--overwrite")
+    assert again.code == 0, again.err
+    assert "IoU floor" in again.out  # each class by its name
+    assert (tmp_path / "last.pt").read_bytes() != kept[tmp_path / "last.pt"]
 
 
 def test_train_json_is_the_record(run, tmp_path: Path) -> None:
@@ -149,12 +176,15 @@ def test_a_network_from_a_file_of_ones_own(run, tmp_path: Path) -> None:
     assert answer.json["description"]["recipe"]["arguments"] == {"width": 6}
     file = tmp_path / "out" / "binary.safetensors"
     assert run("report", file, "--json", "--quiet").json["file_bytes"] == file.stat().st_size
-    # Away from its record the file has to be told its network, and says so.
+    # Away from its record the file knows its network, as long as that is where it was.
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes(file.read_bytes())
+    assert run("report", alone).code == 0
+    (tmp_path / "nets.py").rename(tmp_path / "elsewhere.py")
     answer = run("report", alone)
     assert answer.code == 1
     assert "--model" in answer.err
+    spec = f"{tmp_path / 'elsewhere.py'}:make"
     again = run("report", alone, "--model", spec, "--model-arg", "width=6", "--classes", 6,
                 "--json", "--quiet")  # fmt: skip
     assert again.code == 0, again.err

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from binarize.cli.weights import load_encoder, load_weights, save_float
+from binarize.errors import FileError
 from binarize.train import unfold_norms
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "weights"
@@ -81,3 +82,58 @@ def test_checkpoints_of_others(tmp_path: Path, wrapped: set[str]) -> None:
     assert load_weights(target, tmp_path / "w.pt").missing == ()
     for a, b in zip(source.parameters(), target.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+PREFIXES = ["module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "a.b.c."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_any_prefix_of_all_names(tmp_path: Path, prefix: str, ending: str) -> None:
+    source, target = block(), block()
+    named = {prefix + name: value for name, value in source.state_dict().items()}
+    path = tmp_path / f"w.{ending}"
+    torch.save(named, path) if ending == "pt" else save_file(named, path)
+    assert load_weights(target, path).missing == ()
+    for a, b in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_lightning_ema_and_other_wrappers(tmp_path: Path) -> None:
+    source, target = block(), block()
+    state = source.state_dict()
+    other = {k: torch.zeros(3) for k in ("exp_avg", "exp_avg_sq")}
+    optimizer = {"state": {0: other}, "param_groups": [{"lr": 0.1}]}
+    lightning = {
+        "state_dict": {
+            **{f"model.{k}": v for k, v in state.items()},
+            "loss.weight": torch.ones(3),
+        },
+        "optimizer_states": [optimizer],
+        "epoch": 3,
+    }
+    for name, found in {
+        "lightning": lightning,
+        "ema": {"ema": {"module": state, "decay": 0.9}, "optimizer": optimizer},
+        "params_ema": {"params_ema": state},
+        "averaged": {"n_averaged": torch.tensor(5), **{f"module.{k}": v for k, v in state.items()}},
+        "deep": {"checkpoint": {"network": {"weights": state}}, "args": {"seed": 0}},
+    }.items():
+        torch.save(found, tmp_path / f"{name}.pt")
+        matched = load_weights(target, tmp_path / f"{name}.pt")
+        assert matched.missing == (), name
+        for a, b in zip(source.parameters(), target.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_checkpoint_that_is_none_names_its_keys(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "config": {"a": 1}}, tmp_path / "w.pt")
+    with pytest.raises(FileError, match="holds no weights by name under epoch, config; give"):
+        load_weights(block(), tmp_path / "w.pt")
+    torch.save({"a.weight": torch.zeros(2), "b.weight": torch.zeros(3)}, tmp_path / "w.pt")
+    with pytest.raises(FileError, match="no tensor fits: the file has a.weight, b.weight, the net"):
+        load_weights(block(), tmp_path / "w.pt")
+    two = {f"{prefix}.{k}": v for prefix in "ab" for k, v in block().state_dict().items()}
+    torch.save(two, tmp_path / "w.pt")  # which of the two is meant is not known
+    with pytest.raises(FileError, match="both fit: names that begin with a. and with b."):
+        load_weights(block(), tmp_path / "w.pt")

@@ -52,6 +52,16 @@ def test_zoom_brings_the_scene_nearer() -> None:
     assert torch.equal(sample["depth"].as_subclass(torch.Tensor), torch.full((1, 20, 30), 3.0))
 
 
+def test_windows_move_freely_in_both_directions() -> None:
+    zoom = RandomZoom((20, 20), (2.0, 2.0))
+    drawn = [zoom.make_params([torch.zeros(3, 20, 20)]) for _ in range(400)]
+    corners = torch.tensor([[p["top"], p["left"]] for p in drawn], dtype=torch.float64).T
+    assert corners.amin(1).tolist() == [0, 0]
+    assert corners.amax(1).tolist() == [10, 10]
+    # Three standard deviations of the correlation of independent draws.
+    assert abs(float(torch.corrcoef(corners)[0, 1])) < 0.15
+
+
 def test_zoom_keeps_picture_and_mask_aligned() -> None:
     """A mask that is a threshold of the picture stays one through the zoom, but at edges."""
     rows = torch.arange(80).view(80, 1).expand(80, 80)

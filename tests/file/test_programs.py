@@ -120,7 +120,9 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
     def load_with(**changed: str) -> None:
-        save_file(tensors, tmp_path / "bad.safetensors", {**metadata, **changed})
+        edited = {**metadata, **changed}
+        edited.pop("checksum", None)  # what is tested is what comes after it
+        save_file(tensors, tmp_path / "bad.safetensors", edited)
         binarize.load(tmp_path / "bad.safetensors")
 
     with pytest.raises(FileError, match="its format version 7 is newer than 1"):

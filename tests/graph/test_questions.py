@@ -130,6 +130,7 @@ class Asks(nn.Module):
             "bias shape"]
 )  # fmt: skip
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")  # some are no programs
 @pytest.mark.parametrize("policy", ["bidense", "lqnet"])
 def test_weights(how: str, bias: bool, policy: str) -> None:
     torch.manual_seed(0)
@@ -239,7 +240,7 @@ def test_classes_of_norms_and_types(how: str) -> None:
 def test_who_asks_is_told(how: str) -> None:
     plan = binarize.plan(Normed(how), example_inputs=X)
     part = "activation" if how == "type of activation" else "layer"
-    told = [d.reason for d in plan.part(part) if "asked for" in d.reason]
+    told = [d.reason for d in plan.part(part) if "ask" in d.reason]
     assert told
     assert all("test_questions.py:" in reason for reason in told)
     assert all(d.norm is None for d in plan.layers) or how == "type of activation"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from binarize.errors import BinarizeError
+from binarize.errors import BinarizeError, SlowWarning
 from binarize.kernels import native, openmp, pack_weight, reference
 from binarize.kernels.geometry import output_size
 
@@ -40,6 +40,21 @@ def test_library_is_there_in_continuous_integration() -> None:
     assert found.library is not None, found.problem
     assert "scalar" in found.usable
     assert found.active in found.usable or os.environ.get(native.ENVIRONMENT)
+
+
+def test_missing_kernels_are_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_load", lambda: (None, None, "no compiler worked"))
+    native.implementation.cache_clear()
+    try:
+        monkeypatch.setenv(native.ENVIRONMENT, "reference")
+        native.implementation()  # asked for
+        native.implementation.cache_clear()
+        monkeypatch.delenv(native.ENVIRONMENT)
+        with pytest.warns(SlowWarning, match="run on plain torch, which is slow: no compiler wor"):
+            native.implementation()
+        native.implementation()  # once
+    finally:
+        native.implementation.cache_clear()
 
 
 def plain(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import binarize
+from binarize.errors import SlowWarning
 from binarize.kernels import native
 from binarize.nn import BiConv2d
 
@@ -231,6 +233,7 @@ def test_calls_of_all_sizes(shop: SimpleNamespace) -> None:
         packed(torch.zeros(1, 3, side, side))
     assert len(packed._programs) == 16
     assert packed(torch.zeros(0, 3, 8, 8)).shape == (0, 4, 8, 8)
+    assert packed.unfused is None
 
 
 def test_memory_layouts_and_autocast(shop: SimpleNamespace) -> None:
@@ -362,10 +365,15 @@ def test_what_no_graph_can_say_is_run_as_it_is(
 ) -> None:
     network = shop.train_like(Awkward(what))
     packed = binarize.pack(network)
-    for sign in (1, -1, -1):
+    for call, sign in enumerate((1, -1, -1)):
         x = sign * torch.rand(1, 4, 5, 5)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             wanted, result = network(x.clone()), packed(x.clone())
+        # Speed is not lost in silence, and not with a word at every call.
+        told = [str(w.message) for w in caught if w.category is SlowWarning]
+        assert len(told) == (call == 0)
+        assert all(reason in text for text in told)
         if what == "object":
             wanted, result = wanted.maps, result.maps
         torch.testing.assert_close(result, wanted, atol=1e-5, rtol=1e-5)

@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+RECIPES = {f"binarize/recipes/{path.name}" for path in (CHECKOUT / "recipes").glob("*.toml")}
 RULES = {path.stem for path in (CHECKOUT / "rules").glob("*.toml")}
 SOURCES = [
     "binarize",
     "rules",
+    "recipes",
     "runtime",
     "CMakeLists.txt",
     "pyproject.toml",
@@ -129,6 +131,8 @@ def test_wheel_holds_library_rules_and_type_marker(wheel: Path) -> None:
     assert rule_files(wheel) == RULES
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
+    assert RECIPES
+    assert {name for name in names if "/recipes/" in name} == RECIPES
     assert "binarize/py.typed" in names
     assert {LIBRARY, OPERATORS} <= set(names)
     assert not [name for name in names if "csrc" in name]

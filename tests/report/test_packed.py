@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import binarize
+from binarize.errors import SlowWarning
 
 
 class Net(nn.Module):
@@ -64,7 +66,8 @@ def test_why_modules_run_one_by_one() -> None:
             return y if float(y.sum()) > 0 else -y
 
     x = torch.zeros(1, 3, 16, 16)
-    network = binarize.pack(binarize.convert(Reads(), example_inputs=x).eval(), x)
+    with pytest.warns(SlowWarning, match="runs module by module, .*: it reads values"):
+        network = binarize.pack(binarize.convert(Reads(), example_inputs=x).eval(), x)
     report = binarize.report(network)
     assert "reads values" in str(report.unfused)
     assert str(report).splitlines()[-1].startswith("modules run one by one: it reads values")

@@ -127,7 +127,7 @@ def unet(export: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pa
     """A packed U-Net and its file; exporting takes seconds."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("unet") / "network.onnx"
-    return export(UNet(), torch.randn(1, 3, 16, 24), path, settings=SETTINGS), path
+    return export(UNet(), torch.randn(1, 3, 16, 24), path, description={"settings": SETTINGS}), path
 
 
 def compare(packed: Any, session: Session, *inputs: Tensor) -> None:
@@ -193,11 +193,11 @@ def test_the_graph(unet: tuple[Any, Path]) -> None:
     assert len(transposed) == 2  # in and out of the binary part
     assert not model.functions
     known = {each.key: each.value for each in model.metadata_props}
-    assert known["binarize.version"] == binarize.__version__
-    assert known["binarize.layout"] == "1"
+    assert known["binarize_version"] == binarize.__version__
+    assert known["binarize_layout"] == "1"
     assert Session(unet[1]).settings == json.loads(json.dumps(SETTINGS))
     weights = {x.name: x for x in model.graph.initializer}
-    assert weights["join.weight"].data_type == onnx.TensorProto.UINT8
+    assert weights["join.bits"].data_type == onnx.TensorProto.UINT8
 
 
 def test_fixed_sizes(exported: Any) -> None:
@@ -254,7 +254,8 @@ def test_resizing_is_torchs() -> None:
 
 def test_depth(exported: Any) -> None:
     settings = {"task": "depth", "max_depth": 10.0, "normalize": "symmetric"}
-    packed, session = exported(UNet(1), torch.randn(1, 3, 16, 24), settings=settings)
+    described = {"settings": settings}
+    packed, session = exported(UNet(1), torch.randn(1, 3, 16, 24), description=described)
     picture = image(16, 24)
     x = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1
     wanted = 10 * packed(x).sigmoid()[0, 0]

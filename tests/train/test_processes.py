@@ -3,71 +3,114 @@
 from __future__ import annotations
 
 import json
-import runpy
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SCRIPT = """
-    import json, sys
+    import functools, json, sys
     import torch
     from torch import nn
     from torch.utils.data import DataLoader
-    from binarize.data import Scenes
+    from binarize.data import Augment, Scenes
     from binarize.train import Trainer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 1))
-    network.unused = nn.Linear(2, 2)  # a layer that the forward never calls
-    network.forward = lambda x: network[2](network[1](network[0](x)))
-    batch, folder = int(sys.argv[1]), sys.argv[2]
-    train = DataLoader(Scenes(16, (24, 32), task="segmentation"), batch, shuffle=True)
+    batch, folder, options = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+
+    class Watch(nn.Module):
+        drawn = []
+
+        def forward(self, x):
+            if self.training:
+                self.drawn.append(torch.rand(()).item())
+            return x
+
+    # Norms, and a layer that the forward never calls.
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 1, bias=False),
+        nn.BatchNorm2d(8, momentum=None), nn.ReLU(), nn.Conv2d(8, 6, 1), Watch(),
+    )
+    network.unused = nn.Linear(2, 2)
+    layers = list(network)[:-1]  # without the unused one
+    network.forward = lambda x: functools.reduce(lambda x, layer: layer(x), layers, x)
+
+    augment = Augment(flip=0.5, jitter=0.2)
+    train = DataLoader(
+        Scenes(16, (24, 32), task="segmentation", augment=augment), batch, shuffle=True
+    )
     # five samples over two processes: one of them has more than the other
     val = DataLoader(Scenes(5, (24, 32), seed=1, task="segmentation"), 1)
-    trainer = Trainer(network, epochs=2, output_dir=folder, progress=False)
+    trainer = Trainer(
+        network, task="segmentation", num_classes=6, epochs=2, lr=1e-2, output_dir=folder,
+        # Weighted means of halves are not the weighted mean of the whole.
+        balance=0, progress=False, **options
+    )
     history = trainer.fit(train, val)
-    if trainer.accelerator.is_main_process:
-        print(json.dumps({
+    # Each process writes a file: their lines would run into each other.
+    rank = trainer.accelerator.process_index
+    saved = torch.load(folder + "/last.pt", weights_only=True)["student"]
+    with open(f"{folder}/rank{rank}.json", "w") as file:
+        json.dump({
             "processes": trainer.accelerator.num_processes,
             "history": history,
-            "weight": network[0].weight.flatten().tolist(),
-        }))
+            "state": {k: v.flatten().tolist() for k, v in network.state_dict().items()},
+            "saved": {k: v.flatten().tolist() for k, v in saved.items()},
+            "drawn": Watch.drawn,
+            "again": trainer.evaluate(val)["loss"],
+        }, file)
 """
 
 
-@pytest.mark.slow
-def test_two_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    script = tmp_path / "train.py"
+def launch(folder: Path, processes: int, batch: int, environment: dict[str, str],
+           **options: Any) -> list[dict[str, Any]]:  # fmt: skip
+    """Train in so many processes, and return what each of them came to."""
+    script = folder / "train.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    monkeypatch.setattr(sys, "argv", [str(script), "4", str(tmp_path / "one")])
-    runpy.run_path(str(script))
-    one = json.loads(capsys.readouterr().out)
-
+    output = folder / f"{processes}x{batch}"
+    output.mkdir()
     # `accelerate launch` starts several CPU processes through MPI only; this is what it runs
     # for GPUs.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*start, f"--nproc_per_node={processes}"] if processes > 1 else [sys.executable]
     done = subprocess.run(
-        [*launch, str(script), "2", str(tmp_path / "two")],
+        [*command, str(script), str(batch), str(output), json.dumps(options)],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", **environment},
         timeout=150,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads(done.stdout.strip().splitlines()[-1])
+    return [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    # Four batches an epoch: an update of three, and one of the batch that is left.
+    environment = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "3"}
+    (one,) = launch(tmp_path, 1, 4, environment)
+    two, other = launch(tmp_path, 2, 2, environment)
 
     assert (one["processes"], two["processes"]) == (1, 2)
     # Two halves of a batch are one batch, and five images are five, whoever measures them.
-    assert two["weight"] == pytest.approx(one["weight"], abs=1e-4)
+    for name, value in one["state"].items():
+        assert two["state"][name] == pytest.approx(value, abs=2e-4), name
+        # What was measured is what was saved, by whichever process.
+        assert two["state"][name] == other["state"][name] == two["saved"][name], name
     for mine, theirs in zip(one["history"], two["history"], strict=True):
         for name in ("loss", "val_loss", "lr", "pixAcc", "mIoU"):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
-    assert {file.name for file in (tmp_path / "two").iterdir()} == {"last.pt", "best.pt"}
+    assert two["again"] == pytest.approx(two["history"][-1]["val_loss"], rel=1e-6)
+    assert {file.name for file in (tmp_path / "2x2").glob("*.pt")} == {"last.pt", "best.pt"}
+    # The same samples, and other noise inside the network.
+    assert len(set(two["drawn"])) == len(set(other["drawn"])) == 8
+    assert not set(two["drawn"]) & set(other["drawn"])

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from binarize.train import LineProgress, RichProgress, SilentProgress
-from binarize.train.progress import describe, open_progress
+from binarize.train.progress import describe, open_progress, report_images, report_note
 
 RECORD = {"epoch": 2, "loss": 0.51234, "lr": 0.001, "seconds": 3.25, "mIoU": 0.4, "IoU": [0.1]}
 
@@ -24,14 +24,49 @@ def test_a_line_per_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "epoch 2/25  loss 0.5123  mIoU 0.4  3.2 s\n")
 
 
+def test_a_long_epoch_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("binarize.train.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    show = LineProgress(stream, every=60)
+    show.begin(3, 100, 1)  # a resumed run: what was done before says nothing of the speed
+    for step in range(1, 101):
+        now[0] += 2.0
+        show.images(8)
+        show.step(2, step, 0.5)
+        if step == 50:
+            now[0] += 100.0
+            show.evaluate(1, 1)
+    show.epoch(RECORD)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "epoch 2/3  step 30/100  loss 0.5  4 images/s  6 min left"
+    assert [line.split("  ")[1] for line in lines[1:-1]] == ["step 51/100", "step 81/100"]
+    assert all("  4 images/s  " in line for line in lines[:-1])  # the evaluation is left out
+    assert lines[-1].startswith("epoch 2/3  loss 0.5123")
+
+
+def test_displays_of_ones_own_need_no_more_than_the_protocol() -> None:
+    class _Own:
+        def step(self, epoch: int, step: int, loss: float | None) -> None: ...
+
+    report_images(_Own(), 8)
+    report_note(_Own(), "a line")
+    show = LineProgress(io.StringIO())
+    report_note(show, "a line")
+    assert show.stream.getvalue() == "a line\n"  # type: ignore[union-attr]
+
+
 def test_a_live_display() -> None:
     from rich.console import Console
 
     stream = io.StringIO()
     show = RichProgress(Console(file=stream, force_terminal=True, width=120, color_system=None))
     show.begin(2, 3, 0)
+    show._clock.mark -= 2.0
+    show.images(8)
     show.step(1, 1, 0.75)
     show.step(1, 2, None)
+    show.note("going on after epoch 0 of 2")
     show.evaluate(1, 4)
     show.epoch({**RECORD, "epoch": 1})
     show.end()
@@ -41,6 +76,8 @@ def test_a_live_display() -> None:
     assert re.search(r"training .* 2/6", shown)
     assert re.search(r"evaluate .* 1/4", shown)
     assert "left" in shown
+    assert "img/s" in shown
+    assert "going on after epoch 0 of 2" in shown
 
 
 SEGMENTATION = {

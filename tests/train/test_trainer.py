@@ -191,7 +191,7 @@ def test_checkpoints_hold_plain_data_and_are_written_whole(
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(FileError, match=r"cannot write last\.pt \(No space left on device\); free"):
-        _trainer(_network(), output_dir=tmp_path).fit(_loader("segmentation"))
+        _trainer(_network(), output_dir=tmp_path, overwrite=True).fit(_loader("segmentation"))
     assert (tmp_path / "last.pt").read_bytes() == before
     assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "best.pt"}
 
@@ -211,6 +211,45 @@ def test_keep_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer.best == {"epoch": 2, "metric": "mIoU", "value": 0.9}
     assert torch.equal(network.state_dict()["0.weight"], weights[1])
     assert not torch.equal(weights[1], weights[3])
+
+
+@pytest.mark.parametrize(("task", "name"), [("segmentation", "mIoU"), ("depth", "AbsRel")])
+def test_a_tie_keeps_the_first_best(
+    task: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.3, 0.5, 0.5, 0.5] if task == "segmentation" else [0.5, 0.3, 0.3, 0.3])
+    monkeypatch.setattr(
+        "binarize.train.trainer.evaluate", lambda *_, **__: {name: next(scores), "loss": 0.0}
+    )
+    trainer = _trainer(_network(6 if task == "segmentation" else 1), task=task, epochs=4,
+                       output_dir=tmp_path)  # fmt: skip
+    trainer.fit(_loader(task, 4), _loader(task, 4, seed=1))
+    assert trainer.best is not None
+    assert trainer.best["epoch"] == 2
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["best"]["epoch"] == 2
+
+
+def test_the_best_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.9, 0.2, 0.5, 0.7])
+
+    def scripted(*_: Any, **__: Any) -> dict[str, Any]:
+        return {"mIoU": next(scores), "loss": 0.0}
+
+    monkeypatch.setattr("binarize.train.trainer.evaluate", scripted)
+    options: dict[str, Any] = {"epochs": 4, "output_dir": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        _trainer(_network(), progress=_Killed(), **options).fit(
+            _loader("segmentation"), _loader("segmentation", 4, seed=1)
+        )
+    before = (tmp_path / "best.pt").read_bytes()
+    network = _network()
+    trainer = _trainer(network, resume="auto", keep="best", **options)
+    history = trainer.fit(_loader("segmentation"), _loader("segmentation", 4, seed=1))
+    assert [record["mIoU"] for record in history] == [0.9, 0.2, 0.5, 0.7]
+    assert trainer.best == {"epoch": 1, "metric": "mIoU", "value": 0.9}
+    assert (tmp_path / "best.pt").read_bytes() == before
+    best = torch.load(tmp_path / "best.pt", weights_only=True)["student"]
+    assert all(torch.equal(value, best[name]) for name, value in network.state_dict().items())
 
 
 def test_best_may_be_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,16 +340,24 @@ def test_an_accelerator_that_is_there_already() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_compiled_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_compiles_student_and_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: real(module, backend="eager"))
-    networks = [_network(), _network()]
-    losses = [
-        _trainer(network, epochs=1, compile=index == 1).fit(_loader("segmentation"))[0]["loss"]
-        for index, network in enumerate(networks)
-    ]
+    compiled: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(sum(node.op != "placeholder" for node in graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda module: real(module, backend=backend))
+    losses = []
+    for compile in (False, True):
+        student, teacher = _network(), _network(seed=1)
+        run = _trainer(student, teacher=teacher, epochs=1, compile=compile)
+        losses.append(run.fit(_loader("segmentation"))[0]["loss"])
+        assert bool(compiled) == compile
+    assert len(compiled) == 2
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert set(networks[0].state_dict()) == set(networks[1].state_dict())
+    assert set(student.state_dict()) == set(_network().state_dict())
 
 
 def test_clip_limits_the_step() -> None:
@@ -371,7 +418,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs=0: must be positive; choose a larger value"),
         ({"lr": -1.0}, "lr=-1.0: must be positive; choose a larger value"),
         ({"task": "segmentations"}, "task='segmentations': unknown task; did you mean 'segm"),
-        ({"task": "pose"}, "task='pose': unknown task; use one of segmentation, depth"),
+        ({"task": "pose"}, "task='pose': unknown task; use one of segmentation, multilabel, depth"),
         ({"keep": "best"}, "keep='best': must be 'last', or 'best' with an output_dir; give"),
         ({"resume": "auto"}, "resume='auto': needs output_dir; give the folder of the run"),
         ({"resume": "none.pt"}, "resume='none.pt': no such file; give a checkpoint, or 'auto'"),

@@ -1,0 +1,78 @@
+"""What of a plan holds for the size that it was made at, and not for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from binarize.graph.plan import Plan
+from binarize.graph.trace import Op, Trace
+
+__all__ = ["depends_on_size", "size_notes", "spelled_size"]
+
+
+def spelled_size(shape: Iterable[int]) -> str:
+    """Write a shape or size, as in ``1×3×256×256``."""
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def depends_on_size(trace: Trace, op: Op) -> bool:
+    """Whether a layer works on one position because strides left no more of an input this large.
+
+    Args:
+        trace: The run.
+        op: A layer's call on a map of one position.
+    """
+    while op.inputs:
+        before = trace.ops[op.inputs[0]]
+        whole = before.kind in ("layer", "pool") and not before.name.startswith(
+            ("Ada", "ada", "mean")
+        )
+        if any(length > 1 for length in before.in_shape[2:]):
+            return whole and len(before.shape) == len(before.in_shape)
+        op = before
+    return False
+
+
+def size_notes(plan: Plan, trace: Trace) -> list[str]:
+    """Tell where a plan would be another one at the size at which its network is used.
+
+    Args:
+        plan: The plan of a converted network.
+        trace: A run of that network.
+
+    Returns:
+        Lines for people, none if the size changes nothing.
+    """
+    shapes = tuple(op.shape for op in trace.ops if op.kind == "input")
+    if not plan.example or shapes == plan.example:
+        return []
+    spared = [r for r in plan.policy.rules if r.action == "keep" and "vector" in r.match.role]
+    wide: dict[str, bool] = {}
+    for op in trace.ops:
+        if op.kind == "layer" and op.path is not None and len(op.in_shape) > 2:
+            places = op.in_shape[1:-1] if "Linear" in op.name else op.in_shape[2:]
+            wide[op.path] = wide.get(op.path, False) or any(length > 1 for length in places)
+    rules = {str(rule) for rule in spared}
+    many, single = [], []
+    for layer in plan.layers:
+        vector = "vector" in layer.roles
+        if layer.action == "keep" and vector and layer.rule in rules and wide.get(layer.site):
+            many.append(layer.site)
+        elif (
+            layer.action == "binarize" and not vector and spared and not wide.get(layer.site, True)
+        ):
+            single.append(layer.site)
+    planned, used = (" and ".join(map(spelled_size, each)) for each in (plan.example, shapes))
+    return [
+        f"planned at {planned}; at {used} {_few(sites)} {what}: convert with inputs of this size"
+        for sites, what in (
+            (many, "would be binary, on more than one position"),
+            (single, "would stay float, on one position"),
+        )
+        if sites
+    ]
+
+
+def _few(sites: list[str]) -> str:
+    more = f" and {len(sites) - 4} more" if len(sites) > 4 else ""
+    return ", ".join(sites[:4]) + more

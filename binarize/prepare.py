@@ -1,0 +1,87 @@
+"""From a float network to a 1-bit one that is ready to be trained."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from binarize.budget.convert import convert
+from binarize.policy import Policy
+from binarize.policy.match import Overrides
+from binarize.policy.more_bits import MoreBits
+from binarize.report import Sensitivity
+from binarize.train.batches import batch_image
+from binarize.train.recalibrate import recalibrate
+from binarize.train.unfold import has_folded_norms, unfold_norms
+
+__all__ = ["prepare_student"]
+
+
+def prepare_student(
+    teacher: nn.Module,
+    policy: str | Path | Policy = "bidense",
+    batches: Iterable[Any] | None = None,
+    *,
+    example_inputs: Any = None,
+    overrides: Overrides | None = None,
+    budget: str | None = None,
+    sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None = None,
+    more_bits: MoreBits = (),
+    norm_batches: int = 8,
+    unfold: bool = True,
+) -> nn.Module:
+    """Convert a network and make its norms fit: what a training should start from.
+
+    Three steps: norms that were folded into the convolutions get their scale back
+    (:func:`binarize.train.unfold_norms`), the network is converted (:func:`binarize.convert`), and
+    the statistics of its batch norms, which no longer fit, are re-estimated
+    (:func:`binarize.recalibrate`).
+
+    Args:
+        teacher: The float network; unchanged, so that it can teach the result.
+        policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
+        batches: Training batches: images as tensors (N, C, H, W), or tuples that start with them,
+            or dicts with "image". The first ones are read. None leaves the norms as they are.
+        example_inputs: As for :func:`binarize.convert`; None takes an image of the batches.
+        overrides: As for :func:`binarize.convert`.
+        budget: As for :func:`binarize.convert`.
+        sensitivity: As for :func:`binarize.convert`.
+        more_bits: As for :func:`binarize.convert`.
+        norm_batches: How many batches the norms are measured on; 0 leaves them as they are.
+        unfold: Give folded norms their scale back.
+
+    Returns:
+        The 1-bit network, with its plan as ``binarize_plan``.
+
+    Raises:
+        BinarizeError: The network, the policy or the budget does not fit, or a batch has no images.
+    """
+    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    chosen = itertools.islice(iter(() if batches is None else batches), max(0, norm_batches))
+    images = [batch_image(batch).to(device) for batch in chosen]
+    if example_inputs is None and images:
+        example_inputs = images[0][:1]
+    network = teacher
+    if unfold and images and has_folded_norms(teacher):
+        network = copy.deepcopy(teacher)
+        unfold_norms(network, images)
+    student = convert(
+        network,
+        policy,
+        example_inputs=example_inputs,
+        overrides=overrides,
+        budget=budget,
+        sensitivity=sensitivity,
+        more_bits=more_bits,
+    )
+    norms = (m for m in student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats)
+    if images and next(norms, None) is not None:
+        recalibrate(student, images)
+    return student

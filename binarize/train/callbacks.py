@@ -1,0 +1,81 @@
+"""What may happen after each epoch: stop early, write a table, whatever a user wants.
+
+A callback is called with the trainer and the epoch's entry of the history when the epoch's
+checkpoint is written, by all processes; the training ends early when it returns True. Callbacks
+keep no state that a resumed run would miss: all that they need is in ``trainer.history``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from binarize.errors import FileError
+from binarize.train.checks import check_positive
+from binarize.writing import replacing
+
+__all__ = ["CSVLog", "Callback", "EarlyStopping"]
+
+Callback = Callable[[Any, dict[str, Any]], "bool | None"]
+"""(trainer, the epoch's entry of the history) → whether to stop."""
+
+
+class EarlyStopping:
+    """Stop when the best validation is ``patience`` epochs ago.
+
+    Args:
+        patience: Epochs to wait for something better.
+
+    Raises:
+        BinarizeError: It is not positive.
+    """
+
+    def __init__(self, patience: int) -> None:
+        check_positive(patience=patience)
+        self.patience = patience
+
+    def __call__(self, trainer: Any, record: dict[str, Any]) -> bool:
+        """Return whether it is time."""
+        return trainer.best is not None and record["epoch"] - trainer.best["epoch"] >= self.patience
+
+
+class CSVLog:
+    """Write the history as a table, a row for each epoch; resumed runs go on with it.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+
+    def __call__(self, trainer: Any, record: dict[str, Any]) -> None:
+        """Write the whole file anew, by the main process only.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        if not trainer.accelerator.is_main_process:
+            return
+        rows = [
+            {name: value for name, value in entry.items() if not isinstance(value, list)}
+            for entry in trainer.history
+        ]
+        names = list({name: None for row in rows for name in row})
+        text = io.StringIO()
+        table = csv.DictWriter(text, names, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        try:
+            with replacing(self.path) as temporary:
+                temporary.write_text(text.getvalue(), encoding="utf-8")
+        except OSError as error:
+            raise FileError(
+                "csv",
+                str(self.path),
+                f"cannot be written ({error.strerror})",
+                "choose another file",
+            ) from error

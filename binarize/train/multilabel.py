@@ -1,0 +1,169 @@
+"""Several labels at a pixel: binary cross-entropy for each class on its own.
+
+Shape legend: N samples, C classes, H, W rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from binarize.errors import DataError, ModelError
+from binarize.train.outputs import dense_output, resize_to
+from binarize.train.precision import wide
+from binarize.train.segmentation import binary_loss
+from binarize.train.segmentation_distillation import SegmentationDistillation
+
+__all__ = ["MultiLabel", "MultiLabelMetric"]
+
+
+class MultiLabelMetric(Metric):
+    """Intersection over union of each class, and the share of right answers.
+
+    Sums are over the whole set, and over all processes, before anything is divided.
+    IoU_c = TP_c / (TP_c + FP_c + FN_c); ``mIoU`` is its mean over the classes that occur in the
+    targets or in the predictions. Ignored pixels count nowhere.
+    """
+
+    full_state_update = False
+    both: Tensor
+    either: Tensor
+    right: Tensor
+    counted: Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        for name in ("both", "either", "right", "counted"):
+            zero = torch.zeros(num_classes, dtype=torch.int64)
+            self.add_state(name, zero, dist_reduce_fx="sum")
+
+    def update(self, guess: Tensor, target: Tensor) -> None:
+        """Count a batch of booleans (N, C, H, W) and targets of the same shape."""
+        valid = target != self.ignore_index
+        guess, truth = guess & valid, (target == 1) & valid
+        dims = (0, 2, 3)
+        self.both += (guess & truth).sum(dims)
+        self.either += (guess | truth).sum(dims)
+        self.right += ((guess == truth) & valid).sum(dims)
+        self.counted += valid.sum(dims)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``mIoU``, ``pixAcc`` and ``IoU`` (C,); NaN where nothing was counted."""
+        kind = wide(self.both.device)
+        iou = self.both.to(kind) / self.either
+        right = self.right.sum().to(kind) / self.counted.sum()
+        return {"mIoU": iou.nanmean(), "pixAcc": right, "IoU": iou}
+
+
+class MultiLabel:
+    """Segmentation where a pixel may be of several classes, or of none.
+
+    The network returns logits (N, C, H, W); a class is predicted where its logit is above 0.
+    Targets are 0 or 1 for each class, (N, C, H, W) of any integer type or boolean. The loss is
+    the mean binary cross-entropy over all values that are not ignored.
+
+    Args:
+        num_classes: C.
+        ignore_index: Value that does not count.
+        class_weights: One weight per class.
+
+    Raises:
+        DataError: The class weights are not one number per class.
+    """
+
+    name = "multilabel"
+    target = "mask"
+    monitor = "mIoU"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self._weights: Tensor | None = None
+        if class_weights is not None:
+            weights = torch.as_tensor(class_weights, dtype=torch.float32)
+            if weights.shape != (num_classes,) or not bool((weights >= 0).all()):
+                raise DataError(
+                    "class_weights",
+                    weights.tolist(),
+                    f"must be {num_classes} numbers, none negative",
+                    "give one weight per class",
+                )
+            self._weights = weights.view(1, -1, 1, 1)
+
+    def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """Return the logits (N, C, H, W) at ``size``, float32 or better.
+
+        Raises:
+            ModelError: The network returns another number of classes.
+        """
+        logits = dense_output(output)
+        if logits.shape[1] != self.num_classes:
+            raise ModelError(
+                "num_classes",
+                self.num_classes,
+                f"the network returns {logits.shape[1]} channels",
+                "build the network with as many classes as the data has",
+            )
+        return resize_to(logits, size)
+
+    def check(self, target: Tensor) -> None:
+        """Refuse targets that are not 0, 1 or ignored, one for each class.
+
+        Raises:
+            DataError: There is another value, or the shape is not (N, C, H, W).
+        """
+        shape = tuple(target.shape)
+        if target.ndim != 4 or shape[1] != self.num_classes or target.is_floating_point():
+            raise DataError(
+                "mask",
+                f"{target.dtype} {shape}",
+                f"must be whole numbers of shape (N, {self.num_classes}, H, W), 0 or 1 for each "
+                "class",
+                "convert with mask.long(), and give each class a channel",
+            )
+        target = target.long()
+        bad = (target != 0) & (target != 1) & (target != self.ignore_index)
+        if bool(bad.any()):
+            raise DataError(
+                "label",
+                int(target[bad][0]),
+                f"must be 0 or 1, or {self.ignore_index} (ignored)",
+                "say with 1 where a class is",
+            )
+
+    def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
+        """Mean binary cross-entropy over the values that count; 0 when there are none."""
+        target = target.long()
+        weights = self._weights
+        if weights is not None:
+            weights = weights.to(prepared.device, prepared.dtype).expand_as(prepared)
+        return binary_loss(prepared, target, target != self.ignore_index, weights)
+
+    def metric(self, device: torch.device) -> Metric:
+        """Return an empty :class:`MultiLabelMetric`."""
+        return MultiLabelMetric(self.num_classes, self.ignore_index).to(device)
+
+    def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
+        """Count a batch."""
+        metric.update(prepared > 0, target.long())
+
+    def decode(self, output: Any, size: tuple[int, int] | None = None) -> Tensor:
+        """Return where each class is, int64 (N, C, H, W) of 0 and 1."""
+        logits = dense_output(output)
+        return (resize_to(logits, size or (logits.shape[-2], logits.shape[-1])) > 0).long()
+
+    def distillation(self) -> SegmentationDistillation:
+        """Return the default distillation loss."""
+        return SegmentationDistillation(ignore_index=self.ignore_index)

@@ -1,0 +1,131 @@
+"""What a resumed run must have in common with the run that it goes on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["describe_data", "describe_object", "describe_run", "differences", "fingerprint"]
+
+_LARGEST = 10_000
+_DATA = ("size", "normalize", "augment", "classes", "max_depth", "root", "split", "seed")
+_MISSING = object()
+
+
+def describe_run(
+    trainer: Any, task: Any, distillation: Any, loader: Any, steps: int
+) -> dict[str, Any]:
+    """Describe all that a resumed run must have in common with this one, as plain values.
+
+    Args:
+        trainer: The trainer, for its arguments.
+        task: Its task.
+        distillation: Its distillation loss.
+        loader: The user's loader of training data.
+        steps: Batches of an epoch, of this process.
+    """
+    names = (
+        *("epochs", "seed", "lr", "weight_decay", "latent_weight_decay", "warmup", "clip"),
+        *("accumulate", "bf16", "compile", "val_every", "balance", "ema"),
+    )
+    optimizer, scheduler = trainer.factories
+    return {
+        "task": task.name,
+        "steps": steps,
+        **{name: getattr(trainer, name) for name in names},
+        "optimizer": describe_object(optimizer),
+        "scheduler": describe_object(scheduler),
+        "batch_size": getattr(loader, "batch_size", None),
+        "processes": trainer.accelerator.num_processes,
+        "teacher": fingerprint(trainer.teacher),
+        "distillation": None if trainer.teacher is None else describe_object(distillation),
+        "data": describe_data(loader),
+        "loss": describe_object(task),
+        **trainer.settings,
+    }
+
+
+def describe_object(value: Any) -> Any:
+    """Describe a task or a loss by its class and the settings that its constructor takes."""
+    if value is None or isinstance(value, str):
+        return value
+    if inspect.isfunction(value) or inspect.ismethod(value) or inspect.isclass(value):
+        return value.__qualname__
+    told = {"class": type(value).__qualname__}
+    try:
+        names = list(inspect.signature(type(value)).parameters)
+    except (TypeError, ValueError):
+        names = []
+    for name in names:
+        for attribute in (name, f"_{name}", f"_{name.rpartition('_')[2]}"):
+            plain = _plain(getattr(value, attribute, _MISSING))
+            if plain is not _MISSING:
+                told[name] = plain
+                break
+    return told
+
+
+def describe_data(loader: Any) -> dict[str, Any]:
+    """Describe what a loader reads: its data set's class, count and settings."""
+    dataset: Any = getattr(loader, "dataset", None)
+    told: dict[str, Any] = {"class": type(dataset).__qualname__}
+    if hasattr(dataset, "__len__"):
+        told["count"] = len(dataset)
+    for name in _DATA:
+        plain = _plain(getattr(dataset, name, _MISSING))
+        if plain is not _MISSING:
+            told[name] = plain
+    return told
+
+
+def fingerprint(network: nn.Module | None) -> str | None:
+    """A few characters that tell networks of different weights apart."""
+    if network is None:
+        return None
+    sum_ = 0
+    for name, value in network.state_dict().items():
+        sum_ = zlib.crc32(name.encode(), sum_)
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            sum_ = zlib.crc32(flat.numpy().data, sum_)
+    return f"weights {sum_:08x}"
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Names of settings with another value than before, and both values.
+
+    What one of the two does not know is not compared: earlier versions wrote down less.
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [
+            found
+            for key in now
+            if key in before
+            for found in differences(before[key], now[key], f"{name}.{key}" if name else str(key))
+        ]
+    return [] if before == now else [(name, before, now)]
+
+
+def _plain(value: Any) -> Any:
+    """A value as numbers, strings, lists and dicts; ``_MISSING`` for everything else."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return value.tolist() if value.numel() <= _LARGEST else _MISSING
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        items = {str(key): _plain(item) for key, item in value.items()}
+        return _MISSING if _MISSING in items.values() else items
+    if isinstance(value, Sequence):
+        listed = [_plain(item) for item in value[:_LARGEST]]
+        return _MISSING if any(item is _MISSING for item in listed) else listed
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    return _MISSING

@@ -1,0 +1,81 @@
+"""A plan holds for the size that it was made at, and says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import binarize
+
+
+class Pyramid(nn.Module):
+    """Pools of several sizes: which of them leave one position depends on the input."""
+
+    def __init__(self, globally: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 4, 1), nn.ReLU()
+        )
+        pools = [nn.AdaptiveAvgPool2d(1)] if globally else [nn.AvgPool2d(k, k) for k in (2, 4)]
+        self.levels = nn.ModuleList(nn.Sequential(pool, nn.Conv2d(16, 16, 1)) for pool in pools)
+        self.mix, self.head = (
+            nn.Conv2d(16 * (1 + len(pools)), 16, 3, padding=1),
+            nn.Conv2d(16, 2, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.body(x)
+        levels = [F.interpolate(level(f), f.shape[-2:]) for level in self.levels]
+        return self.head(F.relu(self.mix(torch.cat([f, *levels], 1))))
+
+
+def test_the_plan_and_its_reasons_say_the_size() -> None:
+    plan = binarize.plan(Pyramid(), example_inputs=torch.zeros(1, 3, 64, 64))
+    assert "1×3×64×64" in str(plan).splitlines()[0]
+    layers = {d.site: d for d in plan.layers}
+    assert layers["levels.1.1"].action == "keep"
+    assert "one position at 64×64" in layers["levels.1.1"].reason
+    assert layers["levels.0.1"].action == "binarize"
+    plan = binarize.plan(Pyramid(), example_inputs=torch.zeros(1, 3, 128, 128))
+    assert {d.site: d for d in plan.layers}["levels.1.1"].action == "binarize"
+
+
+def test_a_global_pool_leaves_one_position_at_any_size() -> None:
+    plan = binarize.plan(Pyramid(globally=True), example_inputs=torch.zeros(1, 3, 64, 64))
+    (level,) = [d for d in plan.layers if d.site == "levels.0.1"]
+    assert level.action == "keep"
+    assert "64" not in level.reason
+
+
+@pytest.mark.parametrize(
+    ("planned", "used", "words"),
+    [
+        ((64, 64), (64, 64), None),
+        ((64, 64), (80, 80), None),
+        ((64, 64), (128, 128), "levels.1.1 would be binary"),
+        ((64, 64), (64, 160), "levels.1.1 would be binary"),
+        ((128, 128), (64, 64), "levels.1.1 would stay float"),
+    ],
+)
+def test_the_report_tells_where_another_size_decides_otherwise(
+    planned: tuple[int, int], used: tuple[int, int], words: str | None
+) -> None:
+    student = binarize.convert(Pyramid(), example_inputs=torch.zeros(1, 3, *planned))
+    notes = binarize.report(student, torch.zeros(2, 3, *used)).notes
+    told = [note for note in notes if "planned at" in note]
+    assert len(told) == (words is not None)
+    for line in told:
+        assert words in line
+        assert "×".join(map(str, used)) in line
+    # Another batch alone is no other size.
+    again = binarize.report(student, torch.zeros(3, 3, *planned)).notes
+    assert not any("planned at" in note for note in again)
+
+
+def test_a_policy_that_spares_no_single_position_has_no_note() -> None:
+    planned = torch.zeros(1, 3, 64, 64)
+    student = binarize.convert(Pyramid(), "bidense-released", example_inputs=planned)
+    notes = binarize.report(student, torch.zeros(1, 3, 128, 128)).notes
+    assert not any("planned at" in note for note in notes)
