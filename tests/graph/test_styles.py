@@ -536,6 +536,8 @@ def plain(output: Any) -> Any:
     return {"Answer": vars(output)} if isinstance(output, Answer) else output
 
 
+# Volumes that are written part by part, and objects, are no programs.
+@pytest.mark.filterwarnings("ignore:this packed network runs module by module")
 @pytest.mark.parametrize("style", styles(), ids=lambda s: "-".join(part.__name__ for part in s))
 def test_style(style: Any, tmp_path: Path, lab: SimpleNamespace) -> None:
     torch.manual_seed(0)
