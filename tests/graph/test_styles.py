@@ -1,4 +1,4 @@
-"""Sixty ways to write a network for dense prediction, put together from their parts.
+"""Fifty-five ways to write a network for dense prediction, put together from their parts.
 
 A stand-in for the networks that people have (``binarize coverage --wild``): each is converted,
 trained for a step, packed, saved and loaded.
@@ -504,7 +504,7 @@ class Style(nn.Module):
             [
                 block(W),
                 nn.Sequential(*cbr(W, 2 * W, stride=2), block(2 * W)),
-                nn.Sequential(nn.AvgPool2d(2), block(2 * W)),
+                nn.Sequential(nn.AvgPool2d(2), *cbr(2 * W, 2 * W, 1)),
             ]
         )
         self.decoder, self.head = decoder(), head()
@@ -526,9 +526,10 @@ class FlagStyle(Style):
 
 
 def styles() -> list[tuple[Any, Any, Any, Any]]:
-    # The numbers of parts have no common divisor: sixty in a row meet in sixty ways.
+    # The numbers of parts have no common divisor: these meet in as many ways, all of the stems
+    # with all of the blocks.
     lists: tuple[list[Any], ...] = (STEMS, BLOCKS, DECODERS, HEADS)
-    return [tuple(parts[i % len(parts)] for parts in lists) for i in range(60)]  # type: ignore[misc]
+    return [tuple(parts[i % len(parts)] for parts in lists) for i in range(55)]  # type: ignore[misc]
 
 
 def plain(output: Any) -> Any:
