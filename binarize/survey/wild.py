@@ -27,7 +27,8 @@ def wild_cases(place: Path) -> list[Case]:
 
     A factory takes no arguments and is a function that is called ``make...`` or is annotated to
     return a ``Module``; where a file has none, a class derived from a ``Module``. A function
-    ``example_inputs`` beside it gives the image, or a tuple of images of one size.
+    ``example_inputs`` beside it, or a value of that name, is the image, or a tuple of images of one
+    size.
 
     Args:
         place: A folder, which is searched to its depth, a file, or ``FILE.py:NAME``.
@@ -141,8 +142,8 @@ def build_wild(case: Case) -> nn.Module:
         kind = type(model).__name__
         raise ModelError("wild", case.name, f"gave a {kind}, no Module", "return the network")
     example = getattr(module, _EXAMPLE, None)
-    if callable(example):
-        return _with_example(case, model, example())
+    if example is not None:
+        return _with_example(case, model, example() if callable(example) else example)
     first = next((m for m in model.modules() if isinstance(m, _CONVS)), None)
     if first is not None and not hasattr(model, "pretrained_cfg"):
         side = {1: 1024, 2: 224, 3: 48}[len(first.kernel_size)]

@@ -94,6 +94,7 @@ IMAGES = {
         "def make(): return Net(3)\ndef example_inputs(): return torch.zeros(2, 3, 40, 48)",
         [40, 48],
     ),
+    "value": ("def make(): return Net(3)\nexample_inputs = torch.zeros(1, 3, 40, 48)", [40, 48]),
     "two images": (
         "def make(): return Net(3, second=1)\n"
         "def example_inputs(): return torch.zeros(1, 3, 40, 48), torch.zeros(1, 1, 40, 48)",
