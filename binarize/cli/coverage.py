@@ -29,6 +29,7 @@ _EXAMPLES = [
     ),
     ("binarize coverage 'timm:resnet*' 'smp:Unet/*' -o few.md", "some networks, by pattern"),
     ("binarize coverage convnext --list", "names only: those of a family"),
+    ("binarize coverage --wild nets/ -o mine.md", "networks of your own, all checks with values"),
     ("binarize coverage --minutes 10 -o part.md", "what ten minutes are enough for"),
 ]
 
@@ -54,6 +55,13 @@ def add(commands: Subparsers) -> None:
         default=Path("coverage.md"),
         metavar="FILE",
         help="the document (default coverage.md); the JSON file has its name",
+    )
+    parser.add_argument(
+        "--wild",
+        type=Path,
+        metavar="FOLDER",
+        help="networks of your own instead: every make...() in the folder's Python files, or "
+        "FILE.py:NAME",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
     parser.add_argument(
@@ -81,9 +89,17 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Survey, and write the document; exit code 1 if a network fails."""
     _check(args)
     with out.step("listing the networks"):
-        from binarize.survey import Records, catalogue, select, summarize, write_document
+        from binarize.survey import (
+            Records,
+            catalogue,
+            select,
+            summarize,
+            wild_cases,
+            write_document,
+        )
 
-        cases = select(catalogue(), args.patterns)
+        known = catalogue() if args.wild is None else wild_cases(args.wild)
+        cases = select(known, args.patterns)
     if args.list:
         for case in cases:
             out.print(case.key, wrap=False)
@@ -97,6 +113,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     rows = records.of(cases)
     summary = summarize(rows, len(cases))
     words = ["binarize", "coverage", *args.patterns, *["--light"] * bool(summary.light)]
+    words += [] if args.wild is None else ["--wild", str(args.wild)]
     write_document(args.output, rows, len(cases), " ".join(words))
     data = args.output.with_suffix(".json")
     records.write(data, cases, summary.to_dict())

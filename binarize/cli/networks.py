@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -215,20 +213,12 @@ def example_of(recipe: Recipe, size: tuple[int, ...] | None = None) -> Any:
 def _module(recipe: Recipe, file: Path) -> Any:
     if not file.is_file():
         raise ModelError("model", recipe.spec, f"there is no file {file}", "check the path")
-    spec = importlib.util.spec_from_file_location(f"binarize_user_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Like `python file.py`: what lies beside the file can be imported by it.
-    sys.path.insert(0, str(file.resolve().parent))
-    sys.modules[spec.name] = module
+    from binarize.survey.wild import import_file
+
     try:
-        spec.loader.exec_module(module)
+        return import_file(file)
     except Exception as error:
         raise _refused(recipe, f"importing {file.name}", error) from error
-    finally:
-        sys.path.remove(str(file.resolve().parent))
-    return module
 
 
 def _own(recipe: Recipe, file: Path, factory: str) -> nn.Module:

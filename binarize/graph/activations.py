@@ -74,6 +74,8 @@ def decide_activations(
             reason, rule = "stands before the prediction", by_policy
         elif len(dims) > 1 or len(widths) != 1:
             reason = "its calls differ in their channels"
+        elif path in trace.asked.types:
+            reason = f"its type is asked for ({trace.asked.types[path]})"
         elif rewrite and not can_rewrite(scope):
             reason = f"the forward that calls it is kept: {can_rewrite.opaque[scope]}"
         else:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import linecache
 import zlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import fx, nn
 from binarize.errors import ModelError
 from binarize.graph.plan import Decision
 from binarize.graph.scopes import ScopeGraph
+from binarize.graph.switch import forward_of_ways
+from binarize.graph.ways import Way
 from binarize.nn.parts import ACTIVATIONS
 from binarize.nn.spec import UnitSpec
 
@@ -44,6 +47,7 @@ def rewrite_forward(
     decisions: list[Decision],
     spec: UnitSpec,
     model: nn.Module,
+    ways: Sequence[Way] = (),
 ) -> None:
     """Give a module a forward without what its decisions say has to go, in place.
 
@@ -56,12 +60,15 @@ def rewrite_forward(
         decisions: Activations to replace, additions and scales to drop.
         spec: The unit's parts.
         model: The whole network; a module without parameters has its device and dtype.
+        ways: What the forward does for other arguments, edited likewise; see
+            :func:`binarize.graph.ways.other_ways`.
 
     Raises:
         ModelError: The forward lacks what a decision names.
     """
     prefix = f"{scope}." if scope else ""
-    graphs = [graph for graph in (traced.graph, traced.training) if graph is not None]
+    scopes = [traced, *(w.traced for w in ways[1:] if w.traced is not None)]
+    graphs = [g for each in scopes for g in (each.graph, each.training) if g is not None]
     called = {name for graph in graphs for name in _children(graph)}
     for decision in decisions:
         if decision.part == "activation":
@@ -76,30 +83,46 @@ def rewrite_forward(
                 f"its forward has no {name} number {decision.ordinal}, which the plan names",
                 "give the network that the plan was made for",
             )
-        twin = traced.twins.get(node)
+        places = [(traced, node)]
+        places += [
+            (way.traced, way.twins[node])
+            for way in ways
+            if way.traced is not None and node in way.twins
+        ]
+        new_name = ""
         if decision.part == "activation":
             new_name = _free_name(module, f"prelu_{decision.ordinal}")
             child = new_activation(decision, spec, module, model)
             module.add_module(new_name, child.train(module.training))
-            for each in (node, twin):
-                if each is not None:
-                    source = each.all_input_nodes[0]
-                    with each.graph.inserting_before(each):
-                        call = each.graph.create_node("call_module", new_name, (source,))
-                    _replace(each, call)
-        else:
-            stand_in = _kept_operand(module, node, decision.operand)
-            if twin is not None:
-                # What only training does to the branch (a drop-path) goes with the shortcut: it
-                # would drop the whole signal.
-                _replace(
-                    twin,
-                    traced.twins.get(stand_in) or _kept_operand(module, twin, decision.operand),
-                )
-            _replace(node, stand_in)
+        for each, place in places:
+            _edit(module, place, each.twins, decision.operand, new_name)
     for name in called - {name for graph in graphs for name in _children(graph)}:
         module._modules[name] = None
-    _set_forward(module, graphs)
+    if ways:
+        _set_forward(module, *forward_of_ways(module, ways))
+    else:
+        _set_forward(module, *_forward_of_modes(traced))
+
+
+def _edit(
+    module: nn.Module, node: fx.Node, twins: dict[fx.Node, fx.Node], operand: int, new_name: str
+) -> None:
+    """Put a child in a node's place, or drop the node, in both modes."""
+    twin = twins.get(node)
+    if new_name:
+        for each in (node, twin):
+            if each is not None:
+                source = each.all_input_nodes[0]
+                with each.graph.inserting_before(each):
+                    call = each.graph.create_node("call_module", new_name, (source,))
+                _replace(each, call)
+        return
+    stand_in = _kept_operand(module, node, operand)
+    if twin is not None:
+        # What only training does to the branch (a drop-path) goes with the shortcut: it would
+        # drop the whole signal.
+        _replace(twin, twins.get(stand_in) or _kept_operand(module, twin, operand))
+    _replace(node, stand_in)
 
 
 def _children(graph: fx.Graph) -> set[str]:
@@ -150,7 +173,9 @@ def _free_name(module: nn.Module, name: str) -> str:
     return name
 
 
-def _set_forward(module: nn.Module, graphs: list[fx.Graph]) -> None:
+def _forward_of_modes(traced: ScopeGraph) -> tuple[str, dict[str, Any]]:
+    """The source of a forward, and the names that it takes."""
+    graphs = [graph for graph in (traced.graph, traced.training) if graph is not None]
     codes = [graph.python_code("self") for graph in graphs]
     names = {name: value for code in codes for name, value in code.globals.items()}
     source = codes[0].src
@@ -164,6 +189,10 @@ def forward(self, *args, **kwargs):
     run = self._forward_train if self.training else self._forward_eval
     return run(*args, **kwargs)
 """
+    return source, names
+
+
+def _set_forward(module: nn.Module, source: str, names: dict[str, Any]) -> None:
     base = type(module)
     module.__class__ = _subclass(base, source, names)
 

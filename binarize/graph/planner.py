@@ -52,7 +52,7 @@ def make_plan(
     """
     modules = dict(trace.model.named_modules(remove_duplicate=False))
     runs = [trace] if training is None else [trace, training]
-    norms = _common_norms(runs, modules)
+    norms, watched = _answering(runs, _common_norms(runs, modules))
     layers = _common_layers(runs, set(norms.values()))
     paths: dict[int, list[str]] = defaultdict(list)
     for path, module in modules.items():
@@ -66,6 +66,8 @@ def make_plan(
         rule = None if place is None else chosen[place][0]
         by_user = place is not None and place < asked
         decided[path] = _decide(layer, rule, direct, _size_of(runs, layer), by_user=by_user)
+        if decided[path].action == "binarize" and path in watched:
+            decided[path] = _heed(decided[path], watched[path], runs, path)
     judged = _Judged(policy, modules, layers, decided, norms, _endings(runs, layers))
     parts = [_decide_run(trace, judged)]
     if training is not None and any("training" in layer.roles for layer in layers.values()):
@@ -214,6 +216,27 @@ def _common_norms(runs: list[Trace], modules: Mapping[str, Any]) -> dict[str, st
         known = runs[0].calls
         found = agreed | {p: n for p, n in others.items() if p not in known and n not in known}
     return found
+
+
+def _answering(
+    runs: list[Trace], norms: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The norms to adopt, and by layer where a forward asks for its type or its norm's class.
+
+    An adopted norm leaves an ``nn.Identity`` behind, so that one that is asked for stays.
+    """
+    watched = {path: where for run in runs for path, where in run.asked.types.items()}
+    staying = {
+        path: where for run in runs for path, n in norms.items() if (where := run.asked.about(n))
+    }
+    return {p: n for p, n in norms.items() if p not in staying}, {**staying, **watched}
+
+
+def _heed(verdict: _Verdict, where: str, runs: list[Trace], path: str) -> _Verdict:
+    """The verdict on a layer whose type, or whose norm's class, a forward asks for."""
+    if any(path in run.asked.types for run in runs):
+        return _Verdict("keep", f"its type is asked for ({where})", CONTRACT)
+    return replace(verdict, reason=f"{verdict.reason}; its norm stays, as {where} asks for it")
 
 
 def _endings(runs: list[Trace], layers: Mapping[str, Layer]) -> set[tuple[str, str, int]]:

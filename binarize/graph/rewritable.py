@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
 
 from binarize.errors import ModelError
-from binarize.graph.scopes import ScopeGraph, asks_for, constants, fits, trace_scope
+from binarize.graph.scopes import ScopeGraph, asks_for, constants, fits, place_of, trace_scope
 from binarize.graph.trace import Trace
 
 __all__ = ["Rewritable"]
@@ -45,30 +44,35 @@ class Rewritable:
 
     def _try(self, scope: str) -> str | None:
         module = self._modules[scope]
-        if not scope:
-            return self._try_root(module)
         called = self._trace.arguments.get(scope, ((), {}))
+        if not scope:
+            # The network's own signature is the user's to call: what can stay an argument does.
+            cause = self._misfit(scope, {})
+            asked = [n for n, v in constants(module, *called).items() if v is None]
+            if cause is None and not any(asks_for(module, name) for name in asked):
+                return None
         # Numbers stay arguments if they can. Where one chooses the way, it becomes a constant.
-        cause: str | None = None
-        for numbers in (False, True):
-            given = constants(module, *called, numbers=numbers)
-            cause = self._misfit(scope, given)
-            if cause is None:
-                break
+        cause = self._misfit(scope, constants(module, *called))
+        if cause is not None:
+            given = constants(module, *called, numbers=True)
+            if given != self.arguments[scope] and self._misfit(scope, given) is None:
+                cause = self._spare_numbers(scope, given)
         return cause
 
-    def _try_root(self, module: nn.Module) -> str | None:
-        """The network's own signature is the user's to call: none of it becomes a constant."""
-        cause = self._misfit("", {})
-        for name, parameter in inspect.signature(module.forward).parameters.items():
-            if cause is None and parameter.default is None and asks_for(module, name):
-                cause = f"its forward asks whether {name!r} is given"
-        return cause
+    def _spare_numbers(self, scope: str, given: dict[str, Any]) -> str | None:
+        """Make arguments again of the numbers that choose nothing."""
+        for name in [n for n, v in given.items() if type(v) in (int, float)]:
+            others = {key: value for key, value in given.items() if key != name}
+            if self._misfit(scope, others) is None:
+                given = others
+        return self._misfit(scope, given)
 
     def _misfit(self, scope: str, given: dict[str, Any]) -> str | None:
         self.arguments[scope] = given
+        module = self._modules[scope]
         try:
-            graph = self.graphs[scope] = trace_scope(self._modules[scope], given)
+            graph = self.graphs[scope] = trace_scope(module, given)
         except ModelError as error:
             return error.rule
-        return fits(graph, self._trace, scope)
+        cause = fits(graph, self._trace, scope)
+        return None if cause is None else f"{cause} ({place_of(module)})"

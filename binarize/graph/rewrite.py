@@ -17,6 +17,7 @@ from binarize.graph.places import Places, find_module
 from binarize.graph.plan import Decision, Plan
 from binarize.graph.scopes import ScopeGraph, trace_scope
 from binarize.graph.units import build_unit
+from binarize.graph.ways import other_ways
 from binarize.nn.base import BinaryLayer
 from binarize.nn.likeness import make_alike
 from binarize.nn.spec import UnitSpec
@@ -49,9 +50,19 @@ def apply_plan(
         if scope not in graphs or not graphs[scope].portable:
             module = find_module(model, scope)
             graphs[scope] = trace_scope(module, plan.arguments.get(scope))
+    ways = {
+        scope: other_ways(find_module(model, scope), graphs[scope], plan.arguments.get(scope))
+        for scope in edits
+    }
     for scope, decisions in edits.items():
         rewrite_forward(
-            find_module(model, scope), graphs[scope], scope, decisions, plan.policy.unit, model
+            find_module(model, scope),
+            graphs[scope],
+            scope,
+            decisions,
+            plan.policy.unit,
+            model,
+            ways[scope],
         )
     places = Places(model)
     for decision in plan.part("activation"):
@@ -93,6 +104,7 @@ def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
     unit.set_weight(weight)
     bias = None if layer.bias is None else layer.bias.detach()
     unit.has_bias = bias is not None
+    unit.site = decision.site
     make_alike(unit, layer)
     if decision.norm is not None:
         _adopt(places, unit, decision.norm, bias)

@@ -26,7 +26,7 @@ from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.shapes_only import forget, namespaces, random_numbers_kept
 from binarize.graph.trace import Trace
 
-__all__ = ["ScopeGraph", "asks_for", "constants", "fits", "trace_scope"]
+__all__ = ["ScopeGraph", "align", "asks_for", "constants", "fits", "place_of", "trace_scope"]
 
 # (kind, ordinal) for functions, (path of the child below the scope, ordinal) for modules.
 Key = tuple[str, int]
@@ -101,10 +101,13 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
                 tracers.append(_ChildrenAreLeaves())
                 graphs.append(tracers[-1].trace(module, concrete_args=dict(given or {})))
                 _restore_names(module, graphs[-1])
+                _drop_checks(graphs[-1])
                 if not asked:
                     break
     except Exception as error:
-        text = _place(error) or " ".join(str(error).split())[:140]
+        text = _place(error)
+        if not text:
+            text = f"{' '.join(str(error).split())[:140]}, {place_of(module)}"
         traceback.clear_frames(error.__traceback__)  # they hold symbols
         raise ModelError(
             "model",
@@ -123,13 +126,14 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
     nodes = _keys(module, graph)
     if str(graph) == str(other):
         return ScopeGraph(graph, nodes, None, {})
-    twins = _align(graph, other)
+    twins = align(graph, other)
     lost = next((key for key, node in nodes.items() if node not in twins), None)
     if lost is not None:
         raise ModelError(
             "model",
             type(module).__name__,
-            f"its forward has {lost[0]} number {lost[1]} in eval mode, but not when training",
+            f"its forward has {lost[0]} number {lost[1]} in eval mode, but not when training "
+            f"({place_of(module)})",
             "it is kept as written",
         )
     return ScopeGraph(graph, nodes, other, twins)
@@ -148,6 +152,16 @@ def _place(error: BaseException) -> str:
     last = frames[-1]
     code = f": {last.line.strip()[:100]}" if last.line else ""
     return f"{Path(last.filename).name}:{last.lineno}{code}"
+
+
+def place_of(module: nn.Module) -> str:
+    """Where a module's forward is written: file and line."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if code is None:
+        return f"forward of {type(module).__name__}"
+    return (
+        f"{Path(code.co_filename).name}:{code.co_firstlineno}: forward of {type(module).__name__}"
+    )
 
 
 def _forget_proxies(tracers: list[_ChildrenAreLeaves], before: Any) -> None:
@@ -188,7 +202,19 @@ def _restore_names(module: nn.Module, graph: fx.Graph) -> None:
             node.target = name.rpartition("_")[0]
 
 
-def _align(graph: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
+def _drop_checks(graph: fx.Graph) -> None:
+    """Take out what checks constant arguments: the forward in front chooses by their values."""
+    for node in reversed(list(graph.nodes)):
+        message = str(node.args[1]) if len(node.args) > 1 else ""
+        if node.op == "call_function" and "has been specialized to have value" in message:
+            asked = node.all_input_nodes
+            graph.erase_node(node)
+            for source in asked:
+                if source.op != "placeholder" and not source.users:
+                    graph.erase_node(source)
+
+
+def align(graph: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Pair the nodes of two graphs that do the same in the same order."""
     ours, theirs = list(graph.nodes), list(other.nodes)
     words = [[(node.op, str(node.target)) for node in nodes] for nodes in (ours, theirs)]
@@ -278,8 +304,7 @@ def asks_for(module: nn.Module, argument: str) -> bool:
             graph = trace_scope(module, given).graph
         except ModelError:
             return True
-        steps = [(str(n.op), str(n.target)) for n in graph.nodes if n.op != "placeholder"]
-        ways.append([step for step in steps if "_assert_is_none" not in step[1]])
+        ways.append([(str(n.op), str(n.target)) for n in graph.nodes if n.op != "placeholder"])
     return ways[0] != ways[1]
 
 

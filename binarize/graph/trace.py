@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.given import copied
 from binarize.graph.memory import Memory
+from binarize.graph.questions import Questions, watched
 from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces, random_numbers_kept
 
 __all__ = ["Op", "Trace", "skeleton", "trace"]
@@ -81,6 +82,7 @@ class Trace:
         arguments: Positional and named arguments per scope path, from the scope's first call.
         calls: Number of calls per module path.
         direct: Identities (``id``) of the parameters that functions took as operands.
+        asked: The modules whose class the forwards asked for.
         consumers: Per operation those that take its result.
         inside: Per scope path the operations that its own forward made.
     """
@@ -90,6 +92,7 @@ class Trace:
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
     calls: dict[str, int]
     direct: frozenset[int]
+    asked: Questions = field(default_factory=Questions)
     consumers: list[list[int]] = field(default_factory=list)
     inside: dict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
 
@@ -164,7 +167,7 @@ def _record(
         kwargs = tree_map_only(Tensor, fake.stand_in, kwargs)
     with torch.no_grad(), recorder.hooked(), fake if fake is not None else _nothing():
         recorder.add_inputs((args, kwargs))
-        with recorder:
+        with watched(model, recorder.paths) as asked, recorder:
             outputs = model(*args, **kwargs)
         recorder.add_outputs(outputs)
     return Trace(
@@ -173,6 +176,7 @@ def _record(
         {path: _shapes_of(given) for path, given in recorder.arguments.items()},
         dict(recorder.calls),
         frozenset(recorder.direct),
+        asked,
     )
 
 
@@ -206,9 +210,9 @@ class _Recorder(TorchFunctionMode):
         self._memory = Memory(fake)
         self._scopes: list[tuple[str, int, dict[Any, int]]] = [("", 0, defaultdict(int))]
         self._whole = 0
-        self._paths: dict[int, list[str]] = defaultdict(list)
+        self.paths: dict[int, list[str]] = defaultdict(list)
         for path, module in model.named_modules(remove_duplicate=False):
-            self._paths[id(module)].append(path)
+            self.paths[id(module)].append(path)
 
     def _made_by(self, value: Tensor, index: int) -> None:
         self._producer[id(value)] = weakref.ref(value), index
@@ -221,7 +225,7 @@ class _Recorder(TorchFunctionMode):
 
     def _path(self, module: nn.Module) -> str:
         """Of several paths of a shared module, the one below the scope that calls it."""
-        paths = self._paths[id(module)]
+        paths = self.paths[id(module)]
         scope = self._scopes[-1][0]
         below = [path for path in paths if not scope or path.startswith(scope + ".")]
         return (below or paths)[0]

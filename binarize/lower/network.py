@@ -55,9 +55,10 @@ class PackedNetwork(nn.Module):
 
     def _settle(self) -> None:
         """Take on the signature of the network, which exporters and people read."""
-        own = list(inspect.signature(PackedNetwork.forward).parameters.values())[:1]
         theirs = inspect.signature(self.network.forward)
         given = list(theirs.parameters.values())
+        # No argument of the network's comes before its own that are for positions only.
+        own = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
 
         def forward(self: PackedNetwork, *args: Any, **kwargs: Any) -> Any:
             return PackedNetwork.forward(self, *args, **kwargs)

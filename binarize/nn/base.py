@@ -48,9 +48,11 @@ class BinaryLayer(nn.Module):
         bypass: Full-precision path around the layer, or ``None``.
         spec: The parts by name.
         has_bias: Whether the float layer had a bias.
+        site: Dotted name of the layer in the network that was converted, or empty.
     """
 
     has_bias = False
+    site = ""
     weight: Any
     binarizer: Any
     quantizer: Any
@@ -155,6 +157,7 @@ class BinaryLayer(nn.Module):
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         """What follows the sum: norm, inner activation, and the bypass of ``x``."""
+        self._check_values(y, x)
         y = self.norm(y)
         if self.inner is not None:
             y = self.inner(y)
@@ -164,6 +167,22 @@ class BinaryLayer(nn.Module):
         # Nobody reads a batch norm's output a second time, its own backward pass neither.
         owned = self.inner is None and isinstance(self.norm, _BATCH_NORMS)
         return y.add_(path) if owned and y.dtype == path.dtype else y + path
+
+    def _check_values(self, y: Tensor, x: Tensor) -> None:
+        """Refuse a single value per channel, which has no variance, when training."""
+        norm: Any = self.norm
+        if y.numel() != y.shape[1] or type(norm) not in _BATCH_NORMS:
+            return
+        if not norm.training and norm.running_mean is not None:
+            return
+        name = f"layer {self.site!r}" if self.site else type(self).__name__
+        raise BinarizeError(
+            "input",
+            tuple(x.shape),
+            f"{name} has a BatchNorm, which needs more than one value per channel when training",
+            "use a larger batch or larger images, or convert with this layer kept: "
+            f"overrides={{{self.site or 'name'!r}: 'keep'}}",
+        )
 
     def _around(self, x: Tensor, y: Tensor) -> Tensor:
         """What the bypass carries of ``x``, to be added to ``y``."""

@@ -1,4 +1,4 @@
-"""The survey: what the pass makes of every network of three libraries."""
+"""The survey: what the pass makes of every network of three libraries, or of a folder of files."""
 
 from binarize.survey.catalogue import Case, catalogue, select, spread
 from binarize.survey.document import write_document
@@ -6,6 +6,7 @@ from binarize.survey.pool import survey
 from binarize.survey.records import Records
 from binarize.survey.row import Row
 from binarize.survey.summary import Summary, summarize
+from binarize.survey.wild import wild_cases
 
 __all__ = [
     "Case",
@@ -17,5 +18,6 @@ __all__ = [
     "spread",
     "summarize",
     "survey",
+    "wild_cases",
     "write_document",
 ]

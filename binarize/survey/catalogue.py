@@ -12,9 +12,11 @@ from torch import nn
 
 from binarize.errors import ModelError
 
-__all__ = ["LIBRARIES", "Case", "build", "catalogue", "select", "spread"]
+__all__ = ["LIBRARIES", "WILD", "Case", "build", "catalogue", "select", "spread"]
 
 LIBRARIES = ("timm", "segmentation_models_pytorch", "torchvision")
+# Networks of anybody's own files.
+WILD = "wild"
 
 _CLASSES = 10
 # One encoder of each of these timm families meets every decoder through smp's wrapper.
@@ -26,7 +28,7 @@ class Case:
     """One network.
 
     Attributes:
-        library: One of ``LIBRARIES``.
+        library: One of ``LIBRARIES``, or ``WILD``.
         family: The group it is told with: timm's module, smp's decoder, torchvision's task.
         name: The network's name; ``Decoder/encoder`` for smp.
         variant: ``"features"`` (timm's ``features_only=True``), ``"aux"`` (smp's classification
@@ -100,6 +102,10 @@ def _matches(case: Case, pattern: str) -> bool:
 
 def build(case: Case) -> nn.Module:
     """Build the float network with random weights, on torch's current default device."""
+    if case.library == WILD:
+        from binarize.survey.wild import build_wild
+
+        return build_wild(case)
     if case.library == "timm":
         import timm
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from binarize.survey.catalogue import LIBRARIES
+from binarize.survey.catalogue import LIBRARIES, WILD
 from binarize.survey.records import versions
 from binarize.survey.row import CONVERTED, NOTHING, ORIGINAL, Row
 from binarize.survey.summary import TARGET, Summary, summarize
@@ -81,7 +81,9 @@ def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterat
     using = ", ".join(f"{name} {number}" for name, number in versions().items())
     yield "# Coverage"
     yield ""
-    yield "What the default policy makes of every network of three libraries. Written by"
+    wild = all(row.library == WILD for row in rows) and rows
+    what = "the networks in a folder" if wild else "every network of three libraries"
+    yield f"What the default policy makes of {what}. Written by"
     yield f"`{command}` in {count(summary.seconds / 60)} minutes of processor time, with"
     yield f"{using}."
     yield f"`{data}` holds the same for programs, with all layers and causes."
@@ -113,7 +115,7 @@ def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterat
 def _summary(rows: Sequence[Row], summary: Summary) -> Iterator[str]:
     yield from ("", "## In short", "")
     lines = []
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, WILD):
         own = [row for row in rows if row.library == library]
         if own:
             lines.append(_short(short_name(library), summarize(own, len(own))))

@@ -21,7 +21,7 @@ from binarize.graph import Plan, convert
 from binarize.graph.rewrite import apply_plan
 from binarize.nn import BinaryLayer
 from binarize.report import report
-from binarize.survey.catalogue import Case, build
+from binarize.survey.catalogue import WILD, Case, build
 from binarize.survey.row import CONVERTED, FAILED, NOTHING, ORIGINAL, Row
 from binarize.survey.shares import enter_plan
 from binarize.survey.sizes import default_sizes, other_sizes, small_sizes
@@ -67,7 +67,7 @@ def _examine(case: Case, row: Row, light: bool) -> None:
     row.size = list(x.shape[2:])
     row.params = sum(parameter.numel() for parameter in teacher.parameters())
     try:
-        student = convert(teacher)
+        student = convert(teacher, example_inputs=x if case.library == WILD else None)
     except ModelError as error:
         row.status = NOTHING if "nothing to binarize" in error.rule else FAILED
         row.cause = told(error)

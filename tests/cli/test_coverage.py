@@ -56,6 +56,41 @@ def test_names_only(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not list(tmp_path.iterdir())
 
 
+NETS = """
+from torch import nn
+
+def make_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+    )
+
+def make_nothing():
+    raise RuntimeError("not today")
+"""
+
+
+def test_networks_of_a_folder(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets").mkdir()
+    Path("nets/mine.py").write_text(NETS, encoding="utf-8")
+    answer = run("coverage", "--wild", "nets", "-o", "c.md", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["summary"]["networks"] == 2
+    assert answer.json["summary"]["converted"] == 1
+    assert answer.json["summary"]["original"] == 1
+    assert answer.json["summary"]["real"] == 1
+    text = Path("c.md").read_text(encoding="utf-8")
+    assert "binarize coverage --wild nets" in text
+    assert "the networks in a folder" in text
+    assert "| wild | 2 | 1 | 0 | 1 |" in text
+    assert "not today" in text
+    rows = json.loads(Path("c.json").read_text(encoding="utf-8"))["rows"]
+    assert rows[0]["key"] == "wild:nets/mine.py:make_net"
+    assert rows[0]["checks"] == dict.fromkeys(("forward", "train", "reload", "real"), "ok")
+    listed = run("coverage", "--wild", "nets/mine.py:make_net", "--list")
+    assert listed.out.splitlines()[-1] == "wild:nets/mine.py:make_net"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -65,6 +100,8 @@ def test_names_only(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (("--minutes", -1), "minutes=-1.0: must be at least 0"),
         (("-o", "missing/c.md"), "its folder does not exist"),
         (("-o", "c.json"), "is the document"),
+        (("--wild", "nowhere"), "wild='nowhere': is no folder and no Python file; give FOLDER"),
+        (("--wild", "."), "wild='.': has no factory: "),
     ],
 )
 def test_mistakes(words, told: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

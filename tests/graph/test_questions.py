@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import binarize
+from binarize.errors import ModelError
 from binarize.nn import ShiftedPReLU
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -166,3 +167,92 @@ def test_bits_under_their_earlier_name_are_taken() -> None:
     other.conv.bits.zero_()
     other.load_state_dict(state)
     assert torch.equal(other.conv.bits, one.conv.bits)
+
+
+def is_norm(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.BatchNorm2d)
+
+
+class Normed(nn.Module):
+    """Taps behind what one of many ways to ask finds."""
+
+    def __init__(self, how: str, act: Any = nn.ReLU) -> None:
+        super().__init__()
+        self.how, self.kinds = how, (nn.BatchNorm2d, nn.InstanceNorm2d)
+        layers = []
+        for width in (3, 8, 8, 8):
+            layers += [nn.Conv2d(width, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), act()]
+        self.f, self.head = nn.Sequential(*layers), nn.Conv2d(8, 2, 1)
+
+    def is_tap(self, layer: nn.Module) -> bool:
+        if self.how == "method":
+            return isinstance(layer, self.kinds)
+        if self.how == "function":
+            return is_norm(layer)
+        if self.how == "norm or activation":
+            return isinstance(layer, nn.ReLU | nn.modules.batchnorm._BatchNorm)
+        if self.how == "no identity":
+            return not isinstance(layer, nn.Identity) and isinstance(type, type)
+        return getattr(self, self.how.replace(" ", "_"))(layer)
+
+    def type_of_norm(self, layer: nn.Module) -> bool:
+        return type(layer) is nn.BatchNorm2d
+
+    def type_of_activation(self, layer: nn.Module) -> bool:
+        return type(layer).__name__ in ("ReLU", "LeakyReLU")
+
+    def type_of_layer(self, layer: nn.Module) -> bool:
+        kind = type(layer)
+        return kind is nn.Conv2d
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        taps = []
+        for layer in self.f:
+            x = layer(x)
+            if self.is_tap(layer):
+                taps.append(x)
+        return [self.head(tap) for tap in taps]
+
+
+class NoQuestion(Normed):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.head(self.f(x))] if isinstance(self.f, nn.Module) else []
+
+
+WAYS = [
+    *("method", "function", "norm or activation", "no identity"),
+    *("type of norm", "type of activation"),
+]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_classes_of_norms_and_types(how: str) -> None:
+    net = Normed(how)
+    with torch.no_grad():
+        wanted = len(net.eval()(X))
+        first, *others = (model(X) for model in ways(net))
+    assert len(first) == wanted >= 4
+    for other in others:
+        torch.testing.assert_close(other, first)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_who_asks_is_told(how: str) -> None:
+    plan = binarize.plan(Normed(how), example_inputs=X)
+    part = "activation" if how == "type of activation" else "layer"
+    told = [d.reason for d in plan.part(part) if "ask" in d.reason]
+    assert told
+    assert all("test_questions.py:" in reason for reason in told)
+    assert all(d.norm is None for d in plan.layers) or how == "type of activation"
+
+
+def test_layers_whose_type_is_asked_for_stay() -> None:
+    with pytest.raises(ModelError, match=r"type is asked for \(test_questions.py:.*kind = "):
+        binarize.plan(Normed("type of layer"), example_inputs=X)
+
+
+def test_no_question_no_change() -> None:
+    plan = binarize.plan(NoQuestion(""), example_inputs=X)
+    assert [d.norm for d in plan.layers] == [None, "f.4", "f.7", "f.10", None]
+    assert "isinstance" not in globals()
+    assert "type" not in globals()
