@@ -63,7 +63,16 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="distillation setting: weight, temperature, channel_weight, channel_temperature, "
         "trust (agree, mix, all), truth_share, schedule (cosine, linear, constant); for depth: "
-        "weight, gradient_weight, tolerance, scales, schedule",
+        "weight, gradient_weight, tolerance, scales, schedule; for any task: features and "
+        "attention (weights of what feature maps add), layers (NAME,NAME; default: where the "
+        "resolution changes), "
+        "feature_schedule",
+    )
+    start.add_argument(
+        "--unlabelled",
+        type=Path,
+        metavar="DIR",
+        help="folder of further images, without labels: the teacher alone says what they show",
     )
     start.add_argument(
         "--recalibrate",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,7 @@ def make_optimizer(
     weight_decay: float,
     latent_weight_decay: float,
     factory: OptimizerFactory | None = None,
+    extra: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Make the optimizer over :func:`parameter_groups`.
 
@@ -98,8 +99,11 @@ def make_optimizer(
         latent_weight_decay: For latent weights.
         factory: Makes it from the groups and ``lr``; None is AdamW, in its fused form where the
             device has one.
+        extra: Parameters beside the network's, which do not decay.
     """
     groups = parameter_groups(model, weight_decay, latent_weight_decay)
+    if extra:
+        groups.append({"name": "extra", "params": list(extra), "weight_decay": 0.0})
     if factory is not None:
         return factory(groups, lr)
     kinds = {parameter.device.type for group in groups for parameter in group["params"]}

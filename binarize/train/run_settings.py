@@ -44,6 +44,8 @@ def describe_run(
         "batch_size": getattr(loader, "batch_size", None),
         "processes": trainer.accelerator.num_processes,
         "teacher": fingerprint(trainer.teacher),
+        "teachers": [fingerprint(teacher) for teacher in trainer.teachers],
+        "features": None if trainer.teacher is None else describe_object(trainer.features),
         "distillation": None if trainer.teacher is None else describe_object(distillation),
         "data": describe_data(loader),
         "loss": describe_object(task),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
+from binarize.train.batches import batch_image
 from binarize.train.callbacks import Callback
 from binarize.train.checkpoint import read_checkpoint, write_checkpoint
 from binarize.train.checks import (
@@ -20,9 +21,12 @@ from binarize.train.checks import (
     check_positive,
     check_targets,
     loader_length,
+    refuse_features,
+    teachers_of,
 )
 from binarize.train.ema import WeightAverage, applied
 from binarize.train.evaluation import evaluate, is_better
+from binarize.train.features import FeatureDistillation, FeatureTerm
 from binarize.train.frozen import frozen_norms
 from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
 from binarize.train.loading import open_loader
@@ -60,8 +64,9 @@ class Trainer:
 
     Args:
         student: The network to train; trained in place.
-        teacher: A network with the same kind of output, or None. Kept in evaluation mode and
-            never changed.
+        teacher: A network with the same kind of output, several of them (the student learns from
+            the mean of their outputs), or None. Kept in evaluation mode and never changed. With a
+            teacher, images without labels can be trained on, too.
         task: "segmentation", "multilabel", "depth", "classification" or a
             :class:`~binarize.train.task.Task`.
         recipe: What all arguments that are None below are taken from: a bundled name
@@ -87,6 +92,8 @@ class Trainer:
         distillation: The loss between student and teacher; None is the recipe's for the task, see
             :class:`~binarize.train.segmentation_distillation.SegmentationDistillation` and
             :class:`~binarize.train.depth_distillation.DepthDistillation`.
+        features: The loss between feature maps of the student and the (first) teacher; None is the
+            recipe's, usually none.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch
             --mixed_precision``. Losses and metrics are always float32.
         compile: Compile the networks with ``torch.compile``.
@@ -119,7 +126,7 @@ class Trainer:
         self,
         student: nn.Module,
         *,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         task: str | Task = "segmentation",
         recipe: str | Path | Recipe = DEFAULT,
         epochs: int | None = None,
@@ -134,6 +141,7 @@ class Trainer:
         scheduler: SchedulerFactory | None = None,
         callbacks: Sequence[Callback] = (),
         distillation: Distillation | None = None,
+        features: FeatureDistillation | None = None,
         bf16: bool | None = None,
         compile: bool = False,
         channels_last: bool = True,
@@ -163,7 +171,9 @@ class Trainer:
         chosen = {k: self.recipe.training[k] if v is None else v for k, v in given.items()}
         check_positive(epochs=chosen["epochs"], val_every=val_every, lr=chosen["lr"])
         check_not_negative(balance=chosen["balance"])
-        check_devices(student, teacher)
+        self.teachers = teachers_of(teacher)
+        for one in (None, *self.teachers):
+            check_devices(student, one)
         if keep not in ("last", "best") or (keep == "best" and output_dir is None):
             raise BinarizeError(
                 "keep", keep, "must be 'last', or 'best' with an output_dir", "give the folder"
@@ -171,7 +181,9 @@ class Trainer:
         self.factories = optimizer, scheduler
         self.callbacks = list(callbacks)
         self.student = student
-        self.teacher = teacher
+        self.teacher = next(iter(self.teachers), None)
+        self.features = self.recipe.make_features() if features is None else features
+        refuse_features(self.features if self.teachers else features, self.teachers, compile)
         self.epochs: int = chosen["epochs"]
         self.lr: float = chosen["lr"]
         self.weight_decay: float = chosen["weight_decay"]
@@ -212,8 +224,10 @@ class Trainer:
 
         Args:
             train_loader: Batches of (image, target), or dicts with "image" and "mask" or
-                "depth". Its batch size is per process; it is shared out among the processes,
-                so it needs no distributed sampler.
+                "depth"; with a teacher also images alone, and dicts whose "labelled" (N,) says
+                which images have a target (:class:`binarize.data.PartlyLabelled`). Its
+                batch size is per process; it is shared out among the processes, so it needs no
+                distributed sampler.
             val_loader: The same for validation, or None.
 
         Returns:
@@ -234,8 +248,24 @@ class Trainer:
         frozen = frozen_norms(self.student)
         task = self._open_task(train_loader, training=True)
         self._place()
+        term = self._open_features(train_loader)
+        try:
+            return self._fit(train_loader, val_loader, task, frozen, term)
+        finally:
+            if term is not None:
+                term.close()
+
+    def _fit(
+        self,
+        train_loader: Any,
+        val_loader: Any,
+        task: Task,
+        frozen: list[nn.Module],
+        term: FeatureTerm | None,
+    ) -> list[dict[str, Any]]:
         decays = self.weight_decay, self.latent_weight_decay
-        optimizer = make_optimizer(self.student, self.lr, *decays, self.factories[0])
+        extra = [] if term is None else term.parameters()
+        optimizer = make_optimizer(self.student, self.lr, *decays, self.factories[0], extra)
         loader = open_loader(train_loader, self.device, self.seed, training=True)
         steps = len(loader)
         updates = self.epochs * math.ceil(steps / self.accumulate)
@@ -254,12 +284,14 @@ class Trainer:
         average = None if self.ema is None else WeightAverage(self.student, self.ema)
         if average is not None and "ema" in state:
             average.load(state["ema"])
+        if term is not None and "features" in state:
+            term.load(state["features"])
         network = self.accelerator.prepare_model(self.student)
         together = self.accelerator.num_processes > 1 and not self.compile
         step = TrainStep(
             torch.compile(network) if self.compile else network,
             [p for p in self.student.parameters() if p.requires_grad],
-            self._teacher_call(),
+            [torch.compile(one) if self.compile else one for one in self.teachers],
             task,
             distillation,
             optimizer,
@@ -273,10 +305,11 @@ class Trainer:
             accumulate=self.accumulate,
             no_sync=getattr(network, "no_sync", nullcontext),
             after_update=(lambda: None) if average is None else average.update,
+            features=term,
         )
         shared = None if val_loader is None else self._share(val_loader)
         try:
-            with training_flags(self.student, self.teacher):
+            with training_flags(self.student, *self.teachers):
                 show.begin(self.epochs, steps, len(self.history))
                 # Again after a resume: the run may have come to its early end before.
                 stop = bool(self.history) and self._call_back()
@@ -287,8 +320,8 @@ class Trainer:
                     self.student.train()
                     for norm in frozen:
                         norm.eval()
-                    if self.teacher is not None:
-                        self.teacher.eval()
+                    for teacher in self.teachers:
+                        teacher.eval()
                     seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
                     record = train_epoch(step, loader, epoch, self.epochs, show, seed=self.seed)
                     equalise(self.student.buffers())
@@ -298,7 +331,7 @@ class Trainer:
                     if shared is not None and due:
                         with applied(average):
                             record.update(self._validate(task, shared, show))
-                    self._remember(record, task, settings, optimizer, scheduler, average)
+                    self._remember(record, task, settings, optimizer, scheduler, average, term)
                     show.epoch(record)
                     stop = self._call_back()
         finally:
@@ -367,6 +400,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         average: WeightAverage | None,
+        term: FeatureTerm | None,
     ) -> None:
         """Add an epoch to the history, note the best one, write the files."""
         self.history.append(record)
@@ -388,6 +422,8 @@ class Trainer:
                     write_checkpoint(self.output_dir / "best.pt", state)
             if average is not None:
                 state["ema"] = average.state()
+            if term is not None:
+                state["features"] = term.state()
             state["optimizer"] = optimizer.state_dict()
             state["scheduler"] = scheduler.state_dict()
             write_checkpoint(self.output_dir / "last.pt", state)
@@ -428,17 +464,16 @@ class Trainer:
         return self._balanced
 
     def _place(self) -> None:
-        for network in (self.student, self.teacher):
-            if network is None:
-                continue
+        for network in (self.student, *self.teachers):
             network.to(self.device)
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _teacher_call(self) -> Any:
-        if self.teacher is None:
+    def _open_features(self, loader: Any) -> FeatureTerm | None:
+        if self.features is None or self.teacher is None:
             return None
-        return torch.compile(self.teacher) if self.compile else self.teacher
+        image = batch_image(next(iter(loader)))[:1].to(self.device)
+        return self.features.open(self.student, self.teacher, image)
 
     def _share(self, loader: Any) -> Any:
         """This process's part of a loader: each sample once, none repeated to fill up."""
