@@ -155,3 +155,24 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="batches that make one update (default 1, or what accelerate launch was given)",
     )
+    group.add_argument(
+        "--two-steps",
+        type=float,
+        metavar="SHARE",
+        help="keep the weights of binary layers float for this share of the training, with binary "
+        "activations from the start",
+    )
+    group.add_argument(
+        "--lr-factor",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="KIND=X",
+        help="multiply the rate of latent (weights of binary layers), thresholds (and scales) or "
+        "rest",
+    )
+    group.add_argument(
+        "--flips",
+        action="store_true",
+        help="log the share of binary weights that change sign in each epoch",
+    )

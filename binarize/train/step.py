@@ -271,7 +271,8 @@ def train_epoch(
     record: dict[str, Any] = {"epoch": epoch + 1, "loss": means[0].item()}
     if step.teachers:
         record["distillation"] = means[1].item()
-    record["lr"] = float(step.scheduler.get_last_lr()[0])
+    factor = step.optimizer.param_groups[0].get("factor", 1.0)
+    record["lr"] = float(step.scheduler.get_last_lr()[0]) / factor
     record["seconds"] = time.perf_counter() - started
     return record
 

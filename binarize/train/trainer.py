@@ -27,6 +27,7 @@ from binarize.train.checks import (
 from binarize.train.ema import WeightAverage, applied
 from binarize.train.evaluation import evaluate, is_better
 from binarize.train.features import FeatureDistillation, FeatureTerm
+from binarize.train.flips import Flips
 from binarize.train.frozen import frozen_norms
 from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
 from binarize.train.loading import open_loader
@@ -46,6 +47,7 @@ from binarize.train.step import TrainStep, train_epoch
 from binarize.train.synchronise import SynchronisedNorms, equalise
 from binarize.train.task import Distillation, Task
 from binarize.train.tasks import open_task, output_channels, weigh_classes
+from binarize.train.two_steps import TwoSteps
 
 __all__ = ["Trainer"]
 
@@ -83,6 +85,15 @@ class Trainer:
             --gradient_accumulation_steps``.
         ema: Decay of a running average of the weights, 0.999 say: what is validated, kept as the
             best, and in the student after :meth:`fit`. None: no average.
+        lr_factors: What the learning rate is multiplied by for "latent" weights of binary layers,
+            their "thresholds" (and scales), and the "rest"; see
+            :func:`~binarize.train.optimizer.parameter_groups`. None: one rate for all.
+        two_steps: Share of the training in which binary layers have binary activations and float
+            weights; then both are binary, and latent weights no longer decay. What is validated
+            meanwhile is the network with float weights, which is never kept as the best. None:
+            both from the start.
+        flips: Add to the history which share of the binary weights changed sign in each epoch:
+            ``flip_ratio``, and by layer ``flips``.
         optimizer: Makes the optimizer from (parameter groups, ``lr``); None is AdamW. The groups
             have their ``weight_decay``.
         scheduler: Makes the scheduler from (optimizer, number of updates), and steps once per
@@ -137,6 +148,9 @@ class Trainer:
         clip: float | None = None,
         accumulate: int | None = None,
         ema: float | None = None,
+        lr_factors: Mapping[str, float] | None = None,
+        two_steps: float | None = None,
+        flips: bool = False,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         callbacks: Sequence[Callback] = (),
@@ -194,6 +208,9 @@ class Trainer:
         self.accumulate = launched_accumulation() if accumulate is None else accumulate
         check_positive("use 1 for an update after each batch", accumulate=self.accumulate)
         self.ema = ema
+        self.lr_factors = None if lr_factors is None else dict(lr_factors)
+        self.two_steps = two_steps
+        self.flips = flips
         self.bf16 = launched_bf16() if bf16 is None else bf16
         self.compile = compile
         self.channels_last = channels_last
@@ -265,7 +282,14 @@ class Trainer:
     ) -> list[dict[str, Any]]:
         decays = self.weight_decay, self.latent_weight_decay
         extra = [] if term is None else term.parameters()
-        optimizer = make_optimizer(self.student, self.lr, *decays, self.factories[0], extra)
+        optimizer = make_optimizer(
+            self.student, self.lr, *decays, self.factories[0], extra, self.lr_factors
+        )
+        scheduled: list[Any] = [m for m in self.student.modules() if hasattr(m, "set_progress")]
+        two = None
+        if self.two_steps is not None:
+            two = TwoSteps(self.student, self.two_steps, optimizer, self.weight_decay)
+            scheduled.append(two)
         loader = open_loader(train_loader, self.device, self.seed, training=True)
         steps = len(loader)
         updates = self.epochs * math.ceil(steps / self.accumulate)
@@ -286,6 +310,9 @@ class Trainer:
             average.load(state["ema"])
         if term is not None and "features" in state:
             term.load(state["features"])
+        flips = Flips(self.student) if self.flips else None
+        if flips is not None and "flips" in state:
+            flips.load(state["flips"])
         network = self.accelerator.prepare_model(self.student)
         together = self.accelerator.num_processes > 1 and not self.compile
         step = TrainStep(
@@ -298,7 +325,7 @@ class Trainer:
             scheduler,
             self.accelerator,
             clip=self.clip,
-            scheduled=[m for m in self.student.modules() if hasattr(m, "set_progress")],
+            scheduled=scheduled,
             autocast=self._autocast,
             channels_last=self.channels_last,
             norms=SynchronisedNorms if together else nullcontext,
@@ -324,6 +351,10 @@ class Trainer:
                         teacher.eval()
                     seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
                     record = train_epoch(step, loader, epoch, self.epochs, show, seed=self.seed)
+                    if flips is not None:
+                        record.update(flips.measure())
+                    if two is not None and two.first:
+                        record["float_weights"] = True
                     equalise(self.student.buffers())
                     if average is not None:
                         equalise(average.average.values())
@@ -331,12 +362,16 @@ class Trainer:
                     if shared is not None and due:
                         with applied(average):
                             record.update(self._validate(task, shared, show))
-                    self._remember(record, task, settings, optimizer, scheduler, average, term)
+                    self._remember(
+                        record, task, settings, optimizer, scheduler, average, term, flips
+                    )
                     show.epoch(record)
                     stop = self._call_back()
         finally:
             show.end()
             self.accelerator.free_memory()
+            if two is not None:
+                two.end()
         if average is not None:
             average.copy_to_network()
         if self.keep == "best" and self.best is not None and self.output_dir is not None:
@@ -401,11 +436,15 @@ class Trainer:
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         average: WeightAverage | None,
         term: FeatureTerm | None,
+        flips: Flips | None,
     ) -> None:
         """Add an epoch to the history, note the best one, write the files."""
         self.history.append(record)
         value = record.get(task.monitor)
-        improved = value is not None and is_better(value, self.best, task.higher_is_better)
+        binary = "float_weights" not in record  # what is saved is the binary form
+        improved = (
+            binary and value is not None and is_better(value, self.best, task.higher_is_better)
+        )
         if improved:
             self.best = {"epoch": record["epoch"], "metric": task.monitor, "value": value}
         if self.output_dir is None:
@@ -424,6 +463,8 @@ class Trainer:
                 state["ema"] = average.state()
             if term is not None:
                 state["features"] = term.state()
+            if flips is not None:
+                state["flips"] = flips.state()
             state["optimizer"] = optimizer.state_dict()
             state["scheduler"] = scheduler.state_dict()
             write_checkpoint(self.output_dir / "last.pt", state)
