@@ -184,6 +184,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         bf16=args.bf16,
         compile=args.compile,
         output_dir=args.output,
+        save_every=args.save_every,
+        keep_checkpoints=args.keep_checkpoints,
         resume=resumed,
         overwrite=True,  # the folder was looked at before anything else
         settings=_settings(args, classes),
@@ -228,6 +230,7 @@ def _refuse(args: argparse.Namespace) -> None:
         "clip",
         "accumulate",
         "patience",
+        "keep_checkpoints",
     ):
         value = getattr(args, name)
         if value is not None and not value > 0:

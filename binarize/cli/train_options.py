@@ -176,3 +176,15 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="log the share of binary weights that change sign in each epoch",
     )
+    group.add_argument(
+        "--save-every",
+        metavar="TIME|N",
+        help="write last.pt inside epochs, too: after a time (10min, 90s, 1h) or N batches",
+    )
+    group.add_argument(
+        "--keep-checkpoints",
+        type=int,
+        default=1,
+        metavar="N",
+        help="keep the states of the newest N epochs (default 1: last.pt alone)",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,6 +17,7 @@ from binarize.train.batches import batch_parts, refuse_single_value, target_size
 from binarize.train.features import FeatureTerm
 from binarize.train.loading import read_batches
 from binarize.train.progress import Progress, report_images
+from binarize.train.saving import Saver
 from binarize.train.seeding import seed_step
 from binarize.train.task import Distillation, Task
 
@@ -218,6 +219,8 @@ def train_epoch(
     show: Progress,
     *,
     seed: int = 0,
+    part: Mapping[str, Any] | None = None,
+    saver: Saver | None = None,
 ) -> dict[str, Any]:
     """Run all steps of an epoch and return its entry of the history, without validation.
 
@@ -228,6 +231,9 @@ def train_epoch(
         epochs: Number of all epochs.
         show: Where progress goes.
         seed: Seed of the run.
+        part: What a checkpoint from inside this epoch says about it: its first batches are read
+            again, for the order of those that follow, and left alone.
+        saver: May save after each update.
 
     Raises:
         BinarizeError: A batch does not fit the task, or the loss is not finite.
@@ -237,9 +243,16 @@ def train_epoch(
     processes = step.accelerator.num_processes
     on_cpu = device.type == "cpu"
     sums = torch.zeros(2, device=device)
+    done, before_that = 0, 0.0
+    if part is not None:
+        done, before_that = part["step"], part["seconds"]
+        if step.accelerator.is_main_process:  # the sums are those of all processes
+            sums += torch.tensor(part["sums"], device=device)
     before: Tensor | None = None
     steps = len(loader)
     for index, batch in enumerate(read_batches(loader, "train_loader", epoch)):
+        if index < done:
+            continue
         parts = batch_parts(batch, step.task.target, taught=bool(step.teachers))
         image, target, labelled = parts
         if target is not None and (on_cpu or epoch == 0):
@@ -261,10 +274,15 @@ def train_epoch(
         # The last update of an epoch may have fewer batches.
         first = index - index % step.accumulate
         together = min(step.accumulate, steps - first)
-        step.backward(loss / together, first=index == first, last=index + 1 == first + together)
+        last = index + 1 == first + together
+        step.backward(loss / together, first=index == first, last=last)
         before = loss.detach()
         sums += torch.stack((before, extra.detach()))
         report_images(show, image.shape[0] * processes)
+        if saver is not None and last and index + 1 < steps:
+            seconds = before_that + time.perf_counter() - started
+            told = {"step": index + 1, "seconds": seconds}
+            saver.after_update(together, told, sums)
         show.step(epoch + 1, index + 1, value)
     means = step.accelerator.reduce(sums / steps, "mean")
     _finite(means[0], epoch, steps - 1)
@@ -273,7 +291,7 @@ def train_epoch(
         record["distillation"] = means[1].item()
     factor = step.optimizer.param_groups[0].get("factor", 1.0)
     record["lr"] = float(step.scheduler.get_last_lr()[0]) / factor
-    record["seconds"] = time.perf_counter() - started
+    record["seconds"] = before_that + time.perf_counter() - started
     return record
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from binarize.errors import BinarizeError
 from binarize.train.batches import batch_image
 from binarize.train.callbacks import Callback
-from binarize.train.checkpoint import read_checkpoint, write_checkpoint
+from binarize.train.checkpoint import read_checkpoint
 from binarize.train.checks import (
     check_devices,
     check_not_negative,
@@ -42,6 +42,7 @@ from binarize.train.progress import Progress, open_progress, report_note
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
 from binarize.train.resume import checkpoint_path, refuse_other_run, restore, stamp
 from binarize.train.run_settings import describe_run
+from binarize.train.saving import Saver, parse_every
 from binarize.train.seeding import seed_epoch
 from binarize.train.step import TrainStep, train_epoch
 from binarize.train.synchronise import SynchronisedNorms, equalise
@@ -110,6 +111,11 @@ class Trainer:
         compile: Compile the networks with ``torch.compile``.
         channels_last: Use the channels-last memory format (faster convolutions).
         output_dir: Folder for ``last.pt`` (the whole state, each epoch) and ``best.pt``.
+        save_every: Write ``last.pt`` inside epochs, too: after a time ("90s", "10min", "1h") or a
+            number of batches, at the next update. A run that goes on from there gives the same
+            weights and history as one that was never stopped.
+        keep_checkpoints: How many epochs to keep; with 2 and more, the newest are ``epoch-0001.pt``
+            and so on, and ``resume`` takes any of them.
         resume: "auto" to go on from ``output_dir`` if there is something, or a file. Settings that
             differ from the checkpoint's are refused where they change what is learnt.
         overwrite: Begin anew in an ``output_dir`` that holds a run.
@@ -160,6 +166,8 @@ class Trainer:
         compile: bool = False,
         channels_last: bool = True,
         output_dir: str | Path | None = None,
+        save_every: str | int | None = None,
+        keep_checkpoints: int = 1,
         resume: str | Path | None = None,
         overwrite: bool = False,
         settings: Mapping[str, Any] | None = None,
@@ -215,6 +223,12 @@ class Trainer:
         self.compile = compile
         self.channels_last = channels_last
         self.output_dir = None if output_dir is None else Path(output_dir).expanduser()
+        parse_every(save_every)
+        check_positive("keep 1", keep_checkpoints=keep_checkpoints)
+        if save_every is not None and output_dir is None:
+            raise BinarizeError("save_every", save_every, "needs output_dir", "give the folder")
+        self.save_every = save_every
+        self.keep_checkpoints = keep_checkpoints
         self.resume = checkpoint_path(resume, self.output_dir)
         self.overwrite = overwrite
         self.settings = dict(settings or {})
@@ -303,7 +317,10 @@ class Trainer:
             state = read_checkpoint(self.resume)
             notes = restore(self.resume, state, settings, self.student, optimizer, scheduler)
             self.history, self.best = state["history"], state["best"]
-            for line in (f"going on after epoch {len(self.history)} of {self.epochs}", *notes):
+            after = f"epoch {len(self.history)} of {self.epochs}"
+            if "part" in state:
+                after += f", and step {state['part']['step']} of {steps} of the next"
+            for line in (f"going on after {after}", *notes):
                 report_note(show, line)
         average = None if self.ema is None else WeightAverage(self.student, self.ema)
         if average is not None and "ema" in state:
@@ -334,6 +351,26 @@ class Trainer:
             after_update=(lambda: None) if average is None else average.update,
             features=term,
         )
+        parts: dict[str, Any] = {
+            "ema": average and average.state,
+            "features": term and term.state,
+            "flips": flips and flips.state,
+            "optimizer": optimizer.state_dict,
+            "scheduler": scheduler.state_dict,
+        }
+        saver = Saver(
+            self.output_dir,
+            self.accelerator,
+            lambda: {
+                "settings": settings,
+                "history": self.history,
+                "best": self.best,
+                "student": self.student.state_dict(),
+            },
+            {name: give for name, give in parts.items() if give is not None},
+            every=self.save_every,
+            keep=self.keep_checkpoints,
+        )
         shared = None if val_loader is None else self._share(val_loader)
         try:
             with training_flags(self.student, *self.teachers):
@@ -350,7 +387,16 @@ class Trainer:
                     for teacher in self.teachers:
                         teacher.eval()
                     seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
-                    record = train_epoch(step, loader, epoch, self.epochs, show, seed=self.seed)
+                    record = train_epoch(
+                        step,
+                        loader,
+                        epoch,
+                        self.epochs,
+                        show,
+                        seed=self.seed,
+                        part=state.pop("part", None),
+                        saver=saver,
+                    )
                     if flips is not None:
                         record.update(flips.measure())
                     if two is not None and two.first:
@@ -362,9 +408,8 @@ class Trainer:
                     if shared is not None and due:
                         with applied(average):
                             record.update(self._validate(task, shared, show))
-                    self._remember(
-                        record, task, settings, optimizer, scheduler, average, term, flips
-                    )
+                    improved = self._remember(record, task)
+                    saver.after_epoch(epoch + 1, improved=improved, average=average)
                     show.epoch(record)
                     stop = self._call_back()
         finally:
@@ -427,48 +472,16 @@ class Trainer:
         )
         return {"val_loss": values.pop("loss"), **values}
 
-    def _remember(
-        self,
-        record: dict[str, Any],
-        task: Task,
-        settings: dict[str, Any],
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        average: WeightAverage | None,
-        term: FeatureTerm | None,
-        flips: Flips | None,
-    ) -> None:
-        """Add an epoch to the history, note the best one, write the files."""
+    def _remember(self, record: dict[str, Any], task: Task) -> bool:
+        """Add an epoch to the history; whether it is the best so far."""
         self.history.append(record)
         value = record.get(task.monitor)
-        binary = "float_weights" not in record  # what is saved is the binary form
-        improved = (
-            binary and value is not None and is_better(value, self.best, task.higher_is_better)
-        )
+        if value is None or "float_weights" in record:  # what is saved is the binary form
+            return False
+        improved = is_better(value, self.best, task.higher_is_better)
         if improved:
             self.best = {"epoch": record["epoch"], "metric": task.monitor, "value": value}
-        if self.output_dir is None:
-            return
-        if self.accelerator.is_main_process:
-            state = {
-                "settings": settings,
-                "history": self.history,
-                "best": self.best,
-                "student": self.student.state_dict(),
-            }
-            if improved:
-                with applied(average):
-                    write_checkpoint(self.output_dir / "best.pt", state)
-            if average is not None:
-                state["ema"] = average.state()
-            if term is not None:
-                state["features"] = term.state()
-            if flips is not None:
-                state["flips"] = flips.state()
-            state["optimizer"] = optimizer.state_dict()
-            state["scheduler"] = scheduler.state_dict()
-            write_checkpoint(self.output_dir / "last.pt", state)
-        self.accelerator.wait_for_everyone()
+        return improved
 
     def _call_back(self) -> bool:
         """Call all callbacks; whether one of them wants to stop."""
