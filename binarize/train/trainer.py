@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from binarize.errors import BinarizeError
 from binarize.train.batches import batch_image
 from binarize.train.callbacks import Callback
-from binarize.train.checkpoint import read_checkpoint
 from binarize.train.checks import (
     check_devices,
     check_not_negative,
@@ -24,31 +22,22 @@ from binarize.train.checks import (
     refuse_features,
     teachers_of,
 )
-from binarize.train.ema import WeightAverage, applied
 from binarize.train.evaluation import evaluate, is_better
 from binarize.train.features import FeatureDistillation, FeatureTerm
-from binarize.train.flips import Flips
 from binarize.train.frozen import frozen_norms
 from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
 from binarize.train.loading import open_loader
-from binarize.train.modes import training_flags
 from binarize.train.optimizer import (
     OptimizerFactory,
     SchedulerFactory,
-    make_optimizer,
-    make_scheduler,
 )
-from binarize.train.progress import Progress, open_progress, report_note
+from binarize.train.progress import Progress, open_progress
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
-from binarize.train.resume import checkpoint_path, refuse_other_run, restore, stamp
-from binarize.train.run_settings import describe_run
-from binarize.train.saving import Saver, parse_every
-from binarize.train.seeding import seed_epoch
-from binarize.train.step import TrainStep, train_epoch
-from binarize.train.synchronise import SynchronisedNorms, equalise
+from binarize.train.resume import checkpoint_path, refuse_other_run, stamp
+from binarize.train.run import run
+from binarize.train.saving import parse_every
 from binarize.train.task import Distillation, Task
 from binarize.train.tasks import open_task, output_channels, weigh_classes
-from binarize.train.two_steps import TwoSteps
 
 __all__ = ["Trainer"]
 
@@ -281,147 +270,10 @@ class Trainer:
         self._place()
         term = self._open_features(train_loader)
         try:
-            return self._fit(train_loader, val_loader, task, frozen, term)
+            return run(self, train_loader, val_loader, task, frozen, term)
         finally:
             if term is not None:
                 term.close()
-
-    def _fit(
-        self,
-        train_loader: Any,
-        val_loader: Any,
-        task: Task,
-        frozen: list[nn.Module],
-        term: FeatureTerm | None,
-    ) -> list[dict[str, Any]]:
-        decays = self.weight_decay, self.latent_weight_decay
-        extra = [] if term is None else term.parameters()
-        optimizer = make_optimizer(
-            self.student, self.lr, *decays, self.factories[0], extra, self.lr_factors
-        )
-        scheduled: list[Any] = [m for m in self.student.modules() if hasattr(m, "set_progress")]
-        two = None
-        if self.two_steps is not None:
-            two = TwoSteps(self.student, self.two_steps, optimizer, self.weight_decay)
-            scheduled.append(two)
-        loader = open_loader(train_loader, self.device, self.seed, training=True)
-        steps = len(loader)
-        updates = self.epochs * math.ceil(steps / self.accumulate)
-        scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup, self.factories[1])
-        distillation = self._distillation or self.recipe.make_distillation(task.distillation())
-        settings = describe_run(self, task, distillation, train_loader, steps)
-        show = self._open_progress()
-        state: dict[str, Any] = {}
-        self.history, self.best = [], None
-        if self.resume is not None:
-            state = read_checkpoint(self.resume)
-            notes = restore(self.resume, state, settings, self.student, optimizer, scheduler)
-            self.history, self.best = state["history"], state["best"]
-            after = f"epoch {len(self.history)} of {self.epochs}"
-            if "part" in state:
-                after += f", and step {state['part']['step']} of {steps} of the next"
-            for line in (f"going on after {after}", *notes):
-                report_note(show, line)
-        average = None if self.ema is None else WeightAverage(self.student, self.ema)
-        if average is not None and "ema" in state:
-            average.load(state["ema"])
-        if term is not None and "features" in state:
-            term.load(state["features"])
-        flips = Flips(self.student) if self.flips else None
-        if flips is not None and "flips" in state:
-            flips.load(state["flips"])
-        network = self.accelerator.prepare_model(self.student)
-        together = self.accelerator.num_processes > 1 and not self.compile
-        step = TrainStep(
-            torch.compile(network) if self.compile else network,
-            [p for p in self.student.parameters() if p.requires_grad],
-            [torch.compile(one) if self.compile else one for one in self.teachers],
-            task,
-            distillation,
-            optimizer,
-            scheduler,
-            self.accelerator,
-            clip=self.clip,
-            scheduled=scheduled,
-            autocast=self._autocast,
-            channels_last=self.channels_last,
-            norms=SynchronisedNorms if together else nullcontext,
-            accumulate=self.accumulate,
-            no_sync=getattr(network, "no_sync", nullcontext),
-            after_update=(lambda: None) if average is None else average.update,
-            features=term,
-        )
-        parts: dict[str, Any] = {
-            "ema": average and average.state,
-            "features": term and term.state,
-            "flips": flips and flips.state,
-            "optimizer": optimizer.state_dict,
-            "scheduler": scheduler.state_dict,
-        }
-        saver = Saver(
-            self.output_dir,
-            self.accelerator,
-            lambda: {
-                "settings": settings,
-                "history": self.history,
-                "best": self.best,
-                "student": self.student.state_dict(),
-            },
-            {name: give for name, give in parts.items() if give is not None},
-            every=self.save_every,
-            keep=self.keep_checkpoints,
-        )
-        shared = None if val_loader is None else self._share(val_loader)
-        try:
-            with training_flags(self.student, *self.teachers):
-                show.begin(self.epochs, steps, len(self.history))
-                # Again after a resume: the run may have come to its early end before.
-                stop = bool(self.history) and self._call_back()
-                for epoch in range(len(self.history), self.epochs):
-                    if stop:
-                        report_note(show, f"stopped early, after epoch {epoch} of {self.epochs}")
-                        break
-                    self.student.train()
-                    for norm in frozen:
-                        norm.eval()
-                    for teacher in self.teachers:
-                        teacher.eval()
-                    seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
-                    record = train_epoch(
-                        step,
-                        loader,
-                        epoch,
-                        self.epochs,
-                        show,
-                        seed=self.seed,
-                        part=state.pop("part", None),
-                        saver=saver,
-                    )
-                    if flips is not None:
-                        record.update(flips.measure())
-                    if two is not None and two.first:
-                        record["float_weights"] = True
-                    equalise(self.student.buffers())
-                    if average is not None:
-                        equalise(average.average.values())
-                    due = epoch + 1 == self.epochs or (epoch + 1) % self.val_every == 0
-                    if shared is not None and due:
-                        with applied(average):
-                            record.update(self._validate(task, shared, show))
-                    improved = self._remember(record, task)
-                    saver.after_epoch(epoch + 1, improved=improved, average=average)
-                    show.epoch(record)
-                    stop = self._call_back()
-        finally:
-            show.end()
-            self.accelerator.free_memory()
-            if two is not None:
-                two.end()
-        if average is not None:
-            average.copy_to_network()
-        if self.keep == "best" and self.best is not None and self.output_dir is not None:
-            self.student.load_state_dict(read_checkpoint(self.output_dir / "best.pt")["student"])
-        return self.history
 
     def evaluate(self, loader: Any) -> dict[str, Any]:
         """Measure the student, in float32, over all processes.
