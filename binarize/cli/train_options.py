@@ -63,7 +63,16 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="distillation setting: weight, temperature, channel_weight, channel_temperature, "
         "trust (agree, mix, all), truth_share, schedule (cosine, linear, constant); for depth: "
-        "weight, gradient_weight, tolerance, scales, schedule",
+        "weight, gradient_weight, tolerance, scales, schedule; for any task: features and "
+        "attention (weights of what feature maps add), layers (NAME,NAME; default: where the "
+        "resolution changes), "
+        "feature_schedule",
+    )
+    start.add_argument(
+        "--unlabelled",
+        type=Path,
+        metavar="DIR",
+        help="folder of further images, without labels: the teacher alone says what they show",
     )
     start.add_argument(
         "--recalibrate",
@@ -145,4 +154,37 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="batches that make one update (default 1, or what accelerate launch was given)",
+    )
+    group.add_argument(
+        "--two-steps",
+        type=float,
+        metavar="SHARE",
+        help="keep the weights of binary layers float for this share of the training, with binary "
+        "activations from the start",
+    )
+    group.add_argument(
+        "--lr-factor",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="KIND=X",
+        help="multiply the rate of latent (weights of binary layers), thresholds (and scales) or "
+        "rest",
+    )
+    group.add_argument(
+        "--flips",
+        action="store_true",
+        help="log the share of binary weights that change sign in each epoch",
+    )
+    group.add_argument(
+        "--save-every",
+        metavar="TIME|N",
+        help="write last.pt inside epochs, too: after a time (10min, 90s, 1h) or N batches",
+    )
+    group.add_argument(
+        "--keep-checkpoints",
+        type=int,
+        default=1,
+        metavar="N",
+        help="keep the states of the newest N epochs (default 1: last.pt alone)",
     )
