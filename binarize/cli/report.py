@@ -28,6 +28,10 @@ _EXAMPLES = [
         "binarize report unet.safetensors --size 480x352 --depth 2",
         "layers told together by the first two parts of their names",
     ),
+    (
+        "binarize report unet.safetensors --html page.html",
+        "a page to click through: layers, treemaps, the network as a graph",
+    ),
     ("binarize report unet.safetensors --json", "all numbers, for a program"),
 ]
 
@@ -62,6 +66,12 @@ def add(commands: Subparsers) -> None:
         "--depth", type=int, metavar="N", help="tell layers together by N parts of their names"
     )
     parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write the report as a page: one HTML file that works offline",
+    )
+    parser.add_argument(
         "--model",
         dest="network",
         metavar="MODEL",
@@ -74,6 +84,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Report."""
     if args.depth is not None and args.depth < 1:
         raise BinarizeError("depth", args.depth, "must be at least 1", "use e.g. 2")
+    if args.html is not None and args.packed:
+        raise BinarizeError(
+            "html", str(args.html), "does not go with --packed", "leave out one of them"
+        )
     from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
     from binarize.graph import convert
@@ -86,6 +100,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         source = open_source(args.model, fallback, packed=args.packed)
     network: Any = source.network
     if source.kind is not None:
+        if args.html is not None:
+            raise BinarizeError(
+                "html",
+                str(args.html),
+                f"{args.model} has no layers to show",
+                "report the file that it was made from",
+            )
         _report_deployed(args, source, out)
         return None
     if args.packed:
@@ -105,6 +126,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         made = report(network, example)
     out.console.print(made.table(args.depth))
     told = made.to_dict()
+    if args.html is not None:
+        told["html"] = made.to_html(args.html)
+        out.print(f"page: {args.html}", wrap=False)
     if source.binary:
         told["file"] = Path(args.model)
     out.emit(told)
