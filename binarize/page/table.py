@@ -9,6 +9,9 @@ from binarize.page.markup import Markup, element
 
 __all__ = ["Cell", "table"]
 
+# Text of more characters than this wraps, in a column that is wide enough to be read.
+_LONG = 30
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -37,7 +40,8 @@ class Cell:
             inside = element("span", inside, class_=f"tag {self.mark}")
         number = self.numeric or self.value is not None
         value = None if self.value is None else repr(float(self.value))
-        return element("td", inside, class_="number" if number else None, data_value=value)
+        kind = "number" if number else "long" if len(self.text) > _LONG else None
+        return element("td", inside, class_=kind, data_value=value)
 
 
 def table(
