@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from binarize.errors import FileError, ModelError
 from binarize.file.contents import DESCRIPTION
 from binarize.lower import PackedPrograms
+from binarize.runtime.library import library
 
 __all__ = ["DeployedNetwork", "OnnxNetwork", "ProgramNetwork", "deployed_kind", "open_deployed"]
 
@@ -145,6 +147,8 @@ class OnnxNetwork(DeployedNetwork):
 
         options: Any = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        with suppress(FileError):  # standard operators need no library
+            options.register_custom_ops_library(str(library()))
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

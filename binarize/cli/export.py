@@ -14,11 +14,13 @@ from binarize.errors import BinarizeError, FileError, ModelError
 __all__ = ["add", "check_output", "example_of_file", "run"]
 
 _DESCRIPTION = """\
-Write a 1-bit network as an ONNX file of standard operators, which any runtime can run. Binary
-weights are stored as bits, but computed with as floats: the file is small and its execution slower
-than a float network's; what is fast is binarize pack. The network takes images of one size: the one
-that is asked for, or else the one that the file was trained or converted for; with --dynamic it
-takes all. Needs the packages onnx and onnxscript."""
+Write a 1-bit network as an ONNX file. By default it has standard operators only and every runtime
+can run it: binary weights are stored as bits, but computed with as floats, so that the file is
+small and slower than the float network. With --runtime binarize the binary layers are operators of
+this package: fast, in ONNX Runtime, without PyTorch (binarize.runtime). A file of standard
+operators takes images of one size, the one that is asked for or that the network was trained or
+converted for; with --dynamic, and with --runtime binarize, it takes images of all sizes. Needs the
+packages onnx and onnxscript."""
 
 _EXAMPLES = [
     ("binarize export runs/binary/binary.safetensors -o unet.onnx", "at the size of the training"),
@@ -27,6 +29,10 @@ _EXAMPLES = [
         "for four images at a time, of another size",
     ),
     ("binarize export unet.safetensors -o unet.onnx --dynamic", "for images of any size"),
+    (
+        "binarize export unet.safetensors -o unet.onnx --runtime binarize",
+        "fast in ONNX Runtime, without PyTorch",
+    ),
     (
         "binarize export mine.safetensors -o mine.onnx --model nets.py:make --json",
         "a network of your own, told for a program",
@@ -59,9 +65,18 @@ def add(commands: Subparsers) -> None:
         "--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)"
     )
     parser.add_argument(
+        "--runtime",
+        choices=("standard", "binarize"),
+        default="standard",
+        help="operators of the binary layers: ONNX's own, which every runtime has (default), or "
+        "those of this package, which run on its kernels in ONNX Runtime",
+    )
+    parser.add_argument(
         "--dynamic",
-        action="store_true",
-        help="take any number of images of any size that the network accepts",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="take any number of images of any size that the network accepts (default with "
+        "--runtime binarize)",
     )
     parser.add_argument(
         "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
@@ -92,12 +107,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             "give the file that binarize train or binarize convert wrote",
         )
     example = example_of_file(args, source)
+    dynamic = args.runtime == "binarize" if args.dynamic is None else args.dynamic
     shape: tuple[int | str, ...] = tuple(example[0].shape)
-    if args.dynamic:
+    if dynamic:
         shape = ("N", shape[1], *("D", "H", "W")[5 - len(shape) :])
     recipe = None if source.recipe is None else source.recipe.to_dict()
     settings = dict(source.settings)
-    if example[0].dim() == 4 and not args.dynamic:
+    if example[0].dim() == 4 and not dynamic:
         settings["size"] = list(example[0].shape[2:])
     # The exporter tells of its own plans, which are nobody's here.
     with out.step(f"writing {args.output}"), warnings.catch_warnings():
@@ -106,18 +122,28 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             source.network,
             args.output,
             example,
-            dynamic=args.dynamic,
+            dynamic=dynamic,
+            runtime=args.runtime,
             description={"recipe": recipe, "settings": settings},
         )
     written = args.output.stat().st_size
     told = f"{args.output}: {written / 1e6:.2f} MB, takes {'×'.join(map(str, shape))}"
     out.print(told, wrap=False)
+    if args.runtime == "binarize":
+        out.note("note: run it by binarize.runtime.Session, which needs no torch, or from C++")
+        _emit(args, out, written, shape)
+        return None
     out.note(
         "note: in ONNX's standard operators 1-bit layers are convolutions of floats: the file is "
-        "small, but slower than the float network; for speed: binarize pack"
+        "small, but slower than the float network; for speed: --runtime binarize, or binarize pack"
     )
-    out.emit({"file": args.file, "output": args.output, "bytes": written, "shape": list(shape)})
+    _emit(args, out, written, shape)
     return None
+
+
+def _emit(args: argparse.Namespace, out: Output, written: int, shape: Any) -> None:
+    made = {"file": args.file, "output": args.output, "bytes": written, "shape": list(shape)}
+    out.emit(made | {"runtime": args.runtime})
 
 
 def example_of_file(args: argparse.Namespace, source: Any) -> tuple[Any, ...]:

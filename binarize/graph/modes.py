@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
 from binarize.graph.classify import module_kind
@@ -43,17 +42,19 @@ def training_run(model: nn.Module, evaluated: Trace) -> Trace | None:
     classes: set[type] = {type(module) for module in model.modules() if _has_parts(module)}
     if not any(_branches_on_mode(cls) for cls in classes):
         return None
-    args, kwargs = tree_map_only(FakeTensor, _zeros, evaluated.arguments.get("", ((), {})))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def zeros(like: Tensor) -> Tensor:
+        # A run keeps shapes alone; what is whole already is a run on real tensors.
+        return torch.zeros(like.shape, dtype=like.dtype, device=device) if like.is_meta else like
+
+    args, kwargs = tree_map_only(Tensor, zeros, evaluated.arguments.get("", ((), {})))
     try:
         with random_states_kept(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return trace(model, args, kwargs, training=True)
     except Exception:
         return None
-
-
-def _zeros(like: FakeTensor) -> Tensor:
-    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _has_parts(module: nn.Module) -> bool:

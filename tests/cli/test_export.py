@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import binarize
+import binarize.runtime
 from binarize.cli.networks import Recipe, build
 from binarize.data import Scenes
 
@@ -29,6 +32,7 @@ def test_at_the_size_of_the_training(run, binary_run: Path, tmp_path: Path) -> N
         "output": str(path),
         "bytes": path.stat().st_size,
         "shape": [1, 3, 24, 32],
+        "runtime": "standard",
     }
     image = Scenes(1, (24, 32), seed=3)[0]["image"][None]
     known = Recipe("demo:UNet", Scenes.num_classes, arguments={"widths": [8, 16]})
@@ -61,6 +65,31 @@ def test_any_size(run, binary_run: Path, tmp_path: Path, pooling_exports: None) 
     for shape in ((1, 3, 16, 40), (3, 3, 24, 32)):
         (found,) = made.run(None, {made.get_inputs()[0].name: torch.zeros(shape).numpy()})
         assert found.shape == (shape[0], Scenes.num_classes, *shape[2:])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_operators_of_this_package(
+    run, binary_run: Path, tmp_path: Path, pooling_exports: None
+) -> None:
+    file, path = binary_run / "binary.safetensors", tmp_path / "net.onnx"
+    answer = run("export", file, "-o", path, "--runtime", "binarize")
+    assert answer.code == 0, answer.err
+    assert "takes N×3×H×W" in answer.out
+    assert "binarize.runtime.Session, which needs no torch" in answer.err
+    made = binarize.runtime.Session(path)
+    assert made.settings["task"] == "segmentation"
+    assert made.settings["size"] == [24, 32]
+    # The commands take it like any other file, and do what the session does.
+    picture = tmp_path / "photo.png"
+    # Of the network's own size: what resizing rounds otherwise may flip a sign.
+    image = (Scenes(1, (24, 32), seed=3, normalize="none")[0]["image"] * 255).byte()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(picture)
+    answer = run("predict", path, picture, "--output", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    found = np.asarray(Image.open(tmp_path / "out" / "photo.png"))
+    assert (found == made.segment(picture)).mean() > 0.99
+    answer = run("bench", path, "--rounds", "1", "--no-memory", "--json", "--quiet")
+    assert answer.code == 0, answer.err
 
 
 def test_mistakes(run, binary_run: Path, float_run: Path, tmp_path: Path) -> None:

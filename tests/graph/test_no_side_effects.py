@@ -317,6 +317,7 @@ class Pads(nn.Module):
         return self.head(F.relu(self.a(F.pad(x, (1, 1, 1, 1), mode="circular"))))
 
 
+@pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")  # some are no programs
 def test_what_depends_on_the_image_is_no_constant() -> None:
     student = binarize.convert(Pads(), example_inputs=X).eval()
     packed = binarize.pack(student, example_inputs=X)

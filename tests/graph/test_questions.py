@@ -129,6 +129,7 @@ class Asks(nn.Module):
             "bias shape"]
 )  # fmt: skip
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")  # some are no programs
 @pytest.mark.parametrize("policy", ["bidense", "lqnet"])
 def test_weights(how: str, bias: bool, policy: str) -> None:
     torch.manual_seed(0)

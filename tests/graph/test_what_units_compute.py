@@ -64,7 +64,12 @@ def convert(model: nn.Module, **how: object) -> nn.Module:
 
 
 def count(model: nn.Module, kind: type) -> int:
-    return sum(isinstance(module, kind) for module in model.modules())
+    # A replaced activation is an instance of the one before, for forwards that ask.
+    unit = (ShiftedPReLU,)
+    return sum(
+        isinstance(module, kind) and (kind in unit or not isinstance(module, unit))
+        for module in model.modules()
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
