@@ -49,11 +49,7 @@ def flow_chart(nodes: Sequence[Node], title: str) -> Markup:
     depths: list[int] = []
     for node in nodes:
         depths.append(1 + max((depths[i] for i in node.inputs), default=-1))
-    lanes: list[int] = []
-    taken: dict[int, int] = {}
-    for depth in depths:
-        lanes.append(taken.get(depth, 0))
-        taken[depth] = lanes[-1] + 1
+    lanes = _lanes(nodes, depths)
     edges = [(source, i) for i, node in enumerate(nodes) for source in dict.fromkeys(node.inputs)]
     bends = [_bend(depths[b] - depths[a]) for a, b in edges if _passes(depths, lanes, a, b)]
     left = 0.75 * max(bends, default=0) + 8
@@ -65,7 +61,7 @@ def flow_chart(nodes: Sequence[Node], title: str) -> Markup:
         for a, b in edges
     ]
     boxes = [_box(node, *place) for node, place in zip(nodes, places, strict=True)]
-    width = left + _LANE * max(taken.values(), default=1)
+    width = left + _LANE * (1 + max(lanes, default=0))
     height = 12 + _STEP * (max(depths, default=0) + 1)
     arrow = element(
         "marker",
@@ -90,6 +86,27 @@ def flow_chart(nodes: Sequence[Node], title: str) -> Markup:
         role="group",
         aria_label=title,
     )
+
+
+def _lanes(nodes: Sequence[Node], depths: Sequence[int]) -> list[int]:
+    """The column of each node: below its first input where possible, else the first free one."""
+    last = list(depths)
+    for i, node in enumerate(nodes):
+        for source in node.inputs:
+            last[source] = max(last[source], depths[i] - 1)
+    lanes = [0] * len(nodes)
+    # Per column down to which step it is taken, by a node or by a line from it to a later one.
+    taken: dict[int, int] = {}
+    for i in sorted(range(len(nodes)), key=lambda i: (depths[i], i)):
+        inputs = nodes[i].inputs
+        own = lanes[inputs[0]] if inputs else 0
+        if taken.get(own, -1) >= depths[i]:
+            above = min((depths[source] for source in inputs), default=-1)
+            own = next(k for k in range(len(nodes)) if taken.get(k, -1) <= above or k not in taken)
+        lanes[i] = own
+        # Lines that stay in the first column bend around its nodes.
+        taken[own] = depths[i] if own == 0 else max(depths[i], last[i])
+    return lanes
 
 
 def _passes(depths: Sequence[int], lanes: Sequence[int], a: int, b: int) -> bool:

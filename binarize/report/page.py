@@ -56,7 +56,7 @@ def report_page(report: Report) -> str:
     made = "float" if report.policy is None else f"1-bit by policy {report.policy}"
     summary = f"{made}; operations for {report.inputs}" if report.inputs else made
     sections = [Section("totals", "Totals", _totals(report))]
-    sections.append(Section("sizes", "Where bytes and operations are", _treemaps(report)))
+    sections.append(Section("sizes", "Size and cost", _treemaps(report)))
     if report.flow:
         sections.append(Section("network", "Network", _network(report)))
     sections.append(Section("layers", "Layers", _layers(report)))

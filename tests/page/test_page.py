@@ -268,3 +268,18 @@ def test_command_writes_the_page(
     run: Callable[[list[str]], int] = main
     assert run([*words, "--html", "page.html", "--packed"]) != 0
     assert "html" in capsys.readouterr().err
+
+
+def test_flow_chart_keeps_branches_in_columns_of_their_own() -> None:
+    # Two branches of two nodes each, beside a long line from the second node to the last.
+    inputs = [(), (0,), (1,), (1,), (2,), (3,), (4, 5), (1, 6)]
+    page = Parsed(flow_chart([Node("n", "", "bit", some) for some in inputs], "network"))
+    x = number(page, "rect", "x")
+    assert x[0] == x[1] == x[2] == x[4] == x[6] == x[7]
+    assert x[3] == x[5] != x[2]
+    # A branch that is read much later keeps its column free until then.
+    inputs = [(), (0,), (0,), (1,), (3,), (3,), (4, 5), (6, 2)]
+    page = Parsed(flow_chart([Node("n", "", "bit", some) for some in inputs], "network"))
+    x = number(page, "rect", "x")
+    assert x[2] > x[1]
+    assert x[5] > x[2]
