@@ -45,7 +45,7 @@ def add_data_options(
         "--data",
         required=required,
         metavar="NAME",
-        help="camvid, nyuv2, folder (see above), or scenes (made up, no download)",
+        help="camvid, nyuv2, folder (see above), or scenes (synthetic, no download)",
     )
     group.add_argument("--root", metavar="PATH", help="the data set's folder; not for scenes")
     group.add_argument(
@@ -78,12 +78,12 @@ def add_data_options(
         "--mask-ignore",
         type=numbers,
         metavar="V,V,...",
-        help="folder: values of the masks that are ignored, besides 255",
+        help="folder: mask values to ignore, besides 255",
     )
     group.add_argument(
         "--allow-empty-classes",
         action="store_true",
-        help="train though a class has not a single labelled pixel",
+        help="train even if a class has no labelled pixel",
     )
     group.add_argument(
         "--depth-scale",

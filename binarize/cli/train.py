@@ -34,7 +34,7 @@ __all__ = ["add", "run"]
 _DESCRIPTION = """\
 Train a network on images with masks or depth. With --policy none the network stays float; with
 a policy it is converted first, from the weights it has by then (--encoder-weights, --init), its
-norm statistics are measured anew, and it is trained, with a --teacher if one is given.
+norm statistics are re-estimated, and it is trained, with a --teacher if one is given.
 
 Writes into --output: last.pt and best.pt (for --resume), metrics.json (history, final metrics,
 command line), and float.safetensors or binary.safetensors (one bit per binary weight)."""
@@ -43,7 +43,7 @@ _EXAMPLES = [
     (
         "binarize train --data scenes --model smp:Unet:resnet18 --policy none \\\n"
         "      --epochs 5 --output runs/float",
-        "a float network on made-up scenes",
+        "a float network on synthetic scenes",
     ),
     (
         "binarize train --data camvid --root data/camvid --size 192x144 \\\n"
@@ -67,7 +67,7 @@ _EXAMPLES = [
     (
         "binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\\n"
         "      --output runs/binary --resume",
-        "go on after an interruption: the same command and --resume",
+        "continue after an interruption: the same command and --resume",
     ),
     (
         "accelerate launch --num_processes 4 -m binarize train --data nyuv2 ...",
