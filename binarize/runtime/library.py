@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,9 +16,13 @@ _NAMES = ("libbinarize_ort.so", "libbinarize_ort.dylib", "binarize_ort.dll")
 def library() -> Path:
     """Path of the operator library, for ``SessionOptions.register_custom_ops_library``.
 
+    The environment variable ``BINARIZE_OPERATORS`` names another one, built with sanitizers, say.
+
     Raises:
         FileError: The package was installed without it.
     """
+    if os.environ.get("BINARIZE_OPERATORS"):
+        return Path(os.environ["BINARIZE_OPERATORS"])
     # An editable install keeps the library apart from the sources.
     folders = [Path(path) for path in sys.modules[__package__ or "binarize.runtime"].__path__]
     found = [folder / name for folder in folders for name in _NAMES if (folder / name).is_file()]
