@@ -5,7 +5,8 @@
 
 For every layer, in turns: float32 convolution in both memory formats (oneDNN), packing and binary
 convolution alone, and a whole unit (distribution-adaptive thresholds and scale, norm, bypass,
-shifted PReLU, means for the next layer). Each is run twice in its turn and the second run is timed,
+shifted PReLU, means for the next layer); where OpenVINO is installed, its BinaryConvolution between
+float maps, too. Each is run twice in its turn and the second run is timed,
 so that its input is in the cache, where the layer before would have left it. Ratios are of the
 smallest times, and of the medians.
 """
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -67,6 +69,34 @@ def arguments(x: torch.Tensor, weight: torch.Tensor, whole: bool) -> list[Any]:
     ]
 
 
+def openvino_convolution(
+    weight: torch.Tensor, side: int, threads: int
+) -> Callable[[], object] | None:
+    """OpenVINO's 1-bit convolution of such a layer, or ``None`` where it is not installed."""
+    try:
+        import openvino
+        from openvino import opset1, opset13
+    except ImportError:
+        return None
+    outputs, inputs, taps = weight.shape[0], weight.shape[1], weight.shape[2]
+
+    def constant(value: float) -> Any:
+        return opset1.constant(np.full((1, 1, 1, 1), value, np.float32))
+
+    x = opset1.parameter([1, inputs, side, side], np.float32)
+    signs = opset1.fake_quantize(x, constant(0), constant(0), constant(-1), constant(1), 2)
+    bits = np.packbits((weight.numpy() > 0).reshape(-1))
+    shape = openvino.Shape([outputs, inputs, taps, taps])
+    filters = opset13.constant(openvino.Tensor(bits, shape, openvino.Type.u1))
+    geometry = [1, 1], [taps // 2] * 2, [taps // 2] * 2, [1, 1]
+    y = opset1.binary_convolution(signs, filters, *geometry, "xnor-popcount", 0.0)
+    given = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    compiled = openvino.Core().compile_model(openvino.Model([y], [x]), "CPU", given)
+    request = compiled.create_infer_request()
+    request.infer({0: torch.randn(1, inputs, side, side).numpy()})
+    return request.infer
+
+
 def measure(
     runs: dict[str, Callable[[], object]], seconds: float, clock: Callable[[], float]
 ) -> dict[str, tuple[float, float]]:
@@ -87,14 +117,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="per layer")
     parser.add_argument("--kernels", default=status().active, help="as in BINARIZE_KERNELS")
-    parser.add_argument("--cpu-time", action="store_true", help="of the one thread, not the clock")
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, not the clock")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     if options.cpu_time and options.threads != 1:
         parser.error("--cpu-time is the time of one thread")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    clock = time.thread_time if options.cpu_time else time.perf_counter
+    # Of the process, as OpenVINO computes in a thread of its own.
+    clock = time.process_time if options.cpu_time else time.perf_counter
     unit = select(options.kernels)
     rows = []
     print(
@@ -113,10 +144,13 @@ def main() -> None:
             "binary": lambda a=alone: unit(*a),
             "unit": lambda a=whole: unit(*a),
         }
+        rival = openvino_convolution(weight, side, options.threads)
+        if rival is not None:
+            runs["OpenVINO"] = rival
         with torch.inference_mode():
             found = measure(runs, options.seconds, clock)
         best = [min(found["float NCHW"][k], found["float NHWC"][k]) for k in (0, 1)]
-        ratios = {n: [best[k] / found[n][k] for k in (0, 1)] for n in ("binary", "unit")}
+        ratios = {n: [best[k] / found[n][k] for k in (0, 1)] for n in runs if "float" not in n}
         layer = f"{inputs}->{outputs} {taps}x{taps} at {side}"
         rows.append({"layer": layer, "ms": found, "ratio": ratios})
         cells = "  ".join(f"{n} {a:.3f} ({b:.3f})" for n, (a, b) in found.items())

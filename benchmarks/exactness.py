@@ -6,7 +6,7 @@ The simulation is the 1-bit network in eval mode, which computes with floats. A 
 amplifies rounding: an activation that differs in the last bit may lie on the other side of its
 threshold, and so on from layer to layer. So the script also runs the simulation in double
 precision, and tells how well all agree with that. With --onnx it also exports the network and runs
-it by ONNX Runtime.
+it by ONNX Runtime, with standard operators and with those of binarize.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 import binarize
 from binarize.data import CamVid
 from binarize.kernels import native
+from binarize.runtime import library
 
 Run = Callable[[Tensor], Tensor]
 
@@ -46,7 +47,9 @@ def main() -> None:
         "packed": binarize.load(args.file, packed=True),
     }
     if args.onnx:
-        versions["onnx"] = onnx_version(args.file, (1, 3, rows, columns), args.threads)
+        shape = (1, 3, rows, columns)
+        for runtime in ("standard", "binarize"):
+            versions[f"onnx, {runtime}"] = onnx_version(args.file, shape, args.threads, runtime)
     count = min(args.pictures, len(data))
     pixels = count * rows * columns
     alike = dict.fromkeys(versions, 0)
@@ -81,17 +84,19 @@ def main() -> None:
     print(json.dumps({**about, **told}, indent=1))
 
 
-def onnx_version(file: str, shape: tuple[int, ...], threads: int) -> Run:
+def onnx_version(file: str, shape: tuple[int, ...], threads: int, runtime: str) -> Run:
     """The network in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.register_custom_ops_library(str(library()))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "net.onnx"
-        binarize.export_onnx(binarize.load(file), path, torch.zeros(shape))
+        network = binarize.load(file)
+        binarize.export_onnx(network, path, torch.zeros(shape), dynamic=False, runtime=runtime)
         session = onnxruntime.InferenceSession(path, options)
     name = session.get_inputs()[0].name
     return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])

@@ -17,16 +17,18 @@ __all__ = ["BUG", "INTERRUPTED", "MISTAKE", "OK", "build_parser", "main"]
 
 OK, MISTAKE, BUG, INTERRUPTED = 0, 1, 70, 130
 
-_DESCRIPTION = "Turn a convolutional PyTorch network into a 1-bit one and train it back to use."
+_DESCRIPTION = (
+    "Turn a convolutional PyTorch network into a 1-bit one and fine-tune it to recover accuracy."
+)
 _EPILOG = """\
 examples:
-  # see all of it at work, without any download
+  # see everything in action, without any download
   binarize demo
 
-  # what would happen to this network, and why
+  # preview the conversion of this network, with reasons
   binarize convert smp:Unet:resnet34 --classes 11 --plan-only
 
-  # train the float network, then its 1-bit twin with the float one as teacher
+  # train the float network, then the binarized model with the float one as teacher
   binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\
       --policy none --output runs/float
   binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\
@@ -34,7 +36,7 @@ examples:
       --teacher runs/float/float.safetensors --output runs/binary
 
 Every command has its own help with examples: binarize train --help
-Exit codes: 0 done, 1 a mistake in what was asked, 2 one in the command line,
+Exit codes: 0 success, 1 an error in the input, 2 an error in the command line,
 70 a bug in binarize, 130 interrupted."""
 
 
@@ -43,7 +45,7 @@ def build_parser() -> Parser:
     from importlib import import_module
 
     parser = Parser(prog="binarize", description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for name in _COMMANDS:
         import_module(f"binarize.cli.{name}").add(commands)
@@ -99,7 +101,7 @@ def _guarded(args: Any, debug: bool) -> int:
             return _bug(error, debug)
         where = error.filename if isinstance(error.filename, str) else "output"
         rule = f"cannot be read or written ({error.strerror})"
-        told = FileError("file", where, rule, "check the rights and the space on the disk")
+        told = FileError("file", where, rule, "check permissions and free disk space")
         return _fail(str(told), MISTAKE, debug)
     except Exception as error:
         if is_interruption(error):
@@ -121,7 +123,7 @@ def _bug(error: Exception, debug: bool) -> int:
         traceback.print_exc()
     text = " ".join(str(error).split())[:300]
     return _fail(
-        f"{type(error).__name__}: {text} (a bug in binarize, or an input it did not foresee: "
+        f"{type(error).__name__}: {text} (a bug in binarize, or an unexpected input: "
         "run again with --debug for the traceback)",
         BUG,
         False,

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Run the float, the compiled, the bfloat16 and the packed 1-bit version of a network on this
-machine's CPU, in turns, and report latency, throughput, memory and file size of each. Speed depends
-on the network's shapes and not on its weights, so that a network need not be trained for this.
-Packed programs (binarize pack) and ONNX files are measured as they are; a network of several inputs
-needs a function example_inputs beside the factory in its file."""
+Run the float, compiled, bfloat16 and packed 1-bit versions of a network in turns on this machine's
+CPU, and report latency, throughput, memory and file size of each. Speed depends on the network's
+shapes, not on its weights, so the network need not be trained.
+Packed programs (binarize pack) and ONNX files are measured as they are. A network with several
+inputs needs a function example_inputs next to the factory in its file."""
 
 _EXAMPLES = [
     (
         "binarize bench smp:Unet:resnet34 --classes 11 --size 480x352",
-        "would the 1-bit network be worth it?",
+        "is the 1-bit network worth it?",
     ),
     (
         "binarize bench runs/binary/binary.safetensors --threads 2 -o runs/bench",
@@ -38,7 +38,7 @@ _EXAMPLES = [
     ),
     (
         "binarize bench timm:resnet50 --versions float,packed --no-memory --json",
-        "two versions, latency only, for a program",
+        "two versions, latency only, as JSON",
     ),
 ]
 
@@ -62,7 +62,7 @@ def add(commands: Subparsers) -> None:
         "--policy",
         default="bidense",
         metavar="NAME|FILE",
-        help="rules by which a float network becomes 1-bit (default bidense)",
+        help="policy that converts a float network (default bidense)",
     )
     parser.add_argument(
         "--size",
@@ -74,22 +74,26 @@ def add(commands: Subparsers) -> None:
         "--batch-size", type=int, default=1, metavar="N", help="images per call (default 1)"
     )
     parser.add_argument(
-        "--versions", metavar="NAMES", help="which ones (default float,compiled,bf16,packed)"
+        "--versions", metavar="NAMES", help="versions to run (default float,compiled,bf16,packed)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=20, metavar="N", help="timings of each (default 20)"
+        "--rounds",
+        type=int,
+        default=20,
+        metavar="N",
+        help="timed runs of each version (default 20)",
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads of torch (default: torch's own)"
     )
     parser.add_argument(
-        "--no-memory", action="store_true", help="do not start a process for each version's memory"
+        "--no-memory", action="store_true", help="do not measure memory (a process per version)"
     )
     parser.add_argument(
         "--model",
         dest="network",
         metavar="MODEL",
-        help="the network of the file, if it does not tell (see train)",
+        help="the network of the file, if the file does not name it (see train)",
     )
     # How a process of its own is told to run one version and tell its memory.
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
@@ -133,7 +137,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     rows = _measure(args, out, subject, chosen, inputs)
     _show(args, out, rows, inputs)
     if all(row.failure for row in rows):
-        cause = f"none of them runs ({rows[0].failure})"
+        cause = f"none of the versions runs ({rows[0].failure})"
         raise BinarizeError("model", args.model, cause, "choose another --size or other --versions")
     return None
 

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: latency with its spread, memory and file size of the versions."""
+"""The chart of a benchmark: latency with its spread, memory and file size of the versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["draw"]
 
 
 def draw(path: Path, title: str, rows: Sequence[Measured]) -> None:
-    """Write the picture.
+    """Write the chart.
 
     Args:
         path: Where to.

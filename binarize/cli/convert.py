@@ -1,4 +1,4 @@
-"""``binarize convert``: make a network binary, or only tell what that would do."""
+"""``binarize convert``: make a network binary, or only show what that would do."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Decide layer by layer what becomes binary, convert, and save one bit per binary weight. The float
-weights become the latent ones, so give --weights; afterwards the network has to be trained
-(binarize train), the report says what it costs."""
+weights become the latent weights, so give --weights. Then fine-tune the network (binarize train);
+binarize report shows its size and cost."""
 
 _EXAMPLES = [
     (
         "binarize convert smp:Unet:resnet34 --classes 11 --plan-only",
-        "look before you convert: every decision and its reason",
+        "preview the conversion: every decision and its reason",
     ),
     (
         "binarize convert timm:resnet50 --weights resnet50.pt -o resnet50.safetensors",
@@ -35,25 +35,25 @@ _EXAMPLES = [
     (
         "binarize convert smp:Unet:resnet18 --classes 11 --keep 'decoder.blocks.4.*' \\\n"
         "      --policy mine.toml -o unet.safetensors",
-        "your own rules, and one part of the network left as it is",
+        "your own rules, with one part of the network left in float",
     ),
     (
         "binarize convert runs/float/float.safetensors --budget 3MB \\\n"
         "      --sensitivity out/sensitivity.json --save-policy mine.toml --plan-only",
-        "the layers that hurt most stay float, as far as 3 MB go; as rules to edit",
+        "keep the most sensitive layers in float within 3 MB; writes rules to edit",
     ),
     (
         "binarize convert runs/float/float.safetensors --budget 3MB --more-bits lqnet \\\n"
         "      --sensitivity out/sensitivity.json --plan-only",
-        "the same, and some layers get three bits (measured with --more-bits, too)",
+        "the same, and some layers get three bits (also measured with --more-bits)",
     ),
     (
         "binarize convert nets.py:make --size 256x192 --plan-only --json",
-        "a network of your own; the plan for a program",
+        "your own network; the plan as JSON",
     ),
     (
         "binarize convert volumes.py:make --size 64x64x32 -o volumes.safetensors",
-        "of three dimensions (of several inputs: see example_inputs in the README)",
+        "three-dimensional input (for several inputs, see example_inputs in docs/guide.md)",
     ),
 ]
 
@@ -74,16 +74,16 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to save it")
     parser.add_argument(
-        "--plan-only", action="store_true", help="show the decisions, change and write nothing"
+        "--plan-only", action="store_true", help="show the decisions; change and write nothing"
     )
     parser.add_argument(
-        "--all", action="store_true", help="with --plan-only: name activations and additions too"
+        "--all", action="store_true", help="with --plan-only: also list activations and additions"
     )
     parser.add_argument(
         "--policy", default="bidense", metavar="NAME|FILE", help="the rules (default bidense)"
     )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay float"
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
     )
     parser.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
@@ -91,24 +91,24 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="choose what stays float by the file's size (3MB, or 10%% of the float network's), "
-        "operations (5GOPs), what the "
-        "metric may lose (drop=0.02), or the agreement with the float network (agreement=0.9)",
+        help="choose the float layers by file size (3MB, or 10%% of the float network's), "
+        "operations (5GOPs), the metric's "
+        "largest drop (drop=0.02), or the agreement with the float network (agreement=0.9)",
     )
     parser.add_argument(
         "--sensitivity",
         type=Path,
         metavar="FILE",
-        help="what layers are worth to --budget: sensitivity.json of binarize sensitivity "
-        "(default: all the same, so those that cost least stay float)",
+        help="sensitivity of the layers for --budget: sensitivity.json of binarize sensitivity "
+        "(default: all equal, so the cheapest layers stay float)",
     )
     parser.add_argument(
         "--more-bits",
         action="append",
         default=[],
         metavar="NAME|FILE",
-        help="a policy whose bits --budget may give to layers, as groupnet or lqnet; what they "
-        "lose with them has to be in --sensitivity",
+        help="a policy whose bits --budget may give to layers, such as groupnet or lqnet; "
+        "--sensitivity must have been measured with it",
     )
     parser.add_argument(
         "--save-policy", type=Path, metavar="FILE", help="write the rules, overrides included"
@@ -117,14 +117,14 @@ def add(commands: Subparsers) -> None:
         "--size",
         type=extent,
         metavar="WxH[xD]",
-        help="size of an image it accepts (default: found)",
+        help="an image size that it accepts (default: found automatically)",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the float network's weights")
     parser.add_argument(
-        "--encoder-weights", type=Path, metavar="FILE", help="weights of its backbone only"
+        "--encoder-weights", type=Path, metavar="FILE", help="weights of its backbone alone"
     )
     parser.add_argument(
-        "--partial", action="store_true", help="--weights may fit the network in parts only"
+        "--partial", action="store_true", help="accept --weights that fit only part of the network"
     )
     add_network_options(parser)
 
@@ -132,7 +132,7 @@ def add(commands: Subparsers) -> None:
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Plan, and unless told not to, convert and save."""
     if args.output is None and not args.plan_only:
-        raise BinarizeError("output", None, "is needed", "give -o FILE, or --plan-only to look")
+        raise BinarizeError("output", None, "is needed", "give -o FILE, or --plan-only to preview")
     if args.output is not None and not args.output.parent.is_dir():
         raise FileError("output", str(args.output), "its folder does not exist", "make it first")
     from binarize.budget import Budget, convert, plan

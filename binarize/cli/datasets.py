@@ -23,6 +23,7 @@ __all__ = [
     "held_out",
     "make_loader",
     "open_data",
+    "open_unlabelled",
     "task_of",
 ]
 
@@ -31,7 +32,8 @@ A folder has images/ and masks/ (or labels/), a mask with the name of its image,
 PNGs of class indices, 255 ignored; with splits, the same inside train/, val/ and test/. classes.txt
 at the top names the classes, one per line; with a colour each (NAME R G B), masks may be colours.
 For depth: depth/ in place of masks/, 16-bit PNGs (--depth-scale) or .npy files of metres. For
-multilabel: masks/CLASS/, a mask of two values for each image that has the class."""
+multilabel: masks/CLASS/, a mask of two values for each image that has the class. To train by a
+--teacher alone, a folder of images is enough."""
 
 
 def add_data_options(
@@ -43,7 +45,7 @@ def add_data_options(
         "--data",
         required=required,
         metavar="NAME",
-        help="camvid, nyuv2, folder (see above), or scenes (made up, no download)",
+        help="camvid, nyuv2, folder (see above), or scenes (synthetic, no download)",
     )
     group.add_argument("--root", metavar="PATH", help="the data set's folder; not for scenes")
     group.add_argument(
@@ -76,12 +78,12 @@ def add_data_options(
         "--mask-ignore",
         type=numbers,
         metavar="V,V,...",
-        help="folder: values of the masks that are ignored, besides 255",
+        help="folder: mask values to ignore, besides 255",
     )
     group.add_argument(
         "--allow-empty-classes",
         action="store_true",
-        help="train though a class has not a single labelled pixel",
+        help="train even if a class has no labelled pixel",
     )
     group.add_argument(
         "--depth-scale",
@@ -136,6 +138,9 @@ def open_data(
     if normalize is not None:
         options["normalize"] = normalize
     task = task_of(args, known)
+    photos = _photos(args, split)
+    if photos is not None:
+        return _open_photos(args, photos, task, out, preload=preload, **options)
     if args.data == "folder":
         options |= _folder_options(args, task, known)
     if args.data == "scenes" and args.count is not None:
@@ -157,6 +162,62 @@ def open_data(
     doing = "drawing" if args.data == "scenes" else "reading"
     with out.bar(f"{doing} {len(data)} images ({split})", len(data)) as move:
         data.preload(move)
+    return data
+
+
+def open_unlabelled(
+    args: argparse.Namespace, labelled: DenseDataset, out: Output, *, augment: Any = False
+) -> DenseDataset:
+    """Open the images of ``--unlabelled`` at the size of the labelled ones.
+
+    Raises:
+        DataError: The folder is missing or has no images.
+    """
+    options = {"augment": augment, "normalize": labelled.normalize}
+    return _open_photos(
+        args, Path(args.unlabelled), labelled.task, out, size_=labelled.size, **options
+    )
+
+
+def _photos(args: argparse.Namespace, split: str) -> Path | None:
+    """The folder of images of a data set without labels, where a teacher takes their place."""
+    if split != "train" or args.data != "folder" or args.root is None:
+        return None
+    if getattr(args, "teacher", None) is None:
+        return None
+    top = Path(args.root).expanduser()
+    base = top / split if (top / split).is_dir() else top
+    if any((base / name).exists() for name in ("masks", "labels", "depth")):
+        return None
+    return base / "images" if (base / "images").is_dir() else base
+
+
+def _open_photos(
+    args: argparse.Namespace,
+    path: Path,
+    task: str | None,
+    out: Output,
+    *,
+    preload: bool = True,
+    size_: tuple[int, int] | None = None,
+    **options: Any,
+) -> DenseDataset:
+    from binarize.data import UnlabelledFolder
+
+    shape = size_ or args.size
+    if shape is None:
+        raise DataError(
+            "size", None, "images of a folder need a common size", "give e.g. --size 256x192"
+        )
+    if task != "depth" and getattr(args, "classes", None):
+        options["classes"] = args.classes
+    elif task == "depth":
+        options["max_depth"] = 10.0 if args.max_depth is None else args.max_depth
+    data = UnlabelledFolder(path, shape, task=task, **options)
+    out.note(f"note: {data.note}")
+    if preload:
+        with out.bar(f"reading {len(data)} images", len(data)) as move:
+            data.preload(move)
     return data
 
 

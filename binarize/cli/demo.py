@@ -1,4 +1,4 @@
-"""``binarize demo``: the whole way of a network, on made-up scenes, in about two minutes."""
+"""``binarize demo``: the whole workflow on synthetic scenes, in two to three minutes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Build a small float U-Net, train it briefly on scenes that are drawn from a seed, convert it to
-1 bit, let the float network teach the 1-bit one, save both, and draw a picture with input, truth
-and both predictions side by side. Takes one processor core for about two minutes, and no
-download."""
+Build a small float U-Net, train it briefly on synthetic scenes, binarize it, fine-tune it with the
+float network as the teacher, save both, and write an image with input, ground truth and both
+predictions side by side. Takes two to three minutes on one CPU core, and needs no download."""
 
 _EXAMPLES = [
     ("binarize demo", "everything, into the folder binarize-demo"),
-    ("binarize demo --quick --output /tmp/demo", "a glimpse in a few seconds, hardly trained"),
-    ("binarize demo --seed 7", "other scenes, another start"),
+    ("binarize demo --quick --output /tmp/demo", "a preview in a few seconds, barely trained"),
+    ("binarize demo --seed 7", "other scenes, other initial weights"),
 ]
 
 
@@ -56,7 +55,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "demo",
         run,
-        help="see all of it at work, without any download",
+        help="see everything in action, without any download",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
@@ -65,10 +64,10 @@ def add(commands: Subparsers) -> None:
         type=Path,
         default=Path("binarize-demo"),
         metavar="DIR",
-        help="folder for everything written (default binarize-demo)",
+        help="output folder (default binarize-demo)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    parser.add_argument("--quick", action="store_true", help="a few seconds, hardly any training")
+    parser.add_argument("--quick", action="store_true", help="a few seconds, barely any training")
     # More threads gain little on so small a network, and on a busy machine they cost a lot.
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads of torch (default 1)"
@@ -226,7 +225,7 @@ def _show(answer: dict[str, Any], folder: Path, out: Output) -> None:
     out.print()
     binary = folder / "binary.safetensors"
     for text, path in (
-        ("picture", folder / "demo.png"),
+        ("image", folder / "demo.png"),
         ("1-bit network", binary),
         ("float network", folder / "float.safetensors"),
         ("numbers", folder / "metrics.json"),

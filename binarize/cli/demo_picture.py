@@ -1,4 +1,4 @@
-"""The picture of the demonstration: input, truth, float and 1-bit prediction side by side."""
+"""The image of the demonstration: input, ground truth, float and 1-bit prediction side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def draw(
     rows: int,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write the picture.
+    """Write the image.
 
     Args:
         path: Where to.

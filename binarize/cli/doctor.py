@@ -18,11 +18,11 @@ from binarize.cli.parser import Subparsers, add_command
 __all__ = ["add", "machine", "run"]
 
 _DESCRIPTION = """\
-Tell versions, processor, devices and policies, and convert, save and load a small network to see
-that it works. Exit code 1 if something that binarize needs does not work."""
+Report versions, processor, devices and policies, and convert, save and load a small network to
+check that everything works. Exit code 1 if something that binarize needs does not work."""
 
 _EXAMPLES = [
-    ("binarize doctor", "for a person"),
+    ("binarize doctor", "a summary to read"),
     ("binarize doctor --json > doctor.json", "to attach to a bug report"),
 ]
 
@@ -51,7 +51,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "doctor",
         run,
-        help="tell versions, devices and policies, and try it out",
+        help="report versions, devices and policies, and check that all works",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
@@ -216,7 +216,9 @@ def _round_trip(facts: dict[str, Any]) -> str:
         again = load(path, model=network)
     with torch.no_grad():
         same = torch.equal(student(image), again(image))
-    return "convert, save and load agree" if same else "failed: a loaded network answers otherwise"
+    return (
+        "convert, save and load agree" if same else "failed: a loaded network gives other outputs"
+    )
 
 
 def _kernel_rows(kernels: dict[str, Any]) -> list[tuple[str, str]]:

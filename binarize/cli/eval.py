@@ -14,8 +14,8 @@ __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Measure a network on images with masks or depth. Files that binarize wrote know their network;
-task, size and normalisation of the training are found in the file or in metrics.json beside it,
-and can be given anew."""
+task, size and normalisation of the training come from the file or the metrics.json beside it, and
+options override them."""
 
 _EXAMPLES = [
     (
@@ -24,12 +24,12 @@ _EXAMPLES = [
     ),
     (
         "binarize eval runs/float/float.safetensors --data scenes --split val --json",
-        "the validation split, for a program",
+        "the validation split; the result as JSON",
     ),
     (
         "binarize eval mine.safetensors --model nets.py:make --classes 4 \\\n"
         "      --data folder --root data/mine --size 256x192",
-        "a network of your own, on a folder of images and masks",
+        "your own network, on a folder of images and masks",
     ),
 ]
 
@@ -47,14 +47,14 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="a file of weights, float or binary")
     parser.add_argument(
-        "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
+        "--model", metavar="MODEL", help="the network, if the file does not name it (see train)"
     )
     add_network_options(parser)
     add_data_options(parser)
     parser.add_argument("--split", help="train, val or test (default test, else val)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default 16")
     parser.add_argument(
-        "--packed", action="store_true", help="compute with bits: the network is packed"
+        "--packed", action="store_true", help="pack the network and run it on XNOR-popcount kernels"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
 

@@ -14,9 +14,9 @@ from binarize.errors import BinarizeError, FileError, ModelError
 __all__ = ["add", "check_output", "example_of_file", "run"]
 
 _DESCRIPTION = """\
-Write a 1-bit network as an ONNX file. By default it has standard operators only and every runtime
-can run it: binary weights are stored as bits, but computed with as floats, so that the file is
-small and slower than the float network. With --runtime binarize the binary layers are operators of
+Write a 1-bit network as an ONNX file. By default it uses standard operators only, so any runtime
+can run it: binary weights are stored as bits, but computed as floats, so the file is small but runs
+slower than the float network. With --runtime binarize the binary layers are operators of
 this package: fast, in ONNX Runtime, without PyTorch (binarize.runtime). A file of standard
 operators takes images of one size, the one that is asked for or that the network was trained or
 converted for; with --dynamic, and with --runtime binarize, it takes images of all sizes. Needs the
@@ -35,7 +35,7 @@ _EXAMPLES = [
     ),
     (
         "binarize export mine.safetensors -o mine.onnx --model nets.py:make --json",
-        "a network of your own, told for a program",
+        "your own network; the result as JSON",
     ),
 ]
 
@@ -79,7 +79,7 @@ def add(commands: Subparsers) -> None:
         "--runtime binarize)",
     )
     parser.add_argument(
-        "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
+        "--model", metavar="MODEL", help="the network, if the file does not name it (see train)"
     )
     add_network_options(parser)
 
@@ -131,12 +131,14 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     out.print(told, wrap=False)
     if args.runtime == "binarize":
         out.note("note: run it by binarize.runtime.Session, which needs no torch, or from C++")
-        return _emit(args, out, written, shape)
+        _emit(args, out, written, shape)
+        return None
     out.note(
         "note: in ONNX's standard operators 1-bit layers are convolutions of floats: the file is "
         "small, but slower than the float network; for speed: --runtime binarize, or binarize pack"
     )
-    return _emit(args, out, written, shape)
+    _emit(args, out, written, shape)
+    return None
 
 
 def _emit(args: argparse.Namespace, out: Output, written: int, shape: Any) -> None:

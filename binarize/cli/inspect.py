@@ -1,4 +1,4 @@
-"""``binarize inspect``: what binarization leaves of the maps inside a network."""
+"""``binarize inspect``: how much information feature maps keep after binarization."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Run a 1-bit network on pictures and measure the inputs of its binary layers behind their
-binarizers: the information entropy of each channel (1 bit: as many +1 as -1, 0: all the same), the
-values that the binarizers learned, and the maps before and after the first binarization. Written
-are figures (PNG) and their numbers (inspection.json, CSV)."""
+Run a 1-bit network on images and measure the binarized inputs of its binary layers: the
+information entropy of each channel (1 bit: as many +1 as -1, 0: all the same), the values that the
+binarizers learned, and the feature maps before and after the first binarization. Writes figures
+(PNG) and their numbers (inspection.json, CSV)."""
 
 _EXAMPLES = [
     (
         "binarize inspect runs/binary/binary.safetensors --images photos/ --output out",
-        "on a folder of pictures, at the size of the training",
+        "on a folder of images, at the size of the training",
     ),
     (
         "binarize inspect runs/binary/binary.safetensors --data camvid \\\n"
         "      --root data/camvid --split val --limit 20 --output out",
-        "on the first 20 pictures of a data set",
+        "on the first 20 images of a data set",
     ),
     (
         "binarize inspect runs/binary/binary.safetensors --images photos/*.jpg \\\n"
         "      --layer decoder.blocks.0.conv1.0 --maps 2 --output out",
-        "with feature maps of another layer than the first",
+        "with feature maps of a layer other than the first",
     ),
     (
         "binarize inspect timm:resnet18 --policy reactnet --images photos/ \\\n"
         "      --size 224x224 --output out --json",
-        "a network as it is right after the conversion; numbers for a program",
+        "a network right after conversion; numbers as JSON",
     ),
 ]
 
@@ -57,22 +57,22 @@ def add(commands: Subparsers) -> None:
         commands,
         "inspect",
         run,
-        help="measure what binarization leaves of the maps inside a network",
+        help="measure the information that feature maps keep after binarization",
         usage="MODEL --images PATH --output DIR",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help=f"a saved network, or {FORMS}")
     parser.add_argument(
-        "--images", nargs="+", metavar="PATH", help="pictures, or folders of them; or give --data"
+        "--images", nargs="+", metavar="PATH", help="images, or folders of images; or give --data"
     )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder for figures and numbers"
     )
     parser.add_argument(
-        "--policy", metavar="NAME|FILE", help="convert the float network by this policy first"
+        "--policy", metavar="NAME|FILE", help="convert the float network with this policy first"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument(
         "--layer", metavar="NAME", help="feature maps of this layer (default: the first that runs)"
     )
@@ -84,7 +84,7 @@ def add(commands: Subparsers) -> None:
         "--model",
         dest="network",
         metavar="MODEL",
-        help="the network of the file, if it does not tell (see train)",
+        help="the network of the file, if the file does not name it (see train)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
     add_data_options(parser, required=False, workers=False)
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     network = _network(args, source, first, out)
     try_out(network, first)
     kept: list[tuple[str, Tensor]] = []
-    with out.bar(f"measuring on {len(images.names)} pictures", len(images.names)) as move:
+    with out.bar(f"measuring on {len(images.names)} images", len(images.names)) as move:
 
         def batches() -> Iterator[Tensor]:
             for number, name in enumerate(images.names):
@@ -149,7 +149,7 @@ def _check(args: argparse.Namespace) -> None:
         raise DataError(
             "images",
             args.images,
-            "there must be pictures or a data set, and not both",
+            "give either images or a data set, not both",
             "give --images or --data",
         )
     there = next(path for path in (args.output, *args.output.parents) if path.exists())
@@ -198,5 +198,5 @@ def _network(args: argparse.Namespace, source: Source, example: Tensor, out: Out
         return source.network
     from binarize.graph import convert
 
-    with out.step(f"converting by policy {args.policy}"):
+    with out.step(f"converting with policy {args.policy}"):
         return convert(source.network, args.policy, example_inputs=example)

@@ -14,10 +14,10 @@ from binarize.errors import BinarizeError, ModelError
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Write the packed programs of a 1-bit network: what computes with bits, for images of one size, in
-one file. It is loaded in a moment and without the network's code or its library, by
-binarize.load(FILE) and by predict, eval, report and bench. Size, normalisation, classes and their
-colours are in the file. The size is the one that is asked for, or else the one of the training."""
+Write the packed programs of a 1-bit network, which run on XNOR-popcount kernels for images of one
+size, to one file. It loads in an instant, without the network's code or library, with
+binarize.load(FILE) and with predict, eval, report and bench. The file holds size, normalisation,
+classes and their colours. The size is that of the training unless --size is given."""
 
 _EXAMPLES = [
     ("binarize pack runs/binary/binary.safetensors -o unet.packed", "at the size of the training"),
@@ -26,7 +26,7 @@ _EXAMPLES = [
         "      --batch-size 4",
         "for four images at a time, of another size",
     ),
-    ("binarize predict unet.packed photos/ --output out", "what it is for"),
+    ("binarize predict unet.packed photos/ --output out", "run the packed file"),
 ]
 
 
@@ -36,7 +36,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "pack",
         run,
-        help="write the programs of a 1-bit network, to deploy",
+        help="write the packed programs of a 1-bit network, to deploy",
         usage="FILE -o OUT",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
@@ -53,7 +53,7 @@ def add(commands: Subparsers) -> None:
         "--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)"
     )
     parser.add_argument(
-        "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
+        "--model", metavar="MODEL", help="the network, if the file does not name it (see train)"
     )
     add_network_options(parser)
 

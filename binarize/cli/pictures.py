@@ -71,7 +71,7 @@ def as_input(picture: Tensor, stats: tuple[Sequence[float], Sequence[float]]) ->
 
 
 def label_picture(labels: Tensor, colors: Colors) -> Image:
-    """A label map as a palette picture: its values are the class indices, its look the colours.
+    """A label map as a palette image: its values are the class indices, its look the colours.
 
     Args:
         labels: Integers (H, W), 255 where nothing is known (shown black).
@@ -120,7 +120,7 @@ def beside(pictures: Sequence[Image], gap: int = 4) -> Image:
 
 
 def legend(names: Sequence[str], colors: Colors) -> Image:
-    """A picture that tells which colour is which class."""
+    """An image that shows the colour of each class."""
     from PIL import Image, ImageDraw
 
     height, box = 18, 12
@@ -149,5 +149,5 @@ def save_picture(picture: Image, path: Path) -> None:
             "output",
             str(path),
             f"cannot be written ({error.strerror or error})",
-            "check the rights and the space on the disk",
+            "check permissions and free disk space",
         ) from error

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Run a saved network on images. Segmentation gives palette PNGs: the values are class indices,
-the look is the classes' colours; with one class, 1 where the network's output is above 0. Several
-labels give an image of all colours and NAME_CLASS.png, 1 where the class is. Depth gives coloured
-PNGs, near is bright, and with --raw also 16-bit ones in millimetres (NAME_mm.png). Results have the
-size of their image, as viewers show it, and its name in the --output folder, where no file that is
-read is ever replaced. An image that cannot be read is skipped and reported, and the exit code is
-1."""
+Run a saved network on images. Segmentation writes palette PNGs: the values are class indices,
+shown in the classes' colours; with one class, 1 where the network's output is above 0.
+Multi-label networks write an image with all colours and NAME_CLASS.png, 1 where the class is
+present. Depth writes coloured PNGs, near is bright, and with --raw also 16-bit PNGs in millimetres
+(NAME_mm.png). Results have the size and name of their image and go to the --output folder; input
+files are never overwritten. An image that cannot be read is skipped and reported, and the exit code
+is 1."""
 
 _EXAMPLES = [
     (
@@ -41,12 +41,12 @@ _EXAMPLES = [
     ),
     (
         "binarize predict runs/binary/binary.safetensors photos/ --output out --packed",
-        "computed with bits",
+        "on XNOR-popcount kernels",
     ),
     (
         "binarize predict depth.safetensors photos/*.jpg --task depth --size 160x120 \\\n"
         "      --normalize imagenet --output out --raw",
-        "depth, with nothing known of the training",
+        "depth, without any record of the training",
     ),
 ]
 
@@ -80,10 +80,10 @@ def add(commands: Subparsers) -> None:
     parser.add_argument("--normalize", metavar="NAME", help="imagenet, symmetric or none")
     parser.add_argument("--max-depth", type=float, metavar="M", help="depth: largest, in metres")
     parser.add_argument(
-        "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
+        "--model", metavar="MODEL", help="the network, if the file does not name it (see train)"
     )
     parser.add_argument(
-        "--packed", action="store_true", help="compute with bits: the network is packed"
+        "--packed", action="store_true", help="pack the network and run it on XNOR-popcount kernels"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
     add_network_options(parser)

@@ -18,10 +18,10 @@ file. Copy one, change it, check it, give its path as --recipe. Options given to
 win over it."""
 
 _EXAMPLES = [
-    ("binarize recipes ls", "the recipes there are, with what came of them"),
+    ("binarize recipes ls", "the bundled recipes, with their results"),
     ("binarize recipes show cnn-dense", "read one"),
     ("binarize recipes cp cnn-dense mine.toml", "start your own"),
-    ("binarize recipes validate mine.toml", "all its mistakes at once"),
+    ("binarize recipes validate mine.toml", "all its errors at once"),
 ]
 
 
@@ -45,7 +45,7 @@ def add(commands: Subparsers) -> None:
         "ls",
         _ls,
         help="list the bundled recipes",
-        description="List the bundled recipes: name, what each is for, what came of it.",
+        description="List the bundled recipes: name, what each is for, its result.",
         examples=[("binarize recipes ls", "as a table"), ("binarize recipes ls --json", "as JSON")],
     )
     show = add_command(
@@ -54,10 +54,10 @@ def add(commands: Subparsers) -> None:
         _show,
         help="print a recipe's file",
         usage="NAME|FILE",
-        description="Print a recipe's file, or with --json what it amounts to.",
+        description="Print a recipe's file, or with --json its resolved form.",
         examples=[
             ("binarize recipes show cnn-dense", "the file as it is"),
-            ("binarize recipes show mine.toml --json", "all that it amounts to"),
+            ("binarize recipes show mine.toml --json", "with everything it inherits"),
         ],
     )
     show.add_argument("recipe", metavar="NAME|FILE", help="a bundled recipe or a file")
@@ -70,19 +70,19 @@ def add(commands: Subparsers) -> None:
         description="Copy a recipe's file; the copy is named after its new file.",
         examples=[
             ("binarize recipes cp cnn-dense mine.toml", "start your own"),
-            ("binarize recipes cp cnn-dense mine.toml --force", "again, over what is there"),
+            ("binarize recipes cp cnn-dense mine.toml --force", "replace an existing file"),
         ],
     )
     copy.add_argument("recipe", metavar="NAME|FILE", help="a bundled recipe or a file")
     copy.add_argument("target", type=Path, metavar="TARGET", help="the new file, or its folder")
-    copy.add_argument("--force", action="store_true", help="replace a file that is there")
+    copy.add_argument("--force", action="store_true", help="replace an existing file")
     check = add_command(
         verbs,
         "validate",
         _validate,
-        help="report all mistakes of recipes",
+        help="report all errors in recipes",
         usage="FILE [FILE ...]",
-        description="Report all mistakes of recipes, a line each; exit code 1 if there are any.",
+        description="Report all errors in recipes, one line each; exit code 1 if there are any.",
         examples=[("binarize recipes validate mine.toml", "one file")],
     )
     check.add_argument("files", nargs="+", metavar="FILE", help="files, or bundled names")

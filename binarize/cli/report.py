@@ -14,21 +14,25 @@ from binarize.errors import BinarizeError
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Print every layer with what was decided about it and what it costs, and the totals against the
-float network. Bytes are those of the file, to the byte. Operations are those of an image of the
-size that a file was converted or trained for; of a network by name they need --size."""
+Show for every layer what was decided and what it costs, and the totals compared with the float
+network. Sizes are exact to the byte. Operations are counted for the image size that a file was
+converted or trained for; a network given by name needs --size."""
 
 _EXAMPLES = [
     ("binarize report runs/binary/binary.safetensors", "a saved network"),
     (
         "binarize report smp:Unet:resnet34 --classes 11 --policy bidense --size 480x352",
-        "what a network would come to, without saving anything",
+        "what a network would cost, without saving anything",
     ),
     (
         "binarize report unet.safetensors --size 480x352 --depth 2",
-        "layers told together by the first two parts of their names",
+        "layers grouped by the first two parts of their names",
     ),
-    ("binarize report unet.safetensors --json", "all numbers, for a program"),
+    (
+        "binarize report unet.safetensors --html page.html",
+        "a page to click through: layers, treemaps, the network as a graph",
+    ),
+    ("binarize report unet.safetensors --json", "all numbers as JSON"),
 ]
 
 
@@ -38,14 +42,14 @@ def add(commands: Subparsers) -> None:
         commands,
         "report",
         run,
-        help="tell size and cost of a network, layer by layer",
+        help="report size and cost of a network, layer by layer",
         usage="MODEL",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help=f"a saved network, or {FORMS}")
     parser.add_argument(
-        "--policy", metavar="NAME|FILE", help="convert the float network by this policy first"
+        "--policy", metavar="NAME|FILE", help="convert the float network with this policy first"
     )
     parser.add_argument(
         "--size",
@@ -56,16 +60,22 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--packed",
         action="store_true",
-        help="of a saved network: which path each layer takes when computing with bits, and why",
+        help="for a saved network: which kernel path each layer takes, and why",
     )
     parser.add_argument(
-        "--depth", type=int, metavar="N", help="tell layers together by N parts of their names"
+        "--depth", type=int, metavar="N", help="group layers by N parts of their names"
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write the report as a page: one HTML file that works offline",
     )
     parser.add_argument(
         "--model",
         dest="network",
         metavar="MODEL",
-        help="the network of the file, if it does not tell (see train)",
+        help="the network of the file, if the file does not name it (see train)",
     )
     add_network_options(parser)
 
@@ -74,6 +84,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Report."""
     if args.depth is not None and args.depth < 1:
         raise BinarizeError("depth", args.depth, "must be at least 1", "use e.g. 2")
+    if args.html is not None and args.packed:
+        raise BinarizeError(
+            "html", str(args.html), "does not go with --packed", "leave out one of them"
+        )
     from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
     from binarize.graph import convert
@@ -86,6 +100,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         source = open_source(args.model, fallback, packed=args.packed)
     network: Any = source.network
     if source.kind is not None:
+        if args.html is not None:
+            raise BinarizeError(
+                "html",
+                str(args.html),
+                f"{args.model} has no layers to show",
+                "report the file that it was made from",
+            )
         _report_deployed(args, source, out)
         return None
     if args.packed:
@@ -99,12 +120,15 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     known_inputs = source.binary and shape is None
     example = None if known_inputs else example_for(network, source.recipe, shape)
     if args.policy is not None:
-        with out.step(f"converting by policy {args.policy}"), shell_remedies(args.model):
+        with out.step(f"converting with policy {args.policy}"), shell_remedies(args.model):
             network = convert(network, args.policy, example_inputs=example)
     with out.step("counting"), shell_remedies(args.model):
         made = report(network, example)
     out.console.print(made.table(args.depth))
     told = made.to_dict()
+    if args.html is not None:
+        told["html"] = made.to_html(args.html)
+        out.print(f"page: {args.html}", wrap=False)
     if source.binary:
         told["file"] = Path(args.model)
     out.emit(told)
@@ -126,7 +150,7 @@ def _report_deployed(args: argparse.Namespace, source: Any, out: Output) -> None
         value = settings.get(name)
         if value:
             out.print(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
-    out.print("layer by layer: report the file that it was made of")
+    out.print("layer by layer: report the file that it was made from")
     out.emit(
         {
             "file": Path(args.model),

@@ -14,13 +14,13 @@ __all__ = ["add"]
 
 _DESCRIPTION = """\
 A policy says which layers become binary and what the binary unit is made of. It is a TOML file,
-and rules/README.md tells every key. Copy one, change it, check it, give its path as --policy."""
+and rules/README.md describes every key. Copy one, edit it, check it, and pass it as --policy."""
 
 _EXAMPLES = [
-    ("binarize rules ls", "the policies there are"),
+    ("binarize rules ls", "the bundled policies"),
     ("binarize rules show bidense", "read one"),
     ("binarize rules cp bidense mine.toml", "start your own"),
-    ("binarize rules validate mine.toml", "all its mistakes at once"),
+    ("binarize rules validate mine.toml", "all its errors at once"),
 ]
 
 
@@ -53,10 +53,10 @@ def add(commands: Subparsers) -> None:
         _show,
         help="print a policy's file",
         usage="NAME|FILE",
-        description="Print a policy's file, or with --json what it amounts to.",
+        description="Print a policy's file, or with --json its resolved form.",
         examples=[
             ("binarize rules show bidense", "the file as it is"),
-            ("binarize rules show mine.toml --json", "all that it amounts to"),
+            ("binarize rules show mine.toml --json", "with everything it inherits"),
         ],
     )
     show.add_argument("policy", metavar="NAME|FILE", help="a bundled policy or a rule file")
@@ -69,22 +69,22 @@ def add(commands: Subparsers) -> None:
         description="Copy a policy's file; the copy is named after its new file.",
         examples=[
             ("binarize rules cp bidense mine.toml", "start your own"),
-            ("binarize rules cp bidense mine.toml --force", "again, over what is there"),
+            ("binarize rules cp bidense mine.toml --force", "replace an existing file"),
         ],
     )
     copy.add_argument("policy", metavar="NAME|FILE", help="a bundled policy or a rule file")
     copy.add_argument("target", type=Path, metavar="TARGET", help="the new file, or its folder")
-    copy.add_argument("--force", action="store_true", help="replace a file that is there")
+    copy.add_argument("--force", action="store_true", help="replace an existing file")
     check = add_command(
         verbs,
         "validate",
         _validate,
-        help="tell all mistakes of rule files",
+        help="report all errors in rule files",
         usage="FILE [FILE ...]",
-        description="Tell all mistakes of rule files, a line each; exit code 1 if there are any.",
+        description="Report all errors in rule files, one line each; exit code 1 if there are any.",
         examples=[
             ("binarize rules validate mine.toml", "one file"),
-            ("binarize rules validate rules/*.toml --json", "several, for a program"),
+            ("binarize rules validate rules/*.toml --json", "several files; the result as JSON"),
         ],
     )
     check.add_argument("files", nargs="+", metavar="FILE", help="rule files, or bundled names")
@@ -157,7 +157,7 @@ def _cp(args: argparse.Namespace, out: Output) -> int | None:
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileError(
-            "target", str(target), f"cannot be written ({error.strerror})", "choose another place"
+            "target", str(target), f"cannot be written ({error.strerror})", "choose another path"
         ) from error
     out.print(f"{target}: use it with --policy {target}", wrap=False)
     out.emit({"file": target, "from": path})

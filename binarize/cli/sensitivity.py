@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Make one layer of a trained network binary at a time (or in --mode without, all but one), measure
-the norms anew, and compare with the float network: how far the output moves, and what the task's
-metric loses. Nothing is trained. Written are sensitivity.json, which convert --budget reads, and a
-figure. A command that was stopped goes on where it was."""
+Binarize one layer of a trained network at a time (or with --mode without, all but one), re-estimate
+the norm statistics, and compare with the float network: how far the output moves, and how much the
+task's metric drops. Nothing is trained. Writes sensitivity.json, which convert --budget reads, and
+a figure. An interrupted command resumes where it stopped."""
 
 _EXAMPLES = [
     (
@@ -44,12 +44,12 @@ _EXAMPLES = [
         "binarize sensitivity runs/binary/binary.safetensors --mode without \\\n"
         "      --teacher runs/float/float.safetensors --data camvid --root data/camvid \\\n"
         "      --output gains",
-        "what a trained 1-bit network gains from each layer that is float again",
+        "what a trained 1-bit network gains from restoring each layer to float",
     ),
     (
         "binarize sensitivity runs/float/float.safetensors --policy reactnet \\\n"
         "      --data scenes --limit 16 --minutes 5 --output sensitivity --json",
-        "by another method, on fewer pictures, and for five minutes at most",
+        "with another method, on fewer images, for five minutes at most",
     ),
 ]
 
@@ -94,37 +94,38 @@ def add(commands: Subparsers) -> None:
         "--teacher", metavar="FILE", help="the float network that a 1-bit one came from"
     )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay float"
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
     )
     parser.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
     )
     parser.add_argument(
-        "--split", help="pictures to measure on: train, val or test (default val, else test)"
+        "--split", help="images to measure on: train, val or test (default val, else test)"
     )
     parser.add_argument(
         "--limit",
         type=int,
         default=64,
         metavar="N",
-        help="so many of them, evenly spread over the split (default 64)",
+        help="how many of them, evenly spread over the split (default 64)",
     )
     parser.add_argument(
         "--recalibrate",
         type=int,
         default=8,
         metavar="N",
-        help="batches of the training split to measure the norms on (default 8)",
+        help="batches of the training split to re-estimate the norms on (default 8)",
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="default 8")
     parser.add_argument(
-        "--minutes", type=float, metavar="M", help="stop after that long, and write what there is"
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="stop after this time and write the results so far",
     )
+    parser.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     parser.add_argument(
-        "--fresh", action="store_true", help="begin anew where a command was stopped"
-    )
-    parser.add_argument(
-        "--model", metavar="MODEL", help="the network, if the file does not tell (see train)"
+        "--model", metavar="MODEL", help="the network, if the file does not name it (see train)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
     parser.set_defaults(teacher_model=None)
@@ -204,14 +205,14 @@ def _check(args: argparse.Namespace) -> None:
 def _batches(
     args: argparse.Namespace, source: Source, split: str, count: int, out: Output
 ) -> tuple[list[Any], int, float | None]:
-    """Batches of pictures that are evenly spread over a split: neighbours are often alike."""
+    """Batches of images that are evenly spread over a split: neighbours are often alike."""
     from torch.utils.data import Subset
 
     whole = open_data(args, split, out, known=source.settings, preload=False)
     count = min(count, len(whole))
     some: Any = Subset(whole, [number * len(whole) // count for number in range(count)])
     made = []
-    with out.bar(f"reading {count} pictures ({split})", count) as move:
+    with out.bar(f"reading {count} images ({split})", count) as move:
         for batch in make_loader(some, args.batch_size, workers=args.workers):
             made.append(batch)
             move(min(len(made) * args.batch_size, count), count)
@@ -247,7 +248,7 @@ def _measure(args: argparse.Namespace, study: Study, record: Record, out: Output
     total = len(study.sites)
     done = total - len(missing)
     if done and missing:
-        out.note(f"going on where a command was stopped: {done} of {total} layers are done")
+        out.note(f"resuming: {done} of {total} layers are done")
     end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     with out.bar(f"measuring {total} layers", total) as move:
         move(done, total)

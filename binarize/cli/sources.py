@@ -117,7 +117,7 @@ def open_source(
         raise ModelError(
             argument,
             reference,
-            "the file does not tell which network it belongs to",
+            "the file does not name its network",
             f"say it with --model ({FORMS})",
         )
     network = build(recipe)

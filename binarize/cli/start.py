@@ -90,7 +90,7 @@ def _convert(
     from binarize.prepare import prepare_student
 
     doing = f" and measuring the norms on {batches} batches" if batches else ""
-    with out.step(f"converting by policy {args.policy}{doing}"):
+    with out.step(f"converting with policy {args.policy}{doing}"):
         student: Any = prepare_student(
             network,
             args.policy,

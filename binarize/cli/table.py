@@ -155,5 +155,5 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileError(
-            "output", str(path), f"cannot be written ({error.strerror})", "choose another place"
+            "output", str(path), f"cannot be written ({error.strerror})", "choose another path"
         ) from error

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from binarize.cli.datasets import add_data_options, has_split, make_loader, open_data, task_of
+from binarize.cli.datasets import (
+    add_data_options,
+    has_split,
+    make_loader,
+    open_data,
+    open_unlabelled,
+    task_of,
+)
 from binarize.cli.interruption import is_interruption
 from binarize.cli.networks import FORMS, add_network_options, nearest
 from binarize.cli.output import Output
@@ -27,7 +34,7 @@ __all__ = ["add", "run"]
 _DESCRIPTION = """\
 Train a network on images with masks or depth. With --policy none the network stays float; with
 a policy it is converted first, from the weights it has by then (--encoder-weights, --init), its
-norm statistics are measured anew, and it is trained, with a --teacher if one is given.
+norm statistics are re-estimated, and it is trained, with a --teacher if one is given.
 
 Writes into --output: last.pt and best.pt (for --resume), metrics.json (history, final metrics,
 command line), and float.safetensors or binary.safetensors (one bit per binary weight)."""
@@ -36,7 +43,7 @@ _EXAMPLES = [
     (
         "binarize train --data scenes --model smp:Unet:resnet18 --policy none \\\n"
         "      --epochs 5 --output runs/float",
-        "a float network on made-up scenes",
+        "a float network on synthetic scenes",
     ),
     (
         "binarize train --data camvid --root data/camvid --size 192x144 \\\n"
@@ -52,9 +59,15 @@ _EXAMPLES = [
         "a 1-bit network that starts from a trained float one and learns from it",
     ),
     (
+        "binarize train --data folder --root photos --size 192x144 --classes 11 \\\n"
+        "      --model smp:Unet:resnet18 --init runs/float/float.safetensors \\\n"
+        "      --teacher runs/float/float.safetensors --output runs/photos",
+        "a 1-bit network that learns from the float one alone, on photos without labels",
+    ),
+    (
         "binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\\n"
         "      --output runs/binary --resume",
-        "go on after an interruption: the same command and --resume",
+        "continue after an interruption: the same command and --resume",
     ),
     (
         "accelerate launch --num_processes 4 -m binarize train --data nyuv2 ...",
@@ -103,6 +116,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
     from binarize.cli.start import make_student, make_teacher
+    from binarize.data import PartlyLabelled, UnlabelledFolder
     from binarize.train import EarlyStopping, Trainer
     from binarize.train.recipes import DEFAULT, load_recipe
     from binarize.train.resume import checkpoint_path
@@ -117,6 +131,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.batch_size is None:
         args.batch_size = way.training["batch_size"]
     distillation = _distillation(task, args.distill, way.distillation.get(task, {}))
+    features = _features(args.distill, way.distillation.get("features", {}))
     augment = _augment(args)
     make_folder(args.output)
     resumed = checkpoint_path(args.resume, args.output)
@@ -124,7 +139,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         out.note(f"going on from {resumed}")
 
     train = open_data(args, "train", out, augment=augment)
-    train.check_targets()
+    free = isinstance(train, UnlabelledFolder)
+    if not free:
+        train.check_targets()
+    samples: Any = train
+    if args.unlabelled is not None:
+        samples = PartlyLabelled(train, open_unlabelled(args, train, out, augment=augment))
     held = {
         split: make_loader(open_data(args, split, out), args.batch_size)
         for split in ("val", "test")
@@ -132,12 +152,16 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     }
     if not held:
         out.note("note: the data set has neither val/ nor test/: nothing is validated")
-    loader = make_loader(train, args.batch_size, train=True, workers=args.workers)
+    loader = make_loader(samples, args.batch_size, train=True, workers=args.workers)
 
     torch.manual_seed(args.seed)
     classes = args.classes
     if classes is None:
         classes = 1 if task == "depth" else train.num_classes
+        if not classes:
+            raise BinarizeError(
+                "classes", None, "images without labels do not tell", "give --classes N"
+            )
     student, recipe, told = make_student(args, classes, loader, out, resumed=resumed is not None)
     trainer = Trainer(
         student,
@@ -151,11 +175,17 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         clip=args.clip,
         accumulate=args.accumulate,
         ema=args.ema,
+        lr_factors=dict(args.lr_factor) or None,
+        two_steps=args.two_steps,
+        flips=args.flips,
         callbacks=[] if args.patience is None else [EarlyStopping(args.patience)],
         distillation=distillation,
+        features=features,
         bf16=args.bf16,
         compile=args.compile,
         output_dir=args.output,
+        save_every=args.save_every,
+        keep_checkpoints=args.keep_checkpoints,
         resume=resumed,
         overwrite=True,  # the folder was looked at before anything else
         settings=_settings(args, classes),
@@ -200,6 +230,7 @@ def _refuse(args: argparse.Namespace) -> None:
         "clip",
         "accumulate",
         "patience",
+        "keep_checkpoints",
     ):
         value = getattr(args, name)
         if value is not None and not value > 0:
@@ -216,6 +247,10 @@ def _refuse(args: argparse.Namespace) -> None:
         raise BinarizeError("warmup", args.warmup, "must be from 0 to 1", "use e.g. 0.3")
     if args.distill and args.teacher is None:
         raise BinarizeError("distill", args.distill, "needs a teacher", "give --teacher FILE")
+    if args.unlabelled is not None and args.teacher is None:
+        raise BinarizeError(
+            "unlabelled", str(args.unlabelled), "needs a teacher", "give --teacher FILE"
+        )
     if args.balance is not None and task_of(args, {}) != "segmentation":
         raise BinarizeError(
             "balance", args.balance, "needs classes", "use it with --task segmentation"
@@ -289,20 +324,48 @@ def _augment(args: argparse.Namespace) -> Any:
     return augment if args.flip or args.jitter or args.zoom > 1 else False
 
 
+_FEATURES = {
+    "features": "features",
+    "attention": "attention",
+    "layers": "layers",
+    "feature_schedule": "schedule",
+}
+
+
+def _features(given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
+    """Make the loss between feature maps of KEY=VALUE settings; None leaves it to the recipe."""
+    from binarize.train import FeatureDistillation
+
+    asked = {_FEATURES[key]: value for key, value in given if key in _FEATURES}
+    if not asked:
+        return None
+    base = usual or {"features": 1.0 if "layers" in asked and "attention" not in asked else 0.0}
+    try:
+        return FeatureDistillation(**{**base, **asked})
+    except (TypeError, AttributeError) as error:
+        raise BinarizeError(
+            "distill", asked, f"a value has the wrong type ({error})", "give a number"
+        ) from error
+
+
 def _distillation(task: str, given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
     """Make the distillation loss of KEY=VALUE settings over the recipe's; None leaves it to it."""
     from binarize.train import DepthDistillation, SegmentationDistillation, open_task
 
     open_task(task, num_classes=2)  # refuses an unknown task
+    given = [(key, value) for key, value in given if key not in _FEATURES]
     if not given:
         return None
     cls: Any = DepthDistillation if task == "depth" else SegmentationDistillation
-    known = [name for name in inspect.signature(cls).parameters if name != "ignore_index"]
+    hidden = ("ignore_index", "multilabel")
+    known = [name for name in inspect.signature(cls).parameters if name not in hidden]
     for key, _ in given:
         if key not in known:
-            raise BinarizeError("distill", key, f"{task} has no such setting", nearest(key, known))
+            near = nearest(key, [*known, *_FEATURES])
+            raise BinarizeError("distill", key, f"{task} has no such setting", near)
     try:
-        return cls(**{**usual, **dict(given)})
+        several = {"multilabel": True} if task == "multilabel" else {}
+        return cls(**{**usual, **several, **dict(given)})
     except TypeError as error:
         raise BinarizeError(
             "distill", dict(given), f"a value has the wrong type ({error})", "give a number"

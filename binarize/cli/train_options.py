@@ -22,7 +22,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         help="float weights to start from (.safetensors, or a .pt checkpoint)",
     )
     start.add_argument(
-        "--partial", action="store_true", help="--init may fit the network in parts only"
+        "--partial", action="store_true", help="accept --init that fits only part of the network"
     )
     start.add_argument(
         "--encoder-weights", type=Path, metavar="FILE", help="backbone weights for its encoder"
@@ -34,7 +34,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "them back the scale that training needs",
     )
     start.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay float"
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
     )
     start.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
@@ -49,7 +49,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "--sensitivity",
         type=Path,
         metavar="FILE",
-        help="what layers are worth to --budget: sensitivity.json of binarize sensitivity",
+        help="sensitivity of the layers for --budget: sensitivity.json of binarize sensitivity",
     )
     start.add_argument("--teacher", metavar="FILE", help="weights of the network to learn from")
     start.add_argument(
@@ -63,14 +63,23 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="distillation setting: weight, temperature, channel_weight, channel_temperature, "
         "trust (agree, mix, all), truth_share, schedule (cosine, linear, constant); for depth: "
-        "weight, gradient_weight, tolerance, scales, schedule",
+        "weight, gradient_weight, tolerance, scales, schedule; for any task: features and "
+        "attention (weights of what feature maps add), layers (NAME,NAME; default: where the "
+        "resolution changes), "
+        "feature_schedule",
+    )
+    start.add_argument(
+        "--unlabelled",
+        type=Path,
+        metavar="DIR",
+        help="folder of further images, without labels: the teacher alone says what they show",
     )
     start.add_argument(
         "--recalibrate",
         type=int,
         default=8,
         metavar="N",
-        help="batches to measure the norms on before training (default 8, 0 for none)",
+        help="batches to re-estimate the norms on before training (default 8, 0 for none)",
     )
 
 
@@ -94,22 +103,22 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--recipe",
         metavar="NAME|FILE",
-        help="what is not given below is taken from it: epochs, batch size, rate, decay, warm-up, "
-        "balance, distillation (default cnn-dense; see binarize recipes)",
+        help="source of defaults for the options below: epochs, batch size, rate, decay, "
+        "warm-up, balance, distillation (default cnn-dense; see binarize recipes)",
     )
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
     group.add_argument("--batch-size", type=int, metavar="N", help="images per batch")
     group.add_argument("--lr", type=float, metavar="X", help="peak learning rate")
     group.add_argument("--weight-decay", type=float, metavar="X", help="of float layers")
-    group.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient")
+    group.add_argument("--clip", type=float, metavar="X", help="gradient clipping norm")
     group.add_argument(
-        "--warmup", type=float, metavar="SHARE", help="share of the steps until the peak"
+        "--warmup", type=float, metavar="SHARE", help="share of the steps spent warming up"
     )
     group.add_argument(
         "--balance",
         type=float,
         metavar="POWER",
-        help="weigh classes by their share of the pixels to the power -POWER (0 to 1; 0: alike)",
+        help="weigh classes by their share of the pixels to the power -POWER (0 to 1; 0: equally)",
     )
     group.add_argument("--bf16", action="store_true", default=None, help="bfloat16 autocast")
     group.add_argument("--compile", action="store_true", help="use torch.compile")
@@ -122,27 +131,60 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--final",
         choices=("last", "best"),
         default="last",
-        help="which epoch's weights are measured and saved (default last)",
+        help="epoch whose weights are evaluated and saved (default last)",
     )
     group.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="FILE",
-        help="go on from last.pt in --output if there is one, or from FILE",
+        help="resume from last.pt in --output if there is one, or from FILE",
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="begin again in an --output that holds a run"
+        "--overwrite", action="store_true", help="start over in an --output that holds a run"
     )
     group.add_argument(
         "--ema", type=float, metavar="DECAY", help="average the weights, with e.g. 0.999"
     )
     group.add_argument(
-        "--patience", type=int, metavar="N", help="stop when the best epoch is N epochs ago"
+        "--patience", type=int, metavar="N", help="stop after N epochs without improvement"
     )
     group.add_argument(
         "--accumulate",
         type=int,
         metavar="N",
-        help="batches that make one update (default 1, or what accelerate launch was given)",
+        help="batches per update (default 1, or what accelerate launch was given)",
+    )
+    group.add_argument(
+        "--two-steps",
+        type=float,
+        metavar="SHARE",
+        help="keep the weights of binary layers float for this share of the training, with binary "
+        "activations from the start",
+    )
+    group.add_argument(
+        "--lr-factor",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="KIND=X",
+        help="multiply the rate of latent (weights of binary layers), thresholds (and scales) or "
+        "rest",
+    )
+    group.add_argument(
+        "--flips",
+        action="store_true",
+        help="log the share of binary weights that change sign in each epoch",
+    )
+    group.add_argument(
+        "--save-every",
+        metavar="TIME|N",
+        help="write last.pt inside epochs, too: after a time (10min, 90s, 1h) or N batches",
+    )
+    group.add_argument(
+        "--keep-checkpoints",
+        type=int,
+        default=1,
+        metavar="N",
+        help="keep the states of the newest N epochs (default 1: last.pt alone)",
     )

@@ -295,7 +295,7 @@ def save_float(network: nn.Module, path: Path, description: Mapping[str, Any]) -
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(
-            "output", str(path), f"cannot be written ({error})", "choose another place"
+            "output", str(path), f"cannot be written ({error})", "choose another path"
         ) from error
     write_file(path, entries, {"format": "pt", KEY: json.dumps(dict(description))})
 

@@ -11,6 +11,7 @@ from binarize.data.image_mask_folder import ImageMaskFolder
 from binarize.data.nyuv2 import NYUv2
 from binarize.data.registry import dataset_names, open_dataset
 from binarize.data.scenes import Scenes
+from binarize.data.unlabelled import PartlyLabelled, UnlabelledFolder
 
 __all__ = [
     "IGNORE",
@@ -21,7 +22,9 @@ __all__ = [
     "ImageDepthFolder",
     "ImageMaskFolder",
     "NYUv2",
+    "PartlyLabelled",
     "Scenes",
+    "UnlabelledFolder",
     "balanced_weights",
     "dataset_names",
     "open_dataset",

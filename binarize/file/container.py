@@ -143,7 +143,7 @@ def write_file(
             "path",
             str(path),
             f"it cannot be written ({error.strerror or error})",
-            "check the rights and the space on the disk",
+            "check permissions and free disk space",
         ) from error
 
 
@@ -211,7 +211,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
         ) from error
     except OSError as error:
         raise FileError(
-            "path", str(path), f"it cannot be read ({_short(error)})", "check the rights"
+            "path", str(path), f"it cannot be read ({_short(error)})", "check its permissions"
         ) from error
 
 

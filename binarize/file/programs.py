@@ -14,6 +14,7 @@ from torch import Tensor
 from binarize.errors import FileError, ModelError
 from binarize.file.container import Entry, check_sum, check_version, read_file, write_file
 from binarize.file.contents import DESCRIPTION, decode, encode
+from binarize.kernels import layout
 from binarize.lower import PackedNetwork, PackedPrograms
 from binarize.lower.program import from_data, to_data
 
@@ -65,6 +66,7 @@ def save_programs(
     metadata = {
         "format": FORMAT,
         "format_version": str(VERSION),
+        "weight_layout": str(layout.VERSION),
         "programs": encode({"programs": programs, "strides": strides}),
     }
     if description is None:
@@ -92,6 +94,7 @@ def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
     metadata, tensors = read_file(path)
     check_version(path, metadata, VERSION)
     check_sum(path)
+    _check_layout(path, metadata)
     try:
         told = decode(metadata["programs"])
         constants = {}
@@ -110,6 +113,17 @@ def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
             f"its programs are damaged or of another version of torch ({type(error).__name__})",
             "save it again with this version",
         ) from error
+
+
+def _check_layout(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+    found = metadata.get("weight_layout", "1")  # files written before it was told have the first
+    if found != str(layout.VERSION):
+        raise FileError(
+            "path",
+            str(path),
+            f"its weights have layout {found}, and this release's kernels read {layout.VERSION}",
+            "save it again with this version",
+        )
 
 
 def _under_autocast(key: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from binarize.nn.spec import UnitSpec
@@ -181,14 +182,40 @@ class Plan:
                 lines.append(f"{site}{where}: {before} -> {after}")
         return lines
 
-    def __str__(self) -> str:
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page with all decisions and the policy; it needs nothing else to be read.
+
+        Args:
+            path: Where to; a file that is there is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        from binarize.graph.plan_page import plan_page
+        from binarize.page import write_page
+
+        return write_page(plan_page(self), path)
+
+    def _repr_html_(self) -> str:
+        from binarize.graph.plan_page import notebook_html
+
+        return notebook_html(self)
+
+    def headline(self) -> str:
+        """The policy, the inputs and the number of decisions of each kind, in a line."""
         counts: dict[tuple[str, str], int] = {}
         for d in self.decisions:
             counts[d.part, d.action] = counts.get((d.part, d.action), 0) + 1
         told = ", ".join(f"{n} {part}(s) {action}" for (part, action), n in counts.items())
         at = " and ".join("×".join(map(str, shape)) for shape in self.example)
         made = f" for inputs of {at}" if at else ""
-        lines = [f"Plan by policy {self.policy.name!r}{made}: {told}"]
+        return f"Plan by policy {self.policy.name!r}{made}: {told}"
+
+    def __str__(self) -> str:
+        lines = [self.headline()]
         lines += [
             f"  {d.action:<9} {d.site}  [{d.kind}{list(d.shape) or ''}] {d.reason} ({d.rule})"
             for d in self.decisions

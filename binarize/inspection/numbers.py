@@ -164,9 +164,30 @@ class Inspection:
 
         return write(self, Path(folder), pictures)
 
-    def __str__(self) -> str:
+    def headline(self) -> str:
+        """What was measured, in a line."""
         made = "by hand" if self.policy is None else f"by policy {self.policy!r}"
-        head = f"{self.network}, 1-bit {made}; entropy in bits over {self.batches} batches"
+        return f"{self.network}, 1-bit {made}; entropy in bits over {self.batches} batches"
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page with the numbers and the figure; it needs nothing else to be read.
+
+        Args:
+            path: Where to; a file that is there is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        from binarize.inspection.page import inspection_page
+        from binarize.page import write_page
+
+        return write_page(inspection_page(self), path)
+
+    def __str__(self) -> str:
+        head = self.headline()
         rows = [("Layer", "Binarizer", "Channels", "Constant", "Calls", "Entropy", "Pooled")]
         for layer in self.layers:
             rows.append(

@@ -37,6 +37,7 @@ class CGeometry(ctypes.Structure):
         ),
         ("source", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
+        ("prepared", ctypes.c_int64),
     )
 
 
@@ -44,7 +45,8 @@ class Geometry:
     """A geometry that passed all checks.
 
     Attributes:
-        address: Of the C structure.
+        address: Of the C structure, for a weight in the portable layout.
+        layout: What the layout of the weight depends on.
         out_shape: (N, C_out, *spatial).
         out_strides: Of the result, whose channels lie next to each other.
         in_channels: C_in.
@@ -72,6 +74,21 @@ class Geometry:
         self.weight_bytes = weight_bytes
         self.work = _work(structure)
         self.scratch: dict[int, int] = {}
+        s = structure
+        self.layout = (
+            *(s.in_channels, s.out_channels, s.groups, s.transposed, s.folded, s.depthwise),
+            *(tuple(v) for v in (s.kernel, s.stride, s.dilation)),
+        )
+        self._prepared: dict[int, CGeometry] = {}
+
+    def prepared(self, number: int) -> int:
+        """Address of the C structure for a weight that is prepared for an instruction set."""
+        found = self._prepared.get(number)
+        if found is None:
+            found = CGeometry.from_buffer_copy(self._structure)
+            found.prepared = 1 + number
+            self._prepared[number] = found
+        return ctypes.addressof(found)
 
     def plain(self) -> bytes:
         """The C structure and its tables without addresses, for a run outside this process."""
@@ -247,6 +264,7 @@ def geometry(
         len(residuals),
         ctypes.addressof(c_source),
         ctypes.addressof(c_residual),
+        0,
     )
     return Geometry(structure, (c_source, c_residual), out, layout.bytes)
 

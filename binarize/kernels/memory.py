@@ -44,9 +44,8 @@ def empty(
         The tensor. If it has :data:`LARGE` bytes or more, its memory may have been another's, and
         its storage cannot be resized; where the system does not allow that, it is like any other.
     """
-    reach = 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    count = reach if prod(shape) else 0
-    if count * dtype.itemsize >= LARGE and _KNOWN:
+    if prod(shape) * dtype.itemsize >= LARGE and _KNOWN:
+        count = 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         try:
             room = _take(count * dtype.itemsize)
         except OSError:

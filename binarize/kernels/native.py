@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from binarize.errors import BinarizeError, SlowWarning
-from binarize.kernels import memory, openmp, reference
+from binarize.kernels import memory, openmp, prepared, reference
 from binarize.kernels.geometry import Geometry, geometry
+from binarize.kernels.prepared import PreparedWeights, aligned
 
 __all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
 
-ABI = 2
+ABI = 3
 ENVIRONMENT = "BINARIZE_KERNELS"
 # In the order of preference; the numbers are the library's.
-SETS = {"avx512": 2, "avx2": 1, "neon": 3, "scalar": 0}
+SETS = {"avx512": 2, "avx512bw": 4, "avx2": 1, "neon": 3, "scalar": 0}
 _NAMES = ("libbinarize_kernels.so", "libbinarize_kernels.dylib", "binarize_kernels.dll")
 # Floats; less work than this, some 20 microseconds, is not worth waking other threads for.
 SERIAL_WORK = 2**17
@@ -74,6 +75,7 @@ def _load() -> tuple[Any, str | None, str | None]:
             return None, None, f"{path} has ABI {found}, this package needs {ABI}: build it again"
         library.binarize_scratch.restype = ctypes.c_int64
         library.binarize_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        prepared.declare(library)
         library.binarize_unit.restype = ctypes.c_int32
         library.binarize_unit.argtypes = [
             ctypes.c_int32,
@@ -135,9 +137,10 @@ def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
         return reference.unit
     library = _load()[0]
     number, runner = SETS[name], openmp.runner()[0]
+    weights = PreparedWeights(library, number)
 
     def native(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        return _run(library, number, runner, *arguments, **named)
+        return _run(library, number, runner, weights, *arguments, **named)
 
     return native
 
@@ -151,6 +154,7 @@ def _run(
     library: Any,
     number: int,
     runner: int,
+    weights: PreparedWeights,
     sources: Sequence[Tensor],
     upsample: Sequence[int],
     means: Sequence[Tensor],
@@ -209,10 +213,10 @@ def _run(
             f"this convolution's packed weight has {g.weight_bytes} bytes of uint8",
             "give what pack_weight returned for it",
         )
-    weight = weight if weight.is_contiguous() and not weight.data_ptr() % 8 else weight.clone()
+    ready = weights.get(weight, g)
     # Tensors that had to be copied are held until the call is over.
     held = [
-        weight,
+        aligned(weight) if ready is None else ready,
         _vector(gain, out, "gain"),
         _vector(offset, out, "offset"),
         _vector(mean_gain, inner, "mean_gain"),
@@ -241,7 +245,8 @@ def _run(
     held += residuals
     pointers = [0 if t is None else t.data_ptr() for t in held]
     table = (ctypes.c_void_p * len(pointers))(*pointers)
-    code = library.binarize_unit(number, g.address, table, threads, runner)
+    address = g.address if ready is None else g.prepared(number)
+    code = library.binarize_unit(number, address, table, threads, runner)
     if code:
         raise BinarizeError(
             "sources", g.out_shape, _STATUS.get(code, f"status {code}"), "report this as a bug"

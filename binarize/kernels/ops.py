@@ -4,13 +4,14 @@ It computes a binary convolution with everything that belongs to it, because pas
 maps, not the counting of bits, are what would otherwise take the time:
 
 .. math::
-    t_{nc} = k_c \bar x_{nc} + b_c, \qquad
+    t'_{nc} = k_c \bar x_{nc} + b_c, \qquad t = t' - 2^{-18} |t'|, \qquad
     \alpha_n = \exp\bigl(a (\overline{|x_n - t_n|} - 1)\bigr), \qquad
     y = \mathrm{act}\bigl(g_o \alpha_n \textstyle\sum \operatorname{sign}(x - t)
     \operatorname{sign}(w) + d_o + \mathrm{bypass}(x) + \textstyle\sum r\bigr)
 
-``means`` holds, per source, its means per sample and channel where they are known, or an empty
-tensor; an empty list says that none is known. What is not given is taken in double precision.
+Thresholds that follow a mean lie a little below it, see :mod:`binarize.ops.ties`. ``means`` holds,
+per source, its means per sample and channel where they are known, or an empty tensor; an empty list
+says that none is known. What is not given is taken in double precision.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from binarize.kernels.layout import Layout, unpack_weight
 from binarize.ops.bypass import channel_adaptive_bypass
+from binarize.ops.ties import below_ties
 
 __all__ = ["unit"]
 
@@ -57,7 +58,7 @@ def unit(
     column = (1, -1, *(1,) * len(positions))
     level = threshold.view(1, -1)
     if mean_gain is not None:
-        level = mean_gain * _means(sources, means) + level
+        level = below_ties(mean_gain * _means(sources, means) + level)
     level = level.reshape(-1, x.shape[1], *(1,) * len(positions))
     signs = _signs(x, level, flip)
     layout = Layout(x.shape[1], gain.shape[0], kernel, stride, dilation, groups, transposed)

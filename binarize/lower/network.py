@@ -33,9 +33,9 @@ class PackedNetwork(nn.Module):
     It is called as the network it was made of. The first call with inputs of some size records
     what is computed, by a run of a copy on tensors without values; from then on a program is run
     for inputs of this size that leaves out what need not be done (see
-    :mod:`binarize.lower.fuse`), up to sixteen sizes at a time. Python code and hooks of the
-    modules do not run in programs. Under ``torch.compile`` and
-    ``torch.export``, and where ``unfused`` gives a reason, the modules run one by one.
+    :mod:`binarize.lower.fuse`), for the sixteen sizes that were used last. Python code
+    and hooks of the modules do not run in programs. Under ``torch.compile`` and ``torch.export``,
+    and where ``unfused`` gives a reason, the modules run one by one.
 
     Args:
         network: The network with packed twins in the place of its binary layers.
@@ -90,6 +90,7 @@ class PackedNetwork(nn.Module):
                 program = self._programs.get(key)
                 if program is None:
                     return self._first_call(key, leaves, spec)
+                self._use(key)
             except Exception as error:
                 # Whatever is wrong with the call itself is told by the network.
                 output = self.network(*args, **kwargs)
@@ -102,6 +103,12 @@ class PackedNetwork(nn.Module):
                 )
                 return output
             return program(leaves)
+
+    def _use(self, key: Hashable) -> None:
+        """Note that a program was used last."""
+        with self._lock:
+            if key in self._programs:  # another thread's program may have taken its place
+                self._programs.move_to_end(key)
 
     def _first_call(self, key: Hashable, leaves: Sequence[Any], spec: TreeSpec) -> Any:
         program = _make_program(self.network, leaves, spec)

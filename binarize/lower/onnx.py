@@ -154,7 +154,7 @@ def export_onnx(
             "path",
             str(path),
             f"it cannot be written ({error.strerror or error})",
-            "check the rights and the space on the disk",
+            "check permissions and free disk space",
         ) from error
 
 

@@ -15,7 +15,7 @@ from binarize.nn.parts import ACTIVATIONS, BINARIZERS, WEIGHTS
 from binarize.nn.spec import UnitSpec
 from binarize.nn.weight_binarizers import ScaledSign
 from binarize.ops.adaptive_sign import adaptive_convolution
-from binarize.ops.convolution import Geometry, binary_convolution, sample_magnitude
+from binarize.ops.convolution import Geometry, binary_convolution, convolve, sample_magnitude
 
 __all__ = ["BinaryLayer", "check_floating"]
 
@@ -49,10 +49,12 @@ class BinaryLayer(nn.Module):
         spec: The parts by name.
         has_bias: Whether the float layer had a bias.
         site: Dotted name of the layer in the network that was converted, or empty.
+        float_weights: Whether the latent weight is used as it is, see :meth:`use_float_weights`.
     """
 
     has_bias = False
     site = ""
+    float_weights = False
     weight: Any
     binarizer: Any
     quantizer: Any
@@ -119,6 +121,17 @@ class BinaryLayer(nn.Module):
             self.weight = weight
             self.quantizer.start(weight)
 
+    def use_float_weights(self, on: bool) -> None:
+        """Use the latent weight as it is, with binary activations; for a part of a training.
+
+        Nothing that is saved or packed knows of it: that is always the binary form. Layers with
+        several latent weights per weight stay binary.
+
+        Args:
+            on: True to use float weights, False to be binary again.
+        """
+        self.float_weights = on and self.quantizer.copies == 1
+
     def _fuses(self) -> bool:
         """Whether binarizer, quantizer and convolution run as one function, to save memory.
 
@@ -142,6 +155,9 @@ class BinaryLayer(nn.Module):
             geometry: How the weight is laid over it.
             widen: Pads the binarized map in a way that ``geometry`` does not tell.
         """
+        if self.float_weights:
+            values = self.binarizer(x)
+            return convolve(values if widen is None else widen(values), self.weight, geometry)
         whole = bool(self.binarizer.popcount_exact and self.popcount_exact)
         if widen is None and self._fuses():
             threshold, exponent, positions, over = self.binarizer.terms(x)

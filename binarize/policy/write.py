@@ -41,13 +41,14 @@ def save_policy(policy: Policy, path: str | Path) -> None:
         ) from error
 
 
-def to_toml(policy: Policy) -> str:
-    """Text of a rule file; what a bundled policy has, too, is inherited from it.
+def to_toml(policy: Policy, *, inherit: bool = True) -> str:
+    """Text of a rule file.
 
     Args:
         policy: The policy.
+        inherit: What a bundled policy has, too, is inherited from it; else all is written out.
     """
-    base = _base(policy)
+    base = _base(policy) if inherit else None
     data = policy.to_dict()
     rules = data.pop("rules")
     unit = data.pop("unit")

@@ -66,6 +66,12 @@ class Ledger:
         cls = type(self.model.get_submodule(path))
         return cls.__bases__[0].__name__ if path in self._rewritten else cls.__name__
 
+    def layer(self, op: Op) -> str | None:
+        """Name of the row of a layer that an operation is a call of; ``None`` for others."""
+        module = self._module(op)
+        known = None if module is None else self._by_module.get(id(module))
+        return known.row.name if known is not None and known.row.part == "layer" else None
+
     # Parameters
 
     def _open_layers(self) -> None:

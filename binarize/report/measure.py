@@ -13,6 +13,8 @@ from binarize.graph.plan import Plan
 from binarize.graph.sizes import size_notes, spelled_size
 from binarize.graph.trace import Trace
 from binarize.lower import PackedNetwork
+from binarize.policy.write import to_toml
+from binarize.report.flow import flow
 from binarize.report.ledger import Ledger
 from binarize.report.numbers import Report
 from binarize.report.packed import PackedReport, packed_report
@@ -72,6 +74,8 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report | PackedRepor
         reference_ops=None if trace is None else ledger.reference_operations(trace),
         reference_bytes=size,
         notes=() if plan is None else (*_notes(plan), *(size_notes(plan, trace) if trace else ())),
+        flow=() if trace is None else flow(trace, ledger.layer),
+        policy_text="" if plan is None else to_toml(plan.policy, inherit=False),
     )
 
 

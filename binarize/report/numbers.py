@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from binarize.report.flow import FlowNode
 
 __all__ = ["Report", "Row"]
 
@@ -79,7 +82,9 @@ class Report:
         reference_params: Parameters of the float network.
         reference_ops: Multiply-accumulates of the float network; ``None`` if unknown.
         reference_bytes: Bytes of the float network's state_dict.
-        notes: What else the plan tells, a line each.
+        notes: What else the plan reports, a line each.
+        flow: The network from input to output, for :meth:`to_html`; empty without example inputs.
+        policy_text: The policy as a rule file; empty for a float network.
     """
 
     network: str
@@ -91,6 +96,8 @@ class Report:
     reference_ops: int | None
     reference_bytes: int
     notes: tuple[str, ...] = ()
+    flow: tuple[FlowNode, ...] = field(default=(), repr=False)
+    policy_text: str = field(default="", repr=False)
 
     @property
     def float_params(self) -> int:
@@ -178,6 +185,30 @@ class Report:
         from binarize.report.terminal import View
 
         return View(self, depth)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page with the totals, the layers, treemaps, the network and the policy.
+
+        The file needs nothing else: it works offline, and most of it without scripts.
+
+        Args:
+            path: Where to; a file that is there is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        from binarize.page import write_page
+        from binarize.report.page import report_page
+
+        return write_page(report_page(self), path)
+
+    def _repr_html_(self) -> str:
+        from binarize.report.page import notebook_html
+
+        return notebook_html(self)
 
     def __rich__(self) -> Any:
         return self.table()

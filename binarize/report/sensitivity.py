@@ -181,6 +181,23 @@ class Sensitivity:
 
         return write(self, Path(folder))
 
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page with the numbers and the figure; it needs nothing else to be read.
+
+        Args:
+            path: Where to; a file that is there is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        from binarize.page import write_page
+        from binarize.report.sensitivity_page import sensitivity_page
+
+        return write_page(sensitivity_page(self), path)
+
     def __str__(self) -> str:
         lines = [self.headline()]
         heads = ("Layer", "Action", "Distance", "±", "Disagree", "Drop", "±", *self.more)

@@ -6,6 +6,7 @@ from binarize.train.callbacks import Callback, CSVLog, EarlyStopping
 from binarize.train.classification import Classification, ClassificationDistillation
 from binarize.train.depth import Depth
 from binarize.train.depth_distillation import DepthDistillation
+from binarize.train.features import FeatureDistillation
 from binarize.train.multilabel import MultiLabel
 from binarize.train.progress import LineProgress, Progress, RichProgress, SilentProgress
 from binarize.train.recalibrate import recalibrate
@@ -26,6 +27,7 @@ __all__ = [
     "DepthDistillation",
     "Distillation",
     "EarlyStopping",
+    "FeatureDistillation",
     "LineProgress",
     "MultiLabel",
     "Progress",

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from binarize.errors import DataError
 
-__all__ = ["batch_image", "batch_pair", "refuse_single_value", "target_size"]
+__all__ = [
+    "LABELLED",
+    "batch_image",
+    "batch_pair",
+    "batch_parts",
+    "refuse_single_value",
+    "target_size",
+]
+
+LABELLED = "labelled"
+"""Key of the batches that says of each image whether its target means anything."""
 
 
 def batch_image(batch: Any) -> Tensor:
@@ -66,9 +77,35 @@ def batch_pair(batch: Any, key: str) -> tuple[Tensor, Tensor]:
     return image, target
 
 
-def target_size(image: Tensor, target: Tensor) -> tuple[int, int]:
+def batch_parts(
+    batch: Any, key: str, *, taught: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return images, targets, and which of them have a target; None for none, and for all.
+
+    Args:
+        batch: (image, target), or a mapping with "image" and ``key``. With "labelled" (N,)
+            too, only those images have a target of which it is true.
+        key: Key of the target.
+        taught: There is a teacher, so that images alone will do.
+
+    Raises:
+        DataError: Something is missing, or the images are unfit.
+    """
+    alone = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and key not in batch)
+    if taught and (alone or (isinstance(batch, Sequence) and len(batch) == 1)):
+        return batch_image(batch), None, None
+    image, target = batch_pair(batch, key)
+    labelled = batch.get(LABELLED) if isinstance(batch, Mapping) else None
+    if labelled is None or bool(labelled.all()):
+        return image, target, None
+    if taught and not bool(labelled.any()):
+        return image, None, None
+    return image, target, labelled.to(device=target.device, dtype=torch.bool)
+
+
+def target_size(image: Tensor, target: Tensor | None) -> tuple[int, int]:
     """Rows and columns of a dense target, or of the images where the target has none (labels)."""
-    dense = target if target.ndim >= 3 else image
+    dense = image if target is None or target.ndim < 3 else target
     return (dense.shape[-2], dense.shape[-1])
 
 

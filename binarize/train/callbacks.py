@@ -61,7 +61,7 @@ class CSVLog:
         if not trainer.accelerator.is_main_process:
             return
         rows = [
-            {name: value for name, value in entry.items() if not isinstance(value, list)}
+            {name: value for name, value in entry.items() if not isinstance(value, list | dict)}
             for entry in trainer.history
         ]
         names = list({name: None for row in rows for name in row})

@@ -15,6 +15,8 @@ __all__ = ["read_checkpoint", "write_checkpoint"]
 
 FORMAT = "binarize training state"
 VERSION = 1
+# Of a state from inside an epoch, which versions that know epochs only would go on with wrongly.
+VERSION_INSIDE = 2
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -26,7 +28,8 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+            version = VERSION_INSIDE if "part" in state else VERSION
+            torch.save({"format": FORMAT, "version": version, **state}, file)
     except (OSError, RuntimeError) as error:
         # On a full disk torch's archive writer notices that bytes are missing, and says so in its
         # own way while the cause goes by.
@@ -62,11 +65,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileError(
             "resume", str(path), "is not a training state", "give the last.pt of a training"
         )
-    if state.get("version") != VERSION:
+    if state.get("version") not in (VERSION, VERSION_INSIDE):
         raise FileError(
             "resume",
             str(path),
-            f"has version {state.get('version')}, this package reads {VERSION}",
+            f"has version {state.get('version')}, this package reads up to {VERSION_INSIDE}",
             "resume with the version that wrote it",
         )
     return state

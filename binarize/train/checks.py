@@ -16,6 +16,8 @@ __all__ = [
     "check_positive",
     "check_targets",
     "loader_length",
+    "refuse_features",
+    "teachers_of",
 ]
 
 
@@ -84,6 +86,39 @@ def check_devices(student: nn.Module, teacher: nn.Module | None) -> None:
             devices[1],
             f"is not on the student's device, {devices[0]}",
             f"move it with teacher.to({devices[0]!r})",
+        )
+
+
+def teachers_of(teacher: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    """The teachers as a list.
+
+    Raises:
+        ModelError: One of them is no network.
+    """
+    if teacher is None:
+        return []
+    found = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+    for one in found:
+        if not isinstance(one, nn.Module):
+            raise ModelError(
+                "teacher", type(one).__name__, "is no network", "give an nn.Module, or several"
+            )
+    return found
+
+
+def refuse_features(features: Any, teachers: Sequence[nn.Module], compiled: bool) -> None:
+    """Refuse a loss between feature maps that nobody could be asked for.
+
+    Raises:
+        BinarizeError: There is no teacher, or the networks are compiled.
+    """
+    if features is None:
+        return
+    if not teachers:
+        raise BinarizeError("features", "given", "needs a teacher", "give the Trainer a teacher")
+    if compiled:
+        raise BinarizeError(
+            "compile", True, "feature maps cannot be read in compiled networks", "leave it out"
         )
 
 

@@ -87,10 +87,17 @@ class ClassificationDistillation:
         self.schedule = schedule
         self.ignore_index = ignore_index
 
-    def __call__(self, student: Tensor, teacher: Tensor, target: Tensor, done: float) -> Tensor:
-        """Return the loss after the share ``done`` of the training, a scalar."""
+    def __call__(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, done: float
+    ) -> Tensor:
+        """Return the loss after the share ``done`` of the training, a scalar.
+
+        Without labels (``target`` None) every image counts.
+        """
         factor = anneal(self.schedule, done) * self.weight
-        counts = target != self.ignore_index
+        counts = student.new_ones(len(student), dtype=torch.bool)
+        if target is not None:
+            counts = target != self.ignore_index
         log_q, log_p = (F.log_softmax(x / self.temperature, 1) for x in (student, teacher))
         divergence = (log_p.exp() * (log_p - log_q)).sum(1)
         total = torch.where(counts, divergence, 0).sum() / counts.sum().clamp(min=1)

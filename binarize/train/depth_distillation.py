@@ -74,8 +74,13 @@ class DepthDistillation:
         self.scales = scales
         self.schedule = schedule
 
-    def __call__(self, student: Tensor, teacher: Tensor, target: Tensor, done: float) -> Tensor:
-        """Return the loss after the share ``done`` of the training, a scalar."""
+    def __call__(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, done: float
+    ) -> Tensor:
+        """Return the loss after the share ``done`` of the training, a scalar.
+
+        Without labels (``target`` None) nothing contradicts the teacher.
+        """
         factor = anneal(self.schedule, done)
         loss = student.new_zeros(())
         if factor == 0:
@@ -83,7 +88,7 @@ class DepthDistillation:
         difference = student - teacher
         if self.weight > 0:
             gap = difference.abs()
-            if self.tolerance is not None:
+            if self.tolerance is not None and target is not None:
                 known = target > 0
                 wrong = (teacher - torch.where(known, target, 1).log()).abs()
                 gap = gap * torch.where(known, torch.exp(-wrong / self.tolerance), 1)

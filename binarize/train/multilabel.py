@@ -166,4 +166,4 @@ class MultiLabel:
 
     def distillation(self) -> SegmentationDistillation:
         """Return the default distillation loss."""
-        return SegmentationDistillation(ignore_index=self.ignore_index)
+        return SegmentationDistillation(ignore_index=self.ignore_index, multilabel=True)

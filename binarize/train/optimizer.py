@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from binarize.errors import ModelError
+from binarize.errors import BinarizeError, ModelError
 
 __all__ = [
     "OptimizerFactory",
@@ -25,7 +25,10 @@ SchedulerFactory = Callable[[torch.optim.Optimizer, int], Any]
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float = 1e-2, latent_weight_decay: float = 0.0
+    model: nn.Module,
+    weight_decay: float = 1e-2,
+    latent_weight_decay: float = 0.0,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Split a network's trainable parameters by the weight decay they get.
 
@@ -39,15 +42,22 @@ def parameter_groups(
         model: The network.
         weight_decay: For weights of float layers.
         latent_weight_decay: For latent weights.
+        lr_factors: What the learning rate is multiplied by for "latent" weights, for "thresholds"
+            (all that binary layers learn about where and how to binarize: thresholds, scales,
+            shifts), which get a group of their own then, and for the "rest"; 1 where not given.
 
     Returns:
-        Groups with ``name``, ``params`` and ``weight_decay``, those without parameters left out.
+        Groups with ``name``, ``params`` and ``weight_decay``, with ``lr_factors`` ``factor`` too,
+        those without parameters left out.
 
     Raises:
+        BinarizeError: A factor has an unknown name, or is not positive.
         ModelError: The network has no trainable parameter.
     """
+    factors = _factors(lr_factors)
     latent: set[int] = set()
     undecayed: set[int] = set()
+    thresholds: set[int] = set()
     for module in model.modules():
         if callable(getattr(module, "binary_weight", None)):
             weight = getattr(module, "weight", None)
@@ -56,19 +66,42 @@ def parameter_groups(
         binarizer = getattr(module, "binarizer", None)
         if isinstance(binarizer, nn.Module):
             undecayed.update(id(parameter) for parameter in binarizer.parameters())
-    split: dict[str, list[nn.Parameter]] = {"decayed": [], "latent": [], "plain": []}
+        for part in (binarizer, getattr(module, "quantizer", None)):
+            if lr_factors and isinstance(part, nn.Module):
+                thresholds.update(id(parameter) for parameter in part.parameters())
+    split: dict[str, list[nn.Parameter]] = {
+        "decayed": [],
+        "latent": [],
+        "plain": [],
+        "thresholds": [],
+    }
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in latent:
+        if id(parameter) in thresholds:
+            split["thresholds"].append(parameter)
+        elif id(parameter) in latent:
             split["latent"].append(parameter)
         elif id(parameter) in undecayed or parameter.numel() == max(parameter.shape, default=1):
             split["plain"].append(parameter)
         else:
             split["decayed"].append(parameter)
-    decay = {"decayed": weight_decay, "latent": latent_weight_decay, "plain": 0.0}
+    decay = {
+        "decayed": weight_decay,
+        "latent": latent_weight_decay,
+        "plain": 0.0,
+        "thresholds": 0.0,
+    }
+    if lr_factors:
+        rest = factors["rest"]
+        factors = {name: factors.get(name, rest) for name in split}
     groups: list[dict[str, Any]] = [
-        {"name": name, "params": parameters, "weight_decay": decay[name]}
+        {
+            "name": name,
+            "params": parameters,
+            "weight_decay": decay[name],
+            **({"factor": factors[name]} if lr_factors else {}),
+        }
         for name, parameters in split.items()
         if parameters
     ]
@@ -82,12 +115,29 @@ def parameter_groups(
     return groups
 
 
+def _factors(given: Mapping[str, float] | None) -> dict[str, float]:
+    factors = {"latent": 1.0, "thresholds": 1.0, "rest": 1.0}
+    for name, value in (given or {}).items():
+        if name not in factors:
+            raise BinarizeError(
+                "lr_factors", name, "unknown name", f"use one of {', '.join(factors)}"
+            )
+        if not isinstance(value, int | float) or not value > 0:
+            raise BinarizeError(
+                f"lr_factors[{name!r}]", value, "must be positive", "freeze what is not to change"
+            )
+        factors[name] = float(value)
+    return factors
+
+
 def make_optimizer(
     model: nn.Module,
     lr: float,
     weight_decay: float,
     latent_weight_decay: float,
     factory: OptimizerFactory | None = None,
+    extra: Sequence[nn.Parameter] = (),
+    lr_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Make the optimizer over :func:`parameter_groups`.
 
@@ -98,8 +148,14 @@ def make_optimizer(
         latent_weight_decay: For latent weights.
         factory: Makes it from the groups and ``lr``; None is AdamW, in its fused form where the
             device has one.
+        extra: Parameters beside the network's, which do not decay.
+        lr_factors: See :func:`parameter_groups`.
     """
-    groups = parameter_groups(model, weight_decay, latent_weight_decay)
+    groups = parameter_groups(model, weight_decay, latent_weight_decay, lr_factors)
+    for group in groups if lr_factors else ():
+        group["lr"] = lr * group["factor"]
+    if extra:
+        groups.append({"name": "extra", "params": list(extra), "weight_decay": 0.0})
     if factory is not None:
         return factory(groups, lr)
     kinds = {parameter.device.type for group in groups for parameter in group["params"]}
@@ -124,7 +180,9 @@ def make_scheduler(
     """
     if factory is not None:
         return factory(optimizer, steps)
+    peaks = [lr * group.get("factor", 1.0) for group in optimizer.param_groups]
+    peak = lr if all(one == lr for one in peaks) else peaks
     cycle = any(name in optimizer.defaults for name in ("momentum", "betas"))
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=lr, total_steps=steps, pct_start=warmup, cycle_momentum=cycle
+        optimizer, max_lr=peak, total_steps=steps, pct_start=warmup, cycle_momentum=cycle
     )

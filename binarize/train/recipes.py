@@ -13,6 +13,7 @@ from typing import Any
 
 from binarize.errors import BinarizeError, FileError
 from binarize.train.depth_distillation import DepthDistillation
+from binarize.train.features import FeatureDistillation
 from binarize.train.segmentation_distillation import SegmentationDistillation
 
 if sys.version_info >= (3, 11):
@@ -37,6 +38,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "balance": (0, 1, False),
 }
 _LOSSES: dict[str, Any] = {"segmentation": SegmentationDistillation, "depth": DepthDistillation}
+_TABLES: dict[str, Any] = {**_LOSSES, "features": FeatureDistillation}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Recipe:
         result: What came of that.
         training: ``epochs``, ``batch_size``, ``lr``, ``weight_decay``, ``latent_weight_decay``,
             ``warmup`` and ``balance`` (rare classes weigh more, by the power of their share).
-        distillation: Settings of the distillation loss by task.
+        distillation: Settings of the distillation loss by task ("segmentation", "depth"), and of
+            the loss between feature maps ("features"), which there is only with such a table.
     """
 
     name: str
@@ -75,10 +78,16 @@ class Recipe:
         for task, cls in _LOSSES.items():
             if type(default) is cls and self.distillation.get(task):
                 made = cls(**self.distillation[task])
-                if hasattr(default, "ignore_index"):
-                    made.ignore_index = default.ignore_index
+                for name in ("ignore_index", "multilabel"):
+                    if hasattr(default, name):
+                        setattr(made, name, getattr(default, name))
                 return made
         return default
+
+    def make_features(self) -> FeatureDistillation | None:
+        """Return the loss between feature maps, if the recipe has one."""
+        settings = self.distillation.get("features")
+        return FeatureDistillation(**settings) if settings else None
 
 
 def recipe_files() -> dict[str, Path]:
@@ -177,11 +186,11 @@ def _problems(data: Mapping[str, Any], path: Path) -> list[str]:
             least = f"above {low:g}" if open_ else f"from {low:g}{most or ' on'}"
             found.append(f"training.{key}={value!r} must be {what} {least}")
     for task, settings in data.get("distillation", {}).items():
-        if task not in _LOSSES or not isinstance(settings, Mapping):
-            found.append(f"unknown table distillation.{task}, use one of {', '.join(_LOSSES)}")
+        if task not in _TABLES or not isinstance(settings, Mapping):
+            found.append(f"unknown table distillation.{task}, use one of {', '.join(_TABLES)}")
             continue
         try:
-            _LOSSES[task](**settings)
+            _TABLES[task](**settings)
         except (TypeError, BinarizeError) as error:
             found.append(f"distillation.{task}: {error}")
     return found

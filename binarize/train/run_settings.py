@@ -33,6 +33,7 @@ def describe_run(
     names = (
         *("epochs", "seed", "lr", "weight_decay", "latent_weight_decay", "warmup", "clip"),
         *("accumulate", "bf16", "compile", "val_every", "balance", "ema"),
+        *("lr_factors", "two_steps", "flips"),
     )
     optimizer, scheduler = trainer.factories
     return {
@@ -44,6 +45,8 @@ def describe_run(
         "batch_size": getattr(loader, "batch_size", None),
         "processes": trainer.accelerator.num_processes,
         "teacher": fingerprint(trainer.teacher),
+        "teachers": [fingerprint(teacher) for teacher in trainer.teachers],
+        "features": None if trainer.teacher is None else describe_object(trainer.features),
         "distillation": None if trainer.teacher is None else describe_object(distillation),
         "data": describe_data(loader),
         "loss": describe_object(task),

@@ -93,6 +93,8 @@ class SegmentationDistillation:
     channel-wise term weighs all classes alike, and the weight falls to nothing towards the end
     of the training, when the labels have the last word.
 
+    Images without labels count with every pixel, and there the teacher is believed.
+
     Loss = f(t) · (``weight`` · pixel-wise + ``channel_weight`` · channel-wise), with f the
     ``schedule``. The cross-entropy with the labels is added by the trainer.
 
@@ -106,6 +108,7 @@ class SegmentationDistillation:
         truth_share: Part of the label in "mix".
         schedule: "cosine", "linear" or "constant".
         ignore_index: Label of pixels that do not count.
+        multilabel: Each class is a question of its own.
 
     Raises:
         BinarizeError: A value is out of range or a name unknown.
@@ -122,6 +125,7 @@ class SegmentationDistillation:
         truth_share: float = 0.5,
         schedule: str = "cosine",
         ignore_index: int = 255,
+        multilabel: bool = False,
     ) -> None:
         check_name(_TRUST, trust=trust)
         check_name(SCHEDULES, schedule=schedule)
@@ -141,25 +145,42 @@ class SegmentationDistillation:
         self.truth_share = truth_share if trust == "mix" else 0.0
         self.schedule = schedule
         self.ignore_index = ignore_index
+        self.multilabel = multilabel
 
-    def __call__(self, student: Tensor, teacher: Tensor, target: Tensor, done: float) -> Tensor:
-        """Return the loss after the share ``done`` of the training, a scalar."""
-        target = target.long()
-        if target.ndim == 4:  # several labels: each class is a question of its own
+    def __call__(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, done: float
+    ) -> Tensor:
+        """Return the loss after the share ``done`` of the training, a scalar.
+
+        Args:
+            student: Logits.
+            teacher: Logits, same shape.
+            target: Labels (N, H, W), or (N, C, H, W) with several labels per pixel; None for images
+                without labels.
+            done: Share of the training that is done.
+        """
+        if self.multilabel or (target is not None and target.ndim == 4):
             student, teacher = (x.flatten(0, 1).unsqueeze(1) for x in (student, teacher))
-            target = target.flatten(0, 1)
+            target = None if target is None else target.flatten(0, 1)
         factor = anneal(self.schedule, done)
         loss = student.new_zeros(())
         if factor == 0:
             return loss
-        valid = target != self.ignore_index
+        if target is None:
+            target = student.new_zeros(student[:, 0].shape, dtype=torch.long)
+            valid = torch.ones_like(target, dtype=torch.bool)
+            trust, share = "all", 0.0
+        else:
+            target = target.long()
+            valid = target != self.ignore_index
+            trust, share = self.trust, self.truth_share
         if self.weight > 0:
             pair = [_two_classes(x) if x.shape[1] == 1 else x for x in (student, teacher)]
             trusted = valid
-            if self.trust == "agree":
+            if trust == "agree":
                 trusted = valid & (pair[1].argmax(1) == target)
             loss = loss + factor * self.weight * pixel_wise_loss(
-                pair[0], pair[1], trusted, self.temperature, target, self.truth_share
+                pair[0], pair[1], trusted, self.temperature, target, share
             )
         if self.channel_weight > 0:
             loss = loss + factor * self.channel_weight * channel_wise_loss(

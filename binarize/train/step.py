@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,9 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, ModelError
-from binarize.train.batches import batch_pair, refuse_single_value, target_size
+from binarize.train.batches import batch_parts, refuse_single_value, target_size
+from binarize.train.features import FeatureTerm
 from binarize.train.loading import read_batches
 from binarize.train.progress import Progress, report_images
+from binarize.train.saving import Saver
 from binarize.train.seeding import seed_step
 from binarize.train.task import Distillation, Task
 
@@ -30,7 +32,8 @@ class TrainStep:
     Args:
         student: The network as the process group runs it (wrapped, compiled or plain).
         parameters: The student's parameters, for clipping.
-        teacher: The teacher in evaluation mode, or None.
+        teachers: The teachers in evaluation mode; the student learns from the mean of their
+            predictions.
         task: What to learn.
         distillation: Loss between student and teacher.
         optimizer: Steps once per update.
@@ -45,13 +48,14 @@ class TrainStep:
         accumulate: Batches whose gradients make one update.
         no_sync: Makes the context of a backward pass that no update follows.
         after_update: Called after each update.
+        features: The loss between the networks' feature maps, or None.
     """
 
     def __init__(
         self,
         student: Callable[[Tensor], Any],
         parameters: list[nn.Parameter],
-        teacher: Callable[[Tensor], Any] | None,
+        teachers: Sequence[Callable[[Tensor], Any]],
         task: Task,
         distillation: Distillation,
         optimizer: torch.optim.Optimizer,
@@ -66,11 +70,12 @@ class TrainStep:
         accumulate: int = 1,
         no_sync: Autocast = nullcontext,
         after_update: Callable[[], None] = lambda: None,
+        features: FeatureTerm | None = None,
     ) -> None:
         self.student = student
         self.parameters = parameters
-        self.teacher = teacher
-        self.teacher_dtype = _dtype(teacher)
+        self.teachers = [(teacher, _dtype(teacher)) for teacher in teachers]
+        self.features = features
         self.task = task
         self.distillation = distillation
         self.optimizer = optimizer
@@ -85,12 +90,15 @@ class TrainStep:
         self.no_sync = no_sync
         self.after_update = after_update
 
-    def forward(self, image: Tensor, target: Tensor, done: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, target: Tensor | None, labelled: Tensor | None, done: float
+    ) -> tuple[Tensor, Tensor]:
         """Return the whole loss and the distillation's part of it, scalars.
 
         Args:
             image: (N, 3, H, W).
-            target: The task's target.
+            target: The task's target; None where no image has one.
+            labelled: Which images have one, boolean (N,); None: all.
             done: Share of the training that is done.
         """
         for module in self.scheduled:
@@ -98,23 +106,65 @@ class TrainStep:
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         size = target_size(image, target)
-        wanted = None if self.teacher is None else self._teach(self.teacher, image, size)
-        with self.autocast(), self.norms():
+        reading = nullcontext() if self.features is None else self.features.student.listening()
+        wanted = self._teach_all(image, size) if self.teachers else None
+        with self.autocast(), self.norms(), reading:
             output = self.student(image)
         prepared = self.task.prepare(output, size)
-        loss = self.task.loss(prepared, target)
+        loss = self._loss(prepared, target, labelled)
         if wanted is None:
             return loss, loss.new_zeros(())
-        extra = self.distillation(prepared, wanted.to(prepared.dtype), target, done)
+        extra = self._distill(prepared, wanted.to(prepared.dtype), target, labelled, done)
+        if self.features is not None:
+            extra = extra + self.features.loss(done)
         return loss + extra, extra
+
+    def _loss(self, prepared: Tensor, target: Tensor | None, labelled: Tensor | None) -> Tensor:
+        """The task's loss over the images that have a target."""
+        if target is not None and labelled is not None:
+            prepared, target = prepared[labelled], target[labelled]
+        if target is None or len(target) == 0:
+            return prepared.sum() * 0
+        return self.task.loss(prepared, target)
+
+    def _distill(
+        self,
+        prepared: Tensor,
+        wanted: Tensor,
+        target: Tensor | None,
+        labelled: Tensor | None,
+        done: float,
+    ) -> Tensor:
+        """The distillation's loss, images with and without a target weighed by their number."""
+        if target is None or labelled is None:
+            return self.distillation(prepared, wanted, target, done)
+        free = ~labelled
+        known = self.distillation(prepared[labelled], wanted[labelled], target[labelled], done)
+        unknown = self.distillation(prepared[free], wanted[free], None, done)
+        share = labelled.sum() / len(labelled)
+        return share * known + (1 - share) * unknown
+
+    def _teach_all(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """The mean of what the teachers say; feature maps are the first one's."""
+        reading = nullcontext() if self.features is None else self.features.teacher.listening()
+        with reading:
+            first = self._teach(*self.teachers[0], image, size)
+        if len(self.teachers) == 1:
+            return first
+        others = [self._teach(*teacher, image, size) for teacher in self.teachers[1:]]
+        return torch.stack([first, *others]).mean(0)
 
     @torch.no_grad()
     def _teach(
-        self, teacher: Callable[[Tensor], Any], image: Tensor, size: tuple[int, int]
+        self,
+        teacher: Callable[[Tensor], Any],
+        dtype: torch.dtype | None,
+        image: Tensor,
+        size: tuple[int, int],
     ) -> Tensor:
-        """The teacher's prediction; what it cannot do is its own fault."""
-        if self.teacher_dtype is not None:
-            image = image.to(self.teacher_dtype)
+        """A teacher's prediction; what it cannot do is its own fault."""
+        if dtype is not None:
+            image = image.to(dtype)
         try:
             with self.autocast():
                 taught = teacher(image)
@@ -152,6 +202,8 @@ class TrainStep:
                 loss.backward()
             return
         loss.backward()
+        if self.features is not None:
+            self.features.synchronise()
         if self.clip is not None:
             self.accelerator.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
@@ -167,6 +219,8 @@ def train_epoch(
     show: Progress,
     *,
     seed: int = 0,
+    part: Mapping[str, Any] | None = None,
+    saver: Saver | None = None,
 ) -> dict[str, Any]:
     """Run all steps of an epoch and return its entry of the history, without validation.
 
@@ -177,6 +231,9 @@ def train_epoch(
         epochs: Number of all epochs.
         show: Where progress goes.
         seed: Seed of the run.
+        part: What a checkpoint from inside this epoch says about it: its first batches are read
+            again, for the order of those that follow, and left alone.
+        saver: May save after each update.
 
     Raises:
         BinarizeError: A batch does not fit the task, or the loss is not finite.
@@ -186,15 +243,24 @@ def train_epoch(
     processes = step.accelerator.num_processes
     on_cpu = device.type == "cpu"
     sums = torch.zeros(2, device=device)
+    done, before_that = 0, 0.0
+    if part is not None:
+        done, before_that = part["step"], part["seconds"]
+        if step.accelerator.is_main_process:  # the sums are those of all processes
+            sums += torch.tensor(part["sums"], device=device)
     before: Tensor | None = None
     steps = len(loader)
     for index, batch in enumerate(read_batches(loader, "train_loader", epoch)):
-        image, target = batch_pair(batch, step.task.target)
-        if on_cpu or epoch == 0:  # on other devices the check would wait for the last step
-            step.task.check(target)
+        if index < done:
+            continue
+        parts = batch_parts(batch, step.task.target, taught=bool(step.teachers))
+        image, target, labelled = parts
+        if target is not None and (on_cpu or epoch == 0):
+            # On other devices the check would wait for the last step.
+            step.task.check(target if labelled is None else target[labelled])
         seed_step(seed, epoch, index, step.accelerator.process_index)
         try:
-            loss, extra = step.forward(image, target, (epoch + index / steps) / epochs)
+            loss, extra = step.forward(*parts, (epoch + index / steps) / epochs)
         except ValueError as error:
             refuse_single_value(error, image)
             raise
@@ -208,18 +274,24 @@ def train_epoch(
         # The last update of an epoch may have fewer batches.
         first = index - index % step.accumulate
         together = min(step.accumulate, steps - first)
-        step.backward(loss / together, first=index == first, last=index + 1 == first + together)
+        last = index + 1 == first + together
+        step.backward(loss / together, first=index == first, last=last)
         before = loss.detach()
         sums += torch.stack((before, extra.detach()))
         report_images(show, image.shape[0] * processes)
+        if saver is not None and last and index + 1 < steps:
+            seconds = before_that + time.perf_counter() - started
+            told = {"step": index + 1, "seconds": seconds}
+            saver.after_update(together, told, sums)
         show.step(epoch + 1, index + 1, value)
     means = step.accelerator.reduce(sums / steps, "mean")
     _finite(means[0], epoch, steps - 1)
     record: dict[str, Any] = {"epoch": epoch + 1, "loss": means[0].item()}
-    if step.teacher is not None:
+    if step.teachers:
         record["distillation"] = means[1].item()
-    record["lr"] = float(step.scheduler.get_last_lr()[0])
-    record["seconds"] = time.perf_counter() - started
+    factor = step.optimizer.param_groups[0].get("factor", 1.0)
+    record["lr"] = float(step.scheduler.get_last_lr()[0]) / factor
+    record["seconds"] = before_that + time.perf_counter() - started
     return record
 
 

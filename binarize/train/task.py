@@ -11,8 +11,11 @@ from torchmetrics import Metric
 
 __all__ = ["Distillation", "Task"]
 
-Distillation = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""(student's map, teacher's map, target, share of the training done) → loss, a scalar."""
+Distillation = Callable[[Tensor, Tensor, Any, float], Tensor]
+"""(student's map, teacher's map, target, share of the training done) → loss, a scalar.
+
+The target is None for images without labels, of which there are only those that the data set gives.
+"""
 
 
 class Task(Protocol):

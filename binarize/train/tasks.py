@@ -88,6 +88,9 @@ def weigh_classes(dataset: Any, num_classes: int | None, power: float) -> list[f
         num_classes: Number of classes; one class alone has nothing to be weighed against.
         power: See :func:`binarize.data.balanced_weights`.
     """
+    keys = getattr(dataset, "keys", None)
+    if isinstance(keys, frozenset) and "mask" not in keys:
+        return None
     if not hasattr(dataset, "class_counts") or num_classes is None or num_classes < 2:
         return None
     counts = dataset.class_counts()

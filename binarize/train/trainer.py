@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,34 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
+from binarize.train.batches import batch_image
 from binarize.train.callbacks import Callback
-from binarize.train.checkpoint import read_checkpoint, write_checkpoint
 from binarize.train.checks import (
     check_devices,
     check_not_negative,
     check_positive,
     check_targets,
     loader_length,
+    refuse_features,
+    teachers_of,
 )
-from binarize.train.ema import WeightAverage, applied
 from binarize.train.evaluation import evaluate, is_better
+from binarize.train.features import FeatureDistillation, FeatureTerm
 from binarize.train.frozen import frozen_norms
 from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
 from binarize.train.loading import open_loader
-from binarize.train.modes import training_flags
 from binarize.train.optimizer import (
     OptimizerFactory,
     SchedulerFactory,
-    make_optimizer,
-    make_scheduler,
 )
-from binarize.train.progress import Progress, open_progress, report_note
+from binarize.train.progress import Progress, open_progress
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
-from binarize.train.resume import checkpoint_path, refuse_other_run, restore, stamp
-from binarize.train.run_settings import describe_run
-from binarize.train.seeding import seed_epoch
-from binarize.train.step import TrainStep, train_epoch
-from binarize.train.synchronise import SynchronisedNorms, equalise
+from binarize.train.resume import checkpoint_path, refuse_other_run, stamp
+from binarize.train.run import run
+from binarize.train.saving import parse_every
 from binarize.train.task import Distillation, Task
 from binarize.train.tasks import open_task, output_channels, weigh_classes
 
@@ -60,8 +56,9 @@ class Trainer:
 
     Args:
         student: The network to train; trained in place.
-        teacher: A network with the same kind of output, or None. Kept in evaluation mode and
-            never changed.
+        teacher: A network with the same kind of output, several of them (the student learns from
+            the mean of their outputs), or None. Kept in evaluation mode and never changed. With a
+            teacher, images without labels can be trained on, too.
         task: "segmentation", "multilabel", "depth", "classification" or a
             :class:`~binarize.train.task.Task`.
         recipe: What all arguments that are None below are taken from: a bundled name
@@ -78,6 +75,15 @@ class Trainer:
             --gradient_accumulation_steps``.
         ema: Decay of a running average of the weights, 0.999 say: what is validated, kept as the
             best, and in the student after :meth:`fit`. None: no average.
+        lr_factors: What the learning rate is multiplied by for "latent" weights of binary layers,
+            their "thresholds" (and scales), and the "rest"; see
+            :func:`~binarize.train.optimizer.parameter_groups`. None: one rate for all.
+        two_steps: Share of the training in which binary layers have binary activations and float
+            weights; then both are binary, and latent weights no longer decay. What is validated
+            meanwhile is the network with float weights, which is never kept as the best. None:
+            both from the start.
+        flips: Add to the history which share of the binary weights changed sign in each epoch:
+            ``flip_ratio``, and by layer ``flips``.
         optimizer: Makes the optimizer from (parameter groups, ``lr``); None is AdamW. The groups
             have their ``weight_decay``.
         scheduler: Makes the scheduler from (optimizer, number of updates), and steps once per
@@ -87,11 +93,18 @@ class Trainer:
         distillation: The loss between student and teacher; None is the recipe's for the task, see
             :class:`~binarize.train.segmentation_distillation.SegmentationDistillation` and
             :class:`~binarize.train.depth_distillation.DepthDistillation`.
+        features: The loss between feature maps of the student and the (first) teacher; None is the
+            recipe's, usually none.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch
             --mixed_precision``. Losses and metrics are always float32.
         compile: Compile the networks with ``torch.compile``.
         channels_last: Use the channels-last memory format (faster convolutions).
         output_dir: Folder for ``last.pt`` (the whole state, each epoch) and ``best.pt``.
+        save_every: Write ``last.pt`` inside epochs, too: after a time ("90s", "10min", "1h") or a
+            number of batches, at the next update. A run that goes on from there gives the same
+            weights and history as one that was never stopped.
+        keep_checkpoints: How many epochs to keep; with 2 and more, the newest are ``epoch-0001.pt``
+            and so on, and ``resume`` takes any of them.
         resume: "auto" to go on from ``output_dir`` if there is something, or a file. Settings that
             differ from the checkpoint's are refused where they change what is learnt.
         overwrite: Begin anew in an ``output_dir`` that holds a run.
@@ -119,7 +132,7 @@ class Trainer:
         self,
         student: nn.Module,
         *,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         task: str | Task = "segmentation",
         recipe: str | Path | Recipe = DEFAULT,
         epochs: int | None = None,
@@ -130,14 +143,20 @@ class Trainer:
         clip: float | None = None,
         accumulate: int | None = None,
         ema: float | None = None,
+        lr_factors: Mapping[str, float] | None = None,
+        two_steps: float | None = None,
+        flips: bool = False,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         callbacks: Sequence[Callback] = (),
         distillation: Distillation | None = None,
+        features: FeatureDistillation | None = None,
         bf16: bool | None = None,
         compile: bool = False,
         channels_last: bool = True,
         output_dir: str | Path | None = None,
+        save_every: str | int | None = None,
+        keep_checkpoints: int = 1,
         resume: str | Path | None = None,
         overwrite: bool = False,
         settings: Mapping[str, Any] | None = None,
@@ -163,7 +182,9 @@ class Trainer:
         chosen = {k: self.recipe.training[k] if v is None else v for k, v in given.items()}
         check_positive(epochs=chosen["epochs"], val_every=val_every, lr=chosen["lr"])
         check_not_negative(balance=chosen["balance"])
-        check_devices(student, teacher)
+        self.teachers = teachers_of(teacher)
+        for one in (None, *self.teachers):
+            check_devices(student, one)
         if keep not in ("last", "best") or (keep == "best" and output_dir is None):
             raise BinarizeError(
                 "keep", keep, "must be 'last', or 'best' with an output_dir", "give the folder"
@@ -171,7 +192,9 @@ class Trainer:
         self.factories = optimizer, scheduler
         self.callbacks = list(callbacks)
         self.student = student
-        self.teacher = teacher
+        self.teacher = next(iter(self.teachers), None)
+        self.features = self.recipe.make_features() if features is None else features
+        refuse_features(self.features if self.teachers else features, self.teachers, compile)
         self.epochs: int = chosen["epochs"]
         self.lr: float = chosen["lr"]
         self.weight_decay: float = chosen["weight_decay"]
@@ -182,10 +205,19 @@ class Trainer:
         self.accumulate = launched_accumulation() if accumulate is None else accumulate
         check_positive("use 1 for an update after each batch", accumulate=self.accumulate)
         self.ema = ema
+        self.lr_factors = None if lr_factors is None else dict(lr_factors)
+        self.two_steps = two_steps
+        self.flips = flips
         self.bf16 = launched_bf16() if bf16 is None else bf16
         self.compile = compile
         self.channels_last = channels_last
         self.output_dir = None if output_dir is None else Path(output_dir).expanduser()
+        parse_every(save_every)
+        check_positive("keep 1", keep_checkpoints=keep_checkpoints)
+        if save_every is not None and output_dir is None:
+            raise BinarizeError("save_every", save_every, "needs output_dir", "give the folder")
+        self.save_every = save_every
+        self.keep_checkpoints = keep_checkpoints
         self.resume = checkpoint_path(resume, self.output_dir)
         self.overwrite = overwrite
         self.settings = dict(settings or {})
@@ -212,8 +244,10 @@ class Trainer:
 
         Args:
             train_loader: Batches of (image, target), or dicts with "image" and "mask" or
-                "depth". Its batch size is per process; it is shared out among the processes,
-                so it needs no distributed sampler.
+                "depth"; with a teacher also images alone, and dicts whose "labelled" (N,) says
+                which images have a target (:class:`binarize.data.PartlyLabelled`). Its
+                batch size is per process; it is shared out among the processes, so it needs no
+                distributed sampler.
             val_loader: The same for validation, or None.
 
         Returns:
@@ -234,81 +268,12 @@ class Trainer:
         frozen = frozen_norms(self.student)
         task = self._open_task(train_loader, training=True)
         self._place()
-        decays = self.weight_decay, self.latent_weight_decay
-        optimizer = make_optimizer(self.student, self.lr, *decays, self.factories[0])
-        loader = open_loader(train_loader, self.device, self.seed, training=True)
-        steps = len(loader)
-        updates = self.epochs * math.ceil(steps / self.accumulate)
-        scheduler = make_scheduler(optimizer, self.lr, updates, self.warmup, self.factories[1])
-        distillation = self._distillation or self.recipe.make_distillation(task.distillation())
-        settings = describe_run(self, task, distillation, train_loader, steps)
-        show = self._open_progress()
-        state: dict[str, Any] = {}
-        self.history, self.best = [], None
-        if self.resume is not None:
-            state = read_checkpoint(self.resume)
-            notes = restore(self.resume, state, settings, self.student, optimizer, scheduler)
-            self.history, self.best = state["history"], state["best"]
-            for line in (f"going on after epoch {len(self.history)} of {self.epochs}", *notes):
-                report_note(show, line)
-        average = None if self.ema is None else WeightAverage(self.student, self.ema)
-        if average is not None and "ema" in state:
-            average.load(state["ema"])
-        network = self.accelerator.prepare_model(self.student)
-        together = self.accelerator.num_processes > 1 and not self.compile
-        step = TrainStep(
-            torch.compile(network) if self.compile else network,
-            [p for p in self.student.parameters() if p.requires_grad],
-            self._teacher_call(),
-            task,
-            distillation,
-            optimizer,
-            scheduler,
-            self.accelerator,
-            clip=self.clip,
-            scheduled=[m for m in self.student.modules() if hasattr(m, "set_progress")],
-            autocast=self._autocast,
-            channels_last=self.channels_last,
-            norms=SynchronisedNorms if together else nullcontext,
-            accumulate=self.accumulate,
-            no_sync=getattr(network, "no_sync", nullcontext),
-            after_update=(lambda: None) if average is None else average.update,
-        )
-        shared = None if val_loader is None else self._share(val_loader)
+        term = self._open_features(train_loader)
         try:
-            with training_flags(self.student, self.teacher):
-                show.begin(self.epochs, steps, len(self.history))
-                # Again after a resume: the run may have come to its early end before.
-                stop = bool(self.history) and self._call_back()
-                for epoch in range(len(self.history), self.epochs):
-                    if stop:
-                        report_note(show, f"stopped early, after epoch {epoch} of {self.epochs}")
-                        break
-                    self.student.train()
-                    for norm in frozen:
-                        norm.eval()
-                    if self.teacher is not None:
-                        self.teacher.eval()
-                    seed_epoch(self.seed, epoch, self.accelerator.process_index, train_loader)
-                    record = train_epoch(step, loader, epoch, self.epochs, show, seed=self.seed)
-                    equalise(self.student.buffers())
-                    if average is not None:
-                        equalise(average.average.values())
-                    due = epoch + 1 == self.epochs or (epoch + 1) % self.val_every == 0
-                    if shared is not None and due:
-                        with applied(average):
-                            record.update(self._validate(task, shared, show))
-                    self._remember(record, task, settings, optimizer, scheduler, average)
-                    show.epoch(record)
-                    stop = self._call_back()
+            return run(self, train_loader, val_loader, task, frozen, term)
         finally:
-            show.end()
-            self.accelerator.free_memory()
-        if average is not None:
-            average.copy_to_network()
-        if self.keep == "best" and self.best is not None and self.output_dir is not None:
-            self.student.load_state_dict(read_checkpoint(self.output_dir / "best.pt")["student"])
-        return self.history
+            if term is not None:
+                term.close()
 
     def evaluate(self, loader: Any) -> dict[str, Any]:
         """Measure the student, in float32, over all processes.
@@ -359,39 +324,16 @@ class Trainer:
         )
         return {"val_loss": values.pop("loss"), **values}
 
-    def _remember(
-        self,
-        record: dict[str, Any],
-        task: Task,
-        settings: dict[str, Any],
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        average: WeightAverage | None,
-    ) -> None:
-        """Add an epoch to the history, note the best one, write the files."""
+    def _remember(self, record: dict[str, Any], task: Task) -> bool:
+        """Add an epoch to the history; whether it is the best so far."""
         self.history.append(record)
         value = record.get(task.monitor)
-        improved = value is not None and is_better(value, self.best, task.higher_is_better)
+        if value is None or "float_weights" in record:  # what is saved is the binary form
+            return False
+        improved = is_better(value, self.best, task.higher_is_better)
         if improved:
             self.best = {"epoch": record["epoch"], "metric": task.monitor, "value": value}
-        if self.output_dir is None:
-            return
-        if self.accelerator.is_main_process:
-            state = {
-                "settings": settings,
-                "history": self.history,
-                "best": self.best,
-                "student": self.student.state_dict(),
-            }
-            if improved:
-                with applied(average):
-                    write_checkpoint(self.output_dir / "best.pt", state)
-            if average is not None:
-                state["ema"] = average.state()
-            state["optimizer"] = optimizer.state_dict()
-            state["scheduler"] = scheduler.state_dict()
-            write_checkpoint(self.output_dir / "last.pt", state)
-        self.accelerator.wait_for_everyone()
+        return improved
 
     def _call_back(self) -> bool:
         """Call all callbacks; whether one of them wants to stop."""
@@ -428,17 +370,16 @@ class Trainer:
         return self._balanced
 
     def _place(self) -> None:
-        for network in (self.student, self.teacher):
-            if network is None:
-                continue
+        for network in (self.student, *self.teachers):
             network.to(self.device)
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _teacher_call(self) -> Any:
-        if self.teacher is None:
+    def _open_features(self, loader: Any) -> FeatureTerm | None:
+        if self.features is None or self.teacher is None:
             return None
-        return torch.compile(self.teacher) if self.compile else self.teacher
+        image = batch_image(next(iter(loader)))[:1].to(self.device)
+        return self.features.open(self.student, self.teacher, image)
 
     def _share(self, loader: Any) -> Any:
         """This process's part of a loader: each sample once, none repeated to fill up."""

@@ -161,7 +161,10 @@ def test_what_cannot_be_packed(
 @pytest.mark.filterwarnings("ignore")
 def test_export_says_that_it_is_slower(run, lonely: Path, tmp_path: Path) -> None:
     answer = run("export", lonely, "-o", tmp_path / "a.onnx")
-    assert "slower than the float network; for speed: binarize pack" in answer.err
+    assert (
+        "slower than the float network; for speed: --runtime binarize, or binarize pack"
+        in answer.err
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")

@@ -54,8 +54,8 @@ def test_a_data_set_and_another_layer(run, tmp_path: Path) -> None:
     [
         ("--images {photos}/empty", "images='.*empty': the folder has no images; check the path"),
         ("--images {photos}/none", "images='.*none': no such file or folder"),
-        ("", "--images: there must be pictures or a data set, and not both"),
-        ("--images {photos} --data scenes", "images=.*photos.*and not both"),
+        ("", "--images: give either images or a data set, not both"),
+        ("--images {photos} --data scenes", "images=.*photos.*, not both"),
         ("--images {photos} --limit 0", "limit=0: must be at least 1"),
         ("--images {photos} --maps -1", "maps=-1: must be at least 0"),
         (

@@ -133,7 +133,7 @@ MISTAKES = [
     # eval, predict, report, convert
     (f"eval {{tmp}}/none.safetensors {DATA}", "no such file"),
     (f"eval nothing {DATA}", "is not a file of weights"),
-    (f"eval {{tmp}}/foreign.safetensors {DATA}", "does not tell which network .*--model"),
+    (f"eval {{tmp}}/foreign.safetensors {DATA}", "does not name its network.*--model"),
     (f"eval {{float}} {DATA} --split tst", "split='tst': unknown split"),
     (f"eval {{float}} {DATA} --task depth", "depth needs one output channel"),
     (f"eval {{float}} {DATA} --batch-size 0", "batch-size=0: must be positive"),

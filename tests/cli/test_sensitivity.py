@@ -84,7 +84,7 @@ def test_goes_on_where_it_was_stopped(
     measured.append("so that the next ones count from three")
     answer = run(*words(folder, float_run, "--json"))
     assert answer.code == 0, answer.err
-    assert "going on where a command was stopped: 2 of 4 layers are done" in answer.err
+    assert "resuming: 2 of 4 layers are done" in answer.err
     assert len(measured) == 3 + 2
     assert answer.json["sites"] == whole["sites"]
     assert not partial.exists()

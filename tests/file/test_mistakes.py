@@ -337,7 +337,7 @@ def test_full_disk_leaves_the_old_file(
 
     assert message(error) == (
         f"path={str(file)!r}: it cannot be written (No space left on device); "
-        "check the rights and the space on the disk"
+        "check permissions and free disk space"
     )
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]

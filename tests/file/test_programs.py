@@ -127,6 +127,11 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
 
     with pytest.raises(FileError, match="its format version 7 is newer than 1"):
         load_with(format_version="7")
+    with pytest.raises(FileError, match="its weights have layout 9, and this release's"):
+        load_with(weight_layout="9")
+    earlier = {key: value for key, value in metadata.items() if key != "weight_layout"}
+    save_file(tensors, tmp_path / "earlier.safetensors", earlier)
+    binarize.load(tmp_path / "earlier.safetensors")
     with pytest.raises(FileError, match="its programs are damaged"):
         load_with(programs="AAAA")
     told = programs.decode(metadata["programs"])

@@ -1,5 +1,5 @@
 // Replays the cases that write_cases.py wrote through the C ABI, for every instruction set that
-// the machine can run. Every buffer has exactly the size it needs, so that a sanitizer sees a step
+// the machine can run, with the weight as it comes and prepared for the set. Every buffer has exactly the size it needs, so that a sanitizer sees a step
 // outside; `runner` calls the body three times, as if there were three threads.
 #include <math.h>
 #include <stdio.h>
@@ -48,8 +48,8 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: replay FILE\n");
     return 2;
   }
-  static const char *names[] = {"scalar", "avx2", "avx512", "neon"};
-  int64_t runs[4] = {0, 0, 0, 0};
+  static const char *names[] = {"scalar", "avx2", "avx512", "neon", "avx512bw"};
+  int64_t runs[5][2] = {};
   const int64_t cases = number();
   for (int64_t i = 0; i < cases; ++i) {
     const double tolerance = number() ? 0 : 1e-4;
@@ -71,8 +71,19 @@ int main(int argc, char **argv) {
       if (k == BINARIZE_RESULT) bytes[0] = size;
       if (k == BINARIZE_RESULT_MEANS) bytes[1] = size;
     }
-    for (int32_t set = 0; set < 4; ++set) {
+    for (int32_t run = 0; run < 10; ++run) {
+      const int32_t set = run / 2;
       if (binarize_available(set) != 2) continue;
+      g.prepared = 0;
+      tensors[BINARIZE_WEIGHT] = wanted[BINARIZE_WEIGHT];
+      if (run % 2) {
+        const int64_t size = binarize_prepared(set, &g);
+        if (size <= 0) continue;
+        void *prepared = malloc((size_t)size);
+        if (binarize_prepare_weight(set, &g, wanted[BINARIZE_WEIGHT], prepared)) return 2;
+        tensors[BINARIZE_WEIGHT] = prepared;
+        g.prepared = 1 + set;
+      }
       const int64_t room = binarize_scratch(&g, 3);
       if (room < 0) return 2;
       tensors[BINARIZE_SCRATCH] = aligned_alloc(64, (size_t)(room + 63) / 64 * 64);
@@ -87,6 +98,7 @@ int main(int argc, char **argv) {
           good = close_enough((const float *)tensors[at], (const float *)wanted[at], bytes[k] / 4,
                               tolerance);
       }
+      if (g.prepared) free(tensors[BINARIZE_WEIGHT]);
       free(tensors[BINARIZE_SCRATCH]);
       free(tensors[BINARIZE_RESULT]);
       free(tensors[BINARIZE_RESULT_MEANS]);
@@ -94,7 +106,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "case %lld, %s: status %d\n", (long long)i, names[set], status);
         return 1;
       }
-      ++runs[set];
+      ++runs[set][run % 2];
     }
     for (int64_t k = 0; k < count; ++k) free(wanted[k]);
     free(wanted);
@@ -102,9 +114,11 @@ int main(int argc, char **argv) {
     free(source);
     free(residual);
   }
-  for (int set = 0; set < 4; ++set) {
-    if (runs[set]) printf("%s: %lld cases agree\n", names[set], (long long)runs[set]);
+  for (int set = 0; set < 5; ++set) {
+    if (runs[set][0])
+      printf("%s: %lld cases agree, %lld with a prepared weight\n", names[set],
+             (long long)runs[set][0], (long long)runs[set][1]);
   }
   fclose(file);
-  return runs[BINARIZE_SCALAR] == cases ? 0 : 1;
+  return runs[BINARIZE_SCALAR][0] == cases ? 0 : 1;
 }

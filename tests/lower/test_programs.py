@@ -236,6 +236,18 @@ def test_calls_of_all_sizes(shop: SimpleNamespace) -> None:
     assert packed.unfused is None
 
 
+def test_the_size_that_was_not_used_for_longest_is_forgotten(shop: SimpleNamespace) -> None:
+    packed = binarize.pack(shop.student(shop.UNet()))
+    often = torch.zeros(1, 3, 4, 4)
+    packed(often)
+    (program,) = packed._programs.values()
+    for width in range(5, 25):
+        packed(torch.zeros(1, 3, 4, width))
+        packed(often)
+    assert len(packed._programs) == 16
+    assert any(known is program for known in packed._programs.values())
+
+
 def test_memory_layouts_and_autocast(shop: SimpleNamespace) -> None:
     network = shop.student(shop.UNet())
     packed = binarize.pack(network)

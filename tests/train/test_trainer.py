@@ -494,7 +494,7 @@ def test_loaders_without_batches() -> None:
         ("frozen", "was made with other trainable parameters; freeze the same layers"),
         ("damaged", "cannot be read as a checkpoint; start again without resume"),
         ("foreign", "is not a training state; give the last.pt of a training"),
-        ("newer", "has version 99, this package reads 1; resume with the version that wrote"),
+        ("newer", "has version 99, this package reads up to 2; resume with the version that wrote"),
         ("weights", "has the weights only; give the last.pt of the training"),
     ],
 )

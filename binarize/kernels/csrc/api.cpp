@@ -6,14 +6,19 @@ namespace {
 #if defined(__x86_64__) || defined(__i386__)
 // __builtin_cpu_supports looks at what the operating system saves, too.
 bool runs_avx2() { return __builtin_cpu_supports("avx2"); }
-bool runs_avx512() {
+#if defined(BINARIZE_EMULATED)
+bool runs_avx512bw() { return true; }
+bool runs_avx512() { return true; }
+#else
+bool runs_avx512bw() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vpopcntdq");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool runs_avx512() { return runs_avx512bw() && __builtin_cpu_supports("avx512vpopcntdq"); }
+#endif
 #endif
 
-bool good(const BinarizeGeometry& g) {
+bool is_valid(const BinarizeGeometry& g) {
   if (g.samples < 0 || g.in_channels < 1 || g.out_channels < 1 || g.groups < 1) return false;
   if (g.in_channels % g.groups || g.out_channels % g.groups || g.sources < 1) return false;
   for (int d = 0; d < 3; ++d) {
@@ -44,6 +49,10 @@ int32_t binarize_available(int32_t set) {
     case BINARIZE_AVX512:
       return runs_avx512() ? 2 : 1;
 #endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      return runs_avx512bw() ? 2 : 1;
+#endif
 #if defined(BINARIZE_WITH_NEON)
     case BINARIZE_NEON:
       return 2;
@@ -53,19 +62,54 @@ int32_t binarize_available(int32_t set) {
   }
 }
 
+int64_t binarize_prepared(int32_t set, const BinarizeGeometry* g) {
+  if (!g || !is_valid(*g)) return -1;
+  switch (set) {
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      return binarize_prepared_avx2(*g);
+#endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      return binarize_prepared_avx512bw(*g);
+#endif
+    default:
+      return 0;
+  }
+}
+
+int32_t binarize_prepare_weight(int32_t set, const BinarizeGeometry* g, const void* weight,
+                                void* prepared) {
+  if (!g || !is_valid(*g)) return BINARIZE_BAD_GEOMETRY;
+  switch (set) {
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      binarize_prepare_avx2(*g, (const uint64_t*)weight, (uint8_t*)prepared);
+      return BINARIZE_OK;
+#endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      binarize_prepare_avx512bw(*g, (const uint64_t*)weight, (uint8_t*)prepared);
+      return BINARIZE_OK;
+#endif
+    default:
+      return BINARIZE_NOT_AVAILABLE;
+  }
+}
+
 int64_t binarize_scratch(const BinarizeGeometry* g, int64_t threads) {
-  if (!g || threads < 1 || !good(*g)) return -1;
+  if (!g || threads < 1 || !is_valid(*g)) return -1;
   return binarize_scratch_bytes(*g, threads);
 }
 
 int64_t binarize_weight_bytes(const BinarizeGeometry* g) {
-  if (!g || !good(*g)) return -1;
+  if (!g || !is_valid(*g)) return -1;
   return binarize_layout_bytes(*g);
 }
 
 int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const* tensors,
                       int64_t threads, BinarizeRunner runner) {
-  if (!g || threads < 1 || !good(*g)) return BINARIZE_BAD_GEOMETRY;
+  if (!g || threads < 1 || !is_valid(*g)) return BINARIZE_BAD_GEOMETRY;
   if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;
   if (g->samples == 0) return BINARIZE_OK;
   switch (set) {
@@ -76,6 +120,10 @@ int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const*
 #if defined(BINARIZE_WITH_AVX512)
     case BINARIZE_AVX512:
       return binarize_unit_avx512(*g, tensors, threads, runner);
+#endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      return binarize_unit_avx512bw(*g, tensors, threads, runner);
 #endif
 #if defined(BINARIZE_WITH_NEON)
     case BINARIZE_NEON:

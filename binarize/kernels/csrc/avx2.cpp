@@ -3,8 +3,12 @@
 
 #include "sets.h"
 
+// Bytes of the registers that table look-ups use.
+#define BINARIZE_LOOKUP 32
+
 namespace {
 
+constexpr int64_t kSet = BINARIZE_AVX2;
 constexpr int64_t kVectors = 1;
 constexpr int kRegister = 32;
 
@@ -88,8 +92,8 @@ inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   }
 }
 
-#include "parallel.hpp"
-#include "plan.hpp"
+#include "parallel.inc.hpp"
+#include "plan.inc.hpp"
 
 inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* offsets, int64_t reads,
                        const uint64_t* weight, int64_t, int32_t* out, int64_t stride,
@@ -141,13 +145,42 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
   }
 }
 
-#include "bits.hpp"
-#include "table.hpp"
-#include "bypass.hpp"
-#include "finish.hpp"
-#include "count.hpp"
-#include "convolve.hpp"
+typedef uint8_t Bytes __attribute__((vector_size(BINARIZE_LOOKUP)));
+
+// A row of a table in both halves of a register.
+inline Bytes table_row(const uint8_t* row) {
+  return (Bytes)_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)row));
+}
+inline Bytes look_up(Bytes row, Bytes index) {
+  return (Bytes)_mm256_shuffle_epi8((__m256i)row, (__m256i)index);
+}
+
+// One bit per lane.
+#define BINARIZE_MASKS
+inline uint64_t not_less(Floats x, Floats t) {
+  return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)t, _CMP_NLT_UQ));
+}
+inline Floats magnitude(Floats x) {
+  return (Floats)_mm256_and_ps(_mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)), (__m256)x);
+}
+
+// x0 + x1, x2 + x3, ...
+#define BINARIZE_PAIR_SUMS
+inline Floats pair_sums(Floats a, Floats b) {
+  const __m256d sums = _mm256_castps_pd(_mm256_hadd_ps((__m256)a, (__m256)b));
+  return (Floats)_mm256_castpd_ps(_mm256_permute4x64_pd(sums, 0xd8));
+}
+
+#include "bits.inc.hpp"
+#include "table.inc.hpp"
+#include "bypass.inc.hpp"
+#include "finish.inc.hpp"
+#include "count.inc.hpp"
+#include "lookup.inc.hpp"
+#include "convolve.inc.hpp"
 
 }  // namespace
 
 BINARIZE_SET(avx2) { return run_unit(g, tensors, threads, runner); }
+BINARIZE_PREPARED(avx2) { return prepared_bytes(g); }
+BINARIZE_PREPARE(avx2) { prepare_weight(g, weight, prepared); }

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-enum { BINARIZE_ABI = 2 };
+enum { BINARIZE_ABI = 3 };
 
 /* Counts up when the order of bits in a packed weight changes (layout.py). */
 enum { BINARIZE_LAYOUT = 1 };
@@ -28,7 +28,8 @@ enum BinarizeInstructionSet {
   BINARIZE_SCALAR = 0,
   BINARIZE_AVX2 = 1,
   BINARIZE_AVX512 = 2,
-  BINARIZE_NEON = 3
+  BINARIZE_NEON = 3,
+  BINARIZE_AVX512BW = 4
 };
 
 enum BinarizeStatus { BINARIZE_OK = 0, BINARIZE_BAD_GEOMETRY = 1, BINARIZE_NOT_AVAILABLE = 2 };
@@ -53,6 +54,9 @@ typedef struct {
   const int64_t* source;
   /* Per residual: strides of n, z, y, x in elements. */
   const int64_t* residual;
+  /* 0 if the call's weight is in the portable layout, 1 + the instruction set that
+     binarize_prepare_weight prepared it for; any set reads either. */
+  int64_t prepared;
 } BinarizeGeometry;
 
 /* The tensors of one call, in this order; those that may be null are marked so.
@@ -80,6 +84,15 @@ typedef void (*BinarizeRunner)(void (*body)(void*), void* data, unsigned threads
 BINARIZE_API int32_t binarize_abi(void);
 /* 1 if the library holds it, 2 if this machine can run it as well, else 0. */
 BINARIZE_API int32_t binarize_available(int32_t instruction_set);
+/* Bytes of a weight that is prepared for an instruction set, 0 if its portable layout is the
+   fastest there, -1 if the geometry is refused. Sizes of feature maps, samples and sources do not
+   matter. */
+BINARIZE_API int64_t binarize_prepared(int32_t instruction_set, const BinarizeGeometry* geometry);
+/* Prepares a weight once for all calls that give it with `geometry->prepared` set; `prepared` and
+   `weight` are aligned to 8 bytes. */
+BINARIZE_API int32_t binarize_prepare_weight(int32_t instruction_set,
+                                             const BinarizeGeometry* geometry, const void* weight,
+                                             void* prepared);
 /* Bytes of scratch memory that a call needs, or -1 if the geometry is refused. */
 BINARIZE_API int64_t binarize_scratch(const BinarizeGeometry* geometry, int64_t threads);
 /* Bytes of the packed weight, or -1 if the geometry is refused; sizes and sources do not matter. */

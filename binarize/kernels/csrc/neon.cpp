@@ -5,6 +5,7 @@
 
 namespace {
 
+constexpr int64_t kSet = BINARIZE_NEON;
 constexpr int64_t kVectors = 1;
 constexpr int kRegister = 16;
 
@@ -79,8 +80,8 @@ inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   }
 }
 
-#include "parallel.hpp"
-#include "plan.hpp"
+#include "parallel.inc.hpp"
+#include "plan.inc.hpp"
 
 inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* offsets, int64_t reads,
                        const uint64_t* weight, int64_t, int32_t* out, int64_t stride,
@@ -126,12 +127,13 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
   }
 }
 
-#include "bits.hpp"
-#include "table.hpp"
-#include "bypass.hpp"
-#include "finish.hpp"
-#include "count.hpp"
-#include "convolve.hpp"
+#include "bits.inc.hpp"
+#include "table.inc.hpp"
+#include "bypass.inc.hpp"
+#include "finish.inc.hpp"
+#include "count.inc.hpp"
+#include "lookup.inc.hpp"
+#include "convolve.inc.hpp"
 
 }  // namespace
 

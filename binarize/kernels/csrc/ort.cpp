@@ -3,6 +3,7 @@
 // Its attributes and tensors are those of the torch operator binarize::unit, but feature maps are
 // channels-last, (N, *spatial, C), as the kernels read them. The exporter puts transpositions where
 // a standard operator needs another order.
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -148,6 +149,11 @@ struct Unit {
   int64_t upsample[kMostSources];
   int32_t set = BINARIZE_SCALAR;
   int64_t threads = 1;
+  // The weight in the order that this set counts fastest, made by the first call; null if that is
+  // the order it has, or if it is no constant of the graph.
+  bool constant_weight = false;
+  int32_t lock = 0, prepared_state = 0;  // 0 not yet, 1 made, 2 not to be made
+  void* prepared = nullptr;
 
   int64_t folded(int64_t in_channels, int64_t out_channels) const;
 };
@@ -211,6 +217,7 @@ int32_t best_set() {
     const char* name;
     int32_t number;
   } sets[] = {{"avx512", BINARIZE_AVX512},
+              {"avx512bw", BINARIZE_AVX512BW},
               {"avx2", BINARIZE_AVX2},
               {"neon", BINARIZE_NEON},
               {"scalar", BINARIZE_SCALAR}};
@@ -262,6 +269,11 @@ OrtStatus* read_unit(const OrtKernelInfo* info, Unit& u) {
   if (OrtStatus* s = read_ints(info, "upsample", u.sources, 1, u.upsample)) return s;
   if (OrtStatus* s = read_word(info, "padding_mode", modes, 4, u.padding_mode)) return s;
   if (OrtStatus* s = read_word(info, "bypass", bypasses, 3, u.bypass)) return s;
+  int constant = 0;
+  const OrtValue* weight = nullptr;
+  forget(slot<const OrtKernelInfo*, size_t, int*, const OrtValue**>(kKernelInfoConstantInput)(
+      info, kWeight, &constant, &weight));
+  u.constant_weight = constant && weight;
   u.set = best_set();
   u.threads = processors();
   return nullptr;
@@ -410,6 +422,26 @@ int64_t work_of(const BinarizeGeometry& g) {
   return g.samples * (2 * in + 2 * out + taps / 512);
 }
 
+// Weight of a call, prepared where that helps.
+const void* counted_weight(Unit& u, BinarizeGeometry& g, const void* weight) {
+  if (!u.constant_weight || __atomic_load_n(&u.prepared_state, __ATOMIC_ACQUIRE) == 2) {
+    return weight;
+  }
+  while (__atomic_exchange_n(&u.lock, 1, __ATOMIC_ACQUIRE)) sched_yield();
+  if (u.prepared_state == 0) {
+    const int64_t bytes = binarize_prepared(u.set, &g);
+    void* made = bytes > 0 ? aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64)) : nullptr;
+    const bool ok = made && binarize_prepare_weight(u.set, &g, weight, made) == BINARIZE_OK;
+    if (!ok) free(made);
+    u.prepared = ok ? made : nullptr;
+    __atomic_store_n(&u.prepared_state, ok ? 1 : 2, __ATOMIC_RELEASE);
+  }
+  __atomic_store_n(&u.lock, 0, __ATOMIC_RELEASE);
+  if (!u.prepared) return weight;
+  g.prepared = 1 + u.set;
+  return u.prepared;
+}
+
 OrtStatus* check_count(const Tensor& x, int64_t count, bool needed, const char* name) {
   if (!x.data && !needed) return nullptr;
   if (x.count == count && x.data) return nullptr;
@@ -418,7 +450,7 @@ OrtStatus* check_count(const Tensor& x, int64_t count, bool needed, const char* 
 }
 
 OrtStatus* compute(void* kernel, OrtContext* context) {
-  const Unit& u = *(const Unit*)kernel;
+  Unit& u = *(Unit*)kernel;
   Tensor fixed[kFirstSource], sources[kMostSources], means[kMostSources], residuals[kMostResiduals];
   size_t inputs = 0, outputs = 0;
   if (OrtStatus* s = slot<const OrtContext*, size_t*>(kContextInputCount)(context, &inputs))
@@ -457,7 +489,7 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
   Shapes shapes;
   const int64_t out = fixed[kGain].count;
   if (OrtStatus* s = measure(u, sources, residuals, residual_count, padding, out, shapes)) return s;
-  const BinarizeGeometry& g = shapes.g;
+  BinarizeGeometry& g = shapes.g;
   const int64_t in = g.in_channels;
   const struct {
     Input input;
@@ -501,7 +533,7 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
                : refuse("memory: %lld bytes of scratch memory cannot be had; use a smaller image",
                         (long long)bytes);
   void* table[BINARIZE_FIRST_SOURCE + 2 * kMostSources + kMostResiduals];
-  table[BINARIZE_WEIGHT] = fixed[kWeight].data;
+  table[BINARIZE_WEIGHT] = const_cast<void*>(counted_weight(u, g, fixed[kWeight].data));
   table[BINARIZE_GAIN] = fixed[kGain].data;
   table[BINARIZE_OFFSET] = fixed[kOffset].data;
   table[BINARIZE_MEAN_GAIN] = fixed[kMeanGain].data;
@@ -530,7 +562,10 @@ void* create_unchecked(const OrtOperator*, const OrtFunction*, const OrtKernelIn
   return nullptr;
 }
 void compute_unchecked(void*, OrtContext*) {}
-void destroy(void* kernel) { free(kernel); }
+void destroy(void* kernel) {
+  free(((Unit*)kernel)->prepared);
+  free(kernel);
+}
 const char* name(const OrtOperator*) { return "BinaryConv"; }
 const char* provider(const OrtOperator*) { return "CPUExecutionProvider"; }
 int input_type(const OrtOperator*, size_t i) {

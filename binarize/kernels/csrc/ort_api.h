@@ -31,6 +31,7 @@ enum OrtSlot {
   kReleaseStatus = 93,
   kReleaseTensorTypeAndShape = 99,
   kKernelInfoInts = 163,
+  kKernelInfoConstantInput = 249,
   kContextParallelFor = 274
 };
 

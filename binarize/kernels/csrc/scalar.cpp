@@ -3,6 +3,7 @@
 
 namespace {
 
+constexpr int64_t kSet = BINARIZE_SCALAR;
 constexpr int64_t kVectors = 1;
 constexpr int kRegister = 16;
 
@@ -56,8 +57,8 @@ inline void expand(const uint64_t* plane, int planes, int32_t* out) {
   }
 }
 
-#include "parallel.hpp"
-#include "plan.hpp"
+#include "parallel.inc.hpp"
+#include "plan.inc.hpp"
 
 inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* offsets, int64_t reads,
                        const uint64_t* weight, int64_t, int32_t* out, int64_t stride,
@@ -72,12 +73,13 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
   }
 }
 
-#include "bits.hpp"
-#include "table.hpp"
-#include "bypass.hpp"
-#include "finish.hpp"
-#include "count.hpp"
-#include "convolve.hpp"
+#include "bits.inc.hpp"
+#include "table.inc.hpp"
+#include "bypass.inc.hpp"
+#include "finish.inc.hpp"
+#include "count.inc.hpp"
+#include "lookup.inc.hpp"
+#include "convolve.inc.hpp"
 
 }  // namespace
 
@@ -88,15 +90,12 @@ int32_t binarize_unit_scalar(const BinarizeGeometry& g, const void* const* tenso
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads) {
   Plan plan;
-  make_plan(g, true, threads, nullptr, plan);
-  return plan.bytes;
-}
-
-int64_t binarize_layout_bytes(const BinarizeGeometry& g) {
   int64_t bytes = 0;
-  for (int64_t i = 0; i < phase_count(g); ++i) {
-    const Phase phase = make_phase(g, i);
-    bytes += 8 * phase.words + 4 * phase.sums;
+  for (int64_t bits = 0; bits <= 8; bits += 4) {
+    make_plan(g, bits, true, threads, nullptr, plan);
+    bytes = max(bytes, plan.bytes);
   }
   return bytes;
 }
+
+int64_t binarize_layout_bytes(const BinarizeGeometry& g) { return portable_bytes(g); }

@@ -2,6 +2,7 @@
 #ifndef BINARIZE_SETS_H
 #define BINARIZE_SETS_H
 
+#include <type_traits>
 #include <utility>
 
 #include "binarize.h"
@@ -15,9 +16,19 @@
   int32_t binarize_unit_##name(const BinarizeGeometry& g, const void* const* tensors, \
                                int64_t threads, BinarizeRunner runner)
 
+// Bytes of a weight in the order that a set counts fastest in, and the weight in that order.
+#define BINARIZE_PREPARED(name) int64_t binarize_prepared_##name(const BinarizeGeometry& g)
+#define BINARIZE_PREPARE(name) \
+  void binarize_prepare_##name(const BinarizeGeometry& g, const uint64_t* weight, uint8_t* prepared)
+
+BINARIZE_PREPARED(avx2);
+BINARIZE_PREPARE(avx2);
+BINARIZE_PREPARED(avx512bw);
+BINARIZE_PREPARE(avx512bw);
 BINARIZE_SET(scalar);
 BINARIZE_SET(avx2);
 BINARIZE_SET(avx512);
+BINARIZE_SET(avx512bw);
 BINARIZE_SET(neon);
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads);

@@ -9,6 +9,7 @@ from binarize.errors import BinarizeError
 from binarize.nn.activation_binarizers.base import ActivationBinarizer
 from binarize.nn.threshold import ThresholdForm
 from binarize.ops.sign import scaled_sign
+from binarize.ops.ties import below_ties
 
 __all__ = ["AblatedBinarizer"]
 
@@ -119,6 +120,8 @@ class AblatedBinarizer(ActivationBinarizer):
             beta = beta + self.along_channels(self.k, x) * mean
         if self.b is not None:
             beta = beta + self.along_channels(self.b, x)
+        if self.k is not None:
+            beta = below_ties(beta)
         # "0 - beta" is never -0.0, so that the sum's sign bit says x >= beta.
         shifted = x + (0.0 - beta)
         return scaled_sign(shifted, self._alpha(shifted))

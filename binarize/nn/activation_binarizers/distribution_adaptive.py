@@ -9,6 +9,7 @@ from binarize.errors import BinarizeError
 from binarize.nn.activation_binarizers.base import ActivationBinarizer
 from binarize.nn.threshold import ThresholdForm
 from binarize.ops.adaptive_sign import adaptive_sign
+from binarize.ops.ties import below_ties
 
 __all__ = ["DistributionAdaptiveBinarizer"]
 
@@ -27,6 +28,8 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
 
     Surrogate gradient: ``(2 - 2|x_s|)`` where ``|x_s| < 1``, else 0. Both means are taken on the
     detached map, so gradients reach ``x`` through the sign alone, and ``k``, ``b``, ``a`` directly.
+
+    A value that equals its threshold up to rounding is +1, see :mod:`binarize.ops.ties`.
 
     ``scale="layer"`` is the paper's text: one ``a``, and one mean of ``|x_s|`` over all elements of
     a sample. It is a common factor of the convolution's output, so XNOR-popcount is exact.
@@ -90,7 +93,7 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
         shape[self.channel_dim] = self.channels
         detached = x.detach()
         mean = self._mean(detached, positions) if positions else detached
-        threshold = self.k.view(shape) * mean + self.b.view(shape)
+        threshold = below_ties(self.k.view(shape) * mean + self.b.view(shape))
         if self.scale == "layer":
             return threshold, self.a, positions, list(range(1, x.dim()))
         return threshold, self.a.view(shape), positions, positions

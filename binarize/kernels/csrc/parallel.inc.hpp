@@ -67,12 +67,12 @@ static void region_main(void* data) {
 
 static void run_stages(Call& call, Stage* stages, int64_t count, int64_t threads,
                        BinarizeRunner runner) {
-  int64_t most_items = 0;
+  int64_t max_items = 0;
   for (int64_t i = 0; i < count; ++i) {
-    most_items = stages[i].items > most_items ? stages[i].items : most_items;
+    max_items = stages[i].items > max_items ? stages[i].items : max_items;
   }
   Region region = {&call, stages, count, 0};
-  threads = most_items < threads ? most_items : threads;
+  threads = max_items < threads ? max_items : threads;
   if (runner && threads > 1) {
     runner(region_main, &region, (unsigned)threads, 0);
   } else {

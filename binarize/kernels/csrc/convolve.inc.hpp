@@ -2,32 +2,33 @@
 
 // Sums of all residuals for `count` outputs of a row, from output `at` on.
 static void join_residuals(const Call& c, int64_t n, const int64_t at[3], int64_t every,
-                           int64_t count, float* room) {
+                           int64_t count, float* scratch) {
   const BinarizeGeometry& g = *c.g;
   const int64_t channels = g.out_channels;
-  for (int64_t i = 0; i < count; ++i, room += channels) {
+  for (int64_t i = 0; i < count; ++i, scratch += channels) {
     const float* have = nullptr;
     for (int64_t r = 0; r < g.residuals; ++r) {
       const int64_t* s = g.residual + 4 * r;
       const float* from =
           c.residual(r) + n * s[0] + at[0] * s[1] + at[1] * s[2] + (at[2] + i * every) * s[3];
       if (have) {
-        for (int64_t o = 0; o < channels; ++o) room[o] = have[o] + from[o];
+        for (int64_t o = 0; o < channels; ++o) scratch[o] = have[o] + from[o];
       }
-      have = have ? room : from;
+      have = have ? scratch : from;
     }
   }
 }
 
 // Memory of a thread for one block.
-struct Room {
+struct ThreadScratch {
   int32_t* counts;
-  BypassRoom bypass;
+  BypassScratch bypass;
   float* residual;
+  uint16_t* sums;  // of table look-ups
 
-  Room(const Call& c, int64_t slot) {
+  ThreadScratch(const Call& c, int64_t slot) {
     const Plan& p = c.plan;
-    float* at = p.room + slot * p.room_floats;
+    float* at = p.thread_memory + slot * p.thread_floats;
     counts = (int32_t*)at;
     at += p.block * p.count_stride;
     bypass.pixels = at;
@@ -39,18 +40,20 @@ struct Room {
     bypass.map = at;
     at += c.g->in_channels;
     residual = at;
+    at += c.g->residuals > 1 ? p.block * c.g->out_channels : 0;
+    sums = (uint16_t*)at;
   }
 };
 
 // What is the same for all blocks of one sample.
-static void begin_block(const Call& c, int64_t n, const Room& room, Block& b) {
+static void begin_block(const Call& c, int64_t n, const ThreadScratch& scratch, Block& b) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const Work& w = *c.work;
   const int64_t every = w.phase.dim[2].every;
   b.channels = g.out_channels;
   b.count_stride = p.count_stride;
-  b.counts = room.counts;
+  b.counts = scratch.counts;
   b.scale = p.scale + n * g.out_channels;
   b.offset = c.floats(BINARIZE_OFFSET);
   b.shift = w.act[0], b.slope = w.act[1], b.out_shift = w.act[2];
@@ -67,29 +70,30 @@ static void begin_block(const Call& c, int64_t n, const Room& room, Block& b) {
 
 // Places of a block and where they read and write, one stretch of a row after the other.
 static __attribute__((noinline)) void place_block(const Call& c, int64_t n, int64_t first,
-                                                  const Room& room, Block& b,
-                                                  const uint64_t** pixel) {
+                                                  const ThreadScratch& scratch, Block& b,
+                                                  const uint8_t** pixel) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const Work& w = *c.work;
   const Phase& f = w.phase;
   const Dim& fx = f.dim[2];
   // Strings are made for the outputs of a row: their taps begin at 0.
-  const int64_t start = g.folded ? 0 : fx.start + p.before[2];
-  const int64_t step = (g.folded ? 1 : fx.step) * w.line[2];
+  const bool rows = g.folded && p.gathered;
+  const int64_t start = rows ? 0 : fx.start + p.before[2];
+  const int64_t step = (rows ? 1 : fx.step) * w.line[2];
   int64_t x = first % fx.out, row = first / fx.out, at[3], out[3];
   b.runs = 0;
   for (int64_t i = 0; i < b.pixels; x = 0, ++row) {
     at[0] = row / f.dim[1].out, at[1] = row % f.dim[1].out;
-    const uint64_t* bits = w.base + n * w.sample + (start * w.line[2] + x * step);
+    int64_t bits = n * w.sample + start * w.line[2] + x * step;
     for (int d = 0; d < 2; ++d) {
       const Dim& m = f.dim[d];
       bits += (m.start + p.before[d] + at[d] * m.step) * w.line[d];
       out[d] = m.first + at[d] * m.every;
     }
     out[2] = fx.first + x * fx.every;
-    const int64_t count = least(fx.out - x, b.pixels - i);
-    for (int64_t k = 0; k < count; ++k) pixel[i + k] = bits + k * step;
+    const int64_t count = min(fx.out - x, b.pixels - i);
+    for (int64_t k = 0; k < count; ++k) pixel[i + k] = w.base + (bits + k * step) * w.element;
     Run run = {};
     run.y = (float*)c.tensors[BINARIZE_RESULT] +
             (((n * g.out_size[0] + out[0]) * g.out_size[1] + out[1]) * g.out_size[2] + out[2]) *
@@ -98,19 +102,19 @@ static __attribute__((noinline)) void place_block(const Call& c, int64_t n, int6
       const int64_t* s = g.residual;
       run.residual = c.residual(0) + n * s[0] + out[0] * s[1] + out[1] * s[2] + out[2] * s[3];
     } else if (g.residuals > 1) {
-      run.residual = room.residual + i * b.channels;
-      join_residuals(c, n, out, fx.every, count, room.residual + i * b.channels);
+      run.residual = scratch.residual + i * b.channels;
+      join_residuals(c, n, out, fx.every, count, scratch.residual + i * b.channels);
     }
     if (g.bypass != BINARIZE_NONE) {
-      run.bypass[0] = room.bypass.pixels + i * g.in_channels;
-      run.bypass[kSegments] = room.bypass.rest + i * p.bypass_rest;
+      run.bypass[0] = scratch.bypass.pixels + i * g.in_channels;
+      run.bypass[kSegments] = scratch.bypass.rest + i * p.bypass_rest;
       for (int64_t k = 0; p.bypass_straight && k < g.sources; ++k) {
         run.bypass[k] =
             Source(c, k).at(n, clamped(g, 0, bypass_start(g, 0, out[0])),
                             clamped(g, 1, bypass_start(g, 1, out[1])), bypass_start(g, 2, out[2]));
       }
       if (p.bypass_stored || p.bypass_rest) {
-        stage_bypass(c, n, out, fx.every, i, count, room.bypass);
+        stage_bypass(c, n, out, fx.every, i, count, scratch.bypass);
       }
     }
     const int32_t* numbers = w.numbers[2] + x;
@@ -138,28 +142,39 @@ static void convolve_item(Call& c, int64_t item, int64_t slot) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t n = item / w.items, part = item % w.items, channels = g.out_channels;
-  const int64_t end = least(w.phase.outputs, (part + 1) * p.span);
-  const Room room(c, slot);
+  const int64_t end = min(w.phase.outputs, (part + 1) * p.span);
+  const ThreadScratch scratch(c, slot);
   Block b;
-  begin_block(c, n, room, b);
+  begin_block(c, n, scratch, b);
+  const int64_t tile = p.coded ? 2 * kPixels : kPixels;
   b.sums = nullptr;
   if (c.tensors[BINARIZE_RESULT_MEANS]) {
     b.sums = p.sum_part + (n * p.sum_rows + w.sum_row + part) * channels;
     for (int64_t o = 0; o < channels; ++o) b.sums[o] = 0;
   }
-  const uint64_t* pixel[kMostPixels];
+  const uint8_t* pixel[kMaxBlockPixels];
   for (int64_t first = part * p.span; first < end; first += p.block) {
-    b.pixels = least(p.block, end - first);
-    place_block(c, n, first, room, b, pixel);
-    const int64_t rounded = ceil_div(b.pixels, kPixels) * kPixels;
+    b.pixels = min(p.block, end - first);
+    place_block(c, n, first, scratch, b, pixel);
+    const int64_t rounded = ceil_div(b.pixels, tile) * tile;
     for (int64_t i = b.pixels; i < rounded; ++i) pixel[i] = pixel[b.pixels - 1];
-    if (g.depthwise) {
-      count_depthwise(c, pixel, b.pixels, room.counts);
+    if (p.coded) {
+      count_lookup(c, pixel, b.pixels, scratch.counts, scratch.sums);
+    } else if (g.depthwise) {
+      count_depthwise(c, pixel, b.pixels, scratch.counts);
     } else {
-      count_dense(c, pixel, rounded, room.counts);
+      count_dense(c, pixel, rounded, scratch.counts);
     }
     w.finish(b);
   }
+}
+
+static void skip_phase(Call& c) {
+  Work& w = *c.work;
+  w.words += w.phase.words;
+  w.tap_sums += w.phase.sums;
+  if (c.plan.coded) w.lookup += lookup_phase_bytes(*c.g, w.phase);
+  ++w.index;
 }
 
 // Makes everything ready for the next phase that has outputs.
@@ -168,12 +183,14 @@ static void begin_phase(Call& c) {
   for (;;) {
     w.phase = make_phase(*c.g, w.index);
     if (w.phase.outputs > 0) break;
-    w.words += w.phase.words;
-    w.tap_sums += w.phase.sums;
-    ++w.index;
+    skip_phase(c);
   }
   make_table(c);
-  make_offsets(c);
+  if (c.plan.coded) {
+    make_chunks(c);
+  } else {
+    make_offsets(c);
+  }
   if (c.g->depthwise) repeat_weight(c);
   w.items = ceil_div(w.phase.outputs, c.plan.span);
 }
@@ -181,9 +198,7 @@ static void begin_phase(Call& c) {
 static void next_phase(Call& c) {
   Work& w = *c.work;
   w.sum_row += w.items;
-  w.words += w.phase.words;
-  w.tap_sums += w.phase.sums;
-  ++w.index;
+  skip_phase(c);
   begin_phase(c);
 }
 
@@ -226,10 +241,10 @@ static void begin_work(const Call& c, Work& w) {
     neutral += g.out_channels;
   }
   w.finish = choose_finish(g.bypass != BINARIZE_NONE, g.residuals > 0, active);
-  const int64_t pixel_words = p.gathered ? g.groups * p.string_words : p.words;
-  w.base = p.gathered ? p.strings : p.bits;
-  w.line[2] = pixel_words;
-  w.line[1] = w.line[2] * (p.gathered ? p.string_pixels : p.padded[2]);
+  w.base = p.coded ? p.codes : (const uint8_t*)(p.gathered ? p.strings : p.bits);
+  w.element = p.coded ? 1 : 8;
+  w.line[2] = p.coded ? p.code_pixel : p.gathered ? g.groups * p.string_words : p.words;
+  w.line[1] = p.coded ? p.code_line : w.line[2] * (p.gathered ? p.string_pixels : p.padded[2]);
   w.line[0] = w.line[1] * p.padded[1];
   w.sample = w.line[0] * p.padded[0];
 
@@ -237,6 +252,7 @@ static void begin_work(const Call& c, Work& w) {
   int64_t all_words = 0;
   for (int64_t i = 0; i < p.phases; ++i) all_words += make_phase(g, i).words;
   w.tap_sums = (const int32_t*)(w.words + all_words);
+  w.lookup = (const uint8_t*)w.words + (p.coded ? ceil_div(portable_bytes(g), 64) * 64 : 0);
   w.index = w.sum_row = 0;
 }
 
@@ -247,8 +263,9 @@ static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, i
   c.g = &g;
   c.tensors = tensors;
   c.work = &w;
-  make_plan(g, tensors[BINARIZE_RESULT_MEANS] != nullptr, threads, (char*)tensors[BINARIZE_SCRATCH],
-            c.plan);
+  const int64_t coded = g.prepared == 1 + kSet ? code_bits(g, kLookup) : 0;
+  make_plan(g, coded, tensors[BINARIZE_RESULT_MEANS] != nullptr, threads,
+            (char*)tensors[BINARIZE_SCRATCH], c.plan);
   begin_work(c, w);
 
   int64_t count = 0;
@@ -261,10 +278,10 @@ static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, i
     make_thresholds(c);
   }
   const int64_t planes = g.samples * c.plan.padded[0];
-  const bool strings_apart = c.plan.gathered && c.plan.segments > 1;
+  const bool strings_apart = (c.plan.gathered || c.plan.coded) && c.plan.segments > 1;
   add(pack_item, planes * c.plan.row_groups * c.plan.segments,
       strings_apart ? nullptr : begin_counting);
-  if (strings_apart) add(string_item, planes * c.plan.padded[1], begin_counting);
+  if (strings_apart) add(regroup_item, planes * c.plan.padded[1], begin_counting);
   for (int64_t i = 0; i < c.plan.phases; ++i) {
     const int64_t outputs = make_phase(g, i).outputs;
     if (outputs > 0) add(convolve_item, g.samples * ceil_div(outputs, c.plan.span), next_phase);

@@ -28,7 +28,7 @@ struct Block {
   int64_t segments, copies;
   int64_t y_step, residual_step;
   int64_t runs;
-  Run run[kMostPixels];
+  Run run[kMaxBlockPixels];
 };
 
 template <class F, class I>
@@ -101,6 +101,9 @@ static inline __attribute__((always_inline)) void finish_segment(const Block& b,
   for (; k + kFinish * kLanes <= channels; k += kFinish * kLanes) {
     finish_channels<Floats, Ints, kFinish, kBypass, kResidual, kActivation>(b, segment, from + k,
                                                                             k);
+  }
+  for (; k + 2 * kLanes <= channels; k += 2 * kLanes) {
+    finish_channels<Floats, Ints, 2, kBypass, kResidual, kActivation>(b, segment, from + k, k);
   }
   for (; k + kLanes <= channels; k += kLanes) {
     finish_channels<Floats, Ints, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);

@@ -38,8 +38,8 @@ struct Phase {
   int64_t sums;   // tap sums
 };
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t floor_div(int64_t a, int64_t b) {
   return a >= 0 ? a / b : -((-a + b - 1) / b);
@@ -95,10 +95,42 @@ static Phase make_phase(const BinarizeGeometry& g, int64_t index) {
   return r;
 }
 
-constexpr int64_t kPixels = 4;       // pixels of a register tile
-constexpr int64_t kMostPixels = 64;  // pixels of a block
-constexpr int64_t kSegment = 512;    // pixels of a row that one thread packs at a time
-constexpr int64_t kSegments = 4;     // sources that a bypass is read from where they lie
+constexpr int64_t kPixels = 4;           // pixels of a register tile
+constexpr int64_t kMaxBlockPixels = 64;  // pixels of a block
+constexpr int64_t kMaxBlockLanes = 128;  // lanes in which table look-ups count at a time
+constexpr int64_t kSegment = 512;        // pixels of a row that one thread packs at a time
+constexpr int64_t kSegments = 4;         // sources that a bypass is read from where they lie
+constexpr int64_t kChunkSteps = 62;      // look-ups whose sums a byte holds, an even number
+
+// Codes that a window reads one after another.
+struct Stretch {
+  int64_t offset, count;
+};
+
+// Stretches of at most kChunkSteps look-ups in all.
+struct Chunk {
+  const Stretch *first, *end;
+  int64_t codes;
+};
+
+// Whether the outputs fill half of a register of so many bytes, so that its halves look up 4 bits
+// each at the same time.
+static inline bool is_halved(const BinarizeGeometry& g, int64_t lookup) {
+  return g.out_channels / g.groups <= lookup / 2;
+}
+
+// Bits that one code of a pixel stands for in table look-ups: 8 are read in one go, 4 leave fewer
+// empty. 0: bits of words are counted instead,
+// as most lanes would be empty.
+static inline int64_t code_bits(const BinarizeGeometry& g, int64_t lookup) {
+  if (lookup == 0 || g.depthwise || g.out_channels / g.groups <= 8) return 0;
+  return is_halved(g, lookup) || g.in_channels / g.groups % 8 == 0 ? 8 : 4;
+}
+
+// Codes of one step of the packed weight, of so many bits each.
+static inline int64_t row_codes(const BinarizeGeometry& g, int64_t bits) {
+  return ceil_div(g.in_channels / g.groups * (g.folded ? g.kernel[2] : 1), bits);
+}
 
 struct Plan {
   int64_t words;          // per pixel, all channels
@@ -110,6 +142,9 @@ struct Plan {
   int64_t block;          // pixels of a block
   int64_t span;           // pixels of a work item
   int64_t count_stride;   // int32 per pixel of a block
+  int64_t coded;          // bits of a code, where table look-ups count; else 0
+  int64_t code_pixel;     // bytes of codes per pixel, all groups
+  int64_t code_line;      // bytes per row of codes
   int64_t phases;
   int64_t mean_rows;       // partial sums of the input, rows over all sources and samples
   int64_t sum_rows;        // partial sums of the output, rows per sample
@@ -125,16 +160,19 @@ struct Plan {
   int64_t patterns[3];     // at most so many windows that hang over the border differently
   // Scratch memory.
   Stage* stages;
-  float *level, *scale, *sum_part, *room;
+  float *level, *scale, *sum_part, *thread_memory;
   double *mean_part, *deviation;
   uint64_t *flip, *bits, *strings, *depth_weight;
+  uint8_t* codes;
+  Chunk* chunks;
+  Stretch* stretches;
   int64_t* offsets;  // in words, of everything a window reads
   int32_t *table, *pattern;
-  int64_t room_floats;  // per thread
+  int64_t thread_floats;  // per thread
   int64_t bytes;
 };
 
-static int64_t row_segments(int64_t length) { return most(1, ceil_div(length, kSegment)); }
+static int64_t row_segments(int64_t length) { return max(1, ceil_div(length, kSegment)); }
 
 static int64_t divisor(int64_t a, int64_t b) {
   while (b) {
@@ -175,26 +213,27 @@ static void plan_bypass(const BinarizeGeometry& g, Plan& p) {
 }
 
 // Fills in the plan; with `memory` null only its size.
-static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t threads, char* memory,
-                      Plan& p) {
+static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means, int64_t threads,
+                      char* memory, Plan& p) {
   p.words = ceil_div(g.in_channels, 64);
   p.phases = phase_count(g);
   int64_t low[3] = {0, 0, 0}, high[3] = {0, 0, 0};
-  int64_t outputs = 0, steps = 0;
+  int64_t outputs = 0, steps = 0, taps = 0;
   for (int d = 0; d < 3; ++d) {
     p.patterns[d] = 1;
     high[d] = g.in_size[d] - 1;
   }
   for (int64_t i = 0; i < p.phases; ++i) {
     const Phase phase = make_phase(g, i);
-    outputs = most(outputs, phase.outputs);
-    steps = most(steps, phase.steps);
+    outputs = max(outputs, phase.outputs);
+    steps = max(steps, phase.steps);
+    taps = max(taps, phase.taps);
     for (int d = 0; d < 3; ++d) {
       const Dim& m = phase.dim[d];
       if (m.taps == 0 || m.out == 0) continue;
-      low[d] = least(low[d], m.start);
-      high[d] = most(high[d], m.start + (m.out - 1) * m.step + (m.taps - 1) * m.reach);
-      p.patterns[d] = most(p.patterns[d], least(m.out, 2 * m.taps + 1));
+      low[d] = min(low[d], m.start);
+      high[d] = max(high[d], m.start + (m.out - 1) * m.step + (m.taps - 1) * m.reach);
+      p.patterns[d] = max(p.patterns[d], min(m.out, 2 * m.taps + 1));
     }
   }
   for (int d = 0; d < 3; ++d) {
@@ -202,14 +241,25 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
     p.padded[d] = high[d] + 1 - low[d];
   }
   const int64_t in_group = g.in_channels / g.groups;
-  p.gathered = !g.depthwise && (g.folded || (g.groups > 1 && in_group % 64 != 0));
+  // Few pixels do not pay for reading a weight that is twice as long.
+  p.coded = g.samples * outputs > kPixels ? coded : 0;
+  // Codes that belong to one tap and group are read where they lie.
+  const bool gather = p.coded ? in_group % p.coded != 0 : g.folded || in_group % 64 != 0;
+  p.gathered = !g.depthwise && gather && (g.folded || g.groups > 1);
   p.string_words = ceil_div(g.folded ? in_group * g.kernel[2] : in_group, 64);
   p.string_pixels = g.folded ? g.out_size[2] : p.padded[2];
 
-  const int64_t round = g.depthwise ? 64 : 16;
-  p.count_stride = ceil_div(g.out_channels, round) * round;
-  p.block = least(kMostPixels, most(kPixels, 4096 / p.count_stride / kPixels * kPixels));
-  p.span = ceil_div(most(p.block, least(128, outputs / 16)), kPixels) * kPixels;
+  const int64_t bits = p.coded ? p.coded : 4;
+  p.code_pixel =
+      bits / 4 * (p.gathered ? g.groups * row_codes(g, bits) : ceil_div(g.in_channels, bits));
+  p.code_line = ceil_div((p.gathered ? p.string_pixels : p.padded[2]) * p.code_pixel, 16) * 16 + 16;
+
+  const int64_t round = g.depthwise ? 64 : 16, tile = p.coded ? 2 * kPixels : kPixels;
+  // A group's last lanes may lie over the next group's, but not over the next pixel.
+  const int64_t over = p.coded && g.groups > 1 ? 15 : 0;
+  p.count_stride = ceil_div(g.out_channels + over, round) * round;
+  p.block = min(kMaxBlockPixels, max(tile, 8192 / p.count_stride / tile * tile));
+  p.span = ceil_div(max(p.block, min(128, outputs / 16)), tile) * tile;
 
   plan_bypass(g, p);
   p.mean_rows = 0;
@@ -222,7 +272,7 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
   p.row_groups =
       floor_div(p.padded[1] - 1 - p.before[1], p.repeat) - floor_div(-p.before[1], p.repeat) + 1;
   p.deviation_rows = p.padded[0] * p.padded[1] * p.segments;
-  p.sum_rows = p.phases * ceil_div(most(outputs, 1), p.span);
+  p.sum_rows = p.phases * ceil_div(max(outputs, 1), p.span);
 
   int64_t used = 0;
   auto take = [&](int64_t bytes) {
@@ -242,13 +292,18 @@ static void make_plan(const BinarizeGeometry& g, bool want_means, int64_t thread
   p.bits = (uint64_t*)take(8 * (pixels * p.padded[2] * p.words + 8));
   p.strings =
       (uint64_t*)take(p.gathered ? 8 * pixels * p.string_pixels * g.groups * p.string_words : 0);
-  p.offsets = (int64_t*)take(8 * steps * (g.depthwise ? 1 : p.string_words));
+  p.codes = (uint8_t*)take(p.coded ? pixels * p.code_line : 0);
+  const int64_t chunks = p.coded ? taps * row_codes(g, bits) / (kChunkSteps / 2) * 2 + 2 : 0;
+  p.chunks = (Chunk*)take((int64_t)sizeof(Chunk) * chunks);
+  p.stretches = (Stretch*)take(p.coded ? (int64_t)sizeof(Stretch) * (taps + chunks) : 0);
+  p.offsets = (int64_t*)take(p.coded ? 0 : 8 * steps * (g.depthwise ? 1 : p.string_words));
   p.depth_weight = (uint64_t*)take(g.depthwise ? 8 * steps * (p.words + 8) : 0);
   p.table = (int32_t*)take(4 * p.patterns[0] * p.patterns[1] * p.patterns[2] * o);
   p.pattern = (int32_t*)take(4 * (g.out_size[0] + g.out_size[1] + g.out_size[2]));
   const int64_t bypass = (p.bypass_stored ? c : 0) + p.bypass_rest * (p.bypass_apart ? 2 : 1);
   const int64_t residual = g.residuals > 1 ? o : 0;
-  p.room_floats = ceil_div(p.block * (p.count_stride + bypass + residual) + c, 16) * 16;
-  p.room = (float*)take(4 * threads * p.room_floats);
+  const int64_t sums = p.coded ? kMaxBlockLanes / 2 : 0;
+  p.thread_floats = ceil_div(p.block * (p.count_stride + bypass + residual + sums) + c, 16) * 16;
+  p.thread_memory = (float*)take(4 * threads * p.thread_floats);
   p.bytes = used;
 }

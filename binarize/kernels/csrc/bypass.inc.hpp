@@ -34,8 +34,8 @@ static inline __attribute__((always_inline)) Floats every(const Floats* x,
 }
 
 template <int kStep, int... kFrom>
-static inline __attribute__((always_inline)) Floats
-add_neighbours(const Floats* x, std::integer_sequence<int, kFrom...>) {
+static inline __attribute__((always_inline)) Floats add_neighbours(
+    const Floats* x, std::integer_sequence<int, kFrom...>) {
   Floats sum = {};
   ((sum += every<kStep, kFrom>(x, std::make_integer_sequence<int, kStep>{})), ...);
   return sum;
@@ -49,7 +49,11 @@ static inline __attribute__((always_inline)) Floats sum_neighbours(const Floats*
   } else if constexpr (kSize % 2 == 0) {
     Floats half[kSize / 2];
     for (int i = 0; i < kSize / 2; ++i) {
+#if defined(BINARIZE_PAIR_SUMS)
+      half[i] = pair_sums(x[2 * i], x[2 * i + 1]);
+#else
       half[i] = add_neighbours<2>(x + 2 * i, std::make_integer_sequence<int, 2>{});
+#endif
     }
     return sum_neighbours<kSize / 2>(half);
   } else {
@@ -81,8 +85,10 @@ static void group_means(const float* x, int64_t groups, float* __restrict out) {
   int64_t j = 0;
 #if defined(BINARIZE_SHUFFLE)
   for (; j + kLanes <= groups; j += kLanes) {
+    // One by one: a copy of all in smaller pieces would be waited for.
     Floats part[kSize];
-    __builtin_memcpy(part, x + j * kSize, sizeof(part));
+#pragma GCC unroll 8
+    for (int i = 0; i < kSize; ++i) part[i] = load_as<Floats>(x + j * kSize + i * kLanes);
     const Floats mean = sum_neighbours<kSize>(part) * share;
     __builtin_memcpy(out + j, &mean, sizeof(mean));
   }
@@ -145,7 +151,7 @@ static void fuse_down(const float* x, int64_t channels, int64_t out_channels, bo
 static int64_t nearest(int64_t o, int64_t in, int64_t out) {
   if (in == out) return o;
   if (out == 2 * in) return o >> 1;
-  return least(in - 1, (int64_t)((float)o * ((float)in / (float)out)));
+  return min(in - 1, (int64_t)((float)o * ((float)in / (float)out)));
 }
 
 static int64_t bypass_start(const BinarizeGeometry& g, int d, int64_t o) {
@@ -154,7 +160,7 @@ static int64_t bypass_start(const BinarizeGeometry& g, int d, int64_t o) {
 }
 
 static int64_t clamped(const BinarizeGeometry& g, int d, int64_t i) {
-  return i < 0 ? 0 : least(i, g.in_size[d] - 1);
+  return i < 0 ? 0 : min(i, g.in_size[d] - 1);
 }
 
 // A memcpy of few floats, without its call.
@@ -237,18 +243,18 @@ static const float* bypass_pixel(const Call& c, int64_t n, const int64_t at[3], 
 }
 
 // Memory of a thread for the bypass of a block.
-struct BypassRoom {
+struct BypassScratch {
   float *pixels, *rest, *means, *map;
 };
 
 // The means of neighbours of a stretch of a row, where no mean takes channels of two sources:
 // source by source, all pixels at once if they lie one after another.
 static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t first, int64_t count,
-                        const BypassRoom& room) {
+                        const BypassScratch& scratch) {
   const BinarizeGeometry& g = *c.g;
   const int64_t rest = c.plan.bypass_rest, size = g.in_channels / g.out_channels;
   const int64_t start = bypass_start(g, 2, at[2]);
-  float* to = room.rest + first * rest;
+  float* to = scratch.rest + first * rest;
   for (int64_t i = 0; i < g.sources; ++i) {
     const Source s(c, i);
     const int64_t groups = s.channels / size;
@@ -257,7 +263,7 @@ static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t f
     const float* x = s.at(n, clamped(g, 0, bypass_start(g, 0, at[0])),
                           clamped(g, 1, bypass_start(g, 1, at[1])), clamped(g, 2, start));
     const bool all = pixels == count && groups == rest;
-    float* means = all ? to : room.means;
+    float* means = all ? to : scratch.means;
     if (s.col == s.channels) {
       contiguous_means(x, size, groups * pixels, means);
     } else {
@@ -276,7 +282,7 @@ static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t f
 
 // Brings `count` pixels, the first of which is output `at`, to place `first` of a block.
 static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t every,
-                         int64_t first, int64_t count, const BypassRoom& room) {
+                         int64_t first, int64_t count, const BypassScratch& scratch) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t channels = g.in_channels, rest = p.bypass_rest;
@@ -284,26 +290,26 @@ static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t 
   int64_t o[3] = {at[0], at[1], at[2]};
   if (p.bypass_stored) {
     for (int64_t i = first; i < first + count; ++i, o[2] += every) {
-      float* stored = room.pixels + i * channels;
+      float* stored = scratch.pixels + i * channels;
       const float* pixel = bypass_pixel(c, n, o, stored);
       if (pixel != stored) copy_floats(pixel, channels, stored);
-      if (rest) fuse_down(stored, channels, rest, interleaved, room.rest + i * rest);
+      if (rest) fuse_down(stored, channels, rest, interleaved, scratch.rest + i * rest);
     }
     return;
   }
-  if (p.bypass_apart) return stage_means(c, n, at, first, count, room);
+  if (p.bypass_apart) return stage_means(c, n, at, first, count, scratch);
   // Neighbours read the same pixel of a map that is enlarged.
   const bool once = g.transposed || has_windows(g);
   const int64_t repeat = once ? 1 : p.repeat;
   const int64_t start = bypass_start(g, 2, o[2]);
   int64_t same = repeat == 1 ? 0 : (start % repeat + repeat) % repeat;
   for (int64_t i = first; i < first + count; ++i, o[2] += every, ++same) {
-    float* to = room.rest + i * rest;
+    float* to = scratch.rest + i * rest;
     if (same == repeat) same = 0;
     if (same > 0 && i > first) {
       copy_floats(to - rest, rest, to);
     } else {
-      fuse_down(bypass_pixel(c, n, o, room.map), channels, rest, interleaved, to);
+      fuse_down(bypass_pixel(c, n, o, scratch.map), channels, rest, interleaved, to);
     }
   }
 }

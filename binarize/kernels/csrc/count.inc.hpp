@@ -16,20 +16,20 @@ static void make_offsets(const Call& c) {
   }
 }
 
-static void count_dense(const Call& c, const uint64_t* const* pixel, int64_t pixels,
+static void count_dense(const Call& c, const uint8_t* const* pixel, int64_t pixels,
                         int32_t* counts) {
   const BinarizeGeometry& g = *c.g;
   const int64_t words = c.plan.string_words, reads = c.work->phase.steps * words;
   const int64_t out_group = g.out_channels / g.groups, blocks = ceil_div(out_group, 8);
   const int64_t stride = c.plan.count_stride, block_words = reads * 8;
-  const uint64_t* moved[kMostPixels];
+  const uint64_t* moved[kMaxBlockPixels];
   for (int64_t group = 0; group < g.groups; ++group) {
-    for (int64_t i = 0; i < pixels; ++i) moved[i] = pixel[i] + group * words;
+    for (int64_t i = 0; i < pixels; ++i) moved[i] = (const uint64_t*)pixel[i] + group * words;
     const uint64_t* weight = c.work->words + group * blocks * block_words;
     for (int64_t b = 0; b < blocks;) {
-      const int64_t wide = least(kVectors, blocks - b);
+      const int64_t wide = min(kVectors, blocks - b);
       int32_t* to = counts + group * out_group + b * 8;
-      const int64_t lanes = least(wide * 8, out_group - b * 8);
+      const int64_t lanes = min(wide * 8, out_group - b * 8);
       for (int64_t i = 0; i < pixels; i += kPixels) {
         count_tile(wide, moved + i, c.plan.offsets, reads, weight + b * block_words, block_words,
                    to + i * stride, stride, lanes);
@@ -56,7 +56,7 @@ static inline __attribute__((always_inline)) void load_lanes(Lanes& to, const ui
     sum = half_ ^ c_;                      \
   } while (0)
 
-static void count_depthwise(const Call& c, const uint64_t* const* pixel, int64_t pixels,
+static void count_depthwise(const Call& c, const uint8_t* const* pixel, int64_t pixels,
                             int32_t* counts) {
   const int64_t steps = c.work->phase.steps, words = c.plan.words, stride = c.plan.count_stride;
   const int64_t period = words + 8;
@@ -66,9 +66,9 @@ static void count_depthwise(const Call& c, const uint64_t* const* pixel, int64_t
   const int64_t* offsets = c.plan.offsets;
   for (int64_t i = 0; i < pixels;) {
     int64_t run = 1;
-    while (i + run < pixels && pixel[i + run] == pixel[i] + run * words) ++run;
+    while (i + run < pixels && pixel[i + run] == pixel[i] + 8 * run * words) ++run;
     for (int64_t f = 0; f < run * words; f += 8) {
-      const uint64_t *at = pixel[i] + f, *weight = c.plan.depth_weight + f % words;
+      const uint64_t *at = (const uint64_t*)pixel[i] + f, *weight = c.plan.depth_weight + f % words;
       Lanes plane[kPlanes];
       for (int p = 0; p < top; ++p) plane[p] = Lanes{};
       auto bit = [&](Lanes & to, int64_t s) __attribute__((always_inline)) {
@@ -107,7 +107,7 @@ static void count_depthwise(const Call& c, const uint64_t* const* pixel, int64_t
         }
       }
       const uint64_t* lanes = (const uint64_t*)plane;
-      for (int64_t l = 0; l < least(8, run * words - f); ++l) {
+      for (int64_t l = 0; l < min(8, run * words - f); ++l) {
         const int64_t where = f + l;
         expand(lanes + l, planes, counts + (i + where / words) * stride + where % words * 64);
       }

@@ -82,7 +82,7 @@ static MeanRow mean_row(const BinarizeGeometry& g, int64_t row) {
               line / height % depth,
               line % height,
               part * kSegment,
-              least(width, (part + 1) * kSegment)};
+              min(width, (part + 1) * kSegment)};
     }
     row -= rows;
   }
@@ -104,7 +104,7 @@ template <class T>
 static void finish_means(const T* part, int64_t rows, int64_t row_stride, int64_t channels,
                          int64_t count, float* __restrict means) {
   for (int64_t k0 = 0; k0 < channels; k0 += 64) {
-    const int64_t width = least(64, channels - k0);
+    const int64_t width = min(64, channels - k0);
     double sums[64] = {0};
     for (int64_t r = 0; r < rows; ++r) {
       const T* row = part + r * row_stride + k0;
@@ -122,6 +122,10 @@ static bool takes_means(const Call& c) {
   }
   return false;
 }
+
+// Thresholds that depend on a mean lie below it by this share, so that all of a channel that is
+// constant up to rounding is +1; binarize/ops/ties.py has the same.
+constexpr float kTieMargin = 0x1p-18f;
 
 // Thresholds of every sample, (n, channel).
 static void make_levels(Call& c) {
@@ -151,7 +155,10 @@ static void make_levels(Call& c) {
       }
       row += rows;
       const float* factor = gain + channel;
-      for (int64_t k = 0; k < channels; ++k) level[k] = factor[k] * level[k] + add[k];
+      for (int64_t k = 0; k < channels; ++k) {
+        const float t = factor[k] * level[k] + add[k];
+        level[k] = t - __builtin_fabsf(t) * kTieMargin;
+      }
     }
     channel += channels;
   }
@@ -165,7 +172,7 @@ static void make_flips(Call& c) {
     const int64_t channels = c.g->source[6 * i];
     for (int64_t k0 = 0; k0 < channels; k0 += 64) {
       uint64_t word = 0;
-      for (int64_t k = k0; k < least(channels, k0 + 64); ++k)
+      for (int64_t k = k0; k < min(channels, k0 + 64); ++k)
         word |= (uint64_t)(flip[k] != 0) << (k - k0);
       *out++ = word;
     }
@@ -207,6 +214,55 @@ static inline void merge_word(uint64_t* to, int64_t shift, uint64_t word) {
 // Floats by which maps are fetched ahead where they are not read in one go.
 constexpr int64_t kAhead = 512;
 
+#if defined(BINARIZE_MASKS)
+// Pixels whose channels fill kWide registers and fit into a word: thresholds and sums stay in
+// registers. Every word is written `repeat` times.
+template <int kWide, bool kDeviation>
+static void pack_few(const float* x, int64_t step, int64_t pixels, const float* level,
+                     int64_t repeat, uint64_t* to, Deviation& deviation) {
+  Floats t[kWide], sums[kWide];
+#pragma GCC unroll 8
+  for (int i = 0; i < kWide; ++i) t[i] = load_as<Floats>(level + i * kLanes), sums[i] = Floats{};
+  for (int64_t p = 0; p < pixels; ++p, x += step, to += repeat) {
+    uint64_t word = 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < kWide; ++i) {
+      const Floats value = load_as<Floats>(x + i * kLanes);
+      word |= not_less(value, t[i]) << (i * kLanes);
+      if (kDeviation) sums[i] += magnitude(value - t[i]);
+    }
+    for (int64_t r = 0; r < repeat; ++r) to[r] = word;
+  }
+  if (!kDeviation) return;
+  Deviation all;
+  static_assert(sizeof(all.lane[0]) == sizeof(Floats), "a lane is a register");
+#pragma GCC unroll 8
+  for (int i = 0; i < kWide; ++i) __builtin_memcpy(&all.lane[i], &sums[i], sizeof(Floats));
+  deviation.add(all, (float)repeat);
+}
+
+// Whether pack_few did it.
+template <bool kDeviation>
+static bool pack_few_channels(const Source& s, const float* x, int64_t from, int64_t to,
+                              const float* level, uint64_t* row, Deviation& deviation) {
+  if (from % s.up || to % s.up) return false;
+  const int64_t pixels = (to - from) / s.up;
+  uint64_t* at = row + from;
+  switch (s.channels % kLanes ? 0 : s.channels / kLanes) {
+    case 1:
+      return pack_few<1, kDeviation>(x, s.col, pixels, level, s.up, at, deviation), true;
+    case 2:
+      return pack_few<2, kDeviation>(x, s.col, pixels, level, s.up, at, deviation), true;
+    case 3:
+      return pack_few<3, kDeviation>(x, s.col, pixels, level, s.up, at, deviation), true;
+    case 4:
+      return pack_few<4, kDeviation>(x, s.col, pixels, level, s.up, at, deviation), true;
+    default:
+      return false;
+  }
+}
+#endif
+
 template <bool kDeviation>
 static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t from, int64_t to,
                      uint64_t* row, Deviation& deviation) {
@@ -225,6 +281,13 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
     const Source s(c, i);
     Packer packer(c.plan.level + n * g.in_channels + channel, flip, s.channels);
     const float* x = s.at(n, z, y, from);
+#if defined(BINARIZE_MASKS)
+    if (words == 1 && g.sources == 1 && !flip &&
+        pack_few_channels<kDeviation>(s, x, from, to, c.plan.level + n * g.in_channels, row,
+                                      deviation)) {
+      continue;
+    }
+#endif
     const int64_t offset = channel / 64, shift = channel % 64;
     if (s.up == 1 && !merge) {
       for (int64_t p = from; p < to; ++p, x += s.col) {
@@ -235,7 +298,7 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
     } else {
       Deviation full;  // of pixels that are there `up` times
       for (int64_t p = from; p < to; x += s.col) {
-        const int64_t end = least(to, (s.small(p) + 1) * s.up);
+        const int64_t end = min(to, (s.small(p) + 1) * s.up);
         Deviation part;
         for (int64_t k = 0; k < s.channels; k += 16) __builtin_prefetch(x + k + kAhead);
         uint64_t* at = row + p * words + offset;
@@ -272,7 +335,7 @@ static void pack_segment(const Call& c, int64_t item) {
   const int64_t py = line % p.padded[1], pz = line / p.padded[1] % p.padded[0];
   const int64_t n = line / (p.padded[1] * p.padded[0]);
   const int64_t width = g.in_size[2];
-  const int64_t from = segment * kSegment, to = least(width, from + kSegment);
+  const int64_t from = segment * kSegment, to = min(width, from + kSegment);
   const int64_t z = inside(pz - p.before[0], g.in_size[0], g.padding_mode);
   const int64_t y = inside(py - p.before[1], g.in_size[1], g.padding_mode);
   const bool first = segment == 0, last = segment == p.segments - 1;
@@ -379,7 +442,7 @@ static void string_row(const Call& c, int64_t line) {
       for (int64_t w = 0; w < words; ++w) out[w] = 0;
       for (int64_t t = 0; t < taps; ++t) {
         for (int64_t k = 0; k < in_group; k += 64) {
-          const int64_t count = least(64, in_group - k), to = t * in_group + k;
+          const int64_t count = min(64, in_group - k), to = t * in_group + k;
           merge_word(out + to / 64, to % 64,
                      read_bits(pixel + t * tap_words, group * in_group + k, count));
         }
@@ -388,7 +451,15 @@ static void string_row(const Call& c, int64_t line) {
   }
 }
 
-static void string_item(Call& c, int64_t item, int64_t) { string_row(c, item); }
+static void code_row(const Call& c, int64_t line);
+
+// What comes of a row's bits once they are all there.
+static void regroup_row(const Call& c, int64_t line) {
+  if (c.plan.gathered) string_row(c, line);
+  if (c.plan.coded) code_row(c, line);
+}
+
+static void regroup_item(Call& c, int64_t item, int64_t) { regroup_row(c, item); }
 
 // Packs rows that read the same row of every source, or one beyond the border. Where a row is one
 // segment, its strings are made while it is in the cache.
@@ -398,9 +469,9 @@ static void pack_item(Call& c, int64_t item, int64_t) {
   const int64_t segment = item % p.segments, place = item / p.segments;
   const int64_t plane = place / p.row_groups;
   const int64_t group = place % p.row_groups + floor_div(-p.before[1], p.repeat);
-  const int64_t end = least((group + 1) * p.repeat, p.padded[1] - p.before[1]);
+  const int64_t end = min((group + 1) * p.repeat, p.padded[1] - p.before[1]);
   int64_t packed = -1;
-  for (int64_t y = most(group * p.repeat, -p.before[1]); y < end; ++y) {
+  for (int64_t y = max(group * p.repeat, -p.before[1]); y < end; ++y) {
     const int64_t line = plane * p.padded[1] + y + p.before[1];
     const int64_t now = line * p.segments + segment;
     const bool within = y >= 0 && y < g.in_size[1];
@@ -409,11 +480,15 @@ static void pack_item(Call& c, int64_t item, int64_t) {
       if (p.gathered) {
         copy_row(p.strings, packed, line, p.string_pixels * g.groups * p.string_words);
       }
+      if (p.coded) {
+        __builtin_memcpy(p.codes + line * p.code_line, p.codes + packed * p.code_line,
+                         (size_t)p.code_line);
+      }
       p.deviation[now] = p.deviation[packed];
       continue;
     }
     pack_segment(c, now);
-    if (p.gathered && p.segments == 1) string_row(c, line);
+    if (p.segments == 1) regroup_row(c, line);
     if (within) packed = line;
   }
 }

@@ -7,16 +7,19 @@ struct Work {
   int64_t index;  // of the phase
   Phase phase;
   const uint64_t* words;  // of its weight
+  const uint8_t* lookup;  // of its weight in the order of the look-ups
+  int64_t chunks;         // of its look-ups
   const int32_t* tap_sums;
   int64_t sum_row;  // of its first item
   int32_t* numbers[3];
   int64_t patterns[3];
   const float* act[3];  // shift, slope, shift after it
   void (*finish)(const Block&);
-  int64_t items;         // per sample
-  const uint64_t* base;  // bits or strings
-  int64_t line[3];       // words per step of z, y, x
-  int64_t sample;        // words per sample
+  int64_t items;        // per sample
+  const uint8_t* base;  // bits, strings or codes
+  int64_t element;      // bytes of a word or a code
+  int64_t line[3];      // elements per step of z, y, x
+  int64_t sample;       // elements per sample
 };
 
 // Windows that hang over the border: for every output position of a dimension the number of its
@@ -40,8 +43,8 @@ static void make_table(const Call& c) {
     if (g.padding_mode != BINARIZE_ZEROS) return;
     const int64_t start = m.start + o * m.step;
     if (start >= 0 && start + (m.taps - 1) * m.reach < m.in) return;
-    if (start < 0) from = least(m.taps, ceil_div(-start, m.reach));
-    to = start >= m.in ? 0 : least(m.taps, (m.in - 1 - start) / m.reach + 1);
+    if (start < 0) from = min(m.taps, ceil_div(-start, m.reach));
+    to = start >= m.in ? 0 : min(m.taps, (m.in - 1 - start) / m.reach + 1);
     if (to < from) to = from;
   };
   for (int d = 0; d < 3; ++d) {

@@ -1,0 +1,127 @@
+"""Images without labels, alone or mixed with labelled ones: a teacher has to say what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from binarize.data.dense import IGNORE, DenseDataset
+from binarize.data.images import image_files, read_image
+from binarize.errors import DataError
+
+__all__ = ["PartlyLabelled", "UnlabelledFolder"]
+
+
+class UnlabelledFolder(DenseDataset):
+    """The images of a folder, for training by a teacher alone. Items have ``image`` only.
+
+    Args:
+        images: Folder of images.
+        size: Rows and columns; None keeps each image's own (batches of one, then).
+        task: What the network predicts; only for whoever asks.
+        classes: Names of the classes, or their number, if that is known.
+        **options: ``augment``, ``normalize``, ``cache``, ``max_depth``, ``colors``; see
+            :class:`~binarize.data.dense.DenseDataset`.
+
+    Raises:
+        DataError: The folder is missing or has no images.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        size: tuple[int, int] | None = None,
+        *,
+        task: str | None = None,
+        classes: int | Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        self.files = image_files(images, "images")
+        if not self.files:
+            raise DataError("images", str(images), "has no images", "check the folder")
+        names = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else classes
+        super().__init__(len(self.files), size=size, task=task, classes=names, **options)
+        self.keys = frozenset({"image"})
+
+    @property
+    def note(self) -> str:
+        """What is different about this data set, in a line."""
+        return f"{len(self.files)} images without labels: the teacher alone says what they show"
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """Read one image."""
+        return {"image": read_image(self.files[index])}
+
+
+class PartlyLabelled(Dataset[dict[str, Tensor]]):
+    """A labelled data set and an unlabelled one as a single one, to be shuffled together.
+
+    Items have ``labelled``, true or false, and without labels a target that stands for nothing.
+    What else one asks the data set for (``classes``, ``class_counts()``, ...), the labelled one
+    answers.
+
+    Args:
+        labelled: The data set with labels.
+        unlabelled: Images of the same size.
+
+    Raises:
+        DataError: The sizes or the normalisation differ.
+    """
+
+    def __init__(self, labelled: DenseDataset, unlabelled: DenseDataset) -> None:
+        for name in ("size", "normalize"):
+            ours, theirs = getattr(labelled, name), getattr(unlabelled, name)
+            if ours != theirs:
+                raise DataError(
+                    "unlabelled",
+                    f"{name}={theirs}",
+                    f"the labelled images have {name}={ours}",
+                    "give both the same",
+                )
+        self.labelled = labelled
+        self.unlabelled = unlabelled
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the labelled data set."""
+        if name.startswith("__") or name in ("labelled", "unlabelled"):
+            raise AttributeError(name)
+        return getattr(self.labelled, name)
+
+    def __len__(self) -> int:
+        """Number of images of both."""
+        return len(self.labelled) + len(self.unlabelled)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return one sample."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} samples")
+        index %= len(self)
+        known = index < len(self.labelled)
+        if known:
+            sample = self.labelled[index]
+        else:
+            sample = self.unlabelled[index - len(self.labelled)]
+            rows, columns = sample["image"].shape[-2:]
+            if "mask" in self.labelled.keys:
+                several = self.labelled.task == "multilabel"
+                shape = (self.labelled.num_classes, rows, columns) if several else (rows, columns)
+                sample["mask"] = torch.full(shape, IGNORE, dtype=torch.int64)
+            if "depth" in self.labelled.keys:
+                sample["depth"] = torch.zeros(1, rows, columns)
+        return {**sample, "labelled": torch.tensor(known)}
+
+    def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read all images into memory.
+
+        Args:
+            progress: Called with (samples done, samples in all) after each one.
+        """
+        first = len(self.labelled)
+        tell = progress or (lambda done, count: None)
+        self.labelled.preload(lambda done, _: tell(done, len(self)))
+        self.unlabelled.preload(lambda done, _: tell(first + done, len(self)))

@@ -1,0 +1,58 @@
+"""An inspection as an HTML page."""
+
+from __future__ import annotations
+
+from binarize.inspection.figures import entropy_figure, map_figure, parameter_figure
+from binarize.inspection.numbers import Inspection, LayerInspection
+from binarize.page import Cell, Section, document, figure_image, table
+
+__all__ = ["inspection_page"]
+
+_HEADS = (
+    "Layer",
+    "Kind",
+    "Binarizer",
+    "Bits",
+    "Channels",
+    "Constant",
+    "Calls",
+    "Entropy",
+    "Pooled",
+)
+
+
+def inspection_page(inspection: Inspection) -> str:
+    """The page: a row for each binary layer, and the figures.
+
+    Args:
+        inspection: The numbers.
+    """
+    rows = [(None, _cells(layer)) for layer in inspection.layers]
+    sections = [Section("layers", "Layers", table("layer-table", _HEADS, rows))]
+    for name, title, figure in (
+        ("entropy", "Entropy of the channels", entropy_figure(inspection)),
+        ("parameters", "What the binarizers learned", parameter_figure(inspection)),
+        ("maps", "Feature maps before and after", map_figure(inspection, ())),
+    ):
+        if figure is not None:
+            sections.append(Section(name, title, figure_image(figure, title)))
+    return document(f"Inspection of {inspection.network}", inspection.headline(), sections)
+
+
+def _cells(layer: LayerInspection) -> list[Cell]:
+    channels = len(layer.entropy)
+    return [
+        Cell(layer.name or "(root)"),
+        Cell(layer.kind),
+        Cell(layer.binarizer),
+        Cell(str(layer.bits), layer.bits),
+        Cell(str(channels or "-"), channels or None, numeric=True),
+        Cell(str(layer.constant) if channels else "-", layer.constant, numeric=True),
+        Cell(str(layer.calls), layer.calls),
+        _number(layer.mean_entropy),
+        _number(layer.mean_pooled_entropy),
+    ]
+
+
+def _number(value: float | None) -> Cell:
+    return Cell("-" if value is None else f"{value:.3f}", value, numeric=True)

@@ -1,0 +1,97 @@
+"""Packed weights in the order in which an instruction set counts fastest, made once per weight.
+
+Files and modules hold the portable layout (:mod:`binarize.kernels.layout`), which every processor
+reads. What is made of it here lives as long as the weight and belongs to this process alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from binarize.kernels.geometry import Geometry
+
+__all__ = ["PreparedWeights", "aligned", "declare"]
+
+
+class _Entry(NamedTuple):
+    weight: weakref.ref[Tensor]
+    version: int | None
+    layout: tuple[Any, ...]
+    prepared: Tensor | None
+
+
+class PreparedWeights:
+    """Weights prepared for one instruction set.
+
+    Args:
+        library: The kernels' library.
+        number: Of the instruction set.
+    """
+
+    def __init__(self, library: Any, number: int) -> None:
+        self._library = library
+        self._number = number
+        # By identity: torch's own dictionary for that takes longer than the smallest layers.
+        self._entries: dict[int, _Entry] = {}
+
+    def get(self, weight: Tensor, g: Geometry) -> Tensor | None:
+        """The prepared weight, or ``None`` if the portable one is the fastest.
+
+        Args:
+            weight: Packed weight.
+            g: Geometry of the call.
+        """
+        entry = self._entries.get(id(weight))
+        if (
+            entry is None
+            or entry.weight() is not weight
+            or entry.layout != g.layout
+            or not _is_current(entry, weight)
+        ):
+            entry = self._entries[id(weight)] = self._make(weight, g)
+        return entry.prepared
+
+    def _make(self, weight: Tensor, g: Geometry) -> _Entry:
+        version = None if weight.is_inference() else weight._version
+        size = self._library.binarize_prepared(self._number, g.address)
+        prepared = None
+        if size > 0:
+            prepared = torch.empty(size, dtype=torch.uint8)
+            source = aligned(weight)
+            pointers = source.data_ptr(), prepared.data_ptr()
+            if self._library.binarize_prepare_weight(self._number, g.address, *pointers):
+                prepared = None
+        key = id(weight)
+        return _Entry(
+            weakref.ref(weight, lambda ref: self._drop(key, ref)), version, g.layout, prepared
+        )
+
+    def _drop(self, key: int, ref: weakref.ref[Tensor]) -> None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.weight is ref:  # the number may be another weight's already
+            del self._entries[key]
+
+
+def _is_current(entry: _Entry, weight: Tensor) -> bool:
+    if not weight.is_inference():
+        return entry.version == weight._version
+    # Inference tensors do not count their changes; the portable weight comes first.
+    return entry.prepared is None or torch.equal(entry.prepared[: weight.numel()], weight.flatten())
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """A packed weight as the library reads it: contiguous, words at multiples of eight bytes."""
+    return weight if weight.is_contiguous() and not weight.data_ptr() % 8 else weight.clone()
+
+
+def declare(library: Any) -> None:
+    """Tell ctypes about the library's functions."""
+    library.binarize_prepared.restype = ctypes.c_int64
+    library.binarize_prepared.argtypes = [ctypes.c_int32, ctypes.c_void_p]
+    library.binarize_prepare_weight.restype = ctypes.c_int32
+    library.binarize_prepare_weight.argtypes = [ctypes.c_int32, *[ctypes.c_void_p] * 3]

@@ -1,0 +1,22 @@
+"""Self-contained HTML pages: no request to anywhere, and readable without scripts."""
+
+from binarize.page.document import Section, document, figure_image, write_page
+from binarize.page.graph import Node, flow_chart
+from binarize.page.markup import Markup, element
+from binarize.page.table import Cell, table
+from binarize.page.treemap import Tile, treemap
+
+__all__ = [
+    "Cell",
+    "Markup",
+    "Node",
+    "Section",
+    "Tile",
+    "document",
+    "element",
+    "figure_image",
+    "flow_chart",
+    "table",
+    "treemap",
+    "write_page",
+]

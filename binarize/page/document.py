@@ -1,0 +1,115 @@
+"""The frame of a page: style, script, sections; and its file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from binarize.errors import FileError
+from binarize.page.markup import Markup, element
+from binarize.writing import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Section", "document", "figure_image", "write_page"]
+
+# The browser itself then refuses every request, whatever the page contains.
+_SECURITY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page with a heading of its own.
+
+    Attributes:
+        id: Its address within the page.
+        title: Its heading.
+        content: What follows.
+    """
+
+    id: str
+    title: str
+    content: Markup
+
+
+def document(title: str, summary: str, sections: Sequence[Section]) -> str:
+    """A whole page.
+
+    Args:
+        title: The page's title.
+        summary: A sentence below it.
+        sections: The parts, in order; a navigation bar leads to each.
+    """
+    links = (element("a", section.title, href=f"#{section.id}") for section in sections)
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_SECURITY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Markup(_asset("page.css"))),
+    )
+    body = element(
+        "body",
+        element("header", element("h1", title), element("p", summary)),
+        element("nav", *links, aria_label="Sections"),
+        element(
+            "main",
+            *(element("section", element("h2", s.title), s.content, id=s.id) for s in sections),
+        ),
+        element("script", Markup(_asset("page.js"))),
+    )
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def figure_image(figure: Figure, title: str) -> Markup:
+    """A figure as an image inside the page.
+
+    Args:
+        figure: The figure.
+        title: What it shows, for those who cannot see it.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return element("img", src=f"data:image/png;base64,{data}", alt=title)
+
+
+def write_page(text: str, path: str | Path) -> Path:
+    """Write a page whole or not at all.
+
+    Args:
+        text: The page.
+        path: Where to; a file that is there is replaced.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileError: It cannot be written.
+    """
+    path = Path(path)
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            "path",
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "choose a file name in a folder that can be written to",
+        ) from error
+    return path
+
+
+def _asset(name: str) -> str:
+    return files("binarize.page").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,70 @@
+"""How many binary weights change their sign from one epoch to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Flips"]
+
+
+class Flips:
+    """The share of binary weights whose sign differs from the last time, for each layer.
+
+    A training in which hardly any sign changes has come to rest, or its rate is too low; with many
+    changes to the end its rate is too high. Layers count that have a method ``binary_weight``.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.layers: dict[str, Any] = {
+            name: module
+            for name, module in network.named_modules()
+            if callable(getattr(module, "binary_weight", None))
+        }
+        self.bits = {name: _bits(layer) for name, layer in self.layers.items()}
+
+    def measure(self) -> dict[str, Any]:
+        """Return ``flip_ratio`` of all layers together and ``flips`` by layer, and start anew."""
+        changed: dict[str, int] = {}
+        counts: dict[str, int] = {}
+        for name, layer in self.layers.items():
+            now = _bits(layer)
+            changed[name] = _ones(now ^ self.bits[name].to(now.device))
+            counts[name] = _count(layer)
+            self.bits[name] = now
+        flips = {name: changed[name] / max(1, counts[name]) for name in self.layers}
+        ratio = sum(changed.values()) / max(1, sum(counts.values()))
+        return {"flip_ratio": ratio, "flips": flips}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold."""
+        return dict(self.bits)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the state of a checkpoint."""
+        self.bits.update(state)
+
+
+@torch.no_grad()
+def _bits(layer: Any) -> Tensor:
+    """The layer's signs: packed eight to a byte where it can, else a byte each."""
+    if callable(getattr(layer, "packed_weight", None)):
+        bits: Tensor = layer.packed_weight()[0]
+        return bits.clone()
+    return (layer.weight < 0).to(torch.uint8)
+
+
+def _count(layer: Any) -> int:
+    if hasattr(layer, "weights") and hasattr(layer, "weight_bits"):
+        return int(layer.weights) * int(layer.weight_bits)
+    return int(layer.weight.numel())
+
+
+def _ones(bits: Tensor) -> int:
+    return sum(int((bits >> place & 1).sum()) for place in range(8))

@@ -1,0 +1,183 @@
+"""One run of a :class:`~binarize.train.trainer.Trainer`: from its arguments to the history."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from binarize.train.checkpoint import read_checkpoint
+from binarize.train.ema import WeightAverage, applied
+from binarize.train.features import FeatureTerm
+from binarize.train.flips import Flips
+from binarize.train.loading import open_loader
+from binarize.train.modes import training_flags
+from binarize.train.optimizer import make_optimizer, make_scheduler
+from binarize.train.progress import report_note
+from binarize.train.resume import restore
+from binarize.train.run_settings import describe_run
+from binarize.train.saving import Saver
+from binarize.train.seeding import seed_epoch
+from binarize.train.step import TrainStep, train_epoch
+from binarize.train.synchronise import SynchronisedNorms, equalise
+from binarize.train.task import Task
+from binarize.train.two_steps import TwoSteps
+
+if TYPE_CHECKING:
+    from binarize.train.trainer import Trainer
+
+__all__ = ["run"]
+
+
+def run(
+    trainer: Trainer,
+    train_loader: Any,
+    val_loader: Any,
+    task: Task,
+    frozen: list[nn.Module],
+    term: FeatureTerm | None,
+) -> list[dict[str, Any]]:
+    """Train for all epochs, from a checkpoint on if there is one.
+
+    Args:
+        trainer: Says how, and gets the history.
+        train_loader: As for :meth:`~binarize.train.trainer.Trainer.fit`.
+        val_loader: As there.
+        task: What to learn.
+        frozen: Norms that stay in evaluation mode.
+        term: The loss between feature maps, or None.
+
+    Returns:
+        The history.
+    """
+    decays = trainer.weight_decay, trainer.latent_weight_decay
+    extra = [] if term is None else term.parameters()
+    optimizer = make_optimizer(
+        trainer.student, trainer.lr, *decays, trainer.factories[0], extra, trainer.lr_factors
+    )
+    scheduled: list[Any] = [m for m in trainer.student.modules() if hasattr(m, "set_progress")]
+    two = None
+    if trainer.two_steps is not None:
+        two = TwoSteps(trainer.student, trainer.two_steps, optimizer, trainer.weight_decay)
+        scheduled.append(two)
+    loader = open_loader(train_loader, trainer.device, trainer.seed, training=True)
+    steps = len(loader)
+    updates = trainer.epochs * math.ceil(steps / trainer.accumulate)
+    scheduler = make_scheduler(optimizer, trainer.lr, updates, trainer.warmup, trainer.factories[1])
+    distillation = trainer._distillation or trainer.recipe.make_distillation(task.distillation())
+    settings = describe_run(trainer, task, distillation, train_loader, steps)
+    show = trainer._open_progress()
+    state: dict[str, Any] = {}
+    trainer.history, trainer.best = [], None
+    if trainer.resume is not None:
+        state = read_checkpoint(trainer.resume)
+        notes = restore(trainer.resume, state, settings, trainer.student, optimizer, scheduler)
+        trainer.history, trainer.best = state["history"], state["best"]
+        after = f"epoch {len(trainer.history)} of {trainer.epochs}"
+        if "part" in state:
+            after += f", and step {state['part']['step']} of {steps} of the next"
+        for line in (f"going on after {after}", *notes):
+            report_note(show, line)
+    average = None if trainer.ema is None else WeightAverage(trainer.student, trainer.ema)
+    if average is not None and "ema" in state:
+        average.load(state["ema"])
+    if term is not None and "features" in state:
+        term.load(state["features"])
+    flips = Flips(trainer.student) if trainer.flips else None
+    if flips is not None and "flips" in state:
+        flips.load(state["flips"])
+    network = trainer.accelerator.prepare_model(trainer.student)
+    together = trainer.accelerator.num_processes > 1 and not trainer.compile
+    step = TrainStep(
+        torch.compile(network) if trainer.compile else network,
+        [p for p in trainer.student.parameters() if p.requires_grad],
+        [torch.compile(one) if trainer.compile else one for one in trainer.teachers],
+        task,
+        distillation,
+        optimizer,
+        scheduler,
+        trainer.accelerator,
+        clip=trainer.clip,
+        scheduled=scheduled,
+        autocast=trainer._autocast,
+        channels_last=trainer.channels_last,
+        norms=SynchronisedNorms if together else nullcontext,
+        accumulate=trainer.accumulate,
+        no_sync=getattr(network, "no_sync", nullcontext),
+        after_update=(lambda: None) if average is None else average.update,
+        features=term,
+    )
+    parts: dict[str, Any] = {
+        "ema": average and average.state,
+        "features": term and term.state,
+        "flips": flips and flips.state,
+        "optimizer": optimizer.state_dict,
+        "scheduler": scheduler.state_dict,
+    }
+    saver = Saver(
+        trainer.output_dir,
+        trainer.accelerator,
+        lambda: {
+            "settings": settings,
+            "history": trainer.history,
+            "best": trainer.best,
+            "student": trainer.student.state_dict(),
+        },
+        {name: give for name, give in parts.items() if give is not None},
+        every=trainer.save_every,
+        keep=trainer.keep_checkpoints,
+    )
+    shared = None if val_loader is None else trainer._share(val_loader)
+    try:
+        with training_flags(trainer.student, *trainer.teachers):
+            show.begin(trainer.epochs, steps, len(trainer.history))
+            # Again after a resume: the run may have come to its early end before.
+            stop = bool(trainer.history) and trainer._call_back()
+            for epoch in range(len(trainer.history), trainer.epochs):
+                if stop:
+                    report_note(show, f"stopped early, after epoch {epoch} of {trainer.epochs}")
+                    break
+                trainer.student.train()
+                for norm in frozen:
+                    norm.eval()
+                for teacher in trainer.teachers:
+                    teacher.eval()
+                seed_epoch(trainer.seed, epoch, trainer.accelerator.process_index, train_loader)
+                record = train_epoch(
+                    step,
+                    loader,
+                    epoch,
+                    trainer.epochs,
+                    show,
+                    seed=trainer.seed,
+                    part=state.pop("part", None),
+                    saver=saver,
+                )
+                if flips is not None:
+                    record.update(flips.measure())
+                if two is not None and two.first:
+                    record["float_weights"] = True
+                equalise(trainer.student.buffers())
+                if average is not None:
+                    equalise(average.average.values())
+                due = epoch + 1 == trainer.epochs or (epoch + 1) % trainer.val_every == 0
+                if shared is not None and due:
+                    with applied(average):
+                        record.update(trainer._validate(task, shared, show))
+                improved = trainer._remember(record, task)
+                saver.after_epoch(epoch + 1, improved=improved, average=average)
+                show.epoch(record)
+                stop = trainer._call_back()
+    finally:
+        show.end()
+        trainer.accelerator.free_memory()
+        if two is not None:
+            two.end()
+    if average is not None:
+        average.copy_to_network()
+    if trainer.keep == "best" and trainer.best is not None and trainer.output_dir is not None:
+        trainer.student.load_state_dict(read_checkpoint(trainer.output_dir / "best.pt")["student"])
+    return trainer.history

@@ -1,0 +1,167 @@
+"""When a training is saved, and what is kept of it: after each epoch, and between steps."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from binarize.errors import BinarizeError, FileError
+from binarize.train.checkpoint import write_checkpoint
+from binarize.train.ema import WeightAverage, applied
+from binarize.train.synchronise import is_distributed
+from binarize.writing import replacing
+
+__all__ = ["Saver", "parse_every"]
+
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_EPOCH = re.compile(r"epoch-(\d+)\.pt")
+
+
+def parse_every(every: str | int | None) -> tuple[float | None, int | None]:
+    """Return seconds or batches between two checkpoints, both None for none between epochs.
+
+    Args:
+        every: "90s", "10min", "1.5h", or a number of batches.
+
+    Raises:
+        BinarizeError: It is neither.
+    """
+    if every is None:
+        return None, None
+    if isinstance(every, str) and every.isdecimal():
+        every = int(every)
+    if isinstance(every, int) and not isinstance(every, bool) and every > 0:
+        return None, every
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)", str(every))
+    if found is None or float(found[1]) == 0:
+        raise BinarizeError(
+            "save_every", every, "is neither a time nor a number of batches", "write e.g. '10min'"
+        )
+    return float(found[1]) * _UNITS[found[2]], None
+
+
+class Saver:
+    """Write the checkpoints of a training.
+
+    ``last.pt`` is the newest state, written after each epoch and, where asked for, between two
+    steps; ``best.pt`` the network of the best validation; ``epoch-0012.pt`` and the like the newest
+    epochs, where more than one is kept. Every file is whole or not there at all.
+
+    Args:
+        folder: Where they go; None writes nothing.
+        accelerator: Knows the other processes.
+        state: Gives settings, history, best and the student's weights.
+        parts: What else a resumed run needs, by name.
+        every: Seconds or batches between checkpoints inside an epoch, see :func:`parse_every`.
+        keep: How many epochs to keep.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        accelerator: Accelerator,
+        state: Callable[[], dict[str, Any]],
+        parts: Mapping[str, Callable[[], Any]],
+        *,
+        every: str | int | None = None,
+        keep: int = 1,
+    ) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+        self.state = state
+        self.parts = dict(parts)
+        self.seconds, self.batches = parse_every(every)
+        self.keep = keep
+        self.mark = time.monotonic()
+        self.passed = 0
+        if folder is not None and folder.is_dir() and accelerator.is_main_process:
+            for file in folder.glob(".*.pt.*.part"):  # of a run that was killed while it wrote
+                file.unlink(missing_ok=True)
+
+    def after_update(self, batches: int, part: Mapping[str, Any], sums: Tensor) -> None:
+        """Save between two steps, if it is time.
+
+        Args:
+            batches: Batches of this update.
+            part: How far the epoch is, plain values.
+            sums: This process's sums of losses.
+        """
+        if self.folder is None or not self._due(batches):
+            return
+        total = self.accelerator.reduce(sums.clone(), "sum")
+        if self.accelerator.is_main_process:
+            self._write(self.folder / "last.pt", {"part": {**part, "sums": total.tolist()}})
+        self._restart()
+
+    def _due(self, batches: int) -> bool:
+        self.passed += batches
+        if self.batches is not None:
+            return self.passed >= self.batches
+        if self.seconds is None:
+            return False
+        due = time.monotonic() - self.mark >= self.seconds
+        if not is_distributed():
+            return due
+        # The first process's clock is everybody's: all of them have to add up their losses.
+        flag = torch.tensor([int(due)], device=self.accelerator.device)
+        torch.distributed.broadcast(flag, 0)
+        return bool(flag.item())
+
+    def _restart(self) -> None:
+        self.mark, self.passed = time.monotonic(), 0
+
+    def after_epoch(self, epoch: int, *, improved: bool, average: WeightAverage | None) -> None:
+        """Save at the end of an epoch.
+
+        Args:
+            epoch: Its number, from 1.
+            improved: It is the best.
+            average: The running average of the weights: what is kept as the best.
+        """
+        if self.folder is None:
+            return
+        if self.accelerator.is_main_process:
+            if improved:
+                with applied(average):
+                    write_checkpoint(self.folder / "best.pt", self.state())
+            self._write(self.folder / "last.pt", {})
+            self._keep(epoch)
+        self.accelerator.wait_for_everyone()
+        self._restart()
+
+    def _write(self, path: Path, more: Mapping[str, Any]) -> None:
+        parts = {name: give() for name, give in self.parts.items()}
+        write_checkpoint(path, {**self.state(), **parts, **more})
+
+    def _keep(self, epoch: int) -> None:
+        """Keep the epoch's checkpoint beside the newest ones, and no older ones."""
+        if self.keep < 2 or self.folder is None:
+            return
+        last, path = self.folder / "last.pt", self.folder / f"epoch-{epoch:04}.pt"
+        try:
+            with replacing(path) as temporary:
+                temporary.unlink(missing_ok=True)
+                try:
+                    os.link(last, temporary)  # last.pt is replaced, never written to
+                except OSError:
+                    shutil.copyfile(last, temporary)
+            for file in self.folder.iterdir():
+                found = _EPOCH.fullmatch(file.name)
+                if found is not None and int(found[1]) <= epoch - self.keep:
+                    file.unlink()
+        except OSError as error:
+            raise FileError(
+                "output_dir",
+                str(self.folder),
+                f"cannot keep {path.name} ({error.strerror})",
+                "free some space or choose another folder",
+            ) from error

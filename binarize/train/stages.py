@@ -1,0 +1,290 @@
+"""Find where the stages of a network end, and read the feature maps that pass there.
+
+Shape legend: N samples, C channels, H, W rows and columns; feature maps (N, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from binarize.errors import ModelError
+from binarize.train.modes import training_flags
+from binarize.train.outputs import dense_output
+
+__all__ = ["Point", "Reader", "pair_stages", "stage_ends"]
+
+
+class Point(NamedTuple):
+    """A place in a network where a feature map passes: what a module is given, or what it returns.
+
+    Attributes:
+        module: The module's name.
+        side: "input" or "output".
+    """
+
+    module: str
+    side: str
+
+
+class _Seen(NamedTuple):
+    """A feature map that passed a point; ``map`` tells which points share it."""
+
+    point: Point
+    size: tuple[int, int]
+    map: Tensor
+
+
+class _Run:
+    """What passed where in one run of a network."""
+
+    def __init__(self, network: nn.Module, image: Tensor) -> None:
+        self.image = image
+        self.seen: list[_Seen] = []
+        self.calls: Counter[str] = Counter()
+        self.entered: dict[str, int] = {}
+        self.left: dict[str, tuple[int, int]] = {}
+        hooks: list[Any] = []
+        for name, module in _outer_modules(network):
+            hooks += [
+                module.register_forward_pre_hook(self._enter(name)),
+                module.register_forward_hook(self._leave(name)),
+            ]
+        try:
+            with training_flags(network), torch.no_grad():
+                network.eval()
+                self.output = network(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # A module that is called twice has no one feature map.
+        self.seen = [one for one in self.seen if self.calls[one.point.module] == 1]
+
+    def _note(self, point: Point, value: Any) -> bool:
+        if not isinstance(value, Tensor) or value.ndim != 4 or value is self.image:
+            return False
+        size = (value.shape[-2], value.shape[-1])
+        if size == (1, 1) or value.shape[0] != self.image.shape[0]:
+            return False
+        self.seen.append(_Seen(point, size, value))
+        if point.side == "output":
+            self.left[point.module] = size
+        return True
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            self.calls[name] += 1
+            self._note(Point(name, "input"), args[0] if args else None)
+
+        return hook
+
+    def _leave(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._note(Point(name, "output"), output)
+
+        return hook
+
+    def ends(self) -> dict[tuple[str, tuple[int, int]], _Seen]:
+        """The last map of each size, on the way down and on the way up."""
+        seen = self.seen
+        ends = [
+            (index, one)
+            for index, one in enumerate(seen)
+            if index + 1 == len(seen) or seen[index + 1].size != one.size
+        ]
+        if ends and _is_dense(self.output):
+            ends.pop()
+        if not ends:
+            return {}
+        smallest = min(one.size for _, one in ends)
+        turn = max(index for index, one in ends if one.size == smallest)
+        found: dict[tuple[str, tuple[int, int]], _Seen] = {}
+        for index, one in ends:
+            if index < turn:  # the first: later ones are shortcuts that start from the same map
+                found.setdefault(("down", one.size), self._whole(one, turn))
+            elif index == turn:
+                found["down", smallest] = one
+            else:
+                found["up", one.size] = one
+        return found
+
+    def _whole(self, last: _Seen, turn: int) -> _Seen:
+        """What the module that makes this size smaller is given, from outside its block.
+
+        The last map of a size may lie inside a block, between its layers. The block itself, the
+        outermost of the modules that make the map smaller by as little as it gets, is given what
+        the stage before has made.
+        """
+        smaller = [
+            (self.left[one.point.module], -index)
+            for index, one in enumerate(self.seen[: turn + 1])
+            if one.point.side == "input"
+            and one.size == last.size
+            and self.left.get(one.point.module, last.size) < last.size
+        ]
+        return self.seen[-max(smaller)[1]] if smaller else last
+
+
+def stage_ends(network: nn.Module, image: Tensor) -> dict[tuple[str, tuple[int, int]], Point]:
+    """The last feature map of each resolution, on the way down and on the way up again.
+
+    Found by a run: wherever one module sees another size than the module before, a stage has ended.
+    Maps of one pixel are left out (pooled branches inside a stage), as are the image itself, what
+    goes on inside a binary layer, and the last stage of a network with a dense output, which the
+    output speaks for.
+
+    Args:
+        network: The network; its training flags are put back.
+        image: Images to run it on (N, C, H, W).
+
+    Returns:
+        The points by direction ("down", "up") and size (H, W), in the order of the forward pass.
+    """
+    return {key: one.point for key, one in _Run(network, image).ends().items()}
+
+
+def pair_stages(
+    student: nn.Module, teacher: nn.Module, image: Tensor, taught: Tensor | None = None
+) -> list[tuple[Point, Point]]:
+    """The teacher's stage ends, and where the student has the same.
+
+    A map passes several points, the end of one module and the start of the next. Of them one is
+    taken that the student has by the same name and size, as a converted network does; else the
+    student's own end of a stage, by direction and size.
+
+    Args:
+        student: One network.
+        teacher: The other.
+        image: Images to run both on.
+        taught: The images in the teacher's number type; None: the same.
+
+    Returns:
+        Pairs of a student's and a teacher's point.
+
+    Raises:
+        ModelError: They have no stage in common.
+    """
+    ours = _Run(student, image)
+    theirs = _Run(teacher, image if taught is None else taught)
+    known = {(one.point, one.size) for one in ours.seen}
+    own = ours.ends()
+    pairs: list[tuple[Point, Point]] = []
+    for key, end in theirs.ends().items():
+        same = [one.point for one in theirs.seen if one.map is end.map]
+        shared = [point for point in (end.point, *same) if (point, end.size) in known]
+        if shared:
+            pairs.append((shared[0], shared[0]))
+        elif key in own:
+            pairs.append((own[key].point, end.point))
+    if not pairs:
+        raise ModelError(
+            "distillation",
+            "features",
+            "student and teacher have no stages of the same size",
+            "name the layers to compare (layers)",
+        )
+    return list(dict.fromkeys(pairs))
+
+
+class Reader:
+    """Read the feature maps at some points of a network while it runs.
+
+    Args:
+        network: The network.
+        points: Where to read.
+        argument: The caller's name for the network, for messages.
+
+    Raises:
+        ModelError: There is no module of that name.
+    """
+
+    def __init__(self, network: nn.Module, points: Sequence[Point], argument: str) -> None:
+        self.argument = argument
+        self.points = list(points)
+        self._maps: dict[Point, Tensor] = {}
+        self._listening = False
+        self._hooks: list[Any] = []
+        modules = dict(network.named_modules())
+        for point in self.points:
+            if point.module not in modules:
+                raise ModelError(
+                    argument, point.module, "has no such layer", "see network.named_modules()"
+                )
+        for point in dict.fromkeys(self.points):
+            module = modules[point.module]
+            if point.side == "input":
+                self._hooks.append(module.register_forward_pre_hook(self._before(point)))
+            else:
+                self._hooks.append(module.register_forward_hook(self._after(point)))
+
+    def _before(self, point: Point) -> Any:
+        return lambda module, args: self._note(point, args[0] if args else None)
+
+    def _after(self, point: Point) -> Any:
+        return lambda module, args, output: self._note(point, output)
+
+    def _note(self, point: Point, value: Any) -> None:
+        if not self._listening:
+            return
+        if isinstance(value, Mapping | Sequence):
+            value = dense_output(value)
+        self._maps[point] = value
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Read what passes while this is entered."""
+        self._maps.clear()
+        self._listening = True
+        try:
+            yield
+        finally:
+            self._listening = False
+
+    def maps(self) -> list[Tensor]:
+        """The feature maps of the last run, in the order of the points; they are given up.
+
+        Raises:
+            ModelError: A layer was not called, or gave no feature map.
+        """
+        maps, self._maps = self._maps, {}
+        for point in self.points:
+            value = maps.get(point)
+            if not isinstance(value, Tensor) or value.ndim != 4:
+                told = "was not called" if value is None else "gives no feature map (N, C, H, W)"
+                raise ModelError(
+                    self.argument,
+                    point.module,
+                    f"this layer {told}",
+                    "choose another layer to compare",
+                )
+        return [maps[point] for point in self.points]
+
+    def close(self) -> None:
+        """Leave the network as it was."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+
+def _outer_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, without the network itself and the parts of binary layers."""
+    inside: tuple[str, ...] = ()
+    for name, module in network.named_modules():
+        if not name or name.startswith(inside):
+            continue
+        if callable(getattr(module, "binary_weight", None)):
+            inside = (*inside, f"{name}.")
+        yield name, module
+
+
+def _is_dense(output: Any) -> bool:
+    try:
+        dense_output(output)
+    except ModelError:
+        return False
+    return True
