@@ -80,10 +80,21 @@ def other_ways(
         except ModelError as error:
             ways.append(Way(values, None, {}, error.rule))
         else:
-            ways.append(Way(values, other, align(traced.graph, other.graph)))
+            pairs = align(traced.graph, other.graph).items()
+            twins = {node: twin for node, twin in pairs if _source(node) == _source(twin)}
+            ways.append(Way(values, other, twins))
     complete = all(value is GIVEN or type(value[0]) in _COMPLETE for value in first.values())
     same = all(way.traced is not None and _steps(way.traced) == _steps(traced) for way in ways)
     return [] if complete and same else ways
+
+
+def _source(node: fx.Node) -> str:
+    """The module that a node's operand comes of; what follows another one is another thing."""
+    while node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        if node.op == "call_module":
+            return str(node.target)
+    return ""
 
 
 # All other values of these are known.

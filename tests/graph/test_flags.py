@@ -111,6 +111,19 @@ class Two(Plain):
         return self.head(f if mask is None else f * mask)
 
 
+class Wider(Plain):
+    """Its other way has activations of other widths at the same place."""
+
+    def __init__(self, *style: Any) -> None:
+        super().__init__(*style)
+        self.wide, self.back = conv(8, 12), conv(12, 8)
+
+    def forward(self, x: Tensor, wide: bool = False) -> Any:
+        x = self.act(self.stem(x))
+        y = self.back(self.act(self.wide(x))) if wide else self.b(self.act(self.a(x)))
+        return self.head(self.act(y + x) if self.residual else self.act(y))
+
+
 class Part(nn.Module):
     """The flag belongs to a part of the network."""
 
@@ -242,6 +255,16 @@ def test_flags_of_parts(cls: type[Plain]) -> None:
     student = binarize.convert(Part(cls), example_inputs=X)
     with torch.no_grad():
         assert student(X).shape == (2, 2, 12, 12)
+
+
+@pytest.mark.parametrize(("residual", "act"), STYLES)
+def test_what_follows_another_layer_stays_as_it_is(residual: bool, act: Any) -> None:
+    net = variant(Wider, residual, act)
+    student = binarize.convert(net, example_inputs=X).train()
+    assert prelus(student) == 2
+    for wide in (False, True):
+        assert student(X, wide).shape == (2, 2, 12, 12)
+        assert student(X, wide=wide).isfinite().all()
 
 
 def test_the_example_chooses() -> None:
