@@ -62,7 +62,7 @@ _EXAMPLES = [
         "binarize train --data folder --root photos --size 192x144 --classes 11 \\\n"
         "      --model smp:Unet:resnet18 --init runs/float/float.safetensors \\\n"
         "      --teacher runs/float/float.safetensors --output runs/photos",
-        "a 1-bit network that learns from the float one alone, on photos without labels",
+        "a 1-bit network that learns from the float one alone, on plain photos",
     ),
     (
         "binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\\n"

@@ -79,3 +79,22 @@ def test_feature_maps_by_option_and_by_recipe(run, float_run: Path, tmp_path: Pa
     answer = run("recipes", "validate", recipe)
     assert answer.code != 0
     assert "distillation.features" in answer.out + answer.err
+
+
+def test_schedules_by_option(run, tmp_path: Path) -> None:
+    words = ("train", *NET, "--data", "scenes", "--count", 4, *FAST[:-4], "--epochs", 2)
+    more = ("--two-steps", 0.5, "--lr-factor", "thresholds=0.5", "--flips", "--save-every", "10min")
+    answer = run(*words, *more, "--keep-checkpoints", 2, "--output", tmp_path / "a")
+    assert answer.code == 0, answer.err
+    first, second = _history(tmp_path / "a")
+    assert first["float_weights"]
+    assert "float_weights" not in second
+    assert set(second["flips"])
+    assert {file.name for file in (tmp_path / "a").glob("epoch-*.pt")} == {
+        "epoch-0001.pt",
+        "epoch-0002.pt",
+    }
+    for wrong in (("--lr-factor", "latents=1"), ("--two-steps", 2), ("--save-every", "soon")):
+        answer = run(*words, *wrong, "--output", tmp_path / "b")
+        assert answer.code == 1
+        assert wrong[0][2:].partition("-")[0] in answer.err

@@ -114,3 +114,78 @@ def test_two_processes(tmp_path: Path) -> None:
     # The same samples, and other noise inside the network.
     assert len(set(two["drawn"])) == len(set(other["drawn"])) == 8
     assert not set(two["drawn"]) & set(other["drawn"])
+
+
+INSIDE = """
+    import json, shutil, sys
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader
+    import binarize.train.saving as saving
+    from binarize.data import Scenes
+    from binarize.train import FeatureDistillation, Trainer
+
+    folder, resume = sys.argv[1], sys.argv[2] or None
+    torch.set_num_threads(1)
+    kept = saving.write_checkpoint
+
+    def write(path, state):
+        kept(path, state)
+        if "part" in state and len(state["history"]) == 1:
+            shutil.copy(path, folder + "/inside.pt")
+
+    saving.write_checkpoint = write
+
+    def network(seed, width):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, 6, 1), nn.Upsample(scale_factor=2),
+        )
+
+    student = network(0, 4)
+    trainer = Trainer(
+        student, teacher=network(1, 6), features=FeatureDistillation(layers="2"), num_classes=6,
+        epochs=2, lr=1e-2, balance=0, progress=False, output_dir=folder, resume=resume,
+        overwrite=True, save_every=1 if resume is None else "1h",
+    )
+    history = trainer.fit(DataLoader(Scenes(12, (16, 24), task="segmentation"), 2, shuffle=True))
+    last = torch.load(folder + "/last.pt", weights_only=True)
+    rank = trainer.accelerator.process_index
+    with open(f"{folder}/rank{rank}{'b' if resume else 'a'}.json", "w") as file:
+        json.dump({
+            "loss": [record["loss"] for record in history],
+            "distillation": [record["distillation"] for record in history],
+            "state": [v.tolist() for v in student.state_dict().values()],
+            "projection": [v.tolist() for v in last["features"].values()],
+        }, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_inside_an_epoch(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(INSIDE))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for resume in ("", str(tmp_path / "inside.pt")):
+        done = subprocess.run(
+            [*start, str(script), str(tmp_path), resume],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+            timeout=150,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    whole, other, resumed = (
+        json.loads((tmp_path / f"rank{name}.json").read_text()) for name in ("0a", "1a", "0b")
+    )
+    assert whole == other
+    assert whole["projection"]
+    assert resumed["state"] == whole["state"]
+    # Going on, both have the first one's projections: they must have had the same before.
+    assert resumed["projection"] == whole["projection"]
+    # Sums of both processes are added in another order.
+    assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert resumed["distillation"] == pytest.approx(whole["distillation"], rel=1e-5)
