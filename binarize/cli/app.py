@@ -28,7 +28,7 @@ examples:
   # preview the conversion of this network, with reasons
   binarize convert smp:Unet:resnet34 --classes 11 --plan-only
 
-  # train the float network, then the binarized model with the float one as teacher
+  # train the float network, then the binarized one with it as the teacher
   binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\
       --policy none --output runs/float
   binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\

@@ -53,7 +53,7 @@ _EXAMPLES = [
     ),
     (
         "binarize convert volumes.py:make --size 64x64x32 -o volumes.safetensors",
-        "three-dimensional input (for several inputs, see example_inputs in docs/guide.md)",
+        "three dimensions (several inputs: see example_inputs in docs/guide.md)",
     ),
 ]
 
