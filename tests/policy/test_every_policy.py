@@ -61,6 +61,7 @@ def total(output: Tensor) -> Tensor:
     return output.float().square().mean()
 
 
+@pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")  # LQ-Nets is no program
 @pytest.mark.parametrize("kind", ["resnet18", "mobilenetv2", "convnext", "unet"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_policy_on_a_network(name: str, kind: str, tmp_path: Path) -> None:
