@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
+from binarize.graph.call_facts import factor_of, macs_of, order_of
 from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.given import copied
 from binarize.graph.memory import Memory
@@ -284,9 +285,9 @@ class _Recorder(TorchFunctionMode):
             whole = self._memory.whole(args[0])
             self._add(kind, name, kind, (whole, args[1:], kwargs), whole, None, raw=raw)
         elif any(isinstance(x, Tensor) for x in tree_iter(output)):
-            order = _order(func, args, kwargs) if name in _PERMUTING else ()
+            order = order_of(func, args, kwargs) if name in _PERMUTING else ()
             given = {key: value for key, value in kwargs.items() if key != "out"}
-            factor = _factor(name, args, given) if kind == "mul" else None
+            factor = factor_of(name, args, given) if kind == "mul" else None
             out = kwargs.get("out")
             self._add(kind, name, kind, (args, given), output, None, order, out, raw, factor)
         return output
@@ -342,7 +343,7 @@ class _Recorder(TorchFunctionMode):
                 constant=constant,
                 in_shape=in_shape,
                 shape=tuple(results[0].shape) if results else (),
-                macs=_macs(kind, name, tensors, results),
+                macs=macs_of(kind, name, tensors, results),
                 order=order,
                 factor=factor,
             )
@@ -428,25 +429,6 @@ _PATTERNS = frozenset(
 _PERMUTING = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
 
 
-def _order(func: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
-    """Where each dimension comes from, asked of the function by a tensor with sizes 0, 1, 2, ..."""
-    if not args or not isinstance(args[0], Tensor):
-        return ()
-    probe = torch.empty(tuple(range(args[0].dim())), device="meta")
-    return tuple(func(probe, *args[1:], **kwargs).shape)
-
-
-def _factor(name: str, args: Any, kwargs: Any) -> float | None:
-    """The number by which a product or quotient of a tensor and a number multiplies."""
-    operands = [*args, *kwargs.values()]
-    numbers = [x for x in operands if isinstance(x, int | float) and not isinstance(x, bool)]
-    if len(operands) != 2 or len(numbers) != 1:
-        return None
-    if name == "mul":
-        return float(numbers[0])
-    return 1.0 / numbers[0] if numbers[0] and operands[1] is numbers[0] else None
-
-
 def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:
     """The result of a batch norm on a fake map; torch takes milliseconds to find its shape."""
     x = args[0] if args else None
@@ -465,22 +447,3 @@ def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
             yield leaf
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type) and depth < 4:
             yield from _tensors(list(vars(leaf).values()), depth + 1)
-
-
-def _macs(kind: str, name: str, tensors: list[Tensor], results: list[Tensor]) -> int | None:
-    if kind == "product":
-        if name in ("matmul", "bmm", "mm", "baddbmm") and len(tensors) >= 2 and results:
-            return results[0].numel() * tensors[-1 if name == "baddbmm" else 0].shape[-1]
-        if name == "scaled_dot_product_attention" and len(tensors) >= 3:
-            query, key, value = tensors[:3]
-            pairs = query.numel() // query.shape[-1] * key.shape[-2]
-            return pairs * (query.shape[-1] + value.shape[-1])
-        return None
-    if kind == "function-layer" or name == "deform_conv2d":
-        if len(tensors) < 2 or not results:
-            return None
-        weight = tensors[1]
-        if "transpose" in name:
-            return tensors[0].numel() * weight[0].numel()
-        return results[0].numel() * weight[0].numel()
-    return 0
