@@ -85,8 +85,9 @@ def read_header(path: Path, argument: str) -> dict[str, str]:
     Raises:
         FileError: The file is missing or damaged.
     """
+    _existing(path, argument)
     try:
-        if file_kind(_existing(path, argument)) != "safetensors":
+        if file_kind(path) != "safetensors":
             return {}
         with safe_open(str(path), "pt") as file:
             return file.metadata() or {}

@@ -26,7 +26,7 @@ from binarize.errors import FileError, ModelError
 from binarize.writing import replacing
 
 _CHECKSUM = "checksum"
-_SUM = re.compile(rb'"checksum":"([0-9a-f]{8})"')
+_SUM = re.compile(rb'"checksum":"([^"]{8})"')
 
 __all__ = ["Entry", "check_sum", "check_version", "file_size", "read_file", "write_file"]
 
@@ -244,7 +244,7 @@ def _is_sound(path: str | os.PathLike[str]) -> bool:
         checksum = zlib.crc32(start + zero)
         while data := file.read(1 << 20):
             checksum = zlib.crc32(data, checksum)
-    return int(found[1], 16) == checksum
+    return found[1] == b"%08x" % checksum
 
 
 def _short(error: BaseException) -> str:

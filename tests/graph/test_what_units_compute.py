@@ -32,8 +32,12 @@ def settle(model: nn.Module) -> nn.Module:
 
 
 def signs(x: Tensor) -> Tensor:
-    """An untrained binarizer (k = 1, b = a = 0): the sign against the channel's mean."""
-    return torch.where(x >= x.mean((2, 3), keepdim=True), 1.0, -1.0)
+    """An untrained binarizer (k = 1, b = a = 0): the sign against the channel's mean.
+
+    What equals the mean up to rounding is +1.
+    """
+    mean = x.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
+    return torch.where(x >= mean - mean.abs() * 2.0**-18, 1.0, -1.0)
 
 
 def binary(weight: Tensor, out_dim: int = 0) -> Tensor:

@@ -136,6 +136,7 @@ def test_changes_in_place_behind_norms(
     torch.testing.assert_close(binarize.load(tmp_path / "net")(x), packed(x))
 
 
+@pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")
 def test_a_part_that_is_changed_is_no_program(shop: SimpleNamespace) -> None:
     class Part(InPlace):
         def forward(self, x: Tensor) -> Tensor:

@@ -130,6 +130,7 @@ def test_a_policy_with_such_rules_survives_its_rule_file(tmp_path: Path) -> None
     assert load_policy(tmp_path / "mine.toml").rules == plan.policy.rules
 
 
+@pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")
 def test_the_file_gives_the_network_back(tmp_path: Path) -> None:
     student = converted(overrides=OVERRIDES).train()
     for _ in range(3):  # so that norms and levels have moved
