@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from binarize.file import float_contents, network_contents
+from binarize.lower import export_onnx
 
 __all__ = ["VERSIONS", "Subject", "Version"]
 
@@ -24,6 +29,9 @@ class Subject:
         network: Makes the float network.
         student: Makes the 1-bit network, in eval mode.
         packed: Makes the packed network.
+
+    Attributes:
+        exported_bytes: Size of the file that "ort-packed" ran, 0 before it did.
     """
 
     def __init__(
@@ -35,6 +43,7 @@ class Subject:
         self._network = network
         self._student = student
         self._packed = packed
+        self.exported_bytes = 0
 
     @cached_property
     def network(self) -> nn.Module:
@@ -64,12 +73,14 @@ class Version:
     Attributes:
         summary: What it is, in a few words.
         make: From the subject to what is called with the network's inputs, float32.
-        file_bytes: Size of the file that it is loaded from.
+        file_bytes: Size of the file that it is loaded from; asked for after a first call.
+        asked: Whether it is measured only if it is asked for by its name.
     """
 
     summary: str
     make: Callable[[Subject], Callable[..., Any]]
     file_bytes: Callable[[Subject], int]
+    asked: bool = False
 
 
 def _float_bytes(subject: Subject) -> int:
@@ -99,6 +110,30 @@ def _packed_bytes(subject: Subject) -> int:
     return network_contents(student, student.binarize_plan).size
 
 
+def _in_onnxruntime(subject: Subject) -> Callable[..., Any]:
+    """The packed network in ONNX Runtime, exported by its first call for the inputs of that."""
+    sessions: list[Any] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not sessions:
+            from binarize.runtime import Session
+
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                warnings.catch_warnings(),
+                torch.inference_mode(False),
+            ):
+                warnings.simplefilter("ignore")  # the exporter's own plans
+                path = Path(folder) / "network.onnx"
+                export_onnx(subject.packed, path, kwargs or args, runtime="binarize")
+                sessions.append(Session(path, threads=torch.get_num_threads()))
+                subject.exported_bytes = path.stat().st_size
+        given, named = tree_map_only(Tensor, lambda x: x.contiguous().numpy(), (args, kwargs))
+        return tree_map_only(np.ndarray, torch.from_numpy, sessions[0](*given, **named))
+
+    return call
+
+
 VERSIONS: dict[str, Version] = {
     "float": Version("float32", lambda subject: subject.network, _float_bytes),
     "compiled": Version(
@@ -108,4 +143,7 @@ VERSIONS: dict[str, Version] = {
         "weights and maps bfloat16", _bf16, lambda subject: float_contents(_half(subject)).size
     ),
     "packed": Version("1-bit, binarize.pack", lambda subject: subject.packed, _packed_bytes),
+    "ort-packed": Version(
+        "1-bit, ONNX Runtime", _in_onnxruntime, lambda subject: subject.exported_bytes, asked=True
+    ),
 }

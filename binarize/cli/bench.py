@@ -74,7 +74,10 @@ def add(commands: Subparsers) -> None:
         "--batch-size", type=int, default=1, metavar="N", help="images per call (default 1)"
     )
     parser.add_argument(
-        "--versions", metavar="NAMES", help="versions to run (default float,compiled,bf16,packed)"
+        "--versions",
+        metavar="NAMES",
+        help="versions to run (default float,compiled,bf16,packed; ort-packed: the packed network "
+        "exported to ONNX Runtime, without its memory)",
     )
     parser.add_argument(
         "--rounds",
@@ -133,7 +136,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         raise BinarizeError(
             "versions", missing[0], f"{args.model} has only {', '.join(versions)}", "leave it out"
         )
-    chosen = {name: versions[name] for name in dict.fromkeys(names or versions)}
+    usual = [name for name, version in versions.items() if not version.asked]
+    chosen = {name: versions[name] for name in dict.fromkeys(names or usual)}
     rows = _measure(args, out, subject, chosen, inputs)
     _show(args, out, rows, inputs)
     if all(row.failure for row in rows):
@@ -190,7 +194,8 @@ def _measure(
             seconds = time_interleaved(calls, rounds=args.rounds, tell=move)
     peaks: dict[str, tuple[int | None, int | None]] = {}
     with tempfile.TemporaryDirectory(prefix="binarize-bench-") as folder:
-        for name in [] if args.no_memory else calls:
+        # One that exports first would tell of that.
+        for name in [] if args.no_memory else [n for n in calls if not versions[n].asked]:
             with out.step(f"measuring the memory of {name}"):
                 reference = saved(args, subject, Path(folder)) if name == "packed" else args.model
                 peaks[name] = memory_in_a_process(args, reference, name)
