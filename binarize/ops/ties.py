@@ -8,13 +8,13 @@ it, and all of such a channel is +1, everywhere: in training layers, kernels and
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 __all__ = ["below_ties"]
 
-# Shares of a threshold's magnitude: 32 to 64 last bits.
-_SINGLE, _DOUBLE = 2.0**-18, 2.0**-47
+# Share of a threshold's magnitude: 32 to 64 last bits in single precision. It is the same in double
+# precision, so that a network says the same in both.
+_MARGIN = 2.0**-18
 
 
 def below_ties(threshold: Tensor) -> Tensor:
@@ -24,9 +24,7 @@ def below_ties(threshold: Tensor) -> Tensor:
         threshold: Thresholds that depend on means.
 
     Returns:
-        :math:`t - 2^{-18} |t|`, in double precision :math:`t - 2^{-47} |t|`; the gradient is passed
-        through.
+        :math:`t - 2^{-18} |t|`; the gradient is passed through.
     """
     # A power of two: the product is exact, and the difference is rounded once, as in the kernels.
-    margin = _DOUBLE if threshold.dtype == torch.float64 else _SINGLE
-    return threshold - threshold.detach().abs() * margin
+    return threshold - threshold.detach().abs() * _MARGIN

@@ -250,6 +250,8 @@ def ablated(x: Tensor, module: AblatedBinarizer) -> tuple[Tensor, Tensor, Tensor
         beta = beta + module.k.detach().view(1, -1, 1, 1) * mean
     if module.b is not None:
         beta = beta + module.b.detach().view(1, -1, 1, 1)
+    if module.k is not None:
+        beta = beta - beta.abs() / 2**18  # ties are +1
     shifted = x - beta
     dims = (1, 2, 3) if module.scale == "layer" else (2, 3)
     size = shifted.abs().mean(dims, keepdim=True)

@@ -116,7 +116,8 @@ def binarized(x: Tensor, unit: BinaryLayer) -> Tensor:
     positions = tuple(range(2, x.dim()))
     column = (1, -1) + (1,) * len(positions)
     dab = unit.binarizer
-    shifted = x - (dab.k.view(column) * x.mean(positions, keepdim=True) + dab.b.view(column))
+    beta = dab.k.view(column) * x.mean(positions, keepdim=True) + dab.b.view(column)
+    shifted = x - (beta - beta.abs() / 2**18)  # ties are +1
     over = tuple(range(1, x.dim())) if dab.a.numel() == 1 else positions
     size = shifted.abs().mean(over, keepdim=True)
     a = dab.a.view(()) if dab.a.numel() == 1 else dab.a.view(column)
@@ -239,8 +240,8 @@ def test_weight_and_input_gradients_of_the_whole_unit(name: str, spec: str) -> N
     hard = binarized(x, unit).detach()
     positions = tuple(range(2, x.dim()))
     dab = unit.binarizer
-    shifted = (x - dab.k.view(1, -1, 1, 1) * x.mean(positions, keepdim=True)).detach()
-    shifted = (shifted - dab.b.view(1, -1, 1, 1)).detach()
+    beta = dab.k.view(1, -1, 1, 1) * x.mean(positions, keepdim=True) + dab.b.view(1, -1, 1, 1)
+    shifted = (x - (beta - beta.abs() / 2**18)).detach()
     slope = hard.abs() * torch.where(shifted.abs() < 1, 2 - 2 * shifted.abs(), 0.0)
     soft = hard + slope * (theirs - x)
     signs, scale = (part.detach().double() for part in unit.binary_weight())

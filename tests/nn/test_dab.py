@@ -29,7 +29,8 @@ def parts(x: Tensor, dab: DistributionAdaptiveBinarizer) -> tuple[Tensor, Tensor
     column = (1, -1) + (1,) * len(positions)
     k, b, a = (p.detach() for p in (dab.k, dab.b, dab.a))
     mean = x.mean(positions, keepdim=True) if positions else x
-    shifted = x - (k.view(column) * mean + b.view(column))
+    beta = k.view(column) * mean + b.view(column)
+    shifted = x - (beta - beta.abs() / 2**18)  # ties are +1
     if dab.a.numel() == 1:
         size = shifted.abs().mean(tuple(range(1, x.dim())), keepdim=True)
         alpha = torch.exp(a.view(()) * (size - 1))

@@ -20,6 +20,7 @@ def carry_out(form: ThresholdForm, x: Tensor) -> Tensor:
     t = form.b.view(column).expand(mean.shape)
     if form.k is not None:
         t = form.k.view(column) * mean + t
+        t = t - t.abs() / 2**18  # ties are +1
     signs = torch.where(x < t, -1.0, 1.0).to(x.dtype)
     if form.flip is not None:
         signs = torch.where(form.flip.view(column), torch.where(x > t, -1.0, 1.0).to(x), signs)
