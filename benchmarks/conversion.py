@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     options = parser.parse_args()
     print(
-        "| network | layers | float MiB | cpu s | wall s | beyond the copy, MiB | of the network |"
+        "| network | layers | float MiB | cpu s | wall s | besides the copy, MiB | of the network |"
     )
     print("|---|---|---|---|---|---|---|")
     rows = []
