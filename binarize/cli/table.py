@@ -1,4 +1,4 @@
-"""``binarize table``: Params and OPs of the paper's tables, our counts beside the published ones."""
+"""``binarize table``: Params and OPs of the paper's tables, as counted and as published."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def add(commands: Subparsers) -> None:
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write a Markdown document")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write a Markdown document"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> int | None:

@@ -1,4 +1,4 @@
-"""A policy as data: the unit's parts and an ordered list of rules."""
+"""A policy as data: the parts of the binary unit, and an ordered list of rules."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule", "told_unit"]
 ACTIONS = ("binarize", "keep")
 
 ROLES = {
-    "input": "reads the network's input, no other layer comes before it",
-    "prediction": "makes an output of the network, whatever harmless follows it",
-    "coordinates": "makes offsets, masks or a grid by which a map is sampled",
-    "zero": "starts with zeros alone, so that it changes nothing at first",
-    "vector": "works on a map of one position",
-    "gate": "a vector layer whose result gates a map, as in squeeze-excite",
-    "tokens": "linear layer over tokens, such as those of a transformer",
-    "attention": "feeds a product of two computed maps, or takes its result",
+    "input": "reads the network's input; no other layer comes before it",
+    "prediction": "produces an output of the network, possibly through harmless operations",
+    "coordinates": "produces offsets, masks or a grid that sample a feature map",
+    "zero": "has an all-zero weight and bias, so that it has no effect at first",
+    "vector": "works on a 1x1 feature map, as after global pooling",
+    "gate": "a vector layer whose result gates a feature map, as in squeeze-excite",
+    "tokens": "linear layer over tokens, as in a transformer",
+    "attention": "feeds a product of two computed tensors or reads its result",
     "shortcut": "projects the shortcut of a residual block",
-    "finest": "works behind the last upsampling, at the output's scale or near it",
-    "constant": "works on constants of the network alone, such as a table of positions",
-    "training": "is called in training mode only, as an auxiliary head",
+    "finest": "comes after the last upsampling, at or near the output's resolution",
+    "constant": "reads only constants of the network, such as a position table",
+    "training": "runs in training mode only, like an auxiliary head",
     "unused": "is not called by the forward pass",
 }
 
@@ -36,8 +36,8 @@ KINDS = {
     "linear": "linear layer",
     "depthwise": "convolution with as many groups as input channels",
     "grouped": "convolution with more than one group, not depthwise",
-    "strided": "convolution that makes the map smaller, by a stride above 1",
-    "pointwise": "convolution with a kernel of one position",
+    "strided": "convolution that downsamples by a stride above 1",
+    "pointwise": "convolution with a kernel of size 1",
 }
 
 

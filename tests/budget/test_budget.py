@@ -349,7 +349,7 @@ def test_overrides_and_layers_the_policy_keeps_stay() -> None:
     decided = {d.site: d for d in plan.layers}
     assert decided["thin"].action == "binarize"
     assert decided["grouped"].reason == "override 'grouped'"
-    assert decided["wide"].reason.startswith("makes the map smaller")
+    assert decided["wide"].reason.startswith("downsamples")
 
 
 def test_what_sensitivities_may_be(tmp_path: Path) -> None:
