@@ -43,16 +43,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Match:
-    """What a rule looks at; every key that is given must hold, one of its values is enough.
+    """Conditions of a rule; every given key must hold, by any of its values.
 
     Attributes:
-        name: Patterns for the layer's dotted name, as in ``fnmatch`` (``*`` also crosses dots). A
-            negative number counts the entries of a list of modules from its end.
+        name: Patterns for the layer's dotted name, as in ``fnmatch`` (``*`` also matches dots). A
+            negative number counts the entries of a module list from its end.
         role: Keys of ``ROLES``.
         kind: Keys of ``KINDS``.
         cls: Names of the float layer's class (``class`` in a rule file).
-        position: ``"first 2"`` or ``"last 2"``: of the layers that all other keys match, in the
-            order in which they run.
+        position: ``"first 2"`` or ``"last 2"``: of the layers that all other keys match, in
+            execution order.
     """
 
     name: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Match:
 
     @property
     def is_specific(self) -> bool:
-        """Whether the rule names layers of one network, so that matching nothing is a mistake."""
+        """Return whether the rule names specific layers, so that matching none is an error."""
         return bool(self.name or self.cls)
 
     def __str__(self) -> str:
@@ -86,11 +86,11 @@ class Rule:
     """What happens to some layers, and why.
 
     Attributes:
-        match: Decides whether the rule applies.
+        match: When the rule applies.
         action: One of ``ACTIONS``.
         reason: Why.
-        unit: Parts of the binary unit that are others for these layers, as in a rule file:
-            exchanged in the policy's unit by :meth:`binarize.nn.UnitSpec.changed`.
+        unit: Parts that override the policy's unit for these layers, as in a rule file; applied
+            by :meth:`binarize.nn.UnitSpec.changed`.
     """
 
     match: Match
@@ -103,30 +103,30 @@ class Rule:
 
 
 def told_unit(unit: Mapping[str, Any] | None) -> str:
-    """What is other in a layer's unit, in words that follow an action; nothing if nothing is."""
+    """Describe a layer's unit overrides as a suffix of an action; empty without any."""
     words = [
         ", ".join(f"{option}={chosen!r}" for option, chosen in value.items())
         if isinstance(value, Mapping)
         else f"{key}={value!r}"
         for key, value in (unit or {}).items()
     ]
-    told = ", ".join(word for word in words if word)
-    return f" with {told}" if told else ""
+    changes = ", ".join(word for word in words if word)
+    return f" with {changes}" if changes else ""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How a network is made binary.
+    """Which layers of a network become binary, and how.
 
     Attributes:
         name: Short name, as in ``convert(model, policy=name)``.
         summary: One line for lists.
-        source: Where the method comes from.
+        source: Origin of the method.
         unit: Parts of the binary unit.
         rules: Tried in order; the first that matches a layer decides.
-        replace_activations: Which ReLU-like activations after a unit become the unit's:
+        replace_activations: Which ReLU-like activations after a unit become the unit's own:
             ``"all"``, ``"all-but-head"`` (the one before the prediction stays), ``"around"`` (all,
-            and those between a float layer and a binary one) or ``"none"``.
+            plus those between a float layer and a binary one) or ``"none"``.
     """
 
     name: str
@@ -137,23 +137,23 @@ class Policy:
     replace_activations: str = "all"
 
     def save(self, path: str | Path) -> None:
-        """Write a rule file, to read, to edit, and to convert by.
+        """Write a rule file that can be read, edited and used for conversion.
 
-        What a bundled policy has, too, is inherited from it. The policy in the file has the file's
-        name.
+        It inherits what it shares with a bundled policy. The policy in the file is named after the
+        file.
 
         Args:
-            path: Where to, a name that ends in ``.toml``; a file that is there is replaced.
+            path: The file, ending in ``.toml``; an existing file is replaced.
 
         Raises:
-            FileError: It cannot be written, or has another ending.
+            FileError: It cannot be written, or has another suffix.
         """
         from binarize.policy.write import save_policy
 
         save_policy(self, path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in a rule file; :func:`binarize.policy.loader.from_dict` reads it."""
+        """Return plain data as in a rule file, for :func:`binarize.policy.loader.from_dict`."""
         rules: list[dict[str, Any]] = []
         for rule in self.rules:
             match = {

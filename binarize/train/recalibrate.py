@@ -1,4 +1,4 @@
-"""Estimate BatchNorm statistics anew, after the layers before them have changed."""
+"""Re-estimate BatchNorm statistics after the layers before them have changed."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def recalibrate(
 ) -> nn.Module:
     """Replace the running statistics of every BatchNorm by averages over some batches.
 
-    Conversion changes what a layer hands to its norm, and pretrained files may carry folded
-    norms: in either case the stored means and variances are wrong until they are measured again.
-    They become the plain average over the batches, all of which count the same. Everything but
-    the BatchNorms runs in evaluation mode, no gradient is made, no parameter changes.
+    Conversion changes a norm's input, and pretrained files may contain folded norms: in both cases
+    the stored means and variances are wrong until they are re-estimated. They become the plain
+    average over the batches, equally weighted. Everything but the BatchNorms runs in evaluation
+    mode, without gradients; parameters do not change.
 
     Args:
         model: The network; changed in place.
         batches: Images as tensors (N, C, H, W), or tuples that start with them, or dicts with
             "image": a data loader, or a list.
-        device: Where to run; None is where the network is. The network is not moved.
+        device: Where to run; None is the network's device. The network is not moved.
 
     Returns:
         The same network, each module's training flag as it was.
 
     Raises:
         ModelError: There is no BatchNorm with running statistics.
-        DataError: There is no batch, or its images are unfit. The statistics are as before.
+        DataError: There is no batch, or its images are invalid. Statistics are then unchanged.
     """
     norms = [
         module
@@ -49,7 +49,7 @@ def recalibrate(
             "model",
             type(model).__name__,
             "has no BatchNorm with running statistics",
-            "leave recalibrate out, there is nothing to estimate",
+            "omit recalibrate; there is nothing to estimate",
         )
     if device is None:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
