@@ -215,5 +215,5 @@ def test_a_foreign_file_is_refused_and_left_alone(text: str, tmp_path: Path, tol
     path.write_text(text, encoding="utf-8")
     with pytest.raises(FileError) as raised:
         Records(path)
-    assert "not the record of a survey" in told(raised.value)
+    assert "not a survey record" in told(raised.value)
     assert path.read_text(encoding="utf-8") == text
