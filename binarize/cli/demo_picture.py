@@ -1,4 +1,4 @@
-"""The image of the demonstration: input, ground truth, float and 1-bit prediction side by side."""
+"""The demo's image: input, ground truth, float and 1-bit prediction side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(
     """Write the image.
 
     Args:
-        path: Where to.
+        path: The file to write.
         data: Scenes for segmentation.
         teacher: The float network.
         student: The 1-bit network.
@@ -78,6 +78,6 @@ def draw(
 
 
 def _varied(data: DenseDataset, count: int) -> list[int]:
-    """Scenes with several classes, which tell more than empty or crowded ones; a fixed choice."""
+    """Return a fixed choice of scenes with several classes, neither empty nor crowded."""
     kinds = [len(data[i]["mask"].unique()) for i in range(len(data))]
     return sorted(range(len(data)), key=lambda i: (abs(kinds[i] - 5), i))[:count]

@@ -24,14 +24,14 @@ __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Run a 1-bit network on images and measure the binarized inputs of its binary layers: the
-information entropy of each channel (1 bit: as many +1 as -1, 0: all the same), the values that the
-binarizers learned, and the feature maps before and after the first binarization. Writes figures
+information entropy of each channel (1 bit: as many +1 as -1, 0: all equal), the binarizers'
+learned parameters, and the feature maps before and after the first binarization. Writes figures
 (PNG) and their numbers (inspection.json, CSV)."""
 
 _EXAMPLES = [
     (
         "binarize inspect runs/binary/binary.safetensors --images photos/ --output out",
-        "on a folder of images, at the size of the training",
+        "on a folder of images, at the training size",
     ),
     (
         "binarize inspect runs/binary/binary.safetensors --data camvid \\\n"
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 @dataclass(frozen=True)
 class _Images:
-    """Pictures by number: their names, and how to get each as it is seen and as it is fed."""
+    """Images by index: their names, and functions that return each for display and as input."""
 
     names: Sequence[str]
     sample: Callable[[int], tuple[Tensor, Tensor]]

@@ -1,4 +1,4 @@
-"""Images as inputs, and predictions as images: label maps in colours, depth in a colour map.
+"""Images as inputs, and predictions as images: coloured label maps and depth maps.
 
 Shape legend: H, W rows and columns.
 """
@@ -30,12 +30,12 @@ Colors = Sequence[Sequence[int]]
 
 
 def find_pictures(given: Sequence[str]) -> list[Path]:
-    """The image files that were named, each once, and those of folders that were named.
+    """Return the image files given by name or folder, without duplicates.
 
-    A file that is named may have any ending, if it begins like an image.
+    A file given by name may have any suffix, if its content starts like an image.
 
     Raises:
-        DataError: There is no such file or folder, it is no image, or the folder has none.
+        DataError: There is no such file or folder, it is not an image, or the folder has none.
     """
     from binarize.data.decoding import is_image
     from binarize.data.images import IMAGE_SUFFIXES, image_files
@@ -51,18 +51,20 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
         elif not path.is_file():
             raise DataError("images", name, "no such file or folder", "check the path")
         elif path.suffix.lower() not in IMAGE_SUFFIXES and not is_image(path):
-            raise DataError("images", name, "is no image", "give image files, or folders of them")
+            raise DataError(
+                "images", name, "is not an image", "give image files, or folders of them"
+            )
         else:
             found[path] = None
     return list(found)
 
 
 def as_input(picture: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
-    """A batch (1, 3, H, W) for the network.
+    """Return an image as a batch (1, 3, H, W) for the network.
 
     Args:
         picture: uint8 (3, H, W).
-        stats: Mean and standard deviation of the values from 0 to 1, for each channel.
+        stats: Mean and standard deviation per channel, for values from 0 to 1.
     """
     import torch
 
@@ -71,10 +73,10 @@ def as_input(picture: Tensor, stats: tuple[Sequence[float], Sequence[float]]) ->
 
 
 def label_picture(labels: Tensor, colors: Colors) -> Image:
-    """A label map as a palette image: its values are the class indices, its look the colours.
+    """Return a label map as a palette image of class indices, shown in the classes' colours.
 
     Args:
-        labels: Integers (H, W), 255 where nothing is known (shown black).
+        labels: Integers (H, W), 255 for unknown (shown black).
         colors: One RGB triple per class.
     """
     import torch
@@ -82,12 +84,12 @@ def label_picture(labels: Tensor, colors: Colors) -> Image:
 
     picture = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
     table = [int(value) for color in colors for value in color][:765]
-    picture.putpalette(table + [0] * (768 - len(table)))  # of a grey picture makes a palette one
+    picture.putpalette(table + [0] * (768 - len(table)))  # turns a grey image into a palette image
     return picture
 
 
 def overlaid(labels: Tensor, colors: Colors) -> Image:
-    """Several labels (C, H, W) of 0 and 1 in one image: the mean of their classes' colours."""
+    """Return multi-labels (C, H, W) of 0 and 1 as one image: the mean of their classes' colours."""
     import torch
     from PIL import Image
 
@@ -98,7 +100,7 @@ def overlaid(labels: Tensor, colors: Colors) -> Image:
 
 
 def depth_picture(depth: Tensor, near: float, far: float) -> Image:
-    """A depth map (H, W) in metres in colours, bright and warm where near."""
+    """Return a depth map (H, W) in metres in colours, bright and warm where near."""
     from matplotlib import colormaps
     from PIL import Image
 
@@ -107,7 +109,7 @@ def depth_picture(depth: Tensor, near: float, far: float) -> Image:
 
 
 def beside(pictures: Sequence[Image], gap: int = 4) -> Image:
-    """Pictures of one height side by side, on white."""
+    """Place images of equal height side by side, on white."""
     from PIL import Image
 
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
@@ -120,7 +122,7 @@ def beside(pictures: Sequence[Image], gap: int = 4) -> Image:
 
 
 def legend(names: Sequence[str], colors: Colors) -> Image:
-    """An image that shows the colour of each class."""
+    """Draw a legend of the classes' colours."""
     from PIL import Image, ImageDraw
 
     height, box = 18, 12
@@ -134,7 +136,7 @@ def legend(names: Sequence[str], colors: Colors) -> Image:
 
 
 def save_picture(picture: Image, path: Path) -> None:
-    """Write a PNG file, whole or not at all.
+    """Write a PNG file atomically.
 
     Raises:
         FileError: It cannot be written.

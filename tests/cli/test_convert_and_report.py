@@ -54,7 +54,7 @@ def test_the_plan_tells_units_of_other_parts(run, tmp_path: Path) -> None:
     )
     assert "convolution or pointwise linear layer" in answer.out
     text = " ".join(answer.out.split())
-    assert re.search(r"4 layers become binary \(\d with units of other parts\), ", text)
+    assert re.search(r"4 layers become binary \(\d with modified units\), ", text)
 
 
 def test_the_plan_for_a_program(run) -> None:
