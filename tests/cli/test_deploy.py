@@ -145,7 +145,7 @@ def test_what_cannot_be_packed(
         ((float_run / "float.safetensors", "-o", file), "this is a float network"),
         ((deployed["programs"], "-o", file), "is packed already"),
         ((lonely, "-o", lonely), "is the input file"),
-        ((lonely, "-o", tmp_path), "this is a folder"),
+        ((lonely, "-o", tmp_path), "is a folder"),
         ((lonely, "-o", tmp_path / "none" / "x"), "its folder does not exist"),
         ((lonely, "-o", file, "--batch-size", 0), "batch-size=0: must be positive"),
         ((lonely, "-o", file, "--size", "0x0"), "must be positive"),

@@ -122,7 +122,7 @@ MISTAKES = [
     (f"{TRAIN} --model nets.py", "names no factory; write nets.py:FUNCTION_OR_CLASS"),
     (f"{TRAIN} --model {{tmp}}/none.py:make", "no such file"),
     (f"{PLAIN} --model {{tmp}}/nets.py:mak", "has no 'mak'; did you mean 'make'"),
-    (f"{PLAIN} --model {{tmp}}/nets.py:number", "gave a int, not a torch.nn.Module"),
+    (f"{PLAIN} --model {{tmp}}/nets.py:number", "returned a int, not a torch.nn.Module"),
     (f"{PLAIN} --model {{tmp}}/nets.py:broken", "RuntimeError: out of ideas"),
     (f"{PLAIN} --model {{tmp}}/nets.py:flat", "size='32x24': the network does not accept it"),
     (f"{TRAIN} --model {{tmp}}/syntax.py:make", "importing syntax.py failed"),
