@@ -34,7 +34,7 @@ def fuse_int8(recording: Recording) -> None:
         _hand_on_codes(node)
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def _only_user(node: fx.Node) -> Any:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
@@ -46,25 +46,20 @@ def _replace(node: fx.Node, user: fx.Node) -> None:
 
 def _fold_norm(recording: Recording, node: fx.Node) -> None:
     r""":math:`g (s x + b - \mu) + \beta` is a layer with scale g s and constant g (b - μ) + β."""
-    item = _only_user(node)
-    norm = item
+    norm, known = _only_user(node), recording.constants
     if norm is None or not is_call(norm, _aten.native_batch_norm.default):
         return
-    if norm.args[0] is not node or norm.args[5]:
+    x, *tensors, training, _, eps = norm.args
+    if x is not node or training or any(t is not None and t.op != "get_attr" for t in tensors):
         return
-    known = recording.constants
-    tensors = norm.args[1:5]
-    if any(t is not None and getattr(t, "op", "") != "get_attr" for t in tensors):
-        return
-    weight, bias, mean, var = (t and known[t.target].detach().double() for t in tensors)  # type: ignore[union-attr,index]
+    values: Any = [None if t is None else known[t.target].detach().double() for t in tensors]
+    weight, shift, mean, var = values
     if mean is None or var is None:
         return
     given = arguments(node)
-    eps: Any = norm.args[7]
-    gain = torch.rsqrt(var + eps) * (1.0 if weight is None else weight)
-    own = given["bias"]
-    constant = 0.0 if own is None else known[own.target].double()
-    constant = (constant - mean) * gain + (0.0 if bias is None else bias)
+    gain: Any = torch.rsqrt(var + eps) * (1.0 if weight is None else weight)
+    constant: Any = -mean if given["bias"] is None else known[given["bias"].target].double() - mean
+    constant = constant * gain + (0.0 if shift is None else shift)
     with recording.graph.inserting_before(node):
         given["gain"] = recording.constant((known[given["gain"].target].double() * gain).float())
         given["bias"] = recording.constant(constant.float())
@@ -102,14 +97,14 @@ def _take_activation(node: fx.Node) -> None:
     _replace(node, user)
 
 
-def _limits(user: fx.Node) -> list[float] | None:
+def _limits(user: Any) -> list[float] | None:
     """Least and largest value of a clipping; ``None`` if there are not both."""
     given = [*user.args[1:], *(user.kwargs.get(k) for k in ("min", "max") if k in user.kwargs)]
     if is_call(user, _aten.hardtanh.default):
         given += [-1.0, 1.0][len(given) :]
     if len(given) != 2 or not all(isinstance(x, int | float) for x in given):
         return None
-    return [float(x) for x in given]  # type: ignore[arg-type]
+    return [float(x) for x in given]
 
 
 def _hand_on_codes(node: fx.Node) -> None:
