@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from binarize.kernels.int8 import int8_layer
 from binarize.lower.record import Recording
 from binarize.lower.units import arguments, is_call, set_arguments, value_of
 
-__all__ = ["fuse_int8"]
+__all__ = ["fold_int8", "fuse_int8"]
 
 _aten = torch.ops.aten
 
@@ -19,19 +20,33 @@ _aten = torch.ops.aten
 def fuse_int8(recording: Recording) -> None:
     """Rewrite a graph in place.
 
-    - A BatchNorm behind an 8-bit layer is folded into its scales and its constants.
-    - The layer applies the activation that follows.
+    - What :func:`fold_int8` does.
     - Where all readers of the result are 8-bit layers that round it alike, it is written as codes.
 
     Args:
         recording: The graph.
     """
+    for node in fold_int8(recording):
+        _hand_on_codes(node)
+
+
+def fold_int8(recording: Recording) -> list[fx.Node]:
+    """Rewrite a graph in place.
+
+    - A BatchNorm behind an 8-bit layer is folded into its scales and its constants.
+    - The layer applies the activation that follows.
+
+    Args:
+        recording: The graph.
+
+    Returns:
+        The calls of 8-bit layers.
+    """
     nodes = [node for node in recording.graph.nodes if is_call(node, int8_layer)]
     for node in nodes:
         _fold_norm(recording, node)
         _take_activation(node)
-    for node in nodes:
-        _hand_on_codes(node)
+    return nodes
 
 
 def _only_user(node: fx.Node) -> Any:
@@ -47,9 +62,9 @@ def _replace(node: fx.Node, user: fx.Node) -> None:
 def _fold_norm(recording: Recording, node: fx.Node) -> None:
     r""":math:`g (s x + b - \mu) + \beta` is a layer with scale g s and constant g (b - μ) + β."""
     norm, known = _only_user(node), recording.constants
-    if norm is None or not is_call(norm, _aten.native_batch_norm.default):
+    if norm is None or not is_call(norm, *_NORMS):
         return
-    x, *tensors, training, _, eps = norm.args
+    x, *tensors, training, _, eps = _NORMS[norm.target](norm.args)
     if x is not node or training or any(t is not None and t.op != "get_attr" for t in tensors):
         return
     values: Any = [None if t is None else known[t.target].detach().double() for t in tensors]
@@ -64,12 +79,21 @@ def _fold_norm(recording: Recording, node: fx.Node) -> None:
         given["gain"] = recording.constant((known[given["gain"].target].double() * gain).float())
         given["bias"] = recording.constant(constant.float())
     set_arguments(node, given)
+    if isinstance(norm.meta["value"], torch.Tensor):
+        _replace(node, norm)
+        return
     for result in list(norm.users):
         if result.args[1] == 0:
             _replace(node, result)
     recording.graph.erase_node(norm)
 
 
+# Recorded, and exported; as input, four tensors, training, momentum and epsilon.
+_NORMS: dict[Any, Callable[[Any], Any]] = {
+    _aten.native_batch_norm.default: lambda args: args,
+    _aten.batch_norm.default: lambda args: args[:8],
+    _aten._native_batch_norm_legit_no_training.default: lambda a: (*a[:5], False, *a[5:]),
+}
 _PLAIN = {
     _aten.relu.default: "relu",
     _aten.hardswish.default: "hardswish",
