@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize.budget.convert import convert
 from binarize.policy import Policy
@@ -18,7 +17,7 @@ from binarize.policy.match import Overrides
 from binarize.policy.more_bits import MoreBits
 from binarize.report import Sensitivity
 from binarize.train.batches import batch_image
-from binarize.train.recalibrate import recalibrate
+from binarize.train.recalibrate import has_statistics, recalibrate
 from binarize.train.unfold import has_folded_norms, unfold_norms
 
 __all__ = ["prepare_student"]
@@ -81,7 +80,6 @@ def prepare_student(
         sensitivity=sensitivity,
         more_bits=more_bits,
     )
-    norms = (m for m in student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats)
-    if images and next(norms, None) is not None:
+    if images and any(map(has_statistics, student.modules())):
         recalibrate(student, images)
     return student

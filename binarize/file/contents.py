@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from binarize.file.container import Entry, file_size
 from binarize.file.slots import Slot, find_slots
 from binarize.graph.plan import Plan
+from binarize.nn.treated import TreatedLayer
 
 __all__ = [
     "COUNTERS",
@@ -57,7 +59,8 @@ def network_contents(model: nn.Module, plan: Plan) -> Contents:
     """Tell what the file of a converted network holds; depends on its structure alone.
 
     Tensors: ``<layer>.weight.bits`` (uint8, see :func:`binarize.ops.pack_signs`) and
-    ``<layer>.weight.scale`` for each binary layer, all other entries of the state_dict under their
+    ``<layer>.weight.scale`` for each binary layer, ``<layer>.weight.int8`` and
+    ``<layer>.weight.scale`` for each 8-bit one, all other entries of the state_dict under their
     own names, each tensor once, and the batch counters of all norms together.
 
     Strings: ``format``, ``format_version``, ``policy``, ``padding_value`` (what zero padding is in
@@ -121,12 +124,14 @@ def _plain(name: str, keys: tuple[str, ...], tensor: Tensor) -> Entry:
 
 def _packed(slot: Slot) -> list[Entry]:
     layer: Any = slot.layer
-    name, keys, dtype = slot.name, slot.keys, slot.tensor.dtype
-    size, scales = slot.packed_sizes
     return [
-        Entry(f"{name}.bits", torch.uint8, (size,), keys, lambda: layer.packed_weight()[0]),
-        Entry(f"{name}.scale", dtype, (scales,), keys, lambda: layer.packed_weight()[1]),
+        Entry(f"{slot.name}.{part}", dtype, shape, slot.keys, partial(_part, layer, place))
+        for place, (part, (dtype, shape)) in enumerate(slot.parts.items())
     ]
+
+
+def _part(layer: TreatedLayer, place: int) -> Tensor:
+    return layer.packed_weight()[place]
 
 
 def _layout(slots: Sequence[Slot]) -> dict[str, Any]:

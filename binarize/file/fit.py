@@ -9,8 +9,12 @@ import torch
 from binarize.errors import ModelError
 from binarize.file.slots import Slot
 from binarize.file.stored import Stored
+from binarize.nn.treated import StoredParts
 
 __all__ = ["check_fit"]
+
+
+_PARTS = ("bits", "int8", "scale")
 
 
 def check_fit(slots: Sequence[Slot], stored: Stored, name: str) -> None:
@@ -25,15 +29,15 @@ def check_fit(slots: Sequence[Slot], stored: Stored, name: str) -> None:
         ModelError: Something is missing, left over or of another shape; the first three of each.
     """
     missing, different, used = [], [], set()
-    sizes: dict[tuple[str, torch.Size], tuple[int, int]] = {}
+    known: dict[tuple[str, torch.Size], StoredParts] = {}
     for slot in slots:
         key = stored.name_of(slot)
-        used |= {key} if slot.layer is None else {f"{key}.bits", f"{key}.scale"}
+        used |= {f"{key}.{part}" for part in slot.parts} or {key}
         if not stored.has(key):
             missing.append(slot.name)
-        elif (difference := _difference(slot, key, stored, sizes)) is not None:
+        elif (difference := _difference(slot, key, stored, known)) is not None:
             different.append(difference)
-            used |= {key, f"{key}.bits", f"{key}.scale"}
+            used |= {key, *(f"{key}.{part}" for part in _PARTS)}
     unexpected = [key for key in stored.tensors if key not in used]
     found = [
         f"{what} {', '.join(items[:3])}{f' and {len(items) - 3} more' if len(items) > 3 else ''}"
@@ -54,29 +58,30 @@ def check_fit(slots: Sequence[Slot], stored: Stored, name: str) -> None:
 
 
 def _difference(
-    slot: Slot, key: str, stored: Stored, sizes: dict[tuple[str, torch.Size], tuple[int, int]]
+    slot: Slot, key: str, stored: Stored, known: dict[tuple[str, torch.Size], StoredParts]
 ) -> str | None:
     shape = tuple(slot.tensor.shape)
     if slot.layer is None:
         if key not in stored.tensors:
-            return f"{slot.name} is stored as bits"
+            return f"{slot.name} is stored in fewer bits"
         tensor = stored.tensors[key]
         if tuple(tensor.shape) != shape:
             return f"{slot.name} {tuple(tensor.shape)} in the file, {shape} in the network"
         if tensor.is_floating_point() != slot.tensor.is_floating_point():
             return f"{slot.name} {tensor.dtype} in the file, {slot.tensor.dtype} in the network"
         return None
-    bits, scale = stored.tensors.get(f"{key}.bits"), stored.tensors.get(f"{key}.scale")
-    if bits is None or scale is None:
-        return f"{slot.name} is not stored as bits and scale"
-    alike = str(slot.layer.quantizer), slot.tensor.shape
-    if alike not in sizes:
-        sizes[alike] = slot.packed_sizes
-    size, scales = sizes[alike]
-    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == (size,)
-    if not fits or tuple(scale.shape) != (scales,) or not scale.is_floating_point():
-        return (
-            f"{slot.name} has {bits.numel()} bytes of bits and {scale.numel()} scales in the file, "
-            f"{size} and {scales} in the network"
-        )
+    alike = slot.layer.coding, slot.tensor.shape
+    if alike not in known:
+        known[alike] = slot.parts
+    parts = known[alike]
+    given = {part: stored.tensors.get(f"{key}.{part}") for part in parts}
+    if any(tensor is None for tensor in given.values()):
+        return f"{slot.name} is not stored as {' and '.join(parts)}"
+    for part, (dtype, shape) in parts.items():
+        tensor = stored.tensors[f"{key}.{part}"]
+        same_kind = tensor.is_floating_point() if dtype.is_floating_point else tensor.dtype == dtype
+        if not same_kind or tuple(tensor.shape) != shape:
+            found = f"{tuple(tensor.shape)} of {tensor.dtype}".replace("torch.", "")
+            wanted = f"{shape} of {dtype}".replace("torch.", "")
+            return f"{slot.name}.{part} {found} in the file, {wanted} in the network"
     return None

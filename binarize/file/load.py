@@ -18,7 +18,7 @@ from binarize.graph.given import copied, given_network
 from binarize.graph.origin import build_origin
 from binarize.graph.plan import Plan
 from binarize.graph.rewrite import apply_plan
-from binarize.nn import BinaryLayer
+from binarize.nn.treated import TreatedLayer
 
 __all__ = ["load"]
 
@@ -91,7 +91,7 @@ def load(
 
 
 def _check_model(model: nn.Module) -> None:
-    if any(isinstance(module, BinaryLayer) for module in model.modules()):
+    if any(isinstance(module, TreatedLayer) for module in model.modules()):
         raise ModelError(
             "model",
             type(model).__name__,
@@ -123,16 +123,18 @@ def _apply(plan: Plan, network: nn.Module) -> None:
 
 def _fill(slot: Slot, stored: Stored) -> None:
     key = stored.name_of(slot)
-    packed = slot.layer is not None
-    values = stored.tensors[f"{key}.scale" if packed else key]
+    parts = [stored.tensors[f"{key}.{part}"] for part in slot.parts]
+    # Of a network in half precision the scales have its type, those of 8-bit layers do not.
+    values = parts[-1] if slot.parts.get("bits") else parts[0] if parts else stored.tensors[key]
+    kind = values.dtype if values.is_floating_point() or not parts else slot.tensor.dtype
     shape = tuple(slot.tensor.shape)
     device = slot.tensor.device
     if key in stored.strides:
-        fresh = torch.empty_strided(shape, stored.strides[key], dtype=values.dtype, device=device)
+        fresh = torch.empty_strided(shape, stored.strides[key], dtype=kind, device=device)
     else:
-        fresh = torch.empty(shape, dtype=values.dtype, device=device)
+        fresh = torch.empty(shape, dtype=kind, device=device)
     if slot.layer is not None:
         slot.tensor.data = fresh
-        slot.layer.load_packed_weight(stored.tensors[f"{key}.bits"], values)
+        slot.layer.load_packed_weight(*parts)
     else:
         slot.tensor.data = fresh.copy_(values)

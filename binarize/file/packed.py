@@ -16,8 +16,8 @@ from binarize.file.stored import Stored
 from binarize.graph.origin import build_origin
 from binarize.lower.network import PackedNetwork
 from binarize.lower.pack import finish
-from binarize.nn import BinaryLayer
-from binarize.nn.packed import pack_layer
+from binarize.nn.treated import TreatedLayer
+from binarize.nn.treatments import pack_treated
 
 __all__ = ["fill_packed", "network_without_values"]
 
@@ -88,18 +88,13 @@ def fill_packed(
         if slot.layer is None:
             _fill(network, slot, stored, name)
         else:
-            bits[id(slot.tensor)] = name
+            bits[id(slot.tensor)] = [stored.tensors[f"{name}.{part}"] for part in slot.parts]
     network.eval()
     twins: dict[int, Any] = {}
     for module in network.modules():
-        if isinstance(module, BinaryLayer):
-            name = bits.get(id(module.weight), "")
-            weight = (
-                (stored.tensors[f"{name}.bits"], stored.tensors[f"{name}.scale"])
-                if name
-                else module.packed_weight()
-            )
-            twins[id(module)] = pack_layer(module, *weight)
+        if isinstance(module, TreatedLayer):
+            weight = bits.get(id(module.weight)) or module.packed_weight()
+            twins[id(module)] = pack_treated(module, *weight)
     for tensor in (*network.parameters(), *network.buffers()):
         twins[id(tensor)] = tensor  # the packed network takes them over
     packed = finish(network, twins)

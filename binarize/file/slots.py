@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from binarize.errors import ModelError
-from binarize.nn import BinaryLayer
+from binarize.nn.treated import StoredParts, TreatedLayer
 
 __all__ = ["Slot", "find_slots"]
 
@@ -22,13 +21,13 @@ class Slot:
     Attributes:
         keys: Its keys in the state_dict; several where modules or tensors are shared.
         tensor: The parameter or buffer itself.
-        layer: The binary layer whose latent weight it is, so that bits and scales say it all;
-            ``None`` for tensors that are stored as they are.
+        layer: The layer whose latent weight it is, of which fewer bits are stored; ``None`` for
+            tensors that are stored as they are.
     """
 
     keys: tuple[str, ...]
     tensor: Tensor
-    layer: BinaryLayer | None
+    layer: TreatedLayer | None
 
     @property
     def name(self) -> str:
@@ -45,11 +44,9 @@ class Slot:
         )
 
     @property
-    def packed_sizes(self) -> tuple[int, int]:
-        """Of a latent weight: bytes of its bits, number of its scales."""
-        quantizer: Any = None if self.layer is None else self.layer.quantizer
-        sizes: tuple[int, int] = quantizer.packed_sizes(self.tensor)
-        return sizes
+    def parts(self) -> StoredParts:
+        """What is stored in a latent weight's place, by the ending of its name; else nothing."""
+        return {} if self.layer is None else self.layer.stored_parts(self.tensor)
 
 
 def find_slots(model: nn.Module) -> list[Slot]:
@@ -78,17 +75,17 @@ def find_slots(model: nn.Module) -> list[Slot]:
     return [Slot(tuple(keys[i]), tensor, packed.get(i)) for i, tensor in tensors.items()]
 
 
-def _packed(model: nn.Module) -> dict[int, BinaryLayer]:
+def _packed(model: nn.Module) -> dict[int, TreatedLayer]:
     """Latent weights that nobody reads as they are, by identity."""
     users: dict[int, list[nn.Module]] = defaultdict(list)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            is_latent = isinstance(module, BinaryLayer) and name == "weight"
+            is_latent = isinstance(module, TreatedLayer) and name == "weight"
             users[id(parameter)].append(module if is_latent else model)
     packed = {}
     for identity, modules in users.items():
         first = modules[0]
-        alike = {str(m.quantizer) if isinstance(m, BinaryLayer) else None for m in modules}
-        if isinstance(first, BinaryLayer) and len(alike) == 1:
+        alike = {m.coding if isinstance(m, TreatedLayer) else None for m in modules}
+        if isinstance(first, TreatedLayer) and len(alike) == 1:
             packed[identity] = first
     return packed

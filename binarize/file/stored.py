@@ -41,8 +41,8 @@ class Stored:
     description: Mapping[str, Any] | None = None
 
     def has(self, name: str) -> bool:
-        """Whether the file holds a tensor, as it is or as bits."""
-        return name in self.tensors or f"{name}.bits" in self.tensors
+        """Whether the file holds a tensor, as it is or in fewer bits."""
+        return any(f"{name}{ending}" in self.tensors for ending in ("", ".bits", ".int8"))
 
     def name_of(self, slot: Slot) -> str:
         """The name of a slot in the file, where it may stand for several."""

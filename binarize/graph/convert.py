@@ -19,7 +19,8 @@ from binarize.graph.plan import Plan
 from binarize.graph.planner import make_plan
 from binarize.graph.rewrite import apply_plan
 from binarize.graph.scopes import ScopeGraph
-from binarize.nn.base import BinaryLayer
+from binarize.nn.treated import TreatedLayer
+from binarize.nn.treatments import TREATMENTS
 from binarize.policy.loader import load_policy
 from binarize.policy.match import Overrides, with_overrides
 from binarize.policy.schema import Policy, Rule
@@ -153,7 +154,7 @@ def _check_model(model: nn.Module) -> None:
             "a scripted module has no Python forward left",
             "give the network that it was scripted from",
         )
-    if any(isinstance(module, BinaryLayer) for module in model.modules()):
+    if any(isinstance(module, TreatedLayer) for module in model.modules()):
         raise ModelError(
             "model",
             type(model).__name__,
@@ -209,7 +210,7 @@ def _check_plan(model: nn.Module, plan: Plan, overrides: Sequence[Rule]) -> None
             "this rule matched no layer",
             f"correct its pattern; the layers are {names}, ...",
         )
-    if not any(d.action == "binarize" for d in plan.layers):
+    if not any(d.action in TREATMENTS and d.action != "keep" for d in plan.layers):
         kept: Mapping[str, str] = {d.site: d.reason for d in plan.layers}
         why = "; ".join(f"{site}: {reason}" for site, reason in list(kept.items())[:3])
         raise ModelError(

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["effective_weight", "extra_padding", "obstacle", "scope_name"]
+__all__ = ["effective_weight", "extra_padding", "is_standardized", "obstacle", "scope_name"]
 
 _PLAIN = (
     nn.Conv1d,
@@ -43,6 +43,11 @@ def obstacle(layer: Any) -> str | None:
     return None
 
 
+def is_standardized(layer: nn.Module) -> bool:
+    """Whether a layer's own forward subtracts its weight's mean and divides by its deviation."""
+    return type(layer).__name__ in _STANDARDIZED
+
+
 def extra_padding(layer: nn.Module) -> str | Sequence[int] | None:
     """Padding that a convolution's own forward adds, as ``pre_padding`` of a binary one."""
     name = type(layer).__name__
@@ -58,7 +63,7 @@ def extra_padding(layer: nn.Module) -> str | Sequence[int] | None:
 def effective_weight(layer: Any) -> Tensor | nn.Parameter:
     """The weight that becomes the latent one: the parameter itself where there is one."""
     weight = _hooked_weight(layer)
-    if type(layer).__name__ in _STANDARDIZED:
+    if is_standardized(layer):
         # The layer subtracts the mean of each filter before use, and the sign would miss it.
         detached = weight.detach()
         return detached - detached.mean(tuple(range(1, detached.dim())), keepdim=True)

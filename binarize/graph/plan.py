@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize.nn.spec import UnitSpec
+from binarize.nn.treatments import TREATMENTS
 from binarize.policy.loader import from_dict
 from binarize.policy.schema import Policy, told_unit
 
@@ -27,8 +28,9 @@ class Decision:
             operation in a module's own forward.
         part: ``"layer"``, ``"activation"``, ``"addition"`` or ``"scale"``.
         kind: Class of the module or name of the function.
-        action: Layers: ``"binarize"``, ``"keep"``, ``"bypass"`` (a projection shortcut becomes the
-            parameter-free bypass) or ``"remove"`` (a projection whose block addition is gone).
+        action: Layers: ``"binarize"``, ``"keep"``, ``"int8"``, ``"bypass"`` (a projection shortcut
+            becomes the parameter-free bypass) or ``"remove"`` (a projection whose block addition
+            is gone).
             Activations: ``"replace"`` or ``"keep"``. Additions, scales: ``"drop"`` or ``"keep"``.
         reason: Why, for people.
         rule: Which rule decided; ``"contract"`` is the pass itself.
@@ -124,7 +126,7 @@ class Plan:
     @property
     def binary_share(self) -> float:
         """Share of the remaining layers' weights that become binary, 0 to 1."""
-        total = sum(d.weights for d in self.layers if d.action in ("binarize", "keep"))
+        total = sum(d.weights for d in self.layers if d.action in TREATMENTS)
         return sum(d.weights for d in self.layers if d.action == "binarize") / max(total, 1)
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from binarize.graph.classify import is_batch_norm
 from binarize.graph.flow import Layer, find_layers, foreign_convolutions
 from binarize.graph.growth import layers_to_stop
 from binarize.graph.inputs import input_shapes
-from binarize.graph.layers import obstacle
+from binarize.graph.layers import is_standardized, obstacle
 from binarize.graph.outputs import ending_outputs
 from binarize.graph.plan import CONTRACT, Decision, Plan
 from binarize.graph.rewritable import Rewritable
@@ -24,6 +24,7 @@ from binarize.graph.shortcuts import find_shortcuts
 from binarize.graph.sizes import depends_on_size, spelled_size
 from binarize.graph.trace import Op, Trace
 from binarize.graph.units import has_bypass
+from binarize.nn.treatments import TREATMENTS
 from binarize.policy.match import Site, select
 from binarize.policy.schema import Policy, Rule
 
@@ -66,7 +67,7 @@ def make_plan(
         rule = None if place is None else chosen[place][0]
         by_user = place is not None and place < asked
         decided[path] = _decide(layer, rule, direct, _size_of(runs, layer), by_user=by_user)
-        if decided[path].action == "binarize" and path in watched:
+        if decided[path].action != "keep" and path in watched:
             decided[path] = _heed(decided[path], watched[path], runs, path)
     judged = _Judged(policy, modules, layers, decided, norms, _endings(runs, layers))
     parts = [_decide_run(trace, judged)]
@@ -271,7 +272,9 @@ def _decide(
     for name in ("weight", "bias"):
         if hindrance is None and id(getattr(layer.module, name)) in direct:
             hindrance = f"its {name} is used outside of its own forward"
-    if rule.action == "binarize" and hindrance is not None:
+    if rule.action == "int8" and hindrance is None and is_standardized(layer.module):
+        hindrance = "it standardizes its weight in its own forward"
+    if rule.action != "keep" and hindrance is not None:
         return _Verdict("keep", hindrance, CONTRACT)
     reason = rule.reason
     guessed = rule.action == "binarize" or "prediction" in rule.match.role
@@ -338,12 +341,17 @@ def _layer_decision(layer: Layer, judged: _Judged, part: _Part) -> Decision:
         reason=reason,
         rule=rule,
         shape=tuple(layer.module.weight.shape),
-        norm=norm if action != "keep" else None,
+        norm=norm if _takes_norm(action) else None,
         carries=path not in settled.stopped and path not in merged and (can_carry or kept),
         like=settled.alike.get(path),
         roles=tuple(sorted(layer.roles)),
         unit=decided.unit if action in ("binarize", "bypass") else None,
     )
+
+
+def _takes_norm(action: str) -> bool:
+    """Whether the norm behind a layer goes into it, or with it."""
+    return action not in TREATMENTS or TREATMENTS[action].adopts_norm
 
 
 def _foreign(trace: Trace) -> list[tuple[int, Decision]]:

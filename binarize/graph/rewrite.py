@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from binarize.graph.layers import effective_weight
 from binarize.graph.places import Places, find_module
 from binarize.graph.plan import Decision, Plan
 from binarize.graph.scopes import ScopeGraph, trace_scope
-from binarize.graph.units import build_unit
+from binarize.graph.units import build_int8, build_unit
 from binarize.graph.ways import other_ways
 from binarize.nn.base import BinaryLayer
+from binarize.nn.input_range import InputRange
 from binarize.nn.likeness import make_alike
 from binarize.nn.spec import UnitSpec
 from binarize.ops.bypass import GROUPINGS
@@ -72,17 +73,16 @@ def apply_plan(
             make_alike(new, find_module(model, decision.site))
             places.exchange(decision.site, new, within=decision.scope)
     for decision in plan.layers:
-        if decision.action == "binarize":
-            _binarize(places, decision, plan.unit(decision))
-        elif decision.action == "bypass":
-            _bypass_projection(places, decision, plan.unit(decision))
+        if decision.action in _REWRITES:
+            _REWRITES[decision.action](places, decision, plan.unit(decision))
     object.__setattr__(model, "binarize_plan", plan)
 
 
 # Layers
 
 
-def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
+def _planned_layer(places: Places, decision: Decision) -> Any:
+    """The float layer of a decision."""
     layer = find_module(places.model, decision.site)
     if tuple(layer.weight.shape) != decision.shape:
         raise ModelError(
@@ -91,17 +91,38 @@ def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
             f"the plan says {decision.shape}",
             "give the network that the plan was made for",
         )
+    return layer
+
+
+def _latent(layer: Any) -> nn.Parameter:
+    """The weight in use, as a parameter: the layer's own where it has one."""
+    weight = effective_weight(layer)
+    if isinstance(weight, nn.Parameter):
+        return weight
+    sources = [p for name, p in layer.named_parameters() if name != "bias"]
+    return nn.Parameter(weight, requires_grad=any(p.requires_grad for p in sources))
+
+
+def _quantize(places: Places, decision: Decision, spec: UnitSpec) -> None:
+    layer = _planned_layer(places, decision)
+    new = build_int8(layer)
+    new.weight, new.bias = _latent(layer), layer.bias
+    new.input_range = InputRange().to(layer.weight.device)
+    new.site = decision.site
+    make_alike(new, layer)
+    new.train(layer.training)
+    places.exchange(decision.site, new)
+
+
+def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
+    layer = _planned_layer(places, decision)
     unit = build_unit(layer, spec, bypass=decision.carries)
     unit.weight = None
     unit.to_empty(device=layer.weight.device)
     for part in unit.children():
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
-    weight = effective_weight(layer)
-    if not isinstance(weight, nn.Parameter):
-        sources = [p for name, p in layer.named_parameters() if name != "bias"]
-        weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in sources))
-    unit.set_weight(weight)
+    unit.set_weight(_latent(layer))
     bias = None if layer.bias is None else layer.bias.detach()
     unit.has_bias = bias is not None
     unit.site = decision.site
@@ -166,3 +187,10 @@ def _bypass_projection(places: Places, decision: Decision, spec: UnitSpec) -> No
     if decision.norm is not None:
         norm = find_module(places.model, decision.norm)
         places.exchange(decision.norm, getattr(norm, "act", None) or nn.Identity())
+
+
+_REWRITES: dict[str, Callable[[Places, Decision, UnitSpec], None]] = {
+    "binarize": _binarize,
+    "bypass": _bypass_projection,
+    "int8": _quantize,
+}

@@ -26,7 +26,7 @@ from binarize.kernels.prepared import PreparedWeights, aligned
 
 __all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
 
-ABI = 3
+ABI = 4
 ENVIRONMENT = "BINARIZE_KERNELS"
 # In order of preference; the numbers are the library's.
 SETS = {"avx512": 2, "avx512bw": 4, "avx2": 1, "neon": 3, "scalar": 0}
@@ -84,6 +84,15 @@ def _load() -> tuple[Any, str | None, str | None]:
             ctypes.c_int64,
             ctypes.c_void_p,
         ]
+        library.binarize_codes.restype = ctypes.c_int32
+        library.binarize_codes.argtypes = [
+            ctypes.c_int32,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_float,
+            ctypes.c_int32,
+            ctypes.c_void_p,
+        ]
         return library, str(path), None
     return (
         None,
@@ -129,6 +138,30 @@ def implementation() -> Callable[..., tuple[Tensor, Tensor]]:
             stacklevel=2,
         )
     return select(found.active)
+
+
+@lru_cache(maxsize=1)
+def codes() -> Callable[[Tensor, float, int], Tensor] | None:
+    """What makes codes (uint8) of a dense float32 tensor, a step and the code of zero.
+
+    ``None`` where the reference is in use.
+    """
+    name = status().active
+    if name == "reference":
+        return None
+    library, number = _load()[0], SETS[name]
+
+    def make(x: Tensor, scale: float, zero: int) -> Tensor:
+        made = torch.empty_like(x, dtype=torch.uint8)
+        pointers = x.data_ptr(), x.numel()
+        # The reciprocal in single precision, as torch has it.
+        inverse = float(1 / torch.tensor(scale, dtype=torch.float32))
+        problem = library.binarize_codes(number, *pointers, inverse, zero, made.data_ptr())
+        if problem:
+            raise RuntimeError(f"binarize_codes: {_STATUS.get(problem, problem)}")
+        return made
+
+    return make
 
 
 def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ from torch import fx
 from binarize.kernels.activation import shifted_prelu
 from binarize.kernels.ops import run_unit, unit
 from binarize.lower.float_layers import give_memory, place_last_convolutions
+from binarize.lower.fuse_int8 import fuse_int8
 from binarize.lower.record import Recording
 from binarize.lower.units import (
     arguments,
@@ -43,6 +44,7 @@ _NEAREST = (
 def fuse(recording: Recording) -> None:
     """Rewrite a graph in place.
 
+    - 8-bit layers do what follows them (:mod:`binarize.lower.fuse_int8`).
     - BatchNorms behind kept convolutions write over their results, and round as they do.
     - What follows a unit goes into it: additions of other maps, one activation.
     - A unit reads the parts of a concatenation, and maps before they are enlarged by nearest
@@ -53,6 +55,7 @@ def fuse(recording: Recording) -> None:
     """
     recording.graph.eliminate_dead_code()  # results nobody reads, which would count as users
     _drop_identities(recording.graph)
+    fuse_int8(recording)
     _write_norms(recording)
     fuse_units(recording)
     _overwrite(recording.graph)

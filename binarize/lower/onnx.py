@@ -28,9 +28,16 @@ from binarize.kernels import reference
 from binarize.kernels.activation import reference as activation_reference
 from binarize.kernels.layout import VERSION, Layout, unpack_weight
 from binarize.lower.network import PackedNetwork
-from binarize.lower.onnx_operators import DOMAIN, fused_module, merge_transpositions
+from binarize.lower.onnx_int8 import write_int8_layers
+from binarize.lower.onnx_operators import (
+    DOMAIN,
+    fused_module,
+    merge_transpositions,
+    rewritten_module,
+)
 from binarize.lower.pack import pack
 from binarize.nn.packed import PackedActivation, PackedUnit, StoredWeight
+from binarize.nn.packed_int8 import PackedInt8
 from binarize.ops.bits import pack_signs
 from binarize.runtime.structure import TENSOR
 from binarize.writing import replacing
@@ -215,13 +222,15 @@ def _translations() -> dict[Any, Any]:
 
 
 def _plain_module(network: nn.Module, args: Any, kwargs: Any, shapes: Any) -> nn.Module:
-    """A copy whose units compute in standard operators."""
+    """A copy whose layers compute in standard operators."""
     plain = copy.deepcopy(network)
     for module in plain.modules():
         if isinstance(module, PackedUnit):
             _make_plain(module)
         elif isinstance(module, PackedActivation):
             module.kernel = activation_reference
+    if any(isinstance(module, PackedInt8) for module in plain.modules()):
+        return rewritten_module(plain, args, kwargs, shapes, write_int8_layers)
     return plain
 
 

@@ -6,7 +6,7 @@ come last. ``binarize/kernels/csrc/ort.cpp`` computes it in ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,23 +20,56 @@ from binarize.kernels.geometry import output_size
 from binarize.kernels.layout import VERSION
 from binarize.kernels.ops import unit
 from binarize.lower.fuse import fuse_units
+from binarize.lower.onnx_int8 import write_int8_layers
 from binarize.lower.record import Recording
 from binarize.lower.units import arguments, is_call, value_of
 
-__all__ = ["DOMAIN", "fused_module", "merge_transpositions"]
+__all__ = ["DOMAIN", "fused_module", "merge_transpositions", "rewritten_module"]
 
 DOMAIN = "binarize"
 _aten = torch.ops.aten
 
 
 def fused_module(network: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> fx.GraphModule:
-    """Export a packed network and let its units do what follows and precedes them.
+    """Export a packed network and let its layers do what follows and precedes them.
 
     Args:
         network: The packed network's modules.
         args: Positional example inputs.
         kwargs: Named ones.
         dynamic_shapes: As :func:`torch.export.export` takes them.
+
+    Returns:
+        A module of the same signature.
+    """
+    return rewritten_module(network, args, kwargs, dynamic_shapes, _write_operators)
+
+
+def _write_operators(recording: Recording) -> None:
+    write_int8_layers(recording)
+    fuse_units(recording, _enlargement, makers=(unit,))
+    for node in recording.graph.find_nodes(op="call_function", target=unit):
+        _need_constant_options(node)
+        node.target = _binary_conv
+    for node in recording.graph.find_nodes(op="call_function", target=shifted_prelu):
+        node.target = _activation
+
+
+def rewritten_module(
+    network: nn.Module,
+    args: Any,
+    kwargs: Any,
+    dynamic_shapes: Any,
+    rewrite: Callable[[Recording], None],
+) -> fx.GraphModule:
+    """Export a network and rewrite its graph.
+
+    Args:
+        network: The network.
+        args: Positional example inputs.
+        kwargs: Named ones.
+        dynamic_shapes: As :func:`torch.export.export` takes them.
+        rewrite: Changes the graph in place.
 
     Returns:
         A module of the same signature.
@@ -53,12 +86,7 @@ def fused_module(network: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
             module.graph.erase_node(node)
         else:
             node.meta["value"] = node.meta.get("val")
-    fuse_units(recording, _enlargement, makers=(unit,))
-    for node in module.graph.find_nodes(op="call_function", target=unit):
-        _need_constant_options(node)
-        node.target = _binary_conv
-    for node in module.graph.find_nodes(op="call_function", target=shifted_prelu):
-        node.target = _activation
+    rewrite(recording)
     module.recompile()
     return module  # type: ignore[no-any-return]
 

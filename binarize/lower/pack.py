@@ -12,8 +12,10 @@ from binarize.errors import ModelError
 from binarize.graph.given import given_network
 from binarize.graph.inputs import arguments
 from binarize.lower.network import PackedNetwork
-from binarize.nn import BinaryLayer, ShiftedPReLU
-from binarize.nn.packed import PackedActivation, pack_layer
+from binarize.nn import ShiftedPReLU
+from binarize.nn.packed import PackedActivation
+from binarize.nn.treated import TreatedLayer
+from binarize.nn.treatments import pack_treated
 
 __all__ = ["finish", "pack"]
 
@@ -44,8 +46,8 @@ def pack(model: nn.Module, example_inputs: Any = None) -> PackedNetwork:
     _check(model)
     twins: dict[int, Any] = {}
     for module in model.modules():
-        if isinstance(module, BinaryLayer):
-            twins[id(module)] = pack_layer(module, *module.packed_weight())
+        if isinstance(module, TreatedLayer):
+            twins[id(module)] = pack_treated(module, *module.packed_weight())
     packed = finish(model, twins)
     if example_inputs is not None:
         args, kwargs = arguments(example_inputs)
@@ -85,7 +87,7 @@ def _check(model: nn.Module) -> None:
     name = type(model).__name__
     if any(isinstance(module, PackedNetwork) for module in model.modules()):
         raise ModelError("model", name, "it is packed already", "use it as it is")
-    if not any(isinstance(module, BinaryLayer) for module in model.modules()):
+    if not any(isinstance(module, TreatedLayer) for module in model.modules()):
         raise ModelError(
             "model", name, "it has no binary layers", "convert it first: binarize.convert(model)"
         )

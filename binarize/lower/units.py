@@ -10,12 +10,13 @@ import torch
 from torch import fx
 
 from binarize.kernels.activation import shifted_prelu
+from binarize.kernels.int8 import int8_layer
 from binarize.kernels.ops import run_unit, unit
 
 __all__ = ["arguments", "is_call", "replace_call", "result", "set_arguments", "units", "value_of"]
 
 _NAMES: dict[Any, list[str]] = {
-    op: [a.name for a in op._schema.arguments] for op in (unit, shifted_prelu)
+    op: [a.name for a in op._schema.arguments] for op in (unit, shifted_prelu, int8_layer)
 }
 _NAMES[run_unit] = _NAMES[unit]
 

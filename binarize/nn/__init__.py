@@ -12,6 +12,16 @@ from binarize.nn.conv import (
     BiConvTranspose2d,
     BiConvTranspose3d,
 )
+from binarize.nn.int8 import (
+    Int8Conv1d,
+    Int8Conv2d,
+    Int8Conv3d,
+    Int8ConvTranspose1d,
+    Int8ConvTranspose2d,
+    Int8ConvTranspose3d,
+    Int8Layer,
+    Int8Linear,
+)
 from binarize.nn.linear import BiLinear
 from binarize.nn.spec import UnitSpec
 from binarize.nn.threshold import ThresholdForm
@@ -28,6 +38,14 @@ __all__ = [
     "BinaryLayer",
     "ChannelAdaptiveBypass",
     "DistributionAdaptiveBinarizer",
+    "Int8Conv1d",
+    "Int8Conv2d",
+    "Int8Conv3d",
+    "Int8ConvTranspose1d",
+    "Int8ConvTranspose2d",
+    "Int8ConvTranspose3d",
+    "Int8Layer",
+    "Int8Linear",
     "ScaledSign",
     "ShiftedPReLU",
     "ShortcutBypass",

@@ -13,6 +13,7 @@ from binarize.nn.activation_binarizers import DistributionAdaptiveBinarizer
 from binarize.nn.bypass import make_bypass
 from binarize.nn.parts import ACTIVATIONS, BINARIZERS, WEIGHTS
 from binarize.nn.spec import UnitSpec
+from binarize.nn.treated import StoredParts, TreatedLayer
 from binarize.nn.weight_binarizers import ScaledSign
 from binarize.ops.adaptive_sign import adaptive_convolution
 from binarize.ops.convolution import Geometry, binary_convolution, convolve, sample_magnitude
@@ -35,7 +36,7 @@ def check_floating(x: Tensor) -> None:
         )
 
 
-class BinaryLayer(nn.Module):
+class BinaryLayer(TreatedLayer):
     """A 1-bit layer: ``inner(norm(layer(binarizer(x), quantizer(weight)))) + bypass(x)``.
 
     Attributes:
@@ -53,9 +54,7 @@ class BinaryLayer(nn.Module):
     """
 
     has_bias = False
-    site = ""
     float_weights = False
-    weight: Any
     binarizer: Any
     quantizer: Any
     norm: nn.Module
@@ -244,7 +243,17 @@ class BinaryLayer(nn.Module):
         scale = self.quantizer.spread(self.quantizer.scale(self.weight), self.weight)
         return self.quantizer.signs(self.weight).to(scale.dtype), scale
 
-    def packed_weight(self) -> tuple[Tensor, Tensor]:
+    @property
+    def coding(self) -> str:
+        """The weight binarizer with its options."""
+        return str(self.quantizer)
+
+    def stored_parts(self, weight: Tensor) -> StoredParts:
+        """Bits and scales."""
+        size, scales = self.quantizer.packed_sizes(weight)
+        return {"bits": (torch.uint8, (size,)), "scale": (weight.dtype, (scales,))}
+
+    def packed_weight(self) -> tuple[Tensor, ...]:
         """The weight as it is stored.
 
         Returns:
@@ -254,13 +263,13 @@ class BinaryLayer(nn.Module):
         bits, scale = self.quantizer.pack(self.weight)
         return bits, scale
 
-    def load_packed_weight(self, bits: Tensor, scale: Tensor) -> None:
+    def load_packed_weight(self, *parts: Tensor) -> None:
         """Set the latent weight to one that is in use exactly as the stored one was.
 
         Args:
-            bits: From :meth:`packed_weight`. The weight binarizer's buffers are those of the stored
-                weight already.
-            scale: From :meth:`packed_weight`.
+            *parts: Bits and scales, from :meth:`packed_weight`. The weight binarizer's buffers are
+                those of the stored weight already.
         """
+        bits, scale = parts
         with torch.no_grad():
             self.weight.copy_(self.quantizer.unpack(bits, scale, self.weight))

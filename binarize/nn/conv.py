@@ -25,6 +25,7 @@ __all__ = [
     "BiConvTranspose2d",
     "BiConvTranspose3d",
     "same_padding",
+    "same_pads",
 ]
 
 
@@ -39,6 +40,23 @@ def same_padding(length: int, reach: int, stride: int) -> tuple[int, int]:
     # Without negative numbers, which other runtimes than Python divide otherwise.
     total = max(((length + stride - 1) // stride - 1) * stride + reach - length, 0)
     return total // 2, total - total // 2
+
+
+def same_pads(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """Padding to SAME of all dimensions, as :func:`torch.nn.functional.pad` takes it.
+
+    Args:
+        size: Of the feature map.
+        kernel: Of the convolution, as the other two.
+        stride: Per dimension.
+        dilation: Per dimension.
+    """
+    pads: list[int] = []
+    for length, k, s, d in reversed(list(zip(size, kernel, stride, dilation, strict=True))):
+        pads += same_padding(length, d * (k - 1) + 1, s)
+    return pads
 
 
 class _BiConvNd(BinaryLayer):
@@ -97,11 +115,7 @@ class _BiConvNd(BinaryLayer):
         if not isinstance(self.pre_padding, str):
             return list(self.pre_padding or ())
         conv: Any = self
-        pads: list[int] = []
-        for d in reversed(range(self.spatial)):
-            reach = conv.dilation[d] * (conv.kernel_size[d] - 1) + 1
-            pads += same_padding(x.shape[2 + d], reach, conv.stride[d])
-        return pads
+        return same_pads(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation)
 
     def _geometry(self, x: Tensor) -> Geometry:
         """The convolution with the zeros that it pads."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from binarize.nn.base import BinaryLayer
 
-__all__ = ["folded_norm", "folded_padding", "obstacle_to_counting"]
+__all__ = ["folded_norm", "folded_padding", "layer_padding", "obstacle_to_counting"]
 
 
 def obstacle_to_counting(layer: BinaryLayer) -> str | None:
@@ -54,6 +54,34 @@ def folded_norm(norm: Any) -> tuple[Tensor, Tensor]:
     return gain, offset
 
 
+def layer_padding(layer: Any, spatial: int) -> list[int]:
+    """All paddings of a layer as one, without that to SAME, which depends on the size.
+
+    Args:
+        layer: A convolution, transposed convolution or linear layer, binary or 8-bit.
+        spatial: Number of spatial dimensions.
+
+    Returns:
+        Padding (before, after) per dimension, the first dimension first.
+    """
+    if isinstance(layer, nn.Linear):
+        return [0] * (2 * spatial)
+    if layer.padding == "same":
+        totals = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+    else:
+        single = (0,) * spatial if layer.padding == "valid" else layer.padding
+        pairs = [(p, p) for p in single]
+    extra = getattr(layer, "pre_padding", None)
+    pads = [] if extra is None or isinstance(extra, str) else list(extra)
+    padding: list[int] = []
+    for d, (before, after) in enumerate(pairs):
+        # Pairs are in the order of torch.nn.functional.pad: the last dimension comes first.
+        own = (*pads[2 * (spatial - 1 - d) :][:2], 0, 0)
+        padding += [before + int(own[0]), after + int(own[1])]
+    return padding
+
+
 def folded_padding(layer: Any, spatial: int) -> tuple[list[int], list[int]]:
     """All paddings of a layer as one, and where the windows of its bypass start.
 
@@ -68,21 +96,9 @@ def folded_padding(layer: Any, spatial: int) -> tuple[list[int], list[int]]:
         many pixels the first window of the bypass lies before the first pixel of the map (after
         it if negative), see :func:`binarize.ops.resample_bypass`.
     """
+    padding = layer_padding(layer, spatial)
     if isinstance(layer, nn.Linear):
-        return [0] * (2 * spatial), [0] * spatial
-    if layer.padding == "same":
-        totals = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-        pairs = [(total // 2, total - total // 2) for total in totals]
-    else:
-        single = (0,) * spatial if layer.padding == "valid" else layer.padding
-        pairs = [(p, p) for p in single]
-    extra = getattr(layer, "pre_padding", None)
-    pads = [] if extra is None or isinstance(extra, str) else list(extra)
-    padding: list[int] = []
-    for d, (before, after) in enumerate(pairs):
-        # Pairs are in the order of torch.nn.functional.pad: the last dimension comes first.
-        own = (*pads[2 * (spatial - 1 - d) :][:2], 0, 0)
-        padding += [before + int(own[0]), after + int(own[1])]
+        return padding, [0] * spatial
     offsets = [0] * spatial
     if layer.bypass is not None and not layer.transposed:
         for d, (s, c) in enumerate(zip(layer.stride, layer.bypass.surplus, strict=True)):

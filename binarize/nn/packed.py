@@ -28,7 +28,9 @@ __all__ = [
     "PackedActivation",
     "PackedLinear",
     "PackedUnit",
+    "Single",
     "StoredWeight",
+    "fitted_output_padding",
     "pack_layer",
     "packed_activation",
 ]
@@ -72,7 +74,7 @@ def _without_weight(layer: BinaryLayer) -> Any:
     return twin
 
 
-class _Single(nn.Module):
+class Single(nn.Module):
     """Keeps its numbers in float32, which the kernels take, whatever the network's type."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -82,7 +84,8 @@ class _Single(nn.Module):
 
         return super()._apply(keep_type, recurse)
 
-    def _hold(self, **values: Tensor | None) -> None:
+    def hold(self, **values: Tensor | None) -> None:
+        """Keep copies of tensors as buffers."""
         for name, value in values.items():
             if value is not None:
                 value = value.detach().clone()
@@ -90,7 +93,7 @@ class _Single(nn.Module):
             self.register_buffer(name, value)
 
 
-class PackedUnit(WeightOfOld, _Single):
+class PackedUnit(WeightOfOld, Single):
     """A binary convolution, plain or transposed, that counts bits: one call of the kernel.
 
     ``y = gain * alpha * popcount sum + offset + bypass``: the norm and the weight scale are folded
@@ -138,7 +141,7 @@ class PackedUnit(WeightOfOld, _Single):
         form = layer.binarizer.threshold_form()
         gain, offset = folded_norm(layer.norm)
         gain = gain * _factors(layer, scale).detach().double()
-        self._hold(
+        self.hold(
             bits=pack_weight(
                 unpack_bits(bits, shape),
                 stride=self.stride,
@@ -168,7 +171,7 @@ class PackedUnit(WeightOfOld, _Single):
         padding = self._pad_to_same(input) if self.same else self.pads
         output_padding: Any = self.output_padding
         if output_size is not None:
-            output_padding = self._fit(input, output_size)
+            output_padding = fitted_output_padding(self, input, output_size, self.pads)
         y, _ = self.kernel(
             [input.float()],
             [1],
@@ -208,20 +211,6 @@ class PackedUnit(WeightOfOld, _Single):
             padding[2 * d + 1] += after
         return padding
 
-    def _fit(self, x: Tensor, output_size: list[int]) -> list[int]:
-        """Output padding that gives a transposed convolution the size that is asked for."""
-        unbound: Any = _ConvTransposeNd._output_padding
-        return unbound(
-            self,
-            x,
-            output_size,
-            self.stride,
-            self.pads[::2],
-            self.kernel_size,
-            len(self.stride),
-            self.dilation,
-        )
-
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         if f"{prefix}weight" in state_dict:  # as earlier versions called it
             state_dict[f"{prefix}bits"] = state_dict.pop(f"{prefix}weight")
@@ -236,6 +225,22 @@ class PackedUnit(WeightOfOld, _Single):
     def extra_repr(self) -> str:
         channels = f"{self.threshold.numel()}, {self.gain.numel()}"
         return f"{channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+def fitted_output_padding(
+    conv: Any, x: Tensor, output_size: list[int], pads: list[int]
+) -> list[int]:
+    """Output padding that gives a transposed convolution the size that is asked for.
+
+    Args:
+        conv: The twin of the convolution.
+        x: Its input.
+        output_size: The size.
+        pads: Padding before and after each dimension.
+    """
+    unbound: Any = _ConvTransposeNd._output_padding
+    sizes = conv.stride, pads[::2], conv.kernel_size, len(conv.stride), conv.dilation
+    return unbound(conv, x, output_size, *sizes)
 
 
 class PackedLinear(PackedUnit):
@@ -260,7 +265,7 @@ class PackedLinear(PackedUnit):
         return self._finish(y.reshape(*input.shape[:-1], self.gain.numel()), input)
 
 
-class PackedActivation(_Single):
+class PackedActivation(Single):
     """A shifted PReLU in one pass over its map.
 
     Args:
@@ -275,7 +280,7 @@ class PackedActivation(_Single):
     def __init__(self, activation: ShiftedPReLU) -> None:
         super().__init__()
         self.channel_dim = activation.channel_dim
-        self._hold(shift=activation.shift, slope=activation.slope, out_shift=activation.out_shift)
+        self.hold(shift=activation.shift, slope=activation.slope, out_shift=activation.out_shift)
         if likeness(type(activation)) is not type(activation):
             make_alike(self, activation)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from binarize.errors import BinarizeError, PolicyError
 from binarize.nn.spec import UnitSpec, exchanged
+from binarize.nn.treatments import TREATMENTS
 from binarize.policy.schema import ACTIONS, KINDS, ROLES, Match, Policy, Rule
 
 if sys.version_info >= (3, 11):
@@ -248,8 +249,9 @@ def _check_rule_unit(
         return
     if not changes:
         return
-    if action == "keep":
-        problems.append(f"{where}unit: a layer that is kept has no unit; remove it")
+    if action in TREATMENTS and not TREATMENTS[action].takes_unit:
+        made = "kept" if action == "keep" else TREATMENTS[action].title
+        problems.append(f"{where}unit: a layer that is {made} has no unit; remove it")
     shared = [key for key in changes if key in _UNIT and key not in _RULE_UNIT]
     for key in shared:
         problems.append(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from binarize.nn.spec import UnitSpec
+from binarize.nn.treatments import TREATMENTS
 
 __all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule", "told_unit"]
 
-ACTIONS = ("binarize", "keep")
+ACTIONS = tuple(TREATMENTS)
 
 ROLES = {
     "input": "reads the network's input; no other layer comes before it",

@@ -12,12 +12,13 @@ from binarize.file import Contents
 from binarize.graph.classify import module_kind
 from binarize.graph.plan import Decision, Plan
 from binarize.graph.trace import Op, Trace
-from binarize.nn import BinaryLayer
+from binarize.nn.treated import TreatedLayer
 from binarize.report.counts import count, has_attention
 from binarize.report.numbers import Row
 
 __all__ = ["Ledger"]
 
+_NOTHING: dict[str, Any] = {"float_ops": 0, "binary_ops": 0, "int8_ops": 0}
 _PARTS = {"norm": "norm", "activation": "activation"}
 
 
@@ -94,7 +95,7 @@ class Ledger:
         weight: Any = getattr(module, "weight", None)
         if module_kind(module) == "layer" and isinstance(weight, Tensor):
             bits = (8 * weight.element_size(),) * 2
-            if isinstance(module, BinaryLayer):
+            if isinstance(module, TreatedLayer):
                 bits = module.weight_bits, module.activation_bits
             account.set(
                 shape=account.row.shape or tuple(weight.shape),
@@ -128,8 +129,10 @@ class Ledger:
             if id(parameter) not in self._by_tensor:
                 self._by_tensor[id(parameter)] = account
                 found = True
-                if isinstance(module, BinaryLayer) and name == "weight":
-                    account.add(binary_params=module.weights * module.weight_bits)
+                if isinstance(module, TreatedLayer) and name == "weight":
+                    # Of several bits each counts, up to eight: those are a kind of their own.
+                    kind, each = _kind(module), 1 if _kind(module) == "int8" else module.weight_bits
+                    account.add(**{f"{kind}_params": module.weights * each})
                 else:
                     account.add(float_params=parameter.numel())
         for name, buffer in module.named_buffers(recurse=False):
@@ -150,7 +153,7 @@ class Ledger:
             for identity in holders:
                 self._by_tensor[identity].add(bytes=entry.size // len(holders))
             booked += entry.size
-        header = Row("header and metadata", "file", "safetensors", float_ops=0, binary_ops=0)
+        header = Row("header and metadata", "file", "safetensors", **_NOTHING)
         self._accounts.append(_Account(replace(header, bytes=contents.size - booked)))
 
     # Operations
@@ -158,23 +161,22 @@ class Ledger:
     def enter_operations(self, trace: Trace) -> None:
         """Book the multiply-accumulates and calls of a run."""
         for account in self._accounts:
-            account.set(float_ops=0, binary_ops=0, calls=None if account.row.part == "file" else 0)
+            account.set(**_NOTHING, calls=None if account.row.part == "file" else 0)
         attention = has_attention(trace)
         for op in trace.ops:
             macs = count(trace, op, attention=attention)
             module = self._module(op)
             known = None if module is None else self._by_module.get(id(module))
             if known is not None:
-                binary = isinstance(module, BinaryLayer)
-                known.add(**{"binary_ops" if binary else "float_ops": macs}, calls=1)
+                known.add(**{f"{_kind(module)}_ops": macs}, calls=1)
             elif macs != 0:
                 self._open_operation(op).add(float_ops=macs, calls=1)
 
     def _open_operation(self, op: Op) -> _Account:
         place = op.path or op.scope
         if (place, op.name) not in self._operations:
-            row = Row(f"{place or '(root)'}:{op.name}", "operation", op.name, float_ops=0)
-            account = _Account(replace(row, binary_ops=0, calls=0))
+            row = Row(f"{place or '(root)'}:{op.name}", "operation", op.name, **_NOTHING)
+            account = _Account(replace(row, calls=0))
             self._operations[place, op.name] = account
             self._accounts.insert(len(self._accounts) - 1, account)
         return self._operations[place, op.name]
@@ -186,9 +188,10 @@ class Ledger:
         """Multiply-accumulates of the float network: also of the layers that are gone."""
         total = 0
         for account in self._accounts:
-            if account.row.float_ops is None or account.row.binary_ops is None:
+            counts = account.row.float_ops, account.row.binary_ops, account.row.int8_ops
+            if None in counts:
                 return None
-            total += account.row.float_ops + account.row.binary_ops
+            total += sum(n for n in counts if n is not None)
         for decision in self.plan.layers if self.plan is not None else ():
             if decision.action in ("remove", "bypass"):
                 place = decision.site if decision.action == "bypass" else decision.like
@@ -199,6 +202,13 @@ class Ledger:
                     if module is not None and self._module(op) is module:
                         total += op.shape[0] * math.prod(op.shape[2:]) * decision.weights
         return total
+
+
+def _kind(module: nn.Module | None) -> str:
+    """Which of a row's numbers a module's weights and operations belong to."""
+    if not isinstance(module, TreatedLayer):
+        return "float"
+    return "int8" if module.weight_bits == 8 else "binary"
 
 
 def _ground(decision: Decision) -> dict[str, str]:

@@ -59,7 +59,7 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report | PackedRepor
     if trace is not None:
         ledger.enter_operations(trace)
     rows = ledger.rows()
-    params, size = sum(r.float_params + r.binary_params for r in rows), 0
+    params, size = sum(r.float_params + r.int8_params + r.binary_params for r in rows), 0
     if plan is not None:
         params, size = plan.reference["params"], plan.reference["bytes"]
     else:

@@ -11,9 +11,12 @@ from binarize.report.flow import FlowNode
 
 __all__ = ["Report", "Row"]
 
-# BiDense, Section 4: one 64-bit instruction does 64 binary operations, a float has 32 bits.
+# BiDense, Section 4: one 64-bit instruction does 64 binary operations, a float has 32 bits. By the
+# same rule it does eight operations of eight bits.
 _OPS_PER_WORD = 64
+_INT8_OPS_PER_WORD = 8
 _BITS_PER_FLOAT = 32
+_INT8_PER_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Row:
         binary_ops: Multiply-accumulates of one bit by one bit; ``None`` if unknown.
         bytes: Bytes in the file.
         calls: Calls in one run of the network; ``None`` if unknown.
+        int8_params: Parameters of eight bits.
+        int8_ops: Multiply-accumulates of eight bits by eight; ``None`` if unknown.
     """
 
     name: str
@@ -56,16 +61,18 @@ class Row:
     binary_ops: int | None = None
     bytes: int = 0
     calls: int | None = None
+    int8_params: int = 0
+    int8_ops: int | None = 0
 
     @property
     def params(self) -> float:
-        """Effective parameters: float + binary / 32."""
-        return self.float_params + self.binary_params / _BITS_PER_FLOAT
+        """Effective parameters: float + 8-bit / 4 + binary / 32."""
+        return _effective_params(self)
 
     @property
     def ops(self) -> float | None:
-        """Effective operations: float + binary / 64."""
-        return _effective_ops(self.float_ops, self.binary_ops)
+        """Effective operations: float + 8-bit / 8 + binary / 64."""
+        return _effective_ops(self)
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,8 @@ class Report:
 
     @property
     def params(self) -> float:
-        """Effective parameters: float + binary / 32."""
-        return self.float_params + self.binary_params / _BITS_PER_FLOAT
+        """Effective parameters: float + 8-bit / 4 + binary / 32."""
+        return _effective_params(self)
 
     @property
     def float_ops(self) -> int | None:
@@ -125,9 +132,19 @@ class Report:
         return self._sum(lambda row: row.binary_ops)
 
     @property
+    def int8_params(self) -> int:
+        """Parameters of eight bits."""
+        return sum(row.int8_params for row in self.layers)
+
+    @property
+    def int8_ops(self) -> int | None:
+        """Multiply-accumulates of eight bits by eight; ``None`` if a row's are unknown."""
+        return self._sum(lambda row: row.int8_ops)
+
+    @property
     def ops(self) -> float | None:
-        """Effective operations: float + binary / 64; ``None`` if unknown."""
-        return _effective_ops(self.float_ops, self.binary_ops)
+        """Effective operations: float + 8-bit / 8 + binary / 64; ``None`` if unknown."""
+        return _effective_ops(self)
 
     @property
     def least_ops(self) -> float | None:
@@ -152,10 +169,12 @@ class Report:
             "params": self.params,
             "float_params": self.float_params,
             "binary_params": self.binary_params,
+            "int8_params": self.int8_params,
             "ops": self.ops,
             "least_ops": self.least_ops,
             "float_ops": self.float_ops,
             "binary_ops": self.binary_ops,
+            "int8_ops": self.int8_ops,
             "file_bytes": self.file_bytes,
             "reference_params": self.reference_params,
             "reference_ops": self.reference_ops,
@@ -219,7 +238,13 @@ class Report:
         return to_text(self.table())
 
 
-def _effective_ops(float_ops: int | None, binary_ops: int | None) -> float | None:
-    if float_ops is None or binary_ops is None:
+def _effective_params(counts: Row | Report) -> float:
+    whole = counts.float_params + counts.int8_params / _INT8_PER_FLOAT
+    return whole + counts.binary_params / _BITS_PER_FLOAT
+
+
+def _effective_ops(counts: Row | Report) -> float | None:
+    if counts.float_ops is None or counts.binary_ops is None or counts.int8_ops is None:
         return None
-    return float_ops + binary_ops / _OPS_PER_WORD
+    whole = counts.float_ops + counts.int8_ops / _INT8_OPS_PER_WORD
+    return whole + counts.binary_ops / _OPS_PER_WORD

@@ -12,6 +12,7 @@ from binarize.graph.classify import module_kind
 from binarize.lower import PackedNetwork
 from binarize.nn import BinaryLayer
 from binarize.nn.packed import PackedUnit, StoredWeight
+from binarize.nn.packed_int8 import PackedInt8
 from binarize.report.terminal import readable
 
 __all__ = ["PackedReport", "PackedRow", "packed_report"]
@@ -26,8 +27,9 @@ class PackedRow:
     Attributes:
         name: Dotted name in the network that was packed.
         kind: Class of its twin, or of the float layer.
-        path: ``"popcount"`` (bits are counted), ``"float accumulation"`` (weights are stored as
-            bits, and multiplied and added in floating point) or ``"float"``.
+        path: ``"popcount"`` (bits are counted), ``"int8"`` (8-bit codes are multiplied, sums are
+            integers), ``"float accumulation"`` (weights are stored as bits, and multiplied and
+            added in floating point) or ``"float"``.
         reason: Why.
         bytes: Of all its tensors, in memory.
     """
@@ -101,6 +103,8 @@ def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[Pack
         kind, size = type(module).__name__, _bytes(module)
         if isinstance(module, PackedUnit):
             yield PackedRow(name, kind, "popcount", _COUNTED, size)
+        elif isinstance(module, PackedInt8):
+            yield PackedRow(name, kind, "int8", reason, size)
         elif isinstance(module, BinaryLayer) and isinstance(module.quantizer, StoredWeight):
             why = str(module.quantizer.reason)
             yield PackedRow(name, kind, "float accumulation", why, size)

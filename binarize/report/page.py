@@ -25,6 +25,7 @@ __all__ = ["TREATMENTS", "notebook_html", "report_page", "treatment"]
 TREATMENTS = {
     "bit": "1-bit",
     "bits": "several bits",
+    "int8": "8-bit",
     "float": "float",
     "bypass": "bypass",
     "none": "removed or no layer",
@@ -44,6 +45,8 @@ def treatment(row: Row) -> str:
     bits = (row.weight_bits, row.activation_bits)
     if bits == (1, 1):
         return "bit"
+    if row.int8_params:
+        return "int8"
     return "bits" if row.binary_params else "float"
 
 
@@ -110,7 +113,7 @@ def _totals(report: Report) -> Markup:
     )
     details = (
         f"{readable(report.binary_params)} binary (counted as 1/32), "
-        f"{readable(report.float_params)} float",
+        f"{_eight(report.int8_params, 4)}{readable(report.float_params)} float",
         f"{report.file_bytes:,} bytes in the file",
         _operations(report),
     )
@@ -145,7 +148,12 @@ def _operations(report: Report) -> str:
     if not report.inputs:
         return "unknown: they need the size of an input"
     binary, rest = readable(report.binary_ops), readable(report.float_ops)
-    return f"{binary} binary (counted as 1/64), {rest} float"
+    eight = _eight(report.int8_ops, 8)
+    return f"{binary} binary (counted as 1/64), {eight}{rest} float"
+
+
+def _eight(count: int | None, weight: int) -> str:
+    return f"{readable(count)} 8-bit (counted as 1/{weight}), " if count else ""
 
 
 def _share(part: float | None, whole: float | None) -> float | None:

@@ -18,6 +18,7 @@ from binarize.report.numbers import Report, Row
 __all__ = ["View", "readable", "to_text"]
 
 _STYLES = {"binarize": "green", "replace": "green", "keep": "", "remove": "dim", "bypass": "cyan"}
+_STYLES |= {"int8": "yellow"}
 _OTHERS = {
     "norm": "other norms",
     "activation": "activations",
@@ -190,11 +191,14 @@ class View:
         report = self.report
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("Total", style="bold")
-        for name in ("1-bit", "float", "counted as", "float network", "smaller"):
+        eight = report.int8_params > 0
+        titles = ("1-bit", *["8-bit"] * eight, "float", "counted as", "float network", "smaller")
+        for name in titles:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_row(
             "Params",
             readable(report.binary_params),
+            *[readable(report.int8_params)] * eight,
             readable(report.float_params),
             readable(report.params),
             readable(report.reference_params),
@@ -203,6 +207,7 @@ class View:
         table.add_row(
             "OPs",
             readable(report.binary_ops),
+            *[readable(report.int8_ops)] * eight,
             readable(report.float_ops),
             _at_least(report),
             readable(report.reference_ops),
@@ -212,6 +217,7 @@ class View:
             "File",
             "",
             "",
+            *[""] * eight,
             readable(report.file_bytes, "B"),
             readable(report.reference_bytes, "B"),
             _ratio(report.reference_bytes, report.file_bytes),

@@ -1,4 +1,4 @@
-"""Re-estimate BatchNorm statistics after the layers before them have changed."""
+"""Re-estimate BatchNorm statistics and ranges after the layers before them have changed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from binarize.errors import DataError, ModelError
 from binarize.train.batches import batch_image, refuse_single_value
 from binarize.train.modes import training_flags
 
-__all__ = ["recalibrate"]
+__all__ = ["has_statistics", "recalibrate"]
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm with running statistics, or observes a range as one does."""
+    observes = isinstance(module, _BatchNorm) or callable(getattr(module, "observe", None))
+    return observes and bool(getattr(module, "track_running_stats", False))
 
 
 def recalibrate(
     model: nn.Module, batches: Iterable[Any], *, device: torch.device | str | None = None
 ) -> nn.Module:
     """Replace the running statistics of every BatchNorm by averages over some batches.
+
+    The input ranges of 8-bit layers are re-estimated in the same way.
 
     Conversion changes a norm's input, and pretrained files may contain folded norms: in both cases
     the stored means and variances are wrong until they are re-estimated. They become the plain
@@ -39,16 +47,12 @@ def recalibrate(
         ModelError: There is no BatchNorm with running statistics.
         DataError: There is no batch, or its images are invalid. Statistics are then unchanged.
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    norms: list[Any] = [module for module in model.modules() if has_statistics(module)]
     if not norms:
         raise ModelError(
             "model",
             type(model).__name__,
-            "has no BatchNorm with running statistics",
+            "has no BatchNorm with running statistics, and no 8-bit layer",
             "omit recalibrate; there is nothing to estimate",
         )
     if device is None:

@@ -100,7 +100,10 @@ def test_networks_of_a_folder(run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("--minutes", -1), "minutes=-1.0: must be at least 0"),
         (("-o", "missing/c.md"), "its folder does not exist"),
         (("-o", "c.json"), "is the document"),
-        (("--wild", "nowhere"), "wild='nowhere': is neither a folder nor a Python file; give FOLDER"),
+        (
+            ("--wild", "nowhere"),
+            "wild='nowhere': is neither a folder nor a Python file; give FOLDER",
+        ),
         (("--wild", "."), "wild='.': has no factory: "),
     ],
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import binarize
 from binarize.nn import BinaryLayer
 from binarize.nn.folding import obstacle_to_counting
+from binarize.nn.treated import TreatedLayer
 from binarize.policy import load_policy, policies, validate
 
 NAMES = sorted(policies())
@@ -101,7 +102,7 @@ def test_a_policy_on_a_network(name: str, kind: str, tmp_path: Path) -> None:
     loaded = binarize.load(path, model=teacher)
     with torch.no_grad():
         assert torch.equal(loaded(image), expected)
-    latent = {f"{k}.weight" for k, m in student.named_modules() if isinstance(m, BinaryLayer)}
+    latent = {f"{k}.weight" for k, m in student.named_modules() if isinstance(m, TreatedLayer)}
     state = student.state_dict()
     for key, value in loaded.state_dict().items():
         assert key in latent or torch.equal(value, state[key]), key

@@ -133,3 +133,34 @@ int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const*
       return binarize_unit_scalar(*g, tensors, threads, runner);
   }
 }
+
+int32_t binarize_codes(int32_t set, const float* x, int64_t count, float inverse, int32_t zero,
+                       uint8_t* codes) {
+  if (count < 0 || zero < 0 || zero > 255) return BINARIZE_BAD_GEOMETRY;
+  if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;
+  switch (set) {
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      binarize_codes_avx2(x, count, inverse, zero, codes);
+      break;
+#endif
+#if defined(BINARIZE_WITH_AVX512)
+    case BINARIZE_AVX512:
+      binarize_codes_avx512(x, count, inverse, zero, codes);
+      break;
+#endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      binarize_codes_avx512bw(x, count, inverse, zero, codes);
+      break;
+#endif
+#if defined(BINARIZE_WITH_NEON)
+    case BINARIZE_NEON:
+      binarize_codes_neon(x, count, inverse, zero, codes);
+      break;
+#endif
+    default:
+      binarize_codes_scalar(x, count, inverse, zero, codes);
+  }
+  return BINARIZE_OK;
+}

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "sets.h"
+#include "codes.inc.hpp"
 
 // Bytes of the registers that table look-ups use.
 #define BINARIZE_LOOKUP 32
@@ -184,3 +185,4 @@ inline Floats pair_sums(Floats a, Floats b) {
 BINARIZE_SET(avx2) { return run_unit(g, tensors, threads, runner); }
 BINARIZE_PREPARED(avx2) { return prepared_bytes(g); }
 BINARIZE_PREPARE(avx2) { prepare_weight(g, weight, prepared); }
+BINARIZE_CODES(avx2) { write_codes(x, count, inverse, zero, codes); }

@@ -1,6 +1,7 @@
 // AVX-512 with VPOPCNTDQ: eight words counted by one instruction.
 #include "avx512_intrinsics.h"
 #include "sets.h"
+#include "codes.inc.hpp"
 
 namespace {
 
@@ -72,3 +73,4 @@ inline void count_tile(int64_t wide, const uint64_t* const* pixel, const int64_t
 }  // namespace
 
 BINARIZE_SET(avx512) { return run_unit(g, tensors, threads, runner); }
+BINARIZE_CODES(avx512) { write_codes(x, count, inverse, zero, codes); }

@@ -1,6 +1,7 @@
 // AVX-512 without VPOPCNTDQ (Skylake-SP, Cascade Lake): bits counted by tables in registers.
 #include "avx512_intrinsics.h"
 #include "sets.h"
+#include "codes.inc.hpp"
 
 // Bytes of the registers that table look-ups use.
 #define BINARIZE_LOOKUP 64
@@ -72,3 +73,4 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 BINARIZE_SET(avx512bw) { return run_unit(g, tensors, threads, runner); }
 BINARIZE_PREPARED(avx512bw) { return prepared_bytes(g); }
 BINARIZE_PREPARE(avx512bw) { prepare_weight(g, weight, prepared); }
+BINARIZE_CODES(avx512bw) { write_codes(x, count, inverse, zero, codes); }

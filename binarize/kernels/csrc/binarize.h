@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-enum { BINARIZE_ABI = 3 };
+enum { BINARIZE_ABI = 4 };
 
 /* Counts up when the order of bits in a packed weight changes (layout.py). */
 enum { BINARIZE_LAYOUT = 1 };
@@ -101,6 +101,9 @@ BINARIZE_API int64_t binarize_weight_bytes(const BinarizeGeometry* geometry);
 BINARIZE_API int32_t binarize_unit(int32_t instruction_set, const BinarizeGeometry* geometry,
                                    const void* const* tensors, int64_t threads,
                                    BinarizeRunner runner);
+/* Codes of numbers for 8-bit layers: clip(round(x * inverse) + zero, 0, 255), halves to even. */
+BINARIZE_API int32_t binarize_codes(int32_t instruction_set, const float* x, int64_t count,
+                                    float inverse, int32_t zero, uint8_t* codes);
 
 #ifdef __cplusplus
 }

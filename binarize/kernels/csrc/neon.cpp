@@ -2,6 +2,7 @@
 #include <arm_neon.h>
 
 #include "sets.h"
+#include "codes.inc.hpp"
 
 namespace {
 
@@ -138,3 +139,4 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 }  // namespace
 
 BINARIZE_SET(neon) { return run_unit(g, tensors, threads, runner); }
+BINARIZE_CODES(neon) { write_codes(x, count, inverse, zero, codes); }

@@ -1,5 +1,6 @@
 // Any processor: bits counted by adding neighbouring fields of a word.
 #include "sets.h"
+#include "codes.inc.hpp"
 
 namespace {
 
@@ -99,3 +100,4 @@ int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads) {
 }
 
 int64_t binarize_layout_bytes(const BinarizeGeometry& g) { return portable_bytes(g); }
+BINARIZE_CODES(scalar) { write_codes(x, count, inverse, zero, codes); }

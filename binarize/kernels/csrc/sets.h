@@ -21,6 +21,11 @@
 #define BINARIZE_PREPARE(name) \
   void binarize_prepare_##name(const BinarizeGeometry& g, const uint64_t* weight, uint8_t* prepared)
 
+// Codes of `count` numbers, see codes.inc.hpp.
+#define BINARIZE_CODES(name)                                                             \
+  void binarize_codes_##name(const float* x, int64_t count, float inverse, int32_t zero, \
+                             uint8_t* codes)
+
 BINARIZE_PREPARED(avx2);
 BINARIZE_PREPARE(avx2);
 BINARIZE_PREPARED(avx512bw);
@@ -30,6 +35,11 @@ BINARIZE_SET(avx2);
 BINARIZE_SET(avx512);
 BINARIZE_SET(avx512bw);
 BINARIZE_SET(neon);
+BINARIZE_CODES(scalar);
+BINARIZE_CODES(avx2);
+BINARIZE_CODES(avx512);
+BINARIZE_CODES(avx512bw);
+BINARIZE_CODES(neon);
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads);
 int64_t binarize_layout_bytes(const BinarizeGeometry& g);

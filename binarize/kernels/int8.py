@@ -1,0 +1,315 @@
+r"""``binarize::int8_layer``: convolutions, transposed ones and linear layers on 8-bit codes.
+
+.. math::
+    y_o = f\Bigl( s_x g_o \sum_{c, k} (q_{c} - z_x) \, w_{ock} + b_o \Bigr)
+
+with codes :math:`q = \operatorname{clip}(\operatorname{round}(x / s_x) + z_x, 0, 255)` of the input
+(which may be given as codes already), codes w of the weight, factors g and constants b per output
+channel, and an activation f. The result is floating point, or codes itself. Sums are integers.
+
+On the CPU oneDNN computes it, where the torch in use has its quantized operators; elsewhere, and
+for transposed convolutions, plain torch does, with integers in floating-point numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from binarize.kernels import native
+from binarize.kernels.geometry import output_size
+
+__all__ = ["ACTIVATIONS", "int8_layer", "quantized", "reference"]
+
+ACTIVATIONS = ("none", "relu", "hardtanh", "hardswish", "swish")
+"""What a layer may do last; ``hardtanh`` clips to two limits."""
+
+_LARGEST = 255
+_LIBRARY = torch.library.Library("binarize", "FRAGMENT")
+_LIBRARY.define(
+    "int8_layer(Tensor x, float x_scale, int x_zero, Tensor weight, Tensor gain, Tensor? bias,"
+    " SymInt[] stride, SymInt[] padding, SymInt[] dilation, int groups, bool transposed,"
+    " SymInt[] output_padding, str activation, float[] limits, float? y_scale, int y_zero)"
+    " -> Tensor",
+    tags=[torch.Tag.pt2_compliant_tag],
+)
+
+
+def quantized(x: Tensor, scale: float, zero: int) -> Tensor:
+    """Codes (uint8) of a tensor, with its strides if it is dense; codes stay what they are."""
+    if x.dtype == torch.uint8:
+        return x
+    make = native.codes() if x.is_cpu and x.dtype == torch.float32 else None
+    if make is not None:
+        return make(x if _is_dense(x) else x.contiguous(), scale, zero)
+    # The reciprocal in single precision, as torch's own fake quantization takes it.
+    inverse = float(1 / torch.tensor(scale, dtype=torch.float32))
+    return ((x.float() * inverse).round() + zero).clamp(0, _LARGEST).to(torch.uint8)
+
+
+def _is_dense(x: Tensor) -> bool:
+    last = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    return x.is_contiguous() or x.is_contiguous(memory_format=last)
+
+
+def reference(
+    x: Tensor,
+    x_scale: float,
+    x_zero: int,
+    weight: Tensor,
+    gain: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    transposed: bool,
+    output_padding: Sequence[int],
+    activation: str,
+    limits: Sequence[float],
+    y_scale: float | None,
+    y_zero: int,
+) -> Tensor:
+    """The layer in plain torch; arguments as the op's.
+
+    Args:
+        x: (N, C_in, *spatial), floating point or codes (uint8).
+        x_scale: Step of its codes.
+        x_zero: Code of zero.
+        weight: Codes (int8), in the shape of a convolution's weight.
+        gain: (C_out), scales of the weight times what is folded into them.
+        bias: (C_out), or ``None``.
+        stride: Per spatial dimension.
+        padding: Before and after, the first dimension first; cut off, of transposed convolutions.
+        dilation: Per spatial dimension.
+        groups: Groups of channels.
+        transposed: Whether it is a transposed convolution.
+        output_padding: Of a transposed convolution.
+        activation: One of ``ACTIVATIONS``.
+        limits: Of ``hardtanh``, least and largest.
+        y_scale: Step of the result's codes; ``None`` for a floating-point result.
+        y_zero: Code of zero in it.
+    """
+    kind = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    taps = math.prod(weight.shape[2:]) * weight.shape[0 if transposed else 1]
+    # Sums of integers are exact as long as the mantissa holds them.
+    exact = torch.float32 if taps * _LARGEST * 128 < 2**24 else torch.float64
+    values = quantized(x, x_scale, x_zero).to(exact) - x_zero
+    spatial = weight.dim() - 2
+    if transposed:
+        run: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
+        cut = [padding[2 * d] for d in range(spatial)]
+        extra = output_padding, groups, dilation
+        sums = run(values, weight.to(exact), None, stride, cut, *extra)
+    else:
+        run = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
+        around = _around(padding)
+        values = F.pad(values, around) if any(around) else values
+        sums = run(values, weight.to(exact), None, stride, 0, dilation, groups)
+    shape = (1, -1, *(1,) * spatial)
+    y = sums.float() * (gain * x_scale).view(shape)
+    y = y if bias is None else y + bias.view(shape)
+    y = _activated(y, activation, limits)
+    return y.to(kind) if y_scale is None else quantized(y, y_scale, y_zero)
+
+
+def _around(padding: Sequence[int]) -> list[int]:
+    """Padding in the order of torch.nn.functional.pad: the last dimension first."""
+    pairs = [padding[i : i + 2] for i in range(0, len(padding), 2)]
+    return [side for pair in reversed(pairs) for side in pair]
+
+
+def _activated(y: Tensor, activation: str, limits: Sequence[float]) -> Tensor:
+    if activation == "relu":
+        return y.relu()
+    if activation == "hardtanh":
+        return y.clamp(*limits)
+    if activation == "hardswish":
+        return F.hardswish(y)
+    return F.silu(y) if activation == "swish" else y
+
+
+def _native(
+    x: Tensor,
+    x_scale: float,
+    x_zero: int,
+    weight: Tensor,
+    gain: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    transposed: bool,
+    output_padding: Sequence[int],
+    activation: str,
+    limits: Sequence[float],
+    y_scale: float | None,
+    y_zero: int,
+) -> Tensor:
+    spatial = weight.dim() - 2
+    if transposed or spatial > 2 or not x.numel() or native.codes() is None or not _has_onednn():
+        return reference(
+            *(x, x_scale, x_zero, weight, gain, bias, stride, padding, dilation, groups),
+            *(transposed, output_padding, activation, limits, y_scale, y_zero),
+        )
+    kind = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    codes = quantized(x if x.dtype == torch.uint8 else x.float(), x_scale, x_zero)
+    stride, dilation = list(stride), list(dilation)
+    before, after = list(padding[::2]), list(padding[1::2])
+    if before != after:
+        codes, before = F.pad(codes, _around(padding), value=x_zero), [0] * spatial
+    if spatial == 1:
+        codes = codes.unsqueeze(-1)
+        stride, dilation, before = [*stride, 1], [*dilation, 1], [*before, 0]
+    codes = codes.contiguous(memory_format=torch.channels_last)
+    ready = _ready(weight, x_scale, x_zero, stride, before, dilation, groups)
+    scalars = list(limits) if activation == "hardtanh" else []
+    y: Tensor = torch.ops.onednn.qconv2d_pointwise.default(
+        codes,
+        x_scale,
+        x_zero,
+        ready.weight,
+        gain,
+        ready.zeros,
+        bias,
+        stride,
+        before,
+        dilation,
+        groups,
+        1.0 if y_scale is None else y_scale,
+        0 if y_scale is None else y_zero,
+        torch.float32 if y_scale is None else torch.uint8,
+        activation,
+        scalars,
+        "",
+    )
+    y = y.squeeze(-1) if spatial == 1 else y
+    return y if y_scale is not None else y.to(kind)
+
+
+class _Ready(NamedTuple):
+    """A weight in oneDNN's order, which it depends on how it is used."""
+
+    source: weakref.ref[Tensor]
+    version: int | None
+    how: tuple[Any, ...]
+    weight: Tensor
+    zeros: Tensor
+
+
+_ENTRIES: dict[int, _Ready] = {}
+
+
+def _ready(
+    weight: Tensor,
+    x_scale: float,
+    x_zero: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> _Ready:
+    version = None if weight.is_inference() else weight._version
+    how = x_scale, x_zero, tuple(stride), tuple(padding), tuple(dilation), groups
+    entry = _ENTRIES.get(id(weight))
+    if (
+        entry is not None
+        and entry.source() is weight
+        and entry.how == how
+        and entry.version == version
+    ):
+        return entry
+    key = id(weight)
+    plain = weight.unsqueeze(-1) if weight.dim() == 3 else weight
+    ones = torch.ones(weight.shape[0])
+    made = torch.ops.onednn.qconv_prepack(
+        plain.contiguous(), ones, x_scale, x_zero, stride, padding, dilation, groups, None
+    )
+    zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+    entry = _Ready(weakref.ref(weight, lambda ref: _drop(key, ref)), version, how, made, zeros)
+    _ENTRIES[key] = entry
+    return entry
+
+
+def _drop(key: int, ref: weakref.ref[Tensor]) -> None:
+    entry = _ENTRIES.get(key)
+    if entry is not None and entry.source is ref:
+        del _ENTRIES[key]
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether torch's quantized operators are there and compute what they should."""
+    codes = torch.arange(64, dtype=torch.uint8).view(1, 4, 4, 4)
+    weight = (torch.arange(72) % 127 - 63).to(torch.int8).view(2, 4, 3, 3)
+    one = torch.ones(2)
+    try:
+        ops = torch.ops.onednn
+        ready = ops.qconv_prepack(weight, one, 1.0, 3, [1, 1], [1, 1], [1, 1], 1, None)
+        how: Any = None, [1, 1], [1, 1], [1, 1], 1, 1.0, 0, torch.float32, "none", [], ""
+        given = codes.contiguous(memory_format=torch.channels_last)
+        got = ops.qconv2d_pointwise.default(given, 1.0, 3, ready, one, one.int() * 0, *how)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    wanted = F.conv2d(codes.double() - 3, weight.double(), padding=1)
+    return bool(torch.equal(got.double(), wanted))
+
+
+@torch.library.register_fake("binarize::int8_layer", lib=_LIBRARY)
+def _fake(
+    x: Tensor,
+    x_scale: float,
+    x_zero: int,
+    weight: Tensor,
+    gain: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[Any],
+    padding: Sequence[Any],
+    dilation: Sequence[Any],
+    groups: int,
+    transposed: bool,
+    output_padding: Sequence[Any],
+    activation: str,
+    limits: Sequence[float],
+    y_scale: float | None,
+    y_zero: int,
+) -> Tensor:
+    kernel = list(weight.shape[2:])
+    sizes = list(x.shape[2:])
+    out = output_size(sizes, kernel, stride, padding, dilation, transposed, output_padding)
+    channels = gain.shape[0]
+    strides = [channels]
+    for length in reversed(out):
+        strides.insert(0, strides[0] * length)
+    kind = x.dtype if y_scale is None else torch.uint8
+    kind = torch.float32 if y_scale is None and x.dtype == torch.uint8 else kind
+    shape = (x.shape[0], channels, *out)
+    return x.new_empty_strided(shape, (strides[0], 1, *strides[1:]), dtype=kind)
+
+
+def _plain(*arguments: Any) -> Tensor:
+    return _channels_last(reference(*arguments))
+
+
+def _cpu(*arguments: Any) -> Tensor:
+    return _channels_last(_native(*arguments))
+
+
+def _channels_last(y: Tensor) -> Tensor:
+    """The strides that the fake kernel promises."""
+    dims = (0, *range(2, y.dim()), 1)
+    return y.permute(dims).contiguous().permute(0, y.dim() - 1, *range(1, y.dim() - 1))
+
+
+_LIBRARY.impl("int8_layer", _plain, "CompositeExplicitAutograd")
+_LIBRARY.impl("int8_layer", _cpu, "CPU")
+
+int8_layer = torch.ops.binarize.int8_layer.default
