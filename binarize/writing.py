@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-__all__ = ["filling", "replacing"]
+__all__ = ["atomic_write", "atomic_write_dir"]
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file under a temporary name, and rename it once it is on the disk.
 
     Readers see the old file or the new one; after an error, or if the machine stops in the middle,
@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def filling(folder: Path, names: Collection[str]) -> Iterator[Path]:
+def atomic_write_dir(folder: Path, names: Collection[str]) -> Iterator[Path]:
     """Write files that belong together; they appear in their folder once all are written.
 
     Args:

@@ -141,10 +141,10 @@ def save_picture(picture: Image, path: Path) -> None:
     Raises:
         FileError: It cannot be written.
     """
-    from binarize.writing import replacing
+    from binarize.writing import atomic_write
 
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG")
     except OSError as error:
         raise FileError(

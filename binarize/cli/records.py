@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from binarize.cli.output import Output, jsonable
 from binarize.errors import FileError
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,7 +139,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
     text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise FileError(

@@ -14,7 +14,7 @@ from torch import Tensor
 from binarize.errors import FileError
 from binarize.inspection.figures import entropy_figure, map_figure, parameter_figure
 from binarize.inspection.numbers import Inspection
-from binarize.writing import filling
+from binarize.writing import atomic_write_dir
 
 __all__ = ["NAMES", "write"]
 
@@ -48,7 +48,7 @@ def write(
         FileError: The folder cannot be written.
     """
     try:
-        with filling(folder, NAMES) as temporary:
+        with atomic_write_dir(folder, NAMES) as temporary:
             _write_numbers(inspection, temporary, [name for name, _ in pictures])
             figures: dict[str, Any] = {
                 "entropy.png": entropy_figure(inspection),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from binarize.errors import FileError
 from binarize.page.markup import Markup, element
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def write_page(text: str, path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileError(

@@ -11,7 +11,7 @@ from typing import Any
 from binarize.errors import FileError
 from binarize.policy.loader import policies
 from binarize.policy.schema import Policy
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["save_policy", "to_toml"]
 
@@ -32,7 +32,7 @@ def save_policy(policy: Policy, path: str | Path) -> None:
             "path", str(path), "a rule file must end in .toml", "give a name such as mine.toml"
         )
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(to_toml(replace(policy, name=path.stem)), encoding="utf-8")
     except OSError as error:
         raise FileError(

@@ -19,7 +19,7 @@ from binarize.survey.tables import (
     short_name,
     table,
 )
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["write_document"]
 
@@ -72,7 +72,7 @@ def write_document(path: Path, rows: Sequence[Row], planned: int, command: str) 
         command: The command that was run, to be shown.
     """
     lines = _lines(rows, planned, command, path.with_suffix(".json").name)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from binarize.errors import FileError
 from binarize.survey.catalogue import Case
 from binarize.survey.row import Row
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["Records", "versions"]
 
@@ -99,7 +99,7 @@ class Records:
             cases: The cases whose rows to write, in order.
             summary: Their summary as plain data.
         """
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(self._document(cases, summary)), encoding="utf-8")
 
     def _document(self, cases: Sequence[Case], summary: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from binarize.errors import FileError
 from binarize.train.checks import check_positive
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["CSVLog", "Callback", "EarlyStopping"]
 
@@ -70,7 +70,7 @@ class CSVLog:
         table.writeheader()
         table.writerows(rows)
         try:
-            with replacing(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text(text.getvalue(), encoding="utf-8")
         except OSError as error:
             raise FileError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from binarize.errors import FileError
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -27,7 +27,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             version = VERSION_INSIDE if "part" in state else VERSION
             torch.save({"format": FORMAT, "version": version, **state}, file)
     except (OSError, RuntimeError) as error:

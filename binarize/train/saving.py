@@ -18,7 +18,7 @@ from binarize.errors import BinarizeError, FileError
 from binarize.train.checkpoint import write_checkpoint
 from binarize.train.ema import WeightAverage, applied
 from binarize.train.synchronise import is_distributed
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["Saver", "parse_every"]
 
@@ -148,7 +148,7 @@ class Saver:
             return
         last, path = self.folder / "last.pt", self.folder / f"epoch-{epoch:04}.pt"
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.unlink(missing_ok=True)
                 try:
                     os.link(last, temporary)  # last.pt is replaced, never written to
