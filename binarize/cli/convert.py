@@ -260,11 +260,11 @@ def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
     """
     from rich.markup import escape
 
-    from binarize.policy.schema import told_unit
+    from binarize.policy.schema import format_unit
 
     groups: dict[tuple[str, str, str, str], list[Any]] = {}
     for decision in plan.decisions:
-        kind = decision.part, decision.action, told_unit(decision.unit), decision.reason
+        kind = decision.part, decision.action, format_unit(decision.unit), decision.reason
         groups.setdefault(kind, []).append(decision)
     console = out.console
     width = max(len(decision.site) for decision in plan.layers)

@@ -11,7 +11,7 @@ from typing import Any
 from binarize.nn.spec import UnitSpec
 from binarize.nn.treatments import TREATMENTS
 
-__all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule", "told_unit"]
+__all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule", "format_unit"]
 
 ACTIONS = tuple(TREATMENTS)
 
@@ -100,10 +100,10 @@ class Rule:
     unit: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.match} -> {self.action}{told_unit(self.unit)}"
+        return f"{self.match} -> {self.action}{format_unit(self.unit)}"
 
 
-def told_unit(unit: Mapping[str, Any] | None) -> str:
+def format_unit(unit: Mapping[str, Any] | None) -> str:
     """Describe a layer's unit overrides as a suffix of an action; empty without any."""
     words = [
         ", ".join(f"{option}={chosen!r}" for option, chosen in value.items())
