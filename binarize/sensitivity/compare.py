@@ -19,14 +19,14 @@ from binarize.train.batches import batch_image, batch_pair
 from binarize.train.outputs import dense_output
 from binarize.train.task import Task
 
-__all__ = ["Jury", "Outcome", "compare", "error_of_mean"]
+__all__ = ["Comparator", "EvalResult", "compare", "error_of_mean"]
 
 # The threshold of the depth metric δ1.
 _FAR = math.log(1.25)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalResult:
     """The results of one network.
 
     Attributes:
@@ -52,7 +52,7 @@ class Outcome:
         return fmean(self.disagreements)
 
 
-class Jury:
+class Comparator:
     """Compares networks with a reference network on the same batches.
 
     Args:
@@ -78,10 +78,10 @@ class Jury:
         self._pairs = [self._pair(batch) for batch in batches]
         self._maps: list[Tensor] = []
         self.images = sum(len(image) for image, _ in self._pairs)
-        self.reference = self.judge(reference)
+        self.reference = self.evaluate(reference)
 
     @torch.no_grad()
-    def judge(self, network: nn.Module) -> Outcome:
+    def evaluate(self, network: nn.Module) -> EvalResult:
         """Evaluate a network, which is left in evaluation mode."""
         network.eval()
         first = not self._maps
@@ -100,7 +100,7 @@ class Jury:
             pairs.append(compare(self._maps[number], made))
         overall = None if total is None or task is None else _value(total, task)
         distances, disagreements = zip(*pairs, strict=True)
-        return Outcome(overall, tuple(metrics), distances, disagreements)
+        return EvalResult(overall, tuple(metrics), distances, disagreements)
 
     def _pair(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         if self._task is None:

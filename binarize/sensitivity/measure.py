@@ -21,8 +21,8 @@ from binarize.policy import Match, Policy, Rule, load_policy, with_overrides
 from binarize.policy.match import Overrides
 from binarize.policy.more_bits import MoreBits, more_bits_units
 from binarize.report.sensitivity import MEASURES, MODES, Sensitivity, SiteSensitivity
-from binarize.sensitivity.compare import Jury, Outcome, error_of_mean
-from binarize.sensitivity.graft import graft
+from binarize.sensitivity.compare import Comparator, EvalResult, error_of_mean
+from binarize.sensitivity.copy_state import copy_trained_state
 from binarize.train import Task, recalibrate
 from binarize.train.batches import batch_image
 
@@ -180,12 +180,12 @@ class Study:
         self.sites = tuple(self._sites)
         self._calibration = batches if calibration is None else list(calibration)
         self._task = task
-        self._jury = Jury(self._ready(copied(base)), batches, task, self._device)
+        self._comparator = Comparator(self._ready(copied(base)), batches, task, self._device)
         self._trained = None if plan is None else model
-        self._binary: Outcome | None = None
+        self._binary: EvalResult | None = None
         if mode == "without":
             made = self._traced.convert(whole) if self._trained is None else copied(self._trained)
-            self._binary = self._jury.judge(self._ready(made))
+            self._binary = self._comparator.evaluate(self._ready(made))
 
     def measure(self, site: str) -> SiteSensitivity:
         """Measure one layer.
@@ -204,18 +204,18 @@ class Study:
             return replace(row, more=losses)
         network = self._traced.convert(self._plan([site]))
         if self._trained is not None:
-            graft(network, self._trained, site)
-        mended = self._jury.judge(self._ready(network))
-        return self._row(decision, self._binary, mended, mended)
+            copy_trained_state(network, self._trained, site)
+        restored = self._comparator.evaluate(self._ready(network))
+        return self._row(decision, self._binary, restored, restored)
 
     def _alone(self, site: str, unit: Mapping[str, Any]) -> SiteSensitivity:
         """Measure a layer that is the only binary one, with these parts in its unit."""
         kept = [name for name in self.sites if name != site]
         own = [Rule(Match(name=(glob.escape(site),)), "binarize", "with more bits", unit)]
         plan = self._plan(kept, own if unit else [])
-        binary = self._jury.judge(self._ready(self._traced.convert(plan)))
+        binary = self._comparator.evaluate(self._ready(self._traced.convert(plan)))
         decision = next(d for d in plan.layers if d.site == site)
-        return self._row(decision, binary, self._jury.reference, binary)
+        return self._row(decision, binary, self._comparator.reference, binary)
 
     def result(self, rows: Sequence[SiteSensitivity]) -> Sensitivity:
         """Combine measured layers; missing ones are reported as such."""
@@ -227,11 +227,11 @@ class Study:
             mode=self.mode,
             trained=self._trained is not None,
             metric=None if self._task is None else self._task.monitor,
-            float_metric=self._jury.reference.metric,
+            float_metric=self._comparator.reference.metric,
             binary_metric=None if binary is None else binary.metric,
             binary_distance=None if binary is None else binary.distance,
             binary_disagreement=None if binary is None else binary.disagreement,
-            images=self._jury.images,
+            images=self._comparator.images,
             calibration=sum(len(batch_image(batch)) for batch in self._calibration),
             planned=len(self.sites),
             sites=tuple(sorted(rows, key=lambda row: order[row.site])),
@@ -251,7 +251,7 @@ class Study:
         return network
 
     def _row(
-        self, decision: Decision, binary: Outcome, other: Outcome, made: Outcome
+        self, decision: Decision, binary: EvalResult, other: EvalResult, made: EvalResult
     ) -> SiteSensitivity:
         """Compare a network with another in which one layer less is binary."""
         sign = -1 if self._task is not None and not self._task.higher_is_better else 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["graft"]
+__all__ = ["copy_trained_state"]
 
 
 @torch.no_grad()
-def graft(network: nn.Module, trained: nn.Module, site: str) -> None:
+def copy_trained_state(network: nn.Module, trained: nn.Module, site: str) -> None:
     """Copy the state of a trained 1-bit network, except for one layer, which is float here.
 
     Everything of the same name and shape is copied. The float layer keeps its own weights, and
