@@ -221,7 +221,7 @@ def _show(args: argparse.Namespace, out: Output, rows: Sequence[Measured], input
     from torch.utils._pytree import tree_iter
 
     from binarize.bench import relative_speed
-    from binarize.cli.bench_picture import draw
+    from binarize.cli.bench_chart import draw
     from binarize.cli.doctor import machine
     from binarize.cli.records import write_json
     from binarize.report.terminal import readable

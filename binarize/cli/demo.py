@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     started = time.perf_counter()
     import torch
 
-    from binarize.cli.demo_picture import draw
+    from binarize.cli.demo_image import draw
     from binarize.cli.records import make_folder, write_json
     from binarize.cli.weights import save_float
     from binarize.data import Scenes

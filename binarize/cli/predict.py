@@ -91,12 +91,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Predict."""
     if args.threads is not None and args.threads < 1:
         raise BinarizeError("threads", args.threads, "must be positive", "use 1 or more")
-    from binarize.cli.pictures import find_pictures
+    from binarize.cli.images import find_images
 
-    images = find_pictures(args.images)
+    images = find_images(args.images)
     import torch
 
-    from binarize.cli.pictures import legend, save_picture
+    from binarize.cli.images import legend, save_image
     from binarize.cli.records import output_folder
     from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
                 written.append({"image": path, **result})
             move(number, len(images))
         if written and names:
-            save_picture(legend(names, colors), args.output / LEGEND)
+            save_image(legend(names, colors), args.output / LEGEND)
     if not written:
         raise skipped[0]
     count = len(written)
@@ -186,13 +186,13 @@ def _predict(
 ) -> dict[str, Any]:
     import torch
 
-    from binarize.cli.pictures import (
+    from binarize.cli.images import (
         as_input,
         beside,
-        depth_picture,
-        label_picture,
+        depth_image,
+        label_image,
         overlaid,
-        save_picture,
+        save_image,
     )
     from binarize.cli.start import try_out
     from binarize.data.images import resize_image
@@ -204,28 +204,28 @@ def _predict(
         decoded: Tensor = task.decode(network(batch), (rows, columns))[0]
     result: dict[str, Any] = dict(files)
     if task.name == "segmentation":
-        picture = label_picture(decoded, colors)
+        rendered = label_image(decoded, colors)
         values, counts = decoded.unique(return_counts=True)
         result["pixels"] = dict(zip(values.tolist(), counts.tolist(), strict=True))
     elif task.name == "multilabel":
-        picture = overlaid(decoded, colors)
+        rendered = overlaid(decoded, colors)
         result["pixels"] = dict(enumerate(decoded.sum((1, 2)).tolist()))
         masks = (file for kind, file in files.items() if kind.startswith("mask of "))
         for channel, (mask, file) in enumerate(zip(decoded, masks, strict=False)):
-            save_picture(label_picture(mask, [(0, 0, 0), colors[channel]]), file)
+            save_image(label_image(mask, [(0, 0, 0), colors[channel]]), file)
     else:
         depth = decoded[0]
         near, far = float(depth.min()), float(depth.max())
-        picture = depth_picture(depth, near, far)
+        rendered = depth_image(depth, near, far)
         result["metres"] = [near, far]
         if "raw" in files:
-            save_picture(_millimetres(depth), files["raw"])
+            save_image(_millimetres(depth), files["raw"])
     if "side_by_side" in files:
         from PIL import Image
 
         shown = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        save_picture(beside([shown, picture]), files["side_by_side"])
-    save_picture(picture, files["result"])
+        save_image(beside([shown, rendered]), files["side_by_side"])
+    save_image(rendered, files["result"])
     return result
 
 

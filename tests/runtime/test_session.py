@@ -219,7 +219,7 @@ def image(rows: int, columns: int) -> np.ndarray:
 
 
 def test_segment_does_what_predict_does(unet: tuple[Any, Path], tmp_path: Path) -> None:
-    from binarize.cli.pictures import as_input
+    from binarize.cli.images import as_input
     from binarize.data.dense import IMAGENET
     from binarize.runtime.images import shrink
     from binarize.train import open_task

@@ -58,9 +58,9 @@ def draw(
             network.eval()
             with torch.no_grad():
                 shown.append(colors[network(sample["image"][None])[0].argmax(0)])
-        for column, picture in enumerate(shown):
+        for column, panel in enumerate(shown):
             axis = axes[row, column]
-            axis.imshow(picture.numpy(), interpolation="nearest")
+            axis.imshow(panel.numpy(), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(titles[column], fontsize=11)

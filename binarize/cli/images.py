@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 __all__ = [
     "as_input",
     "beside",
-    "depth_picture",
-    "find_pictures",
-    "label_picture",
+    "depth_image",
+    "find_images",
+    "label_image",
     "legend",
     "overlaid",
-    "save_picture",
+    "save_image",
 ]
 
 Colors = Sequence[Sequence[int]]
 
 
-def find_pictures(given: Sequence[str]) -> list[Path]:
+def find_images(given: Sequence[str]) -> list[Path]:
     """Return the image files given by name or folder, without duplicates.
 
     A file given by name may have any suffix, if its content starts like an image.
@@ -59,20 +59,20 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def as_input(picture: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
+def as_input(image: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
     """Return an image as a batch (1, 3, H, W) for the network.
 
     Args:
-        picture: uint8 (3, H, W).
+        image: uint8 (3, H, W).
         stats: Mean and standard deviation per channel, for values from 0 to 1.
     """
     import torch
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in stats)
-    return ((picture.float() / 255 - mean) / std)[None]
+    return ((image.float() / 255 - mean) / std)[None]
 
 
-def label_picture(labels: Tensor, colors: Colors) -> Image:
+def label_image(labels: Tensor, colors: Colors) -> Image:
     """Return a label map as a palette image of class indices, shown in the classes' colours.
 
     Args:
@@ -82,10 +82,10 @@ def label_picture(labels: Tensor, colors: Colors) -> Image:
     import torch
     from PIL import Image
 
-    picture = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
+    image = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
     table = [int(value) for color in colors for value in color][:765]
-    picture.putpalette(table + [0] * (768 - len(table)))  # turns a grey image into a palette image
-    return picture
+    image.putpalette(table + [0] * (768 - len(table)))  # turns a grey image into a palette image
+    return image
 
 
 def overlaid(labels: Tensor, colors: Colors) -> Image:
@@ -99,7 +99,7 @@ def overlaid(labels: Tensor, colors: Colors) -> Image:
     return Image.fromarray(mixed.round().to(torch.uint8).numpy())
 
 
-def depth_picture(depth: Tensor, near: float, far: float) -> Image:
+def depth_image(depth: Tensor, near: float, far: float) -> Image:
     """Return a depth map (H, W) in metres in colours, bright and warm where near."""
     from matplotlib import colormaps
     from PIL import Image
@@ -108,16 +108,16 @@ def depth_picture(depth: Tensor, near: float, far: float) -> Image:
     return Image.fromarray(colormaps["magma_r"](share.numpy(), bytes=True)[..., :3])
 
 
-def beside(pictures: Sequence[Image], gap: int = 4) -> Image:
+def beside(images: Sequence[Image], gap: int = 4) -> Image:
     """Place images of equal height side by side, on white."""
     from PIL import Image
 
-    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
-    row = Image.new("RGB", (width, max(p.height for p in pictures)), "white")
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    row = Image.new("RGB", (width, max(p.height for p in images)), "white")
     left = 0
-    for picture in pictures:
-        row.paste(picture.convert("RGB"), (left, 0))
-        left += picture.width + gap
+    for image in images:
+        row.paste(image.convert("RGB"), (left, 0))
+        left += image.width + gap
     return row
 
 
@@ -135,7 +135,7 @@ def legend(names: Sequence[str], colors: Colors) -> Image:
     return sheet
 
 
-def save_picture(picture: Image, path: Path) -> None:
+def save_image(image: Image, path: Path) -> None:
     """Write a PNG file atomically.
 
     Raises:
@@ -145,7 +145,7 @@ def save_picture(picture: Image, path: Path) -> None:
 
     try:
         with atomic_write(path) as temporary:
-            picture.save(temporary, format="PNG")
+            image.save(temporary, format="PNG")
     except OSError as error:
         raise FileError(
             "output",
