@@ -207,7 +207,7 @@ def example_of(recipe: Recipe, size: tuple[int, ...] | None = None) -> Any:
     try:
         return make(**arguments)
     except Exception as error:
-        raise _refused(recipe, "calling example_inputs", error) from error
+        raise _failed(recipe, "calling example_inputs", error) from error
 
 
 def _module(recipe: Recipe, file: Path) -> Any:
@@ -218,7 +218,7 @@ def _module(recipe: Recipe, file: Path) -> Any:
     try:
         return import_file(file)
     except Exception as error:
-        raise _refused(recipe, f"importing {file.name}", error) from error
+        raise _failed(recipe, f"importing {file.name}", error) from error
 
 
 def _own(recipe: Recipe, file: Path, factory: str) -> nn.Module:
@@ -263,7 +263,7 @@ def _call(recipe: Recipe, make: Any, arguments: dict[str, Any]) -> nn.Module:
     try:
         network = make(**arguments)
     except Exception as error:
-        raise _refused(recipe, "building it", error) from error
+        raise _failed(recipe, "building it", error) from error
     if not isinstance(network, nn.Module):
         raise ModelError(
             "model",
@@ -274,7 +274,7 @@ def _call(recipe: Recipe, make: Any, arguments: dict[str, Any]) -> nn.Module:
     return network
 
 
-def _refused(recipe: Recipe, doing: str, error: Exception) -> ModelError:
+def _failed(recipe: Recipe, doing: str, error: Exception) -> ModelError:
     text = " ".join(str(error).split())[:200]
     return ModelError(
         "model",

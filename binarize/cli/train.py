@@ -111,7 +111,7 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Train, measure, save."""
-    _refuse(args)
+    _check(args)
     import torch
 
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
@@ -216,9 +216,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     return None
 
 
-def _refuse(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> None:
     """Reject errors that show without data and network, before anything slow happens."""
-    _refuse_other_run(args)
+    _check_folder(args)
     for name in (
         "epochs",
         "batch_size",
@@ -273,7 +273,7 @@ def _refuse(args: argparse.Namespace) -> None:
         )
 
 
-def _refuse_other_run(args: argparse.Namespace) -> None:
+def _check_folder(args: argparse.Namespace) -> None:
     """Reject a folder that holds a run, unless this one resumes or overwrites it."""
     if args.resume is not None and args.overwrite:
         raise BinarizeError(

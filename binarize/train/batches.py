@@ -15,7 +15,7 @@ __all__ = [
     "batch_image",
     "batch_pair",
     "batch_parts",
-    "refuse_single_value",
+    "reject_single_value",
     "target_size",
 ]
 
@@ -109,7 +109,7 @@ def target_size(image: Tensor, target: Tensor | None) -> tuple[int, int]:
     return (dense.shape[-2], dense.shape[-1])
 
 
-def refuse_single_value(error: ValueError, image: Tensor) -> None:
+def reject_single_value(error: ValueError, image: Tensor) -> None:
     """Report the batch size that BatchNorm cannot train on, which torch reports from deep inside.
 
     Args:

@@ -11,12 +11,12 @@ from binarize.errors import BinarizeError, DataError, ModelError
 
 __all__ = [
     "check_devices",
+    "check_features",
     "check_name",
     "check_not_negative",
     "check_positive",
     "check_targets",
     "loader_length",
-    "refuse_features",
     "teachers_of",
 ]
 
@@ -106,7 +106,7 @@ def teachers_of(teacher: nn.Module | Sequence[nn.Module] | None) -> list[nn.Modu
     return found
 
 
-def refuse_features(features: Any, teachers: Sequence[nn.Module], compiled: bool) -> None:
+def check_features(features: Any, teachers: Sequence[nn.Module], compiled: bool) -> None:
     """Reject a feature-map loss that cannot be computed.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize.errors import DataError, ModelError
-from binarize.train.batches import batch_image, refuse_single_value
+from binarize.train.batches import batch_image, reject_single_value
 from binarize.train.modes import training_flags
 
 __all__ = ["has_statistics", "recalibrate"]
@@ -74,7 +74,7 @@ def recalibrate(
                 try:
                     model(image)
                 except ValueError as error:
-                    refuse_single_value(error, image)
+                    reject_single_value(error, image)
                     raise
                 done = True
         if not done:

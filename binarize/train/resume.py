@@ -11,7 +11,7 @@ from torch import nn
 from binarize.errors import FileError
 from binarize.train.run_settings import differences
 
-__all__ = ["checkpoint_path", "refuse_other_run", "restore", "stamp"]
+__all__ = ["checkpoint_path", "reject_other_run", "restore", "stamp"]
 
 # May differ: these affect file locations or speed, but not what is learnt.
 _FREE = ("root", "bf16", "compile", "val_every")
@@ -42,7 +42,7 @@ def checkpoint_path(resume: str | Path | None, output_dir: Path | None) -> Path 
     return path
 
 
-def refuse_other_run(output_dir: Path) -> None:
+def reject_other_run(output_dir: Path) -> None:
     """Refuse to start a run in the folder of another one.
 
     Raises:

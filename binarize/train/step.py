@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, ModelError
-from binarize.train.batches import batch_parts, refuse_single_value, target_size
+from binarize.train.batches import batch_parts, reject_single_value, target_size
 from binarize.train.features import FeatureTerm
 from binarize.train.loading import read_batches
 from binarize.train.progress import Progress, report_images
@@ -261,7 +261,7 @@ def train_epoch(
         try:
             loss, extra = step.forward(*parts, (epoch + index / steps) / epochs)
         except ValueError as error:
-            refuse_single_value(error, image)
+            reject_single_value(error, image)
             raise
         # A CPU checks the loss before using it. On other devices that would stall the queue: check
         # the previous step's, which is ready by now.

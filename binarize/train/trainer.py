@@ -15,11 +15,11 @@ from binarize.train.batches import batch_image
 from binarize.train.callbacks import Callback
 from binarize.train.checks import (
     check_devices,
+    check_features,
     check_not_negative,
     check_positive,
     check_targets,
     loader_length,
-    refuse_features,
     teachers_of,
 )
 from binarize.train.evaluation import evaluate, is_better
@@ -33,7 +33,7 @@ from binarize.train.optimizer import (
 )
 from binarize.train.progress import Progress, open_progress
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
-from binarize.train.resume import checkpoint_path, refuse_other_run, stamp
+from binarize.train.resume import checkpoint_path, reject_other_run, stamp
 from binarize.train.run import run
 from binarize.train.saving import parse_every
 from binarize.train.task import Distillation, Task
@@ -194,7 +194,7 @@ class Trainer:
         self.student = student
         self.teacher = next(iter(self.teachers), None)
         self.features = self.recipe.make_features() if features is None else features
-        refuse_features(self.features if self.teachers else features, self.teachers, compile)
+        check_features(self.features if self.teachers else features, self.teachers, compile)
         self.epochs: int = chosen["epochs"]
         self.lr: float = chosen["lr"]
         self.weight_decay: float = chosen["weight_decay"]
@@ -263,7 +263,7 @@ class Trainer:
         if self.output_dir is not None and not (
             self.overwrite or self.resume or self.has_checkpoint
         ):
-            refuse_other_run(self.output_dir)
+            reject_other_run(self.output_dir)
         check_targets(train_loader)
         frozen = frozen_norms(self.student)
         task = self._open_task(train_loader, training=True)
