@@ -33,7 +33,7 @@ _EXAMPLES = [
         "convert a network with its trained weights",
     ),
     (
-        "binarize convert smp:Unet:resnet18 --classes 11 --keep 'decoder.blocks.4.*' \\\n"
+        "binarize convert smp:Unet:resnet18 --classes 11 --keep-float 'decoder.blocks.4.*' \\\n"
         "      --policy mine.toml -o unet.safetensors",
         "your own rules, with one part of the network left in float",
     ),
@@ -83,7 +83,13 @@ def add(commands: Subparsers) -> None:
         "--policy", default="bidense", metavar="NAME|FILE", help="the rules (default bidense)"
     )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
+        "--keep-float",
+        "--keep",
+        dest="keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="layers to keep in float",
     )
     parser.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"

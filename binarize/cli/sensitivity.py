@@ -94,7 +94,13 @@ def add(commands: Subparsers) -> None:
         "--teacher", metavar="FILE", help="the float network that a 1-bit one was converted from"
     )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
+        "--keep-float",
+        "--keep",
+        dest="keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="layers to keep in float",
     )
     parser.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"

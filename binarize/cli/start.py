@@ -109,7 +109,7 @@ def _convert(
 
 
 def overrides(args: argparse.Namespace) -> dict[str, str] | None:
-    """Return the overrides of ``--keep`` and ``--binarize``."""
+    """Return the overrides of ``--keep-float`` and ``--binarize``."""
     return {**dict.fromkeys(args.keep, "keep"), **dict.fromkeys(args.binarize, "binarize")} or None
 
 

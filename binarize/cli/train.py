@@ -190,7 +190,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         seed=args.seed,
         balance=args.balance,
         val_every=args.val_every,
-        keep=args.final,
+        select=args.select,
         progress=False if out.quiet else None,
     )
     started = time.perf_counter()
@@ -269,7 +269,7 @@ def _check(args: argparse.Namespace) -> None:
         raise BinarizeError("policy", "none", "--budget needs a policy", "omit one of them")
     elif args.keep or args.binarize:
         raise BinarizeError(
-            "policy", "none", "--keep and --binarize need a policy", "omit one of them"
+            "policy", "none", "--keep-float and --binarize need a policy", "omit one of them"
         )
 
 

@@ -34,7 +34,13 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "training",
     )
     start.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
+        "--keep-float",
+        "--keep",
+        dest="keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="layers to keep in float",
     )
     start.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
@@ -128,7 +134,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--val-every", type=int, default=1, metavar="N", help="validate every N epochs (default 1)"
     )
     group.add_argument(
+        "--select",
         "--final",
+        dest="select",
         choices=("last", "best"),
         default="last",
         help="epoch whose weights are evaluated and saved (default last)",

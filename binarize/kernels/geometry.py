@@ -131,11 +131,11 @@ def output_size(
     """
     sizes = []
     for d, length in enumerate(size):
-        reach, pads = dilation[d] * (kernel[d] - 1) + 1, padding[2 * d] + padding[2 * d + 1]
+        span, pads = dilation[d] * (kernel[d] - 1) + 1, padding[2 * d] + padding[2 * d + 1]
         if transposed:
-            sizes.append((length - 1) * stride[d] - pads + reach + output_padding[d])
+            sizes.append((length - 1) * stride[d] - pads + span + output_padding[d])
         else:
-            sizes.append((length + pads - reach) // stride[d] + 1)
+            sizes.append((length + pads - span) // stride[d] + 1)
     return sizes
 
 

@@ -53,7 +53,7 @@ def unit(
 
     A floating-point ``weight`` is taken as the signs themselves, in the shape of a convolution's.
     """
-    x = torch.cat([_enlarge(s, u) for s, u in zip(sources, upsample, strict=True)], 1)
+    x = torch.cat([_upsample(s, u) for s, u in zip(sources, upsample, strict=True)], 1)
     positions = list(range(2, x.dim()))
     column = (1, -1, *(1,) * len(positions))
     level = threshold.view(1, -1)
@@ -104,7 +104,7 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean(list(range(2, x.dim())), dtype=torch.float64).to(x.dtype)
 
 
-def _enlarge(x: Tensor, factor: int) -> Tensor:
+def _upsample(x: Tensor, factor: int) -> Tensor:
     for dim in range(2, x.dim()):
         x = x.repeat_interleave(factor, dim) if factor != 1 else x
     return x

@@ -178,6 +178,6 @@ def run(
             two.end()
     if average is not None:
         average.copy_to_network()
-    if trainer.keep == "best" and trainer.best is not None and trainer.output_dir is not None:
+    if trainer.select == "best" and trainer.best is not None and trainer.output_dir is not None:
         trainer.student.load_state_dict(read_checkpoint(trainer.output_dir / "best.pt")["student"])
     return trainer.history

@@ -119,7 +119,7 @@ class Trainer:
             None: the recipe's.
         max_depth: Largest depth in metres; None asks the data set, then takes 10.
         val_every: Validate after every so many epochs (and after the last).
-        keep: The student's weights after :meth:`fit`: of the "last" epoch, or of the
+        select: The student's weights after :meth:`fit`: of the "last" epoch, or of the
             "best" validation (read from ``output_dir``).
         progress: A display, False for none, None to fit the error stream.
 
@@ -167,7 +167,7 @@ class Trainer:
         balance: float | None = None,
         max_depth: float | None = None,
         val_every: int = 1,
-        keep: str = "last",
+        select: str = "last",
         progress: Progress | bool | None = None,
     ) -> None:
         self.recipe = load_recipe(recipe)
@@ -185,9 +185,9 @@ class Trainer:
         self.teachers = teachers_of(teacher)
         for one in (None, *self.teachers):
             check_devices(student, one)
-        if keep not in ("last", "best") or (keep == "best" and output_dir is None):
+        if select not in ("last", "best") or (select == "best" and output_dir is None):
             raise BinarizeError(
-                "keep", keep, "must be 'last', or 'best' with an output_dir", "give the folder"
+                "select", select, "must be 'last', or 'best' with an output_dir", "give the folder"
             )
         self.factories = optimizer, scheduler
         self.callbacks = list(callbacks)
@@ -223,7 +223,7 @@ class Trainer:
         self.settings = dict(settings or {})
         self.seed = seed
         self.val_every = val_every
-        self.keep = keep
+        self.select = select
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self._task = task

@@ -88,7 +88,10 @@ MISTAKES = [
     (f"{TRAIN} --policy bidens", "policy='bidens': no such policy; did you mean 'bidense'"),
     (f"{TRAIN} --policy {{tmp}}/none.toml", "no such rule file; check the path"),
     (f"{TRAIN} --policy {{tmp}}/bad.toml", "bypas: unknown key"),
-    (f"{TRAIN} --policy none --keep 'down.*'", "policy='none': --keep and --binarize need"),
+    (
+        f"{TRAIN} --policy none --keep-float 'down.*'",
+        "policy='none': --keep-float and --binarize need",
+    ),
     (f"{TRAIN} --keep 'nothing.*'", "matched no layer"),
     (f"{TRAIN} --keep '*'", "nothing to binarize"),
     # start and teacher
@@ -197,7 +200,7 @@ USAGE = [
     (f"{TRAIN} --epoch 3", "unrecognized arguments: --epoch 3; did you mean --epochs"),
     (f"{TRAIN} --epochs three", "--epochs: invalid int value: 'three'"),
     (f"{TRAIN} --size 32", "'32' is not WIDTHxHEIGHT, such as 192x144"),
-    (f"{TRAIN} --final bets", "unknown 'bets'; did you mean 'best'"),
+    (f"{TRAIN} --select bets", "unknown 'bets'; did you mean 'best'"),
     (f"{TRAIN} --distill trust", "'trust' is not KEY=VALUE"),
     ("rules shwo bidense", "unknown 'shwo'; did you mean 'show'"),
 ]

@@ -206,7 +206,7 @@ def test_keep_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("binarize.train.trainer.evaluate", scripted)
     network = _network()
-    trainer = _trainer(network, epochs=4, output_dir=tmp_path, keep="best")
+    trainer = _trainer(network, epochs=4, output_dir=tmp_path, select="best")
     trainer.fit(_loader("segmentation", 4), _loader("segmentation", 4, seed=1))
     assert trainer.best == {"epoch": 2, "metric": "mIoU", "value": 0.9}
     assert torch.equal(network.state_dict()["0.weight"], weights[1])
@@ -243,7 +243,7 @@ def test_the_best_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
     before = (tmp_path / "best.pt").read_bytes()
     network = _network()
-    trainer = _trainer(network, resume="auto", keep="best", **options)
+    trainer = _trainer(network, resume="auto", select="best", **options)
     history = trainer.fit(_loader("segmentation"), _loader("segmentation", 4, seed=1))
     assert [record["mIoU"] for record in history] == [0.9, 0.2, 0.5, 0.7]
     assert trainer.best == {"epoch": 1, "metric": "mIoU", "value": 0.9}
@@ -421,7 +421,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         ({"lr": -1.0}, "lr=-1.0: must be positive; choose a larger value"),
         ({"task": "segmentations"}, "task='segmentations': unknown task; did you mean 'segm"),
         ({"task": "pose"}, "task='pose': unknown task; use one of segmentation, multilabel, depth"),
-        ({"keep": "best"}, "keep='best': must be 'last', or 'best' with an output_dir; give"),
+        ({"keep": "best"}, "select='best': must be 'last', or 'best' with an output_dir; give"),
         ({"resume": "auto"}, "resume='auto': needs output_dir; give the folder of the run"),
         ({"resume": "none.pt"}, "resume='none.pt': no such file; give a checkpoint, or 'auto'"),
         ({"num_classes": 9}, "num_classes=9: the network returns 6 channels; build the"),
