@@ -33,8 +33,8 @@ _EXAMPLES = [
         "convert a network with its trained weights",
     ),
     (
-        "binarize convert smp:Unet:resnet18 --classes 11 --keep-float 'decoder.blocks.4.*' \\\n"
-        "      --policy mine.toml -o unet.safetensors",
+        "binarize convert smp:Unet:resnet18 --classes 11 --policy mine.toml \\\n"
+        "      --keep-float 'decoder.blocks.4.*' -o unet.safetensors",
         "your own rules, with one part of the network left in float",
     ),
     (

@@ -92,8 +92,8 @@ def test_a_network_without_batch_norm() -> None:
     with pytest.raises(ModelError) as caught:
         recalibrate(nn.Conv2d(3, 3, 1), [torch.zeros(1, 3, 2, 2)])
     assert str(caught.value) == (
-        "model='Conv2d': has no BatchNorm with running statistics; "
-        "omit recalibrate; there is nothing to estimate"
+        "model='Conv2d': has no BatchNorm with running statistics, "
+        "and no 8-bit layer; omit recalibrate; there is nothing to estimate"
     )
     with pytest.raises(ModelError, match="has no BatchNorm with running statistics"):
         recalibrate(nn.BatchNorm2d(3, track_running_stats=False), [torch.zeros(2, 3, 2, 2)])
