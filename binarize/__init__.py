@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from binarize.file.save import save
     from binarize.graph.plan import Plan
     from binarize.inspection import Inspection, inspect
+    from binarize.latency import Profile, profile
     from binarize.lower import PackedNetwork, export_onnx, pack
     from binarize.policy import Policy, policies
     from binarize.prepare import prepare_student
@@ -32,6 +33,7 @@ __all__ = [
     "PackedNetwork",
     "Plan",
     "Policy",
+    "Profile",
     "Report",
     "Sensitivity",
     "Trainer",
@@ -45,6 +47,7 @@ __all__ = [
     "plan",
     "policies",
     "prepare_student",
+    "profile",
     "recalibrate",
     "report",
     "save",
@@ -58,6 +61,7 @@ _HOMES = {
     "PackedNetwork": "lower",
     "Plan": "graph",
     "Policy": "policy",
+    "Profile": "latency",
     "Report": "report",
     "Sensitivity": "report",
     "Trainer": "train",
@@ -69,6 +73,7 @@ _HOMES = {
     "plan": "budget",
     "policies": "policy",
     "prepare_student": "prepare",
+    "profile": "latency",
     "recalibrate": "train",
     "report": "report",
     "save": "file",

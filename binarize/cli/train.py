@@ -263,15 +263,20 @@ def _refuse(args: argparse.Namespace) -> None:
             from binarize.budget import Budget
 
             Budget.parse(args.budget)
-        elif args.sensitivity is not None:
-            raise BinarizeError(
-                "sensitivity", str(args.sensitivity), "needs a budget", "give --budget too"
-            )
+        else:
+            for name in ("sensitivity", "profile"):
+                if getattr(args, name) is not None:
+                    raise BinarizeError(
+                        name, str(getattr(args, name)), "needs a budget", "give --budget too"
+                    )
     elif args.budget is not None:
         raise BinarizeError("policy", "none", "--budget needs a policy", "leave one of them out")
-    elif args.keep or args.binarize:
+    elif args.keep or args.int8 or args.binarize:
         raise BinarizeError(
-            "policy", "none", "--keep and --binarize need a policy", "leave one of them out"
+            "policy",
+            "none",
+            "--keep, --int8 and --binarize need a policy",
+            "leave one of them out",
         )
 
 
@@ -303,6 +308,7 @@ def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:
         "policy": args.policy,
         "keep_float": list(args.keep),
         "binarize": list(args.binarize),
+        **({"int8": list(args.int8)} if args.int8 else {}),
         "budget": args.budget,
         "classes": classes,
         "dataset": args.data,

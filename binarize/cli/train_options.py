@@ -40,10 +40,27 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
     )
     start.add_argument(
+        "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
+    )
+    start.add_argument(
         "--budget",
         metavar="LIMIT",
-        help="let a size (3MB), operations (5GOPs), a loss of the metric (drop=0.02) or an "
-        "agreement (agreement=0.9) decide which layers stay float",
+        help="let a size (3MB), a latency (12ms), operations (5GOPs), a loss of the metric "
+        "(drop=0.02) or an agreement (agreement=0.9) decide which layers get more than one bit",
+    )
+    start.add_argument(
+        "--more-bits",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="what --budget may give to layers beside one bit and float: int8, or a policy's bits",
+    )
+    start.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="latency of the layers for a --budget of time: what binarize profile wrote on this "
+        "machine (default: measured now)",
     )
     start.add_argument(
         "--sensitivity",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,34 @@ from binarize.nn.parts import BINARIZERS, WEIGHTS
 from binarize.policy.loader import load_policy
 from binarize.policy.schema import Policy
 
-__all__ = ["MoreBits", "more_bits_units"]
+__all__ = ["INT8", "MoreBits", "MoreBitsRule", "more_bits_rules"]
 
 MoreBits = str | Path | Policy | Sequence[str | Path | Policy]
 
+INT8 = "int8"
+"""Stands for the 8-bit treatment where policies are named."""
 
-def more_bits_units(given: MoreBits) -> dict[str, dict[str, Any]]:
+
+@dataclass(frozen=True)
+class MoreBitsRule:
+    """What a rule says that gives a layer more bits.
+
+    Attributes:
+        action: ``"binarize"`` or ``"int8"``.
+        unit: Parts of the binary unit that are others, as in a rule file.
+    """
+
+    action: str = "binarize"
+    unit: Mapping[str, Any] = field(default_factory=dict)
+
+    def suits(self, action: str) -> bool:
+        """Whether it may take the place of what a policy does to a layer."""
+        if self.action == "int8":
+            return action not in ("int8", "keep")
+        return action == "binarize"  # what goes with an addition has no use for bits
+
+
+def more_bits_rules(given: MoreBits) -> dict[str, MoreBitsRule]:
     """Take from policies the binarizers that have more than one bit.
 
     Group-Net's weights have several, LQ-Nets' weights and activations. All else of a layer's unit
@@ -24,16 +47,23 @@ def more_bits_units(given: MoreBits) -> dict[str, dict[str, Any]]:
 
     Args:
         given: Names of bundled policies, paths of rule files, or policies; one or several.
+            ``"int8"`` stands for 8-bit layers.
 
     Returns:
-        By the policy's name, what a rule's ``unit`` says.
+        By the policy's name, what a rule says.
 
     Raises:
         PolicyError: There is no such policy, or its unit has one bit throughout.
     """
     sources = [given] if isinstance(given, str | Path | Policy) else list(given)
-    policies = [load_policy(source) for source in sources]
-    return {policy.name: _more_bits(policy) for policy in policies}
+    rules: dict[str, MoreBitsRule] = {}
+    for source in sources:
+        if source == INT8:
+            rules[INT8] = MoreBitsRule("int8")
+        else:
+            policy = load_policy(source)
+            rules[policy.name] = MoreBitsRule(unit=_more_bits(policy))
+    return rules
 
 
 def _more_bits(policy: Policy) -> dict[str, Any]:
@@ -48,6 +78,6 @@ def _more_bits(policy: Policy) -> dict[str, Any]:
             "more_bits",
             policy.name,
             "its weights and activations have one bit each",
-            "name a policy of more, such as 'cbnn', 'lqnet' or 'groupnet'",
+            "name a policy of more, such as 'cbnn', 'lqnet' or 'groupnet', or 'int8'",
         )
     return changes
