@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from binarize.lower import PackedNetwork, export_onnx, pack
     from binarize.policy import Policy, policies
     from binarize.prepare import prepare_student
-    from binarize.report import Report, report
+    from binarize.report import Frontier, Report, report
     from binarize.report.sensitivity import Sensitivity
     from binarize.sensitivity.measure import sensitivity
     from binarize.train import Trainer, recalibrate
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BinarizeError",
+    "Frontier",
     "Inspection",
     "PackedNetwork",
     "Plan",
@@ -57,6 +58,7 @@ __all__ = [
 # Names and the sub-packages they come from, imported when first asked for: torch takes seconds,
 # and the command line's help needs none of it.
 _HOMES = {
+    "Frontier": "report",
     "Inspection": "inspection",
     "PackedNetwork": "lower",
     "Plan": "graph",
