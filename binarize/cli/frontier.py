@@ -82,7 +82,7 @@ def add(commands: Subparsers) -> None:
         action="append",
         metavar="POLICY|BUDGET",
         help="a network to train: a policy's, or one within a budget "
-        f"(default {', '.join(POINTS)})",
+        f"(default {', '.join(POINTS)})".replace("%", "%%"),
     )
     parser.add_argument(
         "--policy",
@@ -207,7 +207,7 @@ def _sensitivity(args: argparse.Namespace, out: Output) -> Path:
             setattr(given, name, getattr(args, name))
         given.more_bits, given.limit = ["int8"], args.sensitivity_images
         given.model = given.teacher = None
-        sensitivity.run(given, Output(quiet=out.quiet))
+        sensitivity.run(given, out.of_a_step())
     return path
 
 
@@ -291,7 +291,7 @@ def _train(
         given.encoder_weights = None
     if rival is not None or policy.endswith(".toml"):  # the rules have the overrides
         given.keep, given.binarize, given.int8 = [], [], []
-    train.run(given, Output(quiet=out.quiet))
+    train.run(given, out.of_a_step())
 
 
 def _measure(
