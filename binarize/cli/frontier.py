@@ -46,16 +46,17 @@ stopped. Takes the options of train for the trainings."""
 
 _EXAMPLES = [
     (
-        "binarize frontier runs/float/float.safetensors --data camvid --root data/camvid \\\n"
-        "      --size 192x144 --bench-size 480x352 --threads 1 --epochs 25 --lr 0.004 \\\n"
-        "      --output runs/frontier",
-        "the usual points: policies bidense and deploy, and three budgets",
+        "binarize frontier runs/float/float.safetensors --data camvid \\\n"
+        "      --root data/camvid --size 192x144 --bench-size 480x352 --threads 1 \\\n"
+        "      --epochs 25 --lr 0.004 --output runs/frontier",
+        "the policies bidense and deploy, and three budgets",
     ),
     (
-        "binarize frontier runs/float/float.safetensors --data camvid --root data/camvid \\\n"
-        "      --point deploy --point time=25%,4MB --epochs 25 --output runs/frontier \\\n"
-        "      --rival 'smp:Unet:resnet18,decoder_channels=[64,32,16,8,4]'",
-        "two points of your own, and a narrower float network trained alike",
+        "binarize frontier runs/float/float.safetensors --data camvid \\\n"
+        "      --root data/camvid --point deploy --point time=25%,4MB --epochs 25 \\\n"
+        "      --rival 'smp:Unet:resnet18,decoder_channels=[64,32,16,8,4]' \\\n"
+        "      --output runs/frontier",
+        "two points of your own, and a narrower float network",
     ),
 ]
 
