@@ -33,11 +33,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from network_profile import Line, peak_rate, profile
-from rivals import Engines
 from torch import nn
 
 import binarize
 from binarize.bench import VERSIONS, Subject, relative_speed, time_interleaved
+from binarize.bench.engines import Engines
 from binarize.kernels.native import status
 
 Call = Callable[[], Any]

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from binarize.file.save import save
     from binarize.graph.plan import Plan
     from binarize.inspection import Inspection, inspect
+    from binarize.latency import Profile, profile
     from binarize.lower import PackedNetwork, export_onnx, pack
     from binarize.policy import Policy, policies
     from binarize.prepare import prepare_student
-    from binarize.report import Report, report
+    from binarize.report import Frontier, Report, report
     from binarize.report.sensitivity import Sensitivity
     from binarize.sensitivity.measure import sensitivity
     from binarize.train import Trainer, recalibrate
@@ -28,10 +29,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BinarizeError",
+    "Frontier",
     "Inspection",
     "PackedNetwork",
     "Plan",
     "Policy",
+    "Profile",
     "Report",
     "Sensitivity",
     "Trainer",
@@ -45,6 +48,7 @@ __all__ = [
     "plan",
     "policies",
     "prepare_student",
+    "profile",
     "recalibrate",
     "report",
     "save",
@@ -54,10 +58,12 @@ __all__ = [
 # Public names and their sub-packages, imported on first use: importing torch takes seconds, and the
 # command line's help does not need it.
 _HOMES = {
+    "Frontier": "report",
     "Inspection": "inspection",
     "PackedNetwork": "lower",
     "Plan": "graph",
     "Policy": "policy",
+    "Profile": "latency",
     "Report": "report",
     "Sensitivity": "report",
     "Trainer": "train",
@@ -69,6 +75,7 @@ _HOMES = {
     "plan": "budget",
     "policies": "policy",
     "prepare_student": "prepare",
+    "profile": "latency",
     "recalibrate": "train",
     "report": "report",
     "save": "file",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from binarize.budget.convert import convert
+from binarize.latency import Profile
 from binarize.policy import Policy
 from binarize.policy.match import Overrides
 from binarize.policy.more_bits import MoreBits
@@ -33,6 +34,7 @@ def prepare_student(
     budget: str | None = None,
     sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None = None,
     more_bits: MoreBits = (),
+    profile: Profile | str | Path | None = None,
     norm_batches: int = 8,
     unfold: bool = True,
 ) -> nn.Module:
@@ -53,6 +55,7 @@ def prepare_student(
         budget: As for :func:`binarize.convert`.
         sensitivity: As for :func:`binarize.convert`.
         more_bits: As for :func:`binarize.convert`.
+        profile: As for :func:`binarize.convert`.
         norm_batches: How many batches the norms are measured on; 0 leaves them as they are.
         unfold: Give folded norms their scale back.
 
@@ -79,6 +82,7 @@ def prepare_student(
         budget=budget,
         sensitivity=sensitivity,
         more_bits=more_bits,
+        profile=profile,
     )
     if images and any(map(has_statistics, student.modules())):
         recalibrate(student, images)

@@ -12,6 +12,8 @@ __all__ = ["Budget"]
 
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _OPS = {"ops": 1, "kops": 10**3, "mops": 10**6, "gops": 10**9, "tops": 10**12}
+_TIMES = {"us": 1e-3, "ms": 1, "s": 1e3}
+_TIME_SHARE = re.compile(r"time\s*=\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*%")
 _PERCENT = re.compile(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*%")
 _AMOUNT = re.compile(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]+)")
 _SHARE = re.compile(r"(drop|agreement)\s*=\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)")
@@ -22,9 +24,10 @@ class Budget:
     """How much a network may cost, or lose.
 
     Attributes:
-        kind: ``"bytes"`` of the file, ``"share"`` of the float network's file (see
-            :meth:`of_file`), ``"ops"`` (effective operations, float + binary / 64),
-            ``"drop"`` of the metric, or ``"agreement"`` with the float network's output.
+        kind: ``"bytes"`` of the file, ``"share"`` of the float network's file, ``"ops"``
+            (effective operations, float + 8-bit / 8 + binary / 64), ``"time"`` (milliseconds,
+            packed), ``"time share"`` of the float network's, ``"drop"`` of the metric, or
+            ``"agreement"`` with the float network's output. Of shares see :meth:`of`.
         limit: At most so much; of ``"agreement"``, at least.
         text: As it was written.
     """
@@ -34,28 +37,44 @@ class Budget:
     text: str
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read a budget.
+    def parse(cls, text: str) -> tuple[Budget, ...]:
+        """Read a budget, or several that are separated by commas.
 
         Args:
             text: A size (``"3MB"``, ``"500kB"``, ``"2MiB"``), a share of the float network's file
-                (``"10%"``), operations (``"5GOPs"``), what the
-                metric may lose (``"drop=0.02"``), or the share of positions that has to be
-                predicted as the float network does (``"agreement=0.9"``).
+                (``"10%"``), operations (``"5GOPs"``), a latency (``"12ms"``) or a share of the
+                float network's (``"time=40%"``), what the metric may lose (``"drop=0.02"``), or
+                the share of positions that has to be predicted as the float network does
+                (``"agreement=0.9"``).
 
         Raises:
-            BinarizeError: It is none of these.
+            BinarizeError: One is none of these, two limit the same, or one that says what may be
+                lost has others beside it.
         """
+        parts = text.split(",") if isinstance(text, str) else [text]
+        budgets = tuple(cls._one(part) for part in parts)
+        kinds = [budget.kind.partition(" ")[0].replace("share", "bytes") for budget in budgets]
+        losses = [budget for budget in budgets if not budget.is_cost]
+        if len(budgets) > 1 and (losses or len(set(kinds)) < len(kinds)):
+            rule = "says what may be lost" if losses else "limits twice the same"
+            raise BinarizeError(
+                "budget", text, f"a part of it {rule}", "give it alone, or costs: '12ms,3MB'"
+            )
+        return budgets
+
+    @classmethod
+    def _one(cls, text: str) -> Budget:
         given = text.strip() if isinstance(text, str) else ""
         if found := _AMOUNT.fullmatch(given):
             unit = found[2].lower()
-            for kind, units in (("bytes", _SIZES), ("ops", _OPS)):
+            for kind, units in (("bytes", _SIZES), ("ops", _OPS), ("time", _TIMES)):
                 if unit in units and (limit := _number(found[1])) is not None:
                     return cls(kind, limit * units[unit], given)
-        if found := _PERCENT.fullmatch(given):
-            percent = _number(found[1])
-            if percent is not None and percent <= 100:
-                return cls("share", percent / 100, given)
+        for kind, form in (("share", _PERCENT), ("time share", _TIME_SHARE)):
+            if found := form.fullmatch(given):
+                percent = _number(found[1])
+                if percent is not None and percent <= 100:
+                    return cls(kind, percent / 100, given)
         if found := _SHARE.fullmatch(given):
             share = _number(found[2])
             if share is not None and (share <= 1 or found[1] == "drop"):
@@ -63,20 +82,26 @@ class Budget:
         raise BinarizeError(
             "budget",
             text,
-            "is no size, number of operations, drop or agreement",
-            "write for example '3MB', '500kB', '10%', '5GOPs', 'drop=0.02' or 'agreement=0.9'",
+            "is no size, number of operations, latency, drop or agreement",
+            "write for example '3MB', '10%', '5GOPs', '12ms', 'time=40%', '12ms,3MB', 'drop=0.02' "
+            "or 'agreement=0.9'",
         )
 
-    def of_file(self, size: int) -> Budget:
-        """The same budget, a share turned into bytes of a file of ``size`` bytes."""
-        if self.kind != "share":
-            return self
-        return Budget("bytes", self.limit * size, self.text)
+    def of(self, size: int, latency: float | None) -> Budget:
+        """The same budget, a share turned into an amount.
+
+        Args:
+            size: Bytes of the float network's file.
+            latency: Milliseconds of the float network, if they are known.
+        """
+        if self.kind == "time share" and latency is not None:
+            return Budget("time", self.limit * latency, self.text)
+        return Budget("bytes", self.limit * size, self.text) if self.kind == "share" else self
 
     @property
     def is_cost(self) -> bool:
         """Whether it limits what the network costs, and not what it loses."""
-        return self.kind in ("bytes", "ops")
+        return self.kind in ("bytes", "ops", "time", "share", "time share")
 
 
 def _number(text: str) -> float | None:

@@ -16,6 +16,9 @@ from binarize.graph import Plan
 from binarize.graph import convert as convert_by
 from binarize.graph import plan as plan_by
 from binarize.graph.given import given_network
+from binarize.latency import Profile
+from binarize.latency import profile as profile_by
+from binarize.latency.measure import machine
 from binarize.policy import Policy, load_policy
 from binarize.policy.match import Overrides
 from binarize.policy.more_bits import MoreBits
@@ -33,6 +36,7 @@ def plan(
     budget: str | None = None,
     sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None = None,
     more_bits: MoreBits = (),
+    profile: Profile | str | Path | None = None,
 ) -> Plan:
     """Decide what a conversion would do, without doing it.
 
@@ -46,8 +50,10 @@ def plan(
             rules; see :func:`binarize.policy.match.with_overrides`. A selector, or the ``match``
             of a table, may also be a function of a layer's name and module that returns a bool.
         budget: Which layers stay float is chosen so that the file's size (``"3MB"``, ``"2MiB"``,
-            or ``"10%"`` of the float network's) or the effective operations on the example inputs
-            (``"5GOPs"``) are at most this, and what is kept is worth most; or so that the metric
+            or ``"10%"`` of the float network's), the effective operations on the example inputs
+            (``"5GOPs"``) or the packed network's latency (``"12ms"``, or ``"time=40%"`` of the
+            float network's) are at most this, or several of these (``"12ms,3MB"``), and what is
+            kept is worth most; or so that the metric
             is predicted to lose at most so much (``"drop=0.02"``) or the predictions to agree with
             the float network's at least so often (``"agreement=0.9"``), and the file is as small
             as possible. The prediction adds
@@ -60,9 +66,11 @@ def plan(
             without sensitivities every layer counts the same, which keeps as many as possible.
         more_bits: What a budget may give to a layer beside one bit and float: the binarizers of
             more than one bit of these policies, such as ``"groupnet"`` (five bits a weight),
-            ``"lqnet"`` (three bits a weight and an activation) or a rule file of your own. What
-            layers lose with them has to be in ``sensitivity``, which was measured with the same
-            ``more_bits``.
+            ``"lqnet"`` (three bits a weight and an activation) or a rule file of your own; or
+            ``"int8"``, 8-bit layers. What layers lose with them has to be in ``sensitivity``, which
+            was measured with the same ``more_bits``.
+        profile: Latencies for a budget of time: what :func:`binarize.profile` returned on this
+            machine for the same policy, or its file. ``None`` measures them on ``example_inputs``.
 
     Returns:
         The plan: print it, compare it with another by :meth:`Plan.diff`, or read ``decisions``.
@@ -72,9 +80,11 @@ def plan(
         ModelError: The network is already converted, has nothing to binarize, has weights that
             are not finite, or does not accept the example inputs.
         BinarizeError: The budget cannot be met, needs nothing to be binary, or asks for
-            sensitivities that are not there.
+            sensitivities that are not there; or the profile is of another machine.
     """
-    chosen = _policy(model, policy, example_inputs, overrides, budget, sensitivity, more_bits)
+    chosen = _policy(
+        model, policy, example_inputs, overrides, budget, sensitivity, more_bits, profile
+    )
     return plan_by(model, chosen, example_inputs=example_inputs, overrides=overrides)
 
 
@@ -87,6 +97,7 @@ def convert(
     budget: str | None = None,
     sensitivity: Sensitivity | Mapping[str, Any] | str | Path | None = None,
     more_bits: MoreBits = (),
+    profile: Profile | str | Path | None = None,
 ) -> nn.Module:
     """Turn a float network into a 1-bit network of the same call signature.
 
@@ -101,6 +112,7 @@ def convert(
         budget: As in :func:`plan`.
         sensitivity: As in :func:`plan`.
         more_bits: As in :func:`plan`.
+        profile: As in :func:`plan`.
 
     Returns:
         A deep copy of ``model`` with binary units, in the same training mode. Its attribute
@@ -111,7 +123,9 @@ def convert(
         ModelError: As in :func:`plan`.
         BinarizeError: As in :func:`plan`.
     """
-    chosen = _policy(model, policy, example_inputs, overrides, budget, sensitivity, more_bits)
+    chosen = _policy(
+        model, policy, example_inputs, overrides, budget, sensitivity, more_bits, profile
+    )
     return convert_by(model, chosen, example_inputs=example_inputs, overrides=overrides)
 
 
@@ -123,9 +137,14 @@ def _policy(
     budget: str | None,
     sensitivity: Any,
     more_bits: MoreBits,
+    profile: Profile | str | Path | None,
 ) -> str | Path | Policy:
     if budget is None:
-        for name, given in (("sensitivity", sensitivity), ("more_bits", more_bits or None)):
+        for name, given in (
+            ("sensitivity", sensitivity),
+            ("more_bits", more_bits or None),
+            ("profile", profile),
+        ):
             if given is not None:
                 raise BinarizeError(
                     name,
@@ -136,8 +155,40 @@ def _policy(
         return policy
     network = given_network(model)
     limits = Budget.parse(budget)
-    if limits.kind == "share":
-        limits = limits.of_file(float_contents(network).size)
+    known = None
+    if any(limit.kind.startswith("time") for limit in limits):
+        known = _profile(profile, network, policy, overrides, example_inputs)
+    size = float_contents(network).size if any(x.kind == "share" for x in limits) else 0
+    limits = tuple(x.of(size, None if known is None else known.whole["keep"]) for x in limits)
     return choose(
-        network, load_policy(policy), limits, sensitivity, overrides, example_inputs, more_bits
+        network,
+        load_policy(policy),
+        limits,
+        sensitivity,
+        overrides,
+        example_inputs,
+        more_bits,
+        known,
     )
+
+
+def _profile(
+    given: Profile | str | Path | None,
+    network: nn.Module,
+    policy: str | Path | Policy,
+    overrides: Overrides | None,
+    example_inputs: Any,
+) -> Profile:
+    """The latencies that are given, of this machine, or new ones."""
+    if given is None:
+        if example_inputs is None:
+            raise BinarizeError(
+                "budget",
+                "time",
+                "latency depends on the size of the inputs",
+                "give example_inputs, or profile=binarize.profile(model, example_inputs)",
+            )
+        return profile_by(network, example_inputs, policy=policy, overrides=overrides)
+    known = given if isinstance(given, Profile) else Profile.load(given)
+    known.check(machine())
+    return known

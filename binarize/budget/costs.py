@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from binarize.graph import Plan, Traced
 from binarize.graph.flow import all_layers
 from binarize.graph.given import copied
 from binarize.graph.rewrite import apply_plan
+from binarize.latency import Profile
 from binarize.policy import Policy, with_overrides
 from binarize.policy.match import Overrides
 from binarize.report import report
@@ -26,18 +28,25 @@ class Costs:
 
     Args:
         model: The float network; unchanged.
-        kind: ``"bytes"`` or ``"ops"``.
+        kinds: What is counted: ``"bytes"``, ``"ops"``, ``"time"``.
         overrides: The user's overrides, tried before every policy's rules.
         example_inputs: As in :func:`binarize.plan`; operations are counted for them.
+        profile: Latencies of the layers, which "time" needs.
 
     Raises:
         ModelError: As in :func:`binarize.plan`.
     """
 
     def __init__(
-        self, model: nn.Module, kind: str, overrides: Overrides | None, example_inputs: Any
+        self,
+        model: nn.Module,
+        kinds: Sequence[str],
+        overrides: Overrides | None,
+        example_inputs: Any,
+        profile: Profile | None = None,
     ) -> None:
-        self._kind = kind
+        self._kinds = kinds
+        self._profile = profile
         self._overrides = overrides
         self._layers = all_layers(model)
         self._example = _bare(example_inputs)
@@ -52,15 +61,22 @@ class Costs:
         """Plan by a policy, the user's overrides in front."""
         return self._traced.plan(policy, with_overrides(policy, self._overrides, self._layers))
 
-    def of(self, policy: Policy) -> float:
-        """Cost of the network by a policy.
+    def of(self, policy: Policy) -> tuple[float, ...]:
+        """Costs of the network by a policy, one for each kind.
 
         Raises:
             ModelError: Its operations cannot be counted.
+            BinarizeError: The profile is not of this network.
         """
         plan = self.plan(policy)
-        network = self._traced.convert(plan)
-        if self._kind == "bytes":
+        network = self._traced.convert(plan) if set(self._kinds) - {"time"} else None
+        return tuple(self._count(kind, plan, network) for kind in self._kinds)
+
+    def _count(self, kind: str, plan: Plan, network: Any) -> float:
+        if kind == "time":
+            assert self._profile is not None
+            return self._profile.predict({d.site: d.action for d in plan.layers})
+        if kind == "bytes":
             return network_contents(network, plan).size
         ops = report(network, self._example).ops
         if ops is None:

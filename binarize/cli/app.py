@@ -54,7 +54,7 @@ def build_parser() -> Parser:
 
 _COMMANDS = (
     *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
-    *("bench", "demo", "rules", "recipes", "coverage", "table", "doctor"),
+    *("frontier", "profile", "bench", "demo", "rules", "recipes", "coverage", "table", "doctor"),
 )
 
 

@@ -26,6 +26,7 @@ from binarize.graph.convert import convert
 from binarize.graph.inputs import arguments, input_shapes, run_example
 from binarize.graph.origin import build_origin
 from binarize.lower import pack
+from binarize.nn.int8 import assume_ranges
 
 __all__ = ["Inputs", "memory_in_a_process", "open_inputs", "open_subject", "saved"]
 
@@ -49,7 +50,9 @@ def open_subject(args: argparse.Namespace) -> tuple[Subject, dict[str, Version]]
     def student() -> nn.Module:
         with shell_remedies(args.model):
             example = example_for(subject.network, recipe, args.size)
-            return convert(subject.network, args.policy, example_inputs=example).eval()
+            made = convert(subject.network, args.policy, example_inputs=example).eval()
+        assume_ranges(made)
+        return made
 
     subject = Subject(
         lambda: open_source(args.model, recipe).network, student, lambda: pack(subject.student)

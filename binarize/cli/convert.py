@@ -95,11 +95,15 @@ def add(commands: Subparsers) -> None:
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
     )
     parser.add_argument(
+        "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
+    )
+    parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="choose the float layers by file size (3MB, or 10%% of the float network's), "
-        "operations (5GOPs), the largest drop of the metric (drop=0.02), or the agreement with the "
-        "float network (agreement=0.9)",
+        help="choose which layers get more than one bit by file size (3MB, or 10%% of the float "
+        "network's), latency (12ms, or time=40%%), operations (5GOPs), several of these "
+        "(12ms,3MB), the largest drop of the metric (drop=0.02), or the agreement with the float "
+        "network (agreement=0.9)",
     )
     parser.add_argument(
         "--sensitivity",
@@ -113,8 +117,15 @@ def add(commands: Subparsers) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE",
-        help="a multi-bit policy, such as groupnet or lqnet, that --budget may use for layers; "
-        "--sensitivity must have been measured with it",
+        help="int8, or a multi-bit policy such as groupnet or lqnet, that --budget may use for "
+        "layers; --sensitivity must have been measured with it",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="latency of the layers for a --budget of time, from binarize profile on this machine "
+        "(default: measured now)",
     )
     parser.add_argument(
         "--save-policy", type=Path, metavar="FILE", help="write the rules, overrides included"
@@ -171,6 +182,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         "budget": args.budget,
         "sensitivity": args.sensitivity,
         "more_bits": args.more_bits,
+        "profile": args.profile,
     }
     if args.plan_only:
         with out.step("tracing and planning"), shell_remedies(args.model):
@@ -291,6 +303,7 @@ def show_summary(plan: Plan, out: Output) -> None:
     words = {
         "layer binarize": ("layer becomes binary", "layers become binary"),
         "layer keep": ("stays float", "stay float"),
+        "layer int8": ("becomes 8-bit", "become 8-bit"),
         "layer bypass": (
             "projection shortcut becomes a bypass",
             "projection shortcuts become bypasses",

@@ -45,6 +45,12 @@ class Output:
             text = json.dumps(jsonable(answer), indent=2, ensure_ascii=False, allow_nan=False)
             sys.stdout.write(text + "\n")
 
+    def of_a_step(self) -> Output:
+        """The streams of a command that is a step of this one: its answer is for nobody."""
+        inner = Output(as_json=self.as_json, quiet=self.quiet)
+        inner.emit = lambda answer: None  # type: ignore[method-assign]
+        return inner
+
     def note(self, text: str) -> None:
         """Report progress on stderr."""
         if not self.quiet:

@@ -86,9 +86,9 @@ def make_record(
     """Build the content of ``metrics.json``; its ``description`` suffices to use the network."""
     import torch
 
-    from binarize.nn import BinaryLayer
+    from binarize.nn.treated import TreatedLayer
 
-    is_binary = any(isinstance(module, BinaryLayer) for module in trainer.student.modules())
+    is_binary = any(isinstance(module, TreatedLayer) for module in trainer.student.modules())
     segmentation = task != "depth"
     settings = {
         "task": task,

@@ -81,8 +81,8 @@ def add(commands: Subparsers) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE",
-        help="also measure layers with a multi-bit policy, such as groupnet or lqnet, for "
-        "convert --more-bits; each takes as long again",
+        help="also measure layers in 8 bits (int8), or with a multi-bit policy such as groupnet or "
+        "lqnet, for convert --more-bits; each takes as long again",
     )
     parser.add_argument(
         "--mode",
@@ -104,6 +104,9 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
+    )
+    parser.add_argument(
+        "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
     )
     parser.add_argument(
         "--split", help="images to measure on: train, val or test (default val, else test)"
@@ -231,10 +234,20 @@ def _basis(args: argparse.Namespace, split: str) -> dict[str, Any]:
 
     from binarize import __version__
     from binarize.policy import load_policy
-    from binarize.policy.more_bits import more_bits_units
+    from binarize.policy.more_bits import more_bits_rules
 
     keys = [
-        *("mode", "keep", "binarize", "limit", "recalibrate", "batch_size", "model", "model_arg"),
+        *(
+            "mode",
+            "keep",
+            "int8",
+            "binarize",
+            "limit",
+            "recalibrate",
+            "batch_size",
+            "model",
+            "model_arg",
+        ),
         *("data", "root", "task", "size", "normalize", "count", "classes"),
     ]
     files = [path for path in (args.file, args.teacher) if path is not None]
@@ -242,7 +255,10 @@ def _basis(args: argparse.Namespace, split: str) -> dict[str, Any]:
     return {
         "versions": [__version__, torch.__version__],
         "policy": None if args.policy is None else load_policy(args.policy).to_dict(),
-        "more_bits": more_bits_units(args.more_bits),
+        "more_bits": {
+            name: dict(rule.unit) or rule.action
+            for name, rule in more_bits_rules(args.more_bits).items()
+        },
         "files": [[stat.st_size, stat.st_mtime_ns] for stat in stats],
         "split": split,
         **{key: getattr(args, key) for key in keys},

@@ -99,6 +99,8 @@ def _convert(
             overrides=overrides(args),
             budget=args.budget,
             sensitivity=args.sensitivity,
+            more_bits=args.more_bits,
+            profile=args.profile,
             norm_batches=batches,
             unfold=not args.keep_folded,
         )
@@ -109,8 +111,9 @@ def _convert(
 
 
 def overrides(args: argparse.Namespace) -> dict[str, str] | None:
-    """Return the overrides of ``--keep-float`` and ``--binarize``."""
-    return {**dict.fromkeys(args.keep, "keep"), **dict.fromkeys(args.binarize, "binarize")} or None
+    """Return the overrides of ``--keep-float``, ``--int8`` and ``--binarize``."""
+    given = {"keep": args.keep, "int8": args.int8, "binarize": args.binarize}
+    return {layer: action for action, layers in given.items() for layer in layers} or None
 
 
 def try_out(network: nn.Module, example: Any) -> None:

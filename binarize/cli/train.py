@@ -261,15 +261,20 @@ def _check(args: argparse.Namespace) -> None:
             from binarize.budget import Budget
 
             Budget.parse(args.budget)
-        elif args.sensitivity is not None:
-            raise BinarizeError(
-                "sensitivity", str(args.sensitivity), "needs a budget", "give --budget too"
-            )
+        else:
+            for name in ("sensitivity", "profile"):
+                if getattr(args, name) is not None:
+                    raise BinarizeError(
+                        name, str(getattr(args, name)), "needs a budget", "give --budget too"
+                    )
     elif args.budget is not None:
         raise BinarizeError("policy", "none", "--budget needs a policy", "omit one of them")
-    elif args.keep or args.binarize:
+    elif args.keep or args.int8 or args.binarize:
         raise BinarizeError(
-            "policy", "none", "--keep-float and --binarize need a policy", "omit one of them"
+            "policy",
+            "none",
+            "--keep-float, --int8 and --binarize need a policy",
+            "omit one of them",
         )
 
 
@@ -301,6 +306,7 @@ def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:
         "policy": args.policy,
         "keep_float": list(args.keep),
         "binarize": list(args.binarize),
+        **({"int8": list(args.int8)} if args.int8 else {}),
         "budget": args.budget,
         "classes": classes,
         "dataset": args.data,

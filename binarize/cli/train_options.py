@@ -46,10 +46,28 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
     )
     start.add_argument(
+        "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
+    )
+    start.add_argument(
         "--budget",
         metavar="LIMIT",
-        help="choose the float layers by file size (3MB), operations (5GOPs), the largest drop of "
-        "the metric (drop=0.02) or the agreement with the float network (agreement=0.9)",
+        help="choose which layers get more than one bit by file size (3MB), latency (12ms), "
+        "operations (5GOPs), the largest drop of the metric (drop=0.02) or the agreement with the "
+        "float network (agreement=0.9)",
+    )
+    start.add_argument(
+        "--more-bits",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="int8, or a multi-bit policy, that --budget may use for layers",
+    )
+    start.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="latency of the layers for a --budget of time, from binarize profile on this machine "
+        "(default: measured now)",
     )
     start.add_argument(
         "--sensitivity",

@@ -27,6 +27,7 @@ __all__ = [
     "Int8ConvTranspose3d",
     "Int8Layer",
     "Int8Linear",
+    "assume_ranges",
 ]
 
 LARGEST = 63
@@ -148,6 +149,17 @@ class Int8Layer(TreatedLayer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits=8"
+
+
+def assume_ranges(network: nn.Module) -> None:
+    """Give 8-bit layers that observed nothing some range, where values do not matter, in place.
+
+    Args:
+        network: The network.
+    """
+    for layer in network.modules():
+        if isinstance(layer, Int8Layer) and not layer.input_range.is_observed:
+            layer.input_range.observe(torch.tensor([-1.0, 1.0], device=layer.weight.device))
 
 
 class _Int8ConvNd(Int8Layer):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize.errors import DataError, ModelError, PolicyError
 from binarize.graph import Decision, Plan, Traced
@@ -19,12 +18,13 @@ from binarize.graph.given import copied, given_network
 from binarize.lower import PackedNetwork
 from binarize.policy import Match, Policy, Rule, load_policy, with_overrides
 from binarize.policy.match import Overrides
-from binarize.policy.more_bits import MoreBits, more_bits_units
+from binarize.policy.more_bits import MoreBits, MoreBitsRule, more_bits_rules
 from binarize.report.sensitivity import MEASURES, MODES, Sensitivity, SiteSensitivity
 from binarize.sensitivity.compare import Comparator, EvalResult, error_of_mean
 from binarize.sensitivity.copy_state import copy_trained_state
 from binarize.train import Task, recalibrate
 from binarize.train.batches import batch_image
+from binarize.train.recalibrate import has_statistics
 
 __all__ = ["Study", "sensitivity"]
 
@@ -65,8 +65,8 @@ def sensitivity(
         mode: ``"alone"`` or ``"without"``.
         overrides: As in :func:`binarize.plan`; layers that they keep are not measured.
         more_bits: As in :func:`binarize.plan`; each layer is also measured with the multi-bit
-            binarizers of these policies, which takes as long again for each. Only in mode
-            ``"alone"``.
+            binarizers of these policies, or in 8 bits (``"int8"``), which takes as long again for
+            each. Only in mode ``"alone"``.
         calibration: Batches to estimate norm statistics on; ``None`` uses the images of ``data``.
         teacher: The float network that a 1-bit ``model`` was converted from. In mode
             ``"without"``, the float layer takes its weights, norm and activation from here.
@@ -142,7 +142,7 @@ class Study:
         if mode not in MODES:
             raise PolicyError("mode", mode, "no such mode", f"use {' or '.join(MODES)}")
         self.mode = mode
-        self._more = more_bits_units(more_bits)
+        self._more = more_bits_rules(more_bits)
         if self._more and mode != "alone":
             raise PolicyError(
                 "more_bits",
@@ -195,8 +195,12 @@ class Study:
         """
         decision = self._sites[site]
         if self._binary is None:
-            row = self._alone(site, {})
-            more = {name: self._alone(site, unit) for name, unit in self._more.items()}
+            row = self._alone(site)
+            more = {
+                name: self._alone(site, rule)
+                for name, rule in self._more.items()
+                if rule.suits(decision.action)
+            }
             losses = {
                 name: {measure: getattr(other, measure) for measure in MEASURES}
                 for name, other in more.items()
@@ -208,11 +212,14 @@ class Study:
         restored = self._comparator.evaluate(self._ready(network))
         return self._row(decision, self._binary, restored, restored)
 
-    def _alone(self, site: str, unit: Mapping[str, Any]) -> SiteSensitivity:
-        """Measure a layer that is the only binary one, with these parts in its unit."""
+    def _alone(self, site: str, more: MoreBitsRule | None = None) -> SiteSensitivity:
+        """Measure a layer that is the only one treated, by the policy or with more bits."""
         kept = [name for name in self.sites if name != site]
-        own = [Rule(Match(name=(glob.escape(site),)), "binarize", "with more bits", unit)]
-        plan = self._plan(kept, own if unit else [])
+        own = []
+        if more is not None:
+            match = Match(name=(glob.escape(site),))
+            own = [Rule(match, more.action, "with more bits", more.unit)]
+        plan = self._plan(kept, own)
         binary = self._comparator.evaluate(self._ready(self._traced.convert(plan)))
         decision = next(d for d in plan.layers if d.site == site)
         return self._row(decision, binary, self._comparator.reference, binary)
@@ -245,8 +252,7 @@ class Study:
 
     def _ready(self, network: nn.Module) -> nn.Module:
         """Re-estimate a network's norm statistics."""
-        norms = (m for m in network.modules() if isinstance(m, _BatchNorm))
-        if any(norm.track_running_stats for norm in norms):
+        if any(map(has_statistics, network.modules())):
             recalibrate(network, self._calibration)
         return network
 

@@ -395,12 +395,15 @@ def test_nothing_of_the_network_changes() -> None:
         ("12.5 %", "share", 0.125),
         ("5GOPs", "ops", 5e9),
         ("2.5e2 mops", "ops", 2.5e8),
+        ("12ms", "time", 12),
+        ("0.5 s", "time", 500),
+        ("time = 40%", "time share", 0.4),
         ("drop=0.02", "drop", 0.02),
         ("agreement = 0.9", "agreement", 0.9),
     ],
 )
 def test_how_budgets_are_written(text: str, kind: str, limit: float) -> None:
-    read = Budget.parse(text)
+    (read,) = Budget.parse(text)
     assert (read.kind, read.limit) == (kind, pytest.approx(limit))
 
 
@@ -411,8 +414,9 @@ def test_what_is_no_budget(text: Any) -> None:
     with pytest.raises(BinarizeError) as caught:
         binarize.plan(Net(), example_inputs=X, budget=text)
     assert str(caught.value) == (
-        f"budget={text!r}: is no size, number of operations, drop or agreement; write for example "
-        "'3MB', '500kB', '10%', '5GOPs', 'drop=0.02' or 'agreement=0.9'"
+        f"budget={text!r}: is no size, number of operations, latency, drop or agreement; write for "
+        "example '3MB', '10%', '5GOPs', '12ms', 'time=40%', '12ms,3MB', 'drop=0.02' or "
+        "'agreement=0.9'"
     )
 
 

@@ -1,4 +1,4 @@
-"""The float network in other engines, ONNX Runtime and OpenVINO, for ``networks.py``.
+"""The float network in other engines, ONNX Runtime and OpenVINO.
 
 Both read the same ONNX file. Quantized versions are calibrated on the benchmark's images: speed
 does not depend on the quality of the calibration.
@@ -6,7 +6,9 @@ does not depend on the quality of the calibration.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -93,10 +95,11 @@ class Engines:
         nncf.set_log_level(40)  # errors only
         model = openvino.Core().read_model(self.onnx)
         count = len(self._images)
-        return nncf.quantize(model, nncf.Dataset(self._images), subset_size=count)
+        with contextlib.redirect_stdout(sys.stderr):  # it draws its progress there
+            return nncf.quantize(model, nncf.Dataset(self._images), subset_size=count)
 
-    def onnxruntime(self, image: Tensor, threads: int, int8: bool) -> Callable[[], Any]:
-        """A call of the network in ONNX Runtime."""
+    def onnxruntime_runner(self, threads: int, int8: bool = True) -> Callable[[Any], Any]:
+        """Runs the network in ONNX Runtime, from an array to an array."""
         runtime = _need("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -106,13 +109,20 @@ class Engines:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         path = self.onnx_int8 if int8 else self.onnx
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        given = {"image": image.contiguous().numpy()}
-        return lambda: session.run(None, given)[0]
+        return lambda array: session.run(None, {"image": array})[0]
 
-    def openvino(self, image: Tensor, threads: int, precision: str) -> Callable[[], Any]:
-        """A call of the network in OpenVINO; precision "f32", "bf16" or "int8".
+    def onnxruntime(self, image: Tensor, threads: int, int8: bool) -> Callable[[], Any]:
+        """A call of the network in ONNX Runtime."""
+        run, array = self.onnxruntime_runner(threads, int8), image.contiguous().numpy()
+        return lambda: run(array)
 
-        OpenVINO chooses the precision of layers that are not quantized in the int8 network.
+    def openvino_runner(self, threads: int, precision: str = "int8") -> Callable[[Any], Any]:
+        """Return a runner in OpenVINO, from an array to an array that the next call overwrites.
+
+        Args:
+            threads: CPU threads.
+            precision: "f32", "bf16" or "int8"; OpenVINO chooses the precision of layers that are
+                not quantized in an int8 network.
         """
         openvino = _need("openvino")
         settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
@@ -123,5 +133,9 @@ class Engines:
             model = core.read_model(self.onnx)
             settings["INFERENCE_PRECISION_HINT"] = precision
         request = core.compile_model(model, "CPU", settings).create_infer_request()
-        given = {0: image.contiguous().numpy()}
-        return lambda: request.infer(given, share_inputs=True, share_outputs=True)[0]
+        return lambda array: request.infer({0: array}, share_inputs=True, share_outputs=True)[0]
+
+    def openvino(self, image: Tensor, threads: int, precision: str) -> Callable[[], Any]:
+        """A call of the network in OpenVINO, see :meth:`openvino_runner`."""
+        run, array = self.openvino_runner(threads, precision), image.contiguous().numpy()
+        return lambda: run(array)

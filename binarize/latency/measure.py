@@ -1,0 +1,242 @@
+"""Run packed networks operation by operation, and book each operation's time to a layer."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from binarize.errors import ModelError
+from binarize.graph import Plan, Traced
+from binarize.graph.flow import all_layers
+from binarize.graph.given import copied, given_network
+from binarize.graph.inputs import arguments
+from binarize.graph.sizes import spelled_size
+from binarize.kernels import native
+from binarize.latency.numbers import LayerLatency, Machine, Profile
+from binarize.lower import PackedNetwork
+from binarize.lower.pack import finish, pack
+from binarize.nn.int8 import assume_ranges
+from binarize.policy import Match, Policy, Rule, load_policy, with_overrides
+from binarize.policy.match import Overrides
+
+__all__ = ["machine", "profile"]
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    policy: str | Path | Policy = "bidense",
+    overrides: Overrides | None = None,
+    rounds: int = 9,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Profile:
+    """Measure what each layer of a network costs packed: in one bit, in eight, and in float.
+
+    Three networks are packed: as the policy has it, with what it makes binary in 8 bits, and in
+    float. They run in turns, operation by operation, with the threads that torch is set to use; the
+    time of what follows a layer (its norm, activation, additions, resizing) is booked to the layer.
+    The times of a network's operations are scaled so that they add up to its latency as a whole.
+    Weights are those of ``model``: latency does not depend on training.
+
+    Args:
+        model: The float network, in eval mode; unchanged.
+        example_inputs: As in :func:`binarize.plan`. Latency is that of this size and batch.
+        policy: As in :func:`binarize.plan`.
+        overrides: As in :func:`binarize.plan`.
+        rounds: How often each network is run.
+        tell: Called with rounds done and rounds in all.
+
+    Returns:
+        The profile: print it, save it, or give it to :func:`binarize.plan` with a budget of time.
+
+    Raises:
+        ModelError: The network cannot be converted, or it cannot be recorded as a program.
+        PolicyError: As in :func:`binarize.plan`.
+    """
+    model = given_network(model)
+    chosen = with_overrides(load_policy(policy), overrides, all_layers(model))
+    args, kwargs = arguments(example_inputs)
+    training = model.training
+    traced = Traced(model, example_inputs)
+    plan = traced.plan(chosen)
+    open_ = [d.site for d in plan.layers if d.action not in ("keep", "int8")]
+    eight = Rule(Match(name=tuple(map(glob.escape, open_))), "int8", "to be measured")
+    plans: dict[str, Plan] = {"policy": plan}
+    networks = {"policy": _packed(traced, plan)}
+    if open_:
+        plans["int8"] = traced.plan(with_overrides(chosen, [eight]))
+        networks["int8"] = _packed(traced, plans["int8"])
+    networks["keep"] = finish(copied(model).eval(), {})
+    model.train(training)
+    layers = {d.site: d for d in plan.layers}
+    runs = {name: _Run(network, list(layers), args, kwargs) for name, network in networks.items()}
+    for done in range(rounds):
+        for run in runs.values():
+            run.once()
+        tell(done + 1, rounds)
+    timed = {name: run.medians() for name, run in runs.items()}
+    rows = []
+    for site, decision in layers.items():
+        sources = {"keep": "keep", decision.action: "policy"}
+        if "int8" in plans and site in open_:
+            sources["int8"] = "int8"
+        found = {a: timed[name].get(site, (0.0, 0.0)) for a, name in sources.items()}
+        rows.append(
+            LayerLatency(
+                site,
+                decision.kind,
+                decision.shape,
+                decision.action,
+                {a: pair[0] for a, pair in found.items()},
+                {a: pair[1] for a, pair in found.items()},
+            )
+        )
+    shapes = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    return Profile(
+        type(model).__name__,
+        chosen.name,
+        ", ".join(spelled_size(tuple(x.shape)) for x in shapes),
+        machine(),
+        rounds,
+        tuple(rows),
+        timed["policy"].get("", (0.0, 0.0))[0],
+        {name: run.latency() for name, run in runs.items()},
+    )
+
+
+def machine() -> Machine:
+    """The machine at hand."""
+    return Machine(
+        _processor(),
+        native.status().active,
+        torch.get_num_threads(),
+        torch.__version__,
+        importlib.import_module("binarize").__version__,
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _packed(traced: Traced, plan: Plan) -> PackedNetwork:
+    student = traced.convert(plan).eval()
+    assume_ranges(student)
+    return pack(student)
+
+
+def _clock() -> float:
+    """Seconds; with one thread those of its own work, whatever else the machine does."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+class _Run:
+    """One network, run in turns with others."""
+
+    def __init__(
+        self, network: PackedNetwork, sites: Sequence[str], args: Any, kwargs: Mapping[str, Any]
+    ) -> None:
+        self._call = lambda: network(*args, **kwargs)
+        with torch.no_grad():
+            self._call()
+            self._call()
+        if not network.programs:
+            raise ModelError(
+                "model",
+                type(network.network).__name__,
+                f"its operations cannot be told apart ({network.unfused})",
+                "measure it as a whole: binarize bench",
+            )
+        program = next(iter(network.programs.values()))
+        owners = _owners(program.module, _tensors(network.network, sites))
+        self._timed = _Timed(program.module, owners)
+        leaves = torch.utils._pytree.tree_leaves((args, dict(kwargs)))
+        self._inputs = [leaves[i] for i in program.tensors]
+        self._whole: list[float] = []
+        self._parts: list[dict[str, float]] = []
+
+    def once(self) -> None:
+        with torch.no_grad():
+            started = _clock()
+            self._call()
+            self._whole.append(_clock() - started)
+            self._timed.spent = {}
+            self._timed.run(*self._inputs)
+        self._parts.append(self._timed.spent)
+
+    def latency(self) -> float:
+        """Milliseconds of the whole network."""
+        return 1e3 * statistics.median(self._whole)
+
+    def medians(self) -> dict[str, tuple[float, float]]:
+        """Milliseconds by layer, with their spread."""
+        found = {}
+        for site in {site for part in self._parts for site in part}:
+            values = sorted(part.get(site, 0.0) for part in self._parts)
+            spread = values[(3 * len(values)) // 4] - values[len(values) // 4]
+            found[site] = statistics.median(values), spread / 2
+        scale = self.latency() / max(sum(value for value, _ in found.values()), 1e-12)
+        return {site: (value * scale, error * scale) for site, (value, error) in found.items()}
+
+
+class _Timed(fx.Interpreter):
+    """Runs a program node by node and books each operation's time to its owner."""
+
+    def __init__(self, module: fx.GraphModule, owners: Mapping[fx.Node, str]) -> None:
+        super().__init__(module)
+        self._owners = owners
+        self.spent: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        started = _clock()
+        result = getattr(self, n.op)(n.target, args, kwargs)
+        ended = _clock()
+        if n.op == "call_function":
+            owner = self._owners[n]
+            self.spent[owner] = self.spent.get(owner, 0.0) + ended - started
+        return result
+
+
+def _tensors(network: nn.Module, sites: Sequence[str]) -> dict[int, str]:
+    """Site by the identity of the tensors that its layer has itself."""
+    found: dict[int, str] = {}
+    for site in sites:
+        try:
+            layer = network.get_submodule(site)
+        except AttributeError:
+            continue
+        for tensor in (*nn.Module.parameters(layer), *layer.buffers()):
+            found.setdefault(id(tensor), site)
+    return found
+
+
+def _owners(module: fx.GraphModule, tensors: Mapping[int, str]) -> dict[fx.Node, str]:
+    """The layer that each operation's time belongs to; what follows none belongs to nobody."""
+    owners: dict[fx.Node, str] = {}
+    for node in module.graph.nodes:
+        own = ""
+        if node.op == "get_attr":
+            own = tensors.get(id(getattr(module, str(node.target))), "")
+        elif node.op == "call_function":
+            inputs = node.all_input_nodes
+            constants = [owners[i] for i in inputs if i.op == "get_attr" and owners[i]]
+            values = [owners[i] for i in inputs if i.op != "get_attr" and owners[i]]
+            # A layer's own weight comes first; of what it follows, the latest.
+            own = constants[0] if constants else values[-1] if values else ""
+        owners[node] = own
+    return owners

@@ -1,0 +1,82 @@
+"""``binarize frontier`` from a trained network to a table, and again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPTIONS = (
+    *("--data", "scenes", "--size", "32x24", "--count", 8, "--batch-size", 4, "--epochs", 1),
+    *("--rounds", 1, "--no-engines", "--sensitivity-images", 4, "--threads", 1, "--recalibrate", 2),
+)
+
+
+def words(run_folder: Path, output: Path, *more: object) -> tuple[object, ...]:
+    return ("frontier", run_folder / "float.safetensors", *OPTIONS, "--output", output, *more)
+
+
+def test_points_and_again(run: Any, float_run: Path, tmp_path: Path) -> None:
+    points = ("--point", "deploy", "--point", "99%,1s")
+    answer = run(*words(float_run, tmp_path, *points, "--json", "--quiet"))
+    assert answer.code == 0, answer.err
+    made = answer.json
+    assert [(point["name"], point["kind"]) for point in made["points"]] == [
+        ("float", "float"),
+        ("float, bf16", "float"),
+        ("deploy", "binarized"),
+        ("99%,1s", "binarized"),
+    ]
+    assert made["metric"] == "mIoU"
+    for point in made["points"]:
+        assert set(point["metrics"]) == {"val", "test"}
+        assert len(point["seconds"]) == 1
+        if point["kind"] == "binarized":
+            assert (tmp_path / point["file"]).stat().st_size == point["bytes"]
+    assert "99%,1s" in (tmp_path / "99_1s.toml").read_text()
+
+    # Nothing is trained or measured twice: what is there already is what counts.
+    files = [p for p in tmp_path.rglob("*") if p.suffix in (".safetensors", ".toml")]
+    before = {p: p.stat().st_mtime_ns for p in files}
+    answer = run(*words(float_run, tmp_path, *points))
+    assert answer.code == 0, answer.err
+    assert {p: p.stat().st_mtime_ns for p in files} == before
+    assert "for at most 0.01 lost" in answer.out
+
+
+def test_another_float_network_is_trained_alike(run: Any, float_run: Path, tmp_path: Path) -> None:
+    rival = "demo:UNet,widths=[4,8]"
+    answer = run(
+        *words(float_run, tmp_path, "--point", "bidense", "--rival", rival, "--json", "--quiet")
+    )
+    assert answer.code == 0, answer.err
+    kinds = {point["name"]: point["kind"] for point in answer.json["points"]}
+    assert kinds[rival] == kinds[f"{rival}, bf16"] == "rival"
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--point", "3 apples"), "is no size, number of operations, latency, drop or agreement"),
+        (("--point", "1B"), "budget='1B': the least that policy 'deploy' reaches is"),
+        (("--rival", "demo:UNet,width=3"), "unexpected keyword argument 'width'"),
+        (("--rounds", "0"), "rounds=0: must be at least 1"),
+        (("--policy", "depoly"), "did you mean 'deploy'"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_trained(
+    run: Any, float_run: Path, tmp_path: Path, more: tuple[str, ...], text: str
+) -> None:
+    answer = run(*words(float_run, tmp_path, *more))
+    assert answer.code == 1
+    assert text in answer.err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_binary_network_is_no_start(run: Any, binary_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    answer = run("frontier", binary_run / "binary.safetensors", *OPTIONS, "--output", folder)
+    assert answer.code == 1
+    assert "the frontier starts from a float network that train saved" in answer.err
+    assert not folder.exists()
