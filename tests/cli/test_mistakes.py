@@ -90,7 +90,7 @@ MISTAKES = [
     (f"{TRAIN} --policy {{tmp}}/bad.toml", "bypas: unknown key"),
     (
         f"{TRAIN} --policy none --keep-float 'down.*'",
-        "policy='none': --keep-float and --binarize need",
+        "policy='none': --keep-float, --int8 and --binarize need",
     ),
     (f"{TRAIN} --keep 'nothing.*'", "matched no layer"),
     (f"{TRAIN} --keep '*'", "nothing to binarize"),
