@@ -1,13 +1,13 @@
-"""What a budget's choice of layers leaves of the accuracy, nothing being trained.
+"""Accuracy of networks converted within a budget, before any training.
 
-Converts a trained float network by several policies and budgets, measures the norms anew on 64
-pictures of the training split, and evaluates on the validation split.
+Converts a trained float network by several policies and budgets, re-estimates norm statistics on 64
+training images, and evaluates on the validation split.
 
     python benchmarks/budget.py runs/float/float.safetensors --data camvid --root data/camvid \
         --sensitivity sensitivity/sensitivity.json 2.1MB 2.5MB 3MB 4MB 6MB
 
-With ``--more-bits`` (again and again) each budget is tried without and with the bits of these
-policies, by sensitivities that were measured with the same.
+With ``--more-bits`` (repeatable) each budget is tried without and with the multi-bit layers of
+these policies; the sensitivities must have been measured with the same options.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
         layers = () if plan is None else plan.layers
         kept = "" if plan is None else str(sum(d.action == "keep" for d in layers))
         kept += (
-            f", {more} of more bits" if (more := sum(d.unit is not None for d in layers)) else ""
+            f", {more} with more bits" if (more := sum(d.unit is not None for d in layers)) else ""
         )
         score = value["mIoU" if task == "segmentation" else "AbsRel"]
         cells = (name, kept, f"{report.file_bytes:,}", f"{report.ops / 1e9:.3f}", f"{score:.4f}")
@@ -65,7 +65,7 @@ def main() -> None:
     for policy in ("bidense", "dense-prediction", "conservative"):
         show(policy, binarize.convert(source.network, policy, example_inputs=example))
     for budget in args.budgets:
-        # What a layer loses has to be known for these.
+        # Drops and agreements require sensitivities.
         for known in (args.sensitivity, None)[: 1 if "=" in budget else 2]:
             made = binarize.convert(
                 source.network, example_inputs=example, budget=budget, sensitivity=known

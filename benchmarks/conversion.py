@@ -1,12 +1,12 @@
-"""Time and memory of a conversion over the size of the network.
+"""Time and memory of a conversion against the size of the network.
 
-Prints a table: layers, weights, seconds of one core for :func:`binarize.convert`, and the largest
-memory in use beyond the network itself and the copy that is returned, as a share of the network.
+Prints a table: layers, weights, processor time of :func:`binarize.convert`, and peak memory besides
+the network itself and the returned copy, relative to the network.
 
     python benchmarks/conversion.py                        # chains of residual blocks, then timm's
     python benchmarks/conversion.py --names resnet50 --size 224
 
-Each row is measured in a process of its own; memory is the resident set, sampled every 2 ms.
+Each row is measured in its own process; memory is the resident set, sampled every 2 ms.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def measure(name: str, size: int, pipe: Any) -> None:
     torch.set_num_threads(1)
     kind, _, count = name.partition(":")
     small = chain(2)
-    binarize.convert(small, example_inputs=torch.zeros(1, 3, 32, 32))  # what is imported late
+    binarize.convert(small, example_inputs=torch.zeros(1, 3, 32, 32))  # triggers late imports
     if kind == "chain":
         model = chain(int(count))
     else:
-        # Which numbers the weights are does not matter; a billion random ones take a while.
+        # Values do not matter, and initialising a billion weights is slow.
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False)
         model = model.to_empty(device="cpu")
@@ -109,10 +109,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", default=[*CHAINS, *NAMES])
     parser.add_argument("--size", type=int, default=224, help="side of the example image")
-    parser.add_argument("--json", type=Path, help="write the rows there, too")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     print(
-        "| network | layers | float MiB | cpu s | wall s | beyond the copy, MiB | of the network |"
+        "| network | layers | float MiB | cpu s | wall s | besides the copy, MiB | of the network |"
     )
     print("|---|---|---|---|---|---|---|")
     rows = []

@@ -1,14 +1,13 @@
 """One binary convolution against the best float32 convolution of the same shape.
 
     python benchmarks/convolution.py --threads 1
-    python benchmarks/convolution.py --threads 1 --cpu-time     # on a machine that is busy
+    python benchmarks/convolution.py --threads 1 --cpu-time     # on a busy machine
 
-For every layer, in turns: float32 convolution in both memory formats (oneDNN), packing and binary
-convolution alone, and a whole unit (distribution-adaptive thresholds and scale, norm, bypass,
-shifted PReLU, means for the next layer); where OpenVINO is installed, its BinaryConvolution between
-float maps, too. Each is run twice in its turn and the second run is timed,
-so that its input is in the cache, where the layer before would have left it. Ratios are of the
-smallest times, and of the medians.
+For every layer, interleaved: the float32 convolution in both memory formats (oneDNN), packing and
+binary convolution alone, and a whole unit (distribution-adaptive thresholds and scale, norm,
+bypass, shifted PReLU, means for the next layer); also OpenVINO's BinaryConvolution on float feature
+maps if OpenVINO is installed. Each runs twice per turn and the second run is timed, so that the
+input is in the cache, as it would be after the previous layer. Ratios are of minima and of medians.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def arguments(x: torch.Tensor, weight: torch.Tensor, whole: bool) -> list[Any]:
 def openvino_convolution(
     weight: torch.Tensor, side: int, threads: int
 ) -> Callable[[], object] | None:
-    """OpenVINO's 1-bit convolution of such a layer, or ``None`` where it is not installed."""
+    """OpenVINO's 1-bit convolution for such a layer, or ``None`` if OpenVINO is not installed."""
     try:
         import openvino
         from openvino import opset1, opset13
@@ -100,7 +99,7 @@ def openvino_convolution(
 def measure(
     runs: dict[str, Callable[[], object]], seconds: float, clock: Callable[[], float]
 ) -> dict[str, tuple[float, float]]:
-    """Smallest and median time of each in milliseconds, one after the other in turns."""
+    """Minimum and median time of each in milliseconds, interleaved."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[next(iter(runs))]) < 5:
@@ -117,14 +116,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="per layer")
     parser.add_argument("--kernels", default=status().active, help="as in BINARIZE_KERNELS")
-    parser.add_argument("--cpu-time", action="store_true", help="of the process, not the clock")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, not wall time")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     if options.cpu_time and options.threads != 1:
-        parser.error("--cpu-time is the time of one thread")
+        parser.error("--cpu-time requires --threads 1")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    # Of the process, as OpenVINO computes in a thread of its own.
+    # Process time, not thread time: OpenVINO runs in its own thread.
     clock = time.process_time if options.cpu_time else time.perf_counter
     unit = select(options.kernels)
     rows = []
@@ -154,8 +153,8 @@ def main() -> None:
         layer = f"{inputs}->{outputs} {taps}x{taps} at {side}"
         rows.append({"layer": layer, "ms": found, "ratio": ratios})
         cells = "  ".join(f"{n} {a:.3f} ({b:.3f})" for n, (a, b) in found.items())
-        told = "  ".join(f"{n} {a:.1f} ({b:.1f})" for n, (a, b) in ratios.items())
-        print(f"{layer:22s} {cells}  ratios: {told}", flush=True)
+        shown = "  ".join(f"{n} {a:.1f} ({b:.1f})" for n, (a, b) in ratios.items())
+        print(f"{layer:22s} {cells}  ratios: {shown}", flush=True)
     if options.json:
         facts = {"kernels": options.kernels, "threads": options.threads, "layers": rows}
         with open(options.json, "w", encoding="utf-8") as file:

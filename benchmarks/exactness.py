@@ -1,12 +1,12 @@
-"""How well a packed network agrees with its float simulation on real pictures of CamVid.
+"""Agreement of a packed network with its float simulation on CamVid images.
 
     python benchmarks/exactness.py binary.safetensors --root data/camvid --size 144x192 [--onnx]
 
-The simulation is the 1-bit network in eval mode, which computes with floats. A 1-bit network
-amplifies rounding: an activation that differs in the last bit may lie on the other side of its
-threshold, and so on from layer to layer. So the script also runs the simulation in double
-precision, and tells how well all agree with that. With --onnx it also exports the network and runs
-it by ONNX Runtime, with standard operators and with those of binarize.
+The simulation is the 1-bit network in eval mode, which computes in floating point. A 1-bit network
+amplifies rounding: an activation that differs in the last bit may cross its threshold, and the flip
+propagates from layer to layer. So the script also runs the simulation in double precision and
+reports agreement with it. With --onnx it also runs the exported network in ONNX Runtime, with
+standard operators and with those of binarize.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Run = Callable[[Tensor], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", help="what binarize.save wrote")
+    parser.add_argument("file", help="file written by binarize.save")
     parser.add_argument("--root", required=True, help="folder of CamVid")
     parser.add_argument("--size", default="144x192", help="rows x columns")
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--onnx", action="store_true", help="the exported network, too")
+    parser.add_argument("--onnx", action="store_true", help="also measure the exported network")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows, columns = (int(side) for side in args.size.split("x"))
@@ -50,7 +50,7 @@ def main() -> None:
         shape = (1, 3, rows, columns)
         for runtime in ("standard", "binarize"):
             versions[f"onnx, {runtime}"] = onnx_version(args.file, shape, args.threads, runtime)
-    count = min(args.pictures, len(data))
+    count = min(args.images, len(data))
     pixels = count * rows * columns
     alike = dict.fromkeys(versions, 0)
     alike_exact = dict.fromkeys(versions, 0)
@@ -60,10 +60,10 @@ def main() -> None:
         for index in range(count):
             image, mask = data[index]["image"][None], data[index]["mask"].flatten()
             truth = exact(image.double()).argmax(1)
-            results = {name: run(image) for name, run in versions.items()}
-            wanted = results["simulation"]
+            outputs = {name: run(image) for name, run in versions.items()}
+            wanted = outputs["simulation"]
             known = mask != data.ignore_index
-            for name, result in results.items():
+            for name, result in outputs.items():
                 found = result.argmax(1)
                 alike[name] += int((found == wanted.argmax(1)).sum())
                 alike_exact[name] += int((found == truth).sum())
@@ -71,17 +71,17 @@ def main() -> None:
                 pairs = mask[known] * data.num_classes + found.flatten()[known]
                 counts = pairs.bincount(minlength=data.num_classes**2)
                 tables[name] += counts.view(data.num_classes, -1)
-    told = {
+    results = {
         name: {
-            "pixels as in the simulation": alike[name] / pixels,
-            "pixels as in the simulation in double precision": alike_exact[name] / pixels,
-            "largest difference of a logit": largest[name],
+            "pixels equal to the simulation": alike[name] / pixels,
+            "pixels equal to the simulation in double precision": alike_exact[name] / pixels,
+            "largest logit difference": largest[name],
             "mIoU": _miou(tables[name]),
         }
         for name in versions
     }
-    about = {"pictures": count, "size": args.size, "kernels": native.status().active}
-    print(json.dumps({**about, **told}, indent=1))
+    about = {"images": count, "size": args.size, "kernels": native.status().active}
+    print(json.dumps({**about, **results}, indent=1))
 
 
 def onnx_version(file: str, shape: tuple[int, ...], threads: int, runtime: str) -> Run:

@@ -1,11 +1,11 @@
-"""Where a packed network's output comes to differ from its float simulation's, layer by layer.
+"""Find where a packed network diverges from its float simulation, layer by layer.
 
     python benchmarks/layers.py paper
 
-For every binary layer of a network of ``networks.py``, in the order of their calls: one minus the
-cosine between the packed layer's output and the simulation's, first given the same input, then
-each in its own network. At the end the same for the networks' outputs, and for the simulation and
-itself in double precision.
+For every binary layer of a network of ``networks.py``, in execution order: one minus the cosine
+between the packed layer's output and the simulation's, first for the same input, then each in its
+own network. Last come the cosines of the networks' outputs, and of the simulation against its
+double-precision version.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def main() -> None:
         for one, two, name in rows:
             print(f"{one:12.1e} {two:12.1e}  {name}")
         double = copy.deepcopy(student).double()(case.image.double())
-        print(
-            f"output: {off(found, wanted):.3f}; simulation and itself in double precision: ", end=""
-        )
+        print(f"output: {off(found, wanted):.3f}; simulation against double precision: ", end="")
         print(f"{off(wanted, double):.3f}")
 
 

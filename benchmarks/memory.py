@@ -1,17 +1,17 @@
-"""Peak memory, loading time and latency of U-Net ResNet-34 at 480x480 in each way to deploy it.
+"""Peak memory, loading time and latency of U-Net ResNet-34 at 480x480, for each way to deploy it.
 
     python benchmarks/memory.py [--rounds 5] [--threads 1]
 
-Every number is from a process of its own, and the ways take turns. A process imports the library
-of the network, loads it from a file and runs it on one image. Float: the network is built and its
-``state_dict`` put in, as users do; packed: ``binarize.load(..., packed=True)`` of the 1-bit
-network's file; programs: ``binarize.load`` of what ``binarize.save`` wrote of the packed network,
-which needs torch alone; ort-float: the float network in ONNX Runtime; ort-standard and
-ort-packed: the 1-bit network in ONNX Runtime with standard operators and with this package's, by
-``binarize.runtime``, which imports no torch. Memory is the peak of the resident set, as the kernel
-counts it, as a whole and beyond what the imports took; "bare" is what importing torch (or
-onnxruntime) alone comes to. Loading time starts after the imports; CPU time is what the process
-took for it on all cores. Latency is the median processor time of seven runs after two.
+Every number comes from its own process; the versions are interleaved. A process imports the
+network's library, loads the network from a file and runs it on one image. Float: the network is
+built and its ``state_dict`` loaded; packed: ``binarize.load(..., packed=True)`` of the 1-bit
+network's file; programs: ``binarize.load`` of a file that ``binarize.save`` wrote from the packed
+network, which needs only torch; ort-float: the float network in ONNX Runtime; ort-standard and
+ort-packed: the 1-bit network in ONNX Runtime, with standard operators and with this package's
+through ``binarize.runtime``, which does not import torch. Memory is the peak resident set as the
+kernel reports it, in total and beyond the imports; "bare" is importing torch (or onnxruntime)
+alone. Loading time starts after the imports; CPU time covers all cores. Latency is the median
+processor time of seven runs after two warm-up runs.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def in_onnxruntime(kind: str, folder: Path, threads: int) -> Iterator[float]:
 
 
 def _peak() -> float:
-    """Peak resident memory so far, in MiB (of this program only: rusage counts its parent's)."""
+    """Peak resident memory so far, in MiB (of this process: rusage inherits its parent's)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

@@ -1,4 +1,4 @@
-"""Where a packed network's time goes, operation by operation, for ``networks.py``."""
+"""Profile a packed network operation by operation, for ``networks.py``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from binarize.lower import PackedNetwork
 
 __all__ = ["Line", "peak_rate", "profile"]
 
-# Input and output channels, kernel, height and width: shapes that the kernels like.
+# Input and output channels, kernel, height and width: shapes that suit the kernels.
 _LIKED = ((512, 512, 3, 30), (256, 256, 3, 60), (1024, 512, 3, 30), (128, 128, 3, 60))
 
 
@@ -27,10 +27,10 @@ class Line:
 
     Attributes:
         what: Kind and shape.
-        binary: Whether bits are counted.
-        macs: Multiplications of bits, of all of them.
-        calls: How many there are in a pass.
-        seconds: Time of all of them, one number for each round.
+        binary: Whether they are 1-bit layers.
+        macs: Their 1-bit multiply-accumulates, in total.
+        calls: Their number in a forward pass.
+        seconds: Their total time, one number per round.
     """
 
     what: str
@@ -46,7 +46,7 @@ class Line:
 
 
 class _Timed(fx.Interpreter):
-    """Runs a program node by node and notes each operation's time."""
+    """Runs a program node by node and times each operation."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -71,7 +71,7 @@ def _shape(x: Tensor) -> str:
 
 
 def _unit(args: Any, y: Tensor) -> tuple[str, bool, int]:
-    """What a unit is, and its multiplications of bits."""
+    """Describe a unit and count its 1-bit multiply-accumulates."""
     names = [a.name for a in kernels.unit._schema.arguments]
     given = dict(zip(names, args, strict=True))
     inputs, outputs = sum(x.shape[1] for x in given["sources"]), y.shape[1]
@@ -90,12 +90,12 @@ def _unit(args: Any, y: Tensor) -> tuple[str, bool, int]:
 
 
 def profile(packed: PackedNetwork, image: Tensor, rounds: int) -> list[Line]:
-    """Time all operations of a packed network; the most expensive first.
+    """Time all operations of a packed network, the most expensive first.
 
-    With one thread it is processor time, which other work on the machine disturbs little.
+    With one thread, this is processor time, which other load on the machine hardly affects.
 
     Raises:
-        RuntimeError: No program could be made for the network: it runs module by module.
+        RuntimeError: The network could not be fused and runs module by module.
     """
     packed(image)
     if packed.unfused is not None:
@@ -118,7 +118,7 @@ def profile(packed: PackedNetwork, image: Tensor, rounds: int) -> list[Line]:
 
 
 def peak_rate(rounds: int) -> float:
-    """Multiplications of bits per second of the best plain binary convolution, packing included."""
+    """1-bit multiply-accumulates per second of the fastest plain binary convolution and packing."""
     best = 0.0
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     for inputs, outputs, taps, side in _LIKED:

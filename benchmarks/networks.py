@@ -1,17 +1,16 @@
-"""Whole networks, packed, against everything a user would run instead.
+"""Packed networks against every engine one might use instead.
 
     python benchmarks/networks.py                          # all networks, 1 and 2 threads
     python benchmarks/networks.py --networks unet --threads 1 --versions float,ov-int8,packed
     python benchmarks/networks.py --networks unet --versions packed --profile
-    pip install onnx onnxscript onnxruntime openvino nncf  # the competitors from elsewhere
+    pip install onnx onnxscript onnxruntime openvino nncf  # the other engines
 
-All versions of a network take turns in one process, so that what slows the machine slows all of
-them; each turn repeats short calls. Wall time is what a user waits; processor time (all threads)
-is disturbed less by other work on the machine. "packed is" tells how many times faster the packed
-network is, by the medians over rounds of the ratio within a round. "like" is the cosine between a
-version's output and the float network's (the packed one's: its own float simulation's). Weights
-are random, with norms measured on random images. A version that does not run has a row that says
-why.
+All versions of a network are interleaved in one process, so that a busy machine slows all of them;
+each turn repeats short calls. Wall time is what a user waits for; processor time (all threads)
+is less sensitive to other load. "packed is" is the speed-up of the packed network: the median over
+rounds of the ratio within a round. "like" is the cosine between a version's output and the float
+network's (for the packed network: its float simulation's). Weights are random, with norm statistics
+from random images. A version that does not run has a row that says why.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def _resnet() -> nn.Module:
     return network
 
 
-# What it is, how it is made, height and width of its images.
+# Title, constructor, image side.
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], int]] = {
     "unet": ("smp U-Net ResNet-34", _unet, 480),
     "deeplab": ("smp DeepLabV3+ MobileNetV2", _deeplab, 480),
@@ -81,7 +80,7 @@ NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], int]] = {
 
 
 class Case:
-    """A network in all versions, and the image that they are given."""
+    """A network in all versions, and the input image."""
 
     def __init__(self, name: str, folder: Path) -> None:
         _, make, side = NETWORKS[name]
@@ -145,7 +144,7 @@ SMALL = ("autocast", "bf16", "ort-int8", "ov-bf16", "ov-int8")
 def prepare(
     case: Case, names: Sequence[str], threads: int
 ) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
-    """What to call by version, how alike its output is, and why a version does not run."""
+    """Return calls by version, similarities of their outputs, and why a version does not run."""
     calls: dict[str, Call] = {}
     alike: dict[str, float] = {}
     failures: dict[str, str] = {}
@@ -188,7 +187,7 @@ def measure(
     wall = time_interleaved(noted, rounds=rounds, least=least)
     found = {}
     for name, seconds in wall.items():
-        turns = spent[name][2:]  # behind the two calls that warm up
+        turns = spent[name][2:]  # after two warm-up calls
         count = len(turns) // rounds
         cpu = [statistics.mean(turns[i * count : (i + 1) * count]) for i in range(rounds)]
         found[name] = (seconds, cpu)
@@ -237,7 +236,7 @@ def table(
 
 
 def show_profile(lines: Sequence[Line], rate: float, count: int = 25) -> dict[str, Any]:
-    """Print where the packed network's time goes, and what of it cannot be saved."""
+    """Print where the packed network's time goes, and its lower bound."""
     whole = sum(line.median for line in lines)
     bits = [line for line in lines if line.binary]
     rest = whole - sum(line.median for line in bits)
@@ -252,17 +251,17 @@ def show_profile(lines: Sequence[Line], rate: float, count: int = 25) -> dict[st
         left = sum(line.median for line in lines[count:])
         print(f"  {1e3 * left:8.2f} {left / whole:6.1%} {len(lines) - count} more kinds")
     print(
-        f"  {1e3 * whole:.1f} ms in all: 1-bit layers {1e3 * (whole - rest):.1f}, the rest"
-        f" {1e3 * rest:.1f}\n  floor {1e3 * floor:.1f} ms: {macs / 1e9:.2f} G bit"
-        f" multiplications at the measured peak of {rate / 1e9:.0f} G/s ="
-        f" {1e3 * macs / rate:.1f} ms, and the rest"
+        f"  {1e3 * whole:.1f} ms in total: 1-bit layers {1e3 * (whole - rest):.1f}, the rest"
+        f" {1e3 * rest:.1f}\n  floor {1e3 * floor:.1f} ms: {macs / 1e9:.2f} G 1-bit MACs"
+        f" at the measured peak of {rate / 1e9:.0f} G/s ="
+        f" {1e3 * macs / rate:.1f} ms, plus the rest"
     )
-    told = [{"what": x.what, "macs": x.macs, "calls": x.calls, "seconds": x.median} for x in lines]
-    return {"operations": told, "macs": macs, "rate": rate, "floor": floor, "seconds": whole}
+    rows = [{"what": x.what, "macs": x.macs, "calls": x.calls, "seconds": x.median} for x in lines]
+    return {"operations": rows, "macs": macs, "rate": rate, "floor": floor, "seconds": whole}
 
 
 def versions_of_libraries() -> dict[str, str | None]:
-    """Versions of the libraries that are measured."""
+    """Return the versions of the libraries that are compared."""
     names = ["torch", "onnxruntime", "openvino", "nncf", "timm", "segmentation-models-pytorch"]
     found: dict[str, str | None] = {}
     for name in names:
@@ -297,8 +296,8 @@ def main() -> None:
         "--threads", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2]
     )
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--least", type=float, default=0.1, help="seconds of a turn, at least")
-    parser.add_argument("--profile", action="store_true", help="of the packed network")
+    parser.add_argument("--least", type=float, default=0.1, help="minimum seconds per turn")
+    parser.add_argument("--profile", action="store_true", help="profile the packed network")
     parser.add_argument("--json", metavar="FILE")
     given = parser.parse_args()
     logging.disable(logging.WARNING)

@@ -3,8 +3,8 @@
     python benchmarks/pointwise.py
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/pointwise.py
 
-The smallest of some times each, in turns; processor time with one thread. "oneDNN" is how packed
-networks run those that no binary layer comes after (`binarize/lower/float_layers.py`).
+Minimum of several interleaved runs; processor time with one thread. "oneDNN" is how packed networks
+run pointwise convolutions that no binary layer follows (`binarize/lower/float_layers.py`).
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def main() -> None:
                     started = clock()
                     run(x, weight, bias)
                     times[name].append(1e3 * (clock() - started))
-        told = "  ".join(f"{name} {min(t):.3f} ms" for name, t in times.items())
+        shown = "  ".join(f"{name} {min(t):.3f} ms" for name, t in times.items())
         ratio = min(times["conv2d"]) / min(times["oneDNN"])
-        print(f"{inputs:5}->{outputs:4} at {side:3}  {told}  x{ratio:.2f}", flush=True)
+        print(f"{inputs:5}->{outputs:4} at {side:3}  {shown}  x{ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":

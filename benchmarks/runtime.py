@@ -1,13 +1,13 @@
-"""Packed networks in ONNX Runtime: agreement with PyTorch, latency, and what a new size costs.
+"""Packed networks in ONNX Runtime: agreement with PyTorch, latency, cost of a new input size.
 
     python benchmarks/runtime.py [--networks unet,resnet50] [--rounds 7] [--threads 1]
 
 Every network is converted by `bidense` with random weights, packed, and exported with
 `runtime="binarize"` for all sizes. "agrees" is the share of positions whose largest channel is the
-packed network's in PyTorch (for one channel: within 1 % of the largest value) on two images
-of another size than the export's. Times are processor times in ms, medians of interleaved rounds:
-the float network in PyTorch (channels last), the packed one there, and the exported one. "new size"
-is the first call with a size that was not seen before, in units of a usual call.
+same as in PyTorch (for one channel: within 1 % of the largest value), on two images whose size
+differs from the export's. Times are processor times in ms, medians of interleaved rounds: the float
+network in PyTorch (channels last), the packed one in PyTorch, and the exported one. "new size" is
+the first call with a new input size, relative to a usual call.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Stereo(nn.Module):
         self.join, self.head = nn.Conv2d(512, 64, 3, padding=1), nn.Conv2d(64, 1, 1)
 
     def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
-        """Return a mapping of the disparity and its logarithm."""
+        """Return the disparity and its logarithm in a dictionary."""
         maps = [self.encoder(x)[3] for x in (left, right)]
         y = self.head(self.join(torch.cat(maps, 1)).relu())
         return {"disparity": y.exp(), "logarithm": y}

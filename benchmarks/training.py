@@ -1,15 +1,14 @@
-"""What a training step of a converted network costs, against the float network's.
+"""Cost of a training step of a converted network, relative to the float network.
 
     python benchmarks/training.py                       # both networks, float32, 1 thread
     python benchmarks/training.py unet --bf16 --threads 2 --compile
     python benchmarks/training.py paper --size 128 --batch 2 --channels-last
 
-Three networks are trained side by side: the float one, the 1-bit one, and the same 1-bit one put
-together from stock operations only, with a mask where a surrogate gradient needs it ("composed").
-Steps are forward, backward and AdamW, interleaved, so that a busy machine slows all of them; the
-ratios are medians over rounds, of wall time and of processor time. Memory is measured in a process
-of its own per network: the peak of the resident set, and the bytes that the graph keeps for its
-backward pass beside parameters and buffers.
+Three networks are trained side by side: the float one, the 1-bit one, and the same 1-bit one built
+from stock operations only, with a mask where a surrogate gradient needs it ("composed"). Steps are
+forward, backward and AdamW, interleaved, so that a busy machine slows all of them; ratios are
+medians over rounds, of wall time and of processor time. Memory is measured in one process per
+network: the peak resident set, and the bytes that autograd saves besides parameters and buffers.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ KINDS = ("float", "binary", "composed")
 
 
 class ComposedBinarizer(nn.Module):
-    """DAB of stock operations; the surrogate gradient by a polynomial that replaces the sign."""
+    """DAB from stock operations; the gradient comes from a polynomial surrogate of the sign."""
 
     def __init__(self, part: DistributionAdaptiveBinarizer) -> None:
         super().__init__()
@@ -54,7 +53,7 @@ class ComposedBinarizer(nn.Module):
 
 
 class ComposedWeight(nn.Module):
-    """Scaled signs of stock operations, straight-through gradient."""
+    """Scaled signs from stock operations, with a straight-through gradient."""
 
     def forward(self, weight: Tensor) -> Tensor:
         scale = weight.detach().abs().mean((1, 2, 3), keepdim=True)
@@ -64,7 +63,7 @@ class ComposedWeight(nn.Module):
 
 
 class ComposedActivation(nn.Module):
-    """Shifted PReLU of stock operations."""
+    """Shifted PReLU from stock operations."""
 
     def __init__(self, part: ShiftedPReLU) -> None:
         super().__init__()
@@ -90,7 +89,7 @@ def compose(network: nn.Module) -> nn.Module:
 
 
 def build(network: str, kind: str) -> nn.Module:
-    """The network by name, float, converted or converted and composed of stock operations."""
+    """Build a network by name: float, converted, or converted and composed of stock operations."""
     torch.manual_seed(0)
     if network == "unet":
         import segmentation_models_pytorch as smp
@@ -108,7 +107,7 @@ def build(network: str, kind: str) -> nn.Module:
 
 
 def stepper(kind: str, given: argparse.Namespace) -> Callable[[], None]:
-    """A function that does one training step."""
+    """Return a function that runs one training step."""
     model = build(given.network, kind).train()
     image = torch.randn(given.batch, 3, given.size, given.size)
     label = torch.randint(0, 11, (given.batch, given.size, given.size))
@@ -145,11 +144,11 @@ def stepper(kind: str, given: argparse.Namespace) -> Callable[[], None]:
 
 
 def peak(kind: str, given: argparse.Namespace) -> None:
-    """Print this process's peak memory after three steps, and what the graph keeps, in bytes."""
+    """Print this process's peak memory after three steps, and what autograd saves, in bytes."""
     step = stepper(kind, given)
     for _ in range(3):
         step()
-    # Not getrusage: its maximum is inherited from the process that started this one.
+    # Not getrusage: its maximum is inherited from the parent process.
     status = Path("/proc/self/status").read_text()
     resident = int(status.split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps({"resident": resident, "kept": step.kept()}))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Turn a trained convolutional PyTorch network into a 1-bit network."""
+"""Binarize trained convolutional PyTorch networks."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ __all__ = [
     "sensitivity",
 ]
 
-# Names and the sub-packages they come from, imported when first asked for: torch takes seconds,
-# and the command line's help needs none of it.
+# Public names and their sub-packages, imported on first use: importing torch takes seconds, and the
+# command line's help does not need it.
 _HOMES = {
     "Frontier": "report",
     "Inspection": "inspection",
@@ -84,10 +84,10 @@ _HOMES = {
 
 
 class _Package(ModuleType):
-    """The type of this package.
+    """This package's module type.
 
-    A sub-package becomes an attribute of its parent when it is first imported, by whom ever;
-    where a public function has the same name, the function is what stays.
+    A sub-package becomes an attribute of its parent when it is first imported, whoever does it;
+    where a public function has the same name, the function is kept.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -100,7 +100,7 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name on first use."""
     if name in ("nn", "ops"):
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
@@ -111,5 +111,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List public names that were not asked for yet, too."""
+    """List public names, including those not imported yet."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The one exception a user of the package has to catch, and its few children."""
+"""The package's one exception family."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LONGEST_VALUE = 120
 
 
 class BinarizeError(ValueError):
-    """A mistake the user can mend, told in one line: argument, value, rule, remedy.
+    """An error that the user can fix, in one line: argument, value, rule, remedy.
 
     Args:
         argument: Name of the offending argument, as the user wrote it.
-        value: What was given. Shown by ``repr``, shortened to 120 characters; a value that
+        value: The value given, shown by ``repr`` and shortened to 120 characters; a value that
             is already a sentence can be passed as :class:`str` and is quoted.
-        rule: The rule that was broken, a clause without a full stop.
-        remedy: What to do about it, a clause without a full stop.
+        rule: The violated rule, a clause without a full stop.
+        remedy: How to fix it, a clause without a full stop.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class BinarizeError(ValueError):
     ) -> None:
         super().__init__(argument, value, rule, remedy)
         if not rule:
-            # A data loader makes an error of a worker process anew, of its traceback alone.
+            # A data loader recreates a worker process's error from its traceback alone.
             self._told = argument.strip().rpartition("\n")[2].partition(": ")[2]
         self.argument = argument
         self.value = value
@@ -47,15 +47,15 @@ class BinarizeError(ValueError):
 
 
 class PolicyError(BinarizeError):
-    """A policy, a rule file or an override is wrong."""
+    """A policy, a rule file or an override is invalid."""
 
 
 class ModelError(BinarizeError):
-    """The network, or the inputs given with it, cannot be used."""
+    """The network or its inputs cannot be used."""
 
 
 class FileError(BinarizeError):
-    """A file is missing, damaged, foreign or does not fit the network."""
+    """A file is missing, damaged, of another kind, or does not fit the network."""
 
 
 class DataError(BinarizeError):
@@ -63,4 +63,4 @@ class DataError(BinarizeError):
 
 
 class SlowWarning(UserWarning):
-    """Results are right, but come more slowly than they could: the message says why."""
+    """Results are correct but slower than they could be; the message says why."""

@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Atomic writes of files and folders."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-__all__ = ["filling", "replacing"]
+__all__ = ["atomic_write", "atomic_write_dir"]
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file under another name, and give it its own name when it is on the disk.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write a file under a temporary name, and rename it once it is on the disk.
 
-    A reader finds the old file or the new one, and after an error there is nothing but the old
-    one, even if the machine stops in the middle.
+    Readers see the old file or the new one; after an error, or if the machine stops in the middle,
+    only the old one is left.
 
     Args:
-        path: The file; where it is a link, what it links to is replaced.
+        path: The file; if it is a link, its target is replaced.
 
     Yields:
-        The name to write to, in the same folder.
+        The temporary name to write to, in the same folder.
 
     Raises:
         OSError: The file cannot be written.
@@ -41,23 +41,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def filling(folder: Path, names: Collection[str]) -> Iterator[Path]:
-    """Write files that belong together, which appear in their folder when all are written.
+def atomic_write_dir(folder: Path, names: Collection[str]) -> Iterator[Path]:
+    """Write files that belong together; they appear in their folder once all are written.
 
     Args:
-        folder: Where to; it is made, parents included, if it is not there. Other files in it stay.
-        names: All names that such files may have: those in the folder that are not written anew
-            are old, and removed.
+        folder: The folder, created with its parents if needed. Other files in it are kept.
+        names: All names that such files may have: existing ones that are not written again are
+            outdated and removed.
 
     Yields:
-        A folder to write to.
+        The folder to write to.
 
     Raises:
         OSError: A file cannot be written.
     """
     target = Path(os.path.realpath(folder))
     exists = target.is_dir()
-    # Inside of a folder that is there: it may be the only place that can be written to.
+    # Inside an existing folder: it may be the only writable place.
     temporary = (target if exists else target.parent) / (
         f".{target.name}.{secrets.token_hex(4)}.part"
     )

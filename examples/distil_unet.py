@@ -1,7 +1,7 @@
-"""Train a float U-Net, make it 1-bit, let the float one teach it, save it, load it again.
+"""Train a float U-Net, binarize it, distil it from the float one, save it and load it again.
 
-The scenes are drawn from a seed, so nothing is downloaded. The numbers below make a run of
-seconds; for a network to use, take your own data, more epochs and larger images.
+The scenes are generated from a seed, so nothing is downloaded. The defaults run in seconds; for a
+usable network, take your own data, more epochs and larger images.
 
     python examples/distil_unet.py
     python examples/distil_unet.py --epochs 20 --scenes 512 --size 96 128
@@ -21,7 +21,7 @@ from binarize.data import Scenes
 
 
 def main() -> None:
-    """Run the whole way."""
+    """Train, convert, distil, save, load."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=16)
@@ -37,7 +37,7 @@ def main() -> None:
     teacher = smp.Unet("resnet18", encoder_weights=None, classes=Scenes.num_classes)
     binarize.Trainer(teacher, task="segmentation", epochs=args.epochs).fit(train, val)
 
-    # Starts from the teacher's weights, with norms measured anew; the teacher is kept.
+    # Starts from the teacher's weights and re-estimates norm statistics; the teacher is unchanged.
     student = binarize.prepare_student(teacher, batches=train)
     trainer = binarize.Trainer(student, teacher=teacher, task="segmentation", epochs=args.epochs)
     trainer.fit(train, val)

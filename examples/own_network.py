@@ -1,8 +1,8 @@
-"""Convert a network of your own: an encoder-decoder with functional ReLUs and additions.
+"""Convert your own network: an encoder-decoder with functional ReLUs and additions.
 
-Nothing in the network knows of ``binarize``. The conversion finds the calls inside the forward
-functions: it replaces the ReLUs, takes the additions of the blocks away, because every binary
-layer carries the signal around itself, and leaves the additions between encoder and decoder.
+The network does not import ``binarize``. The conversion finds the calls inside the forward
+functions: it replaces the ReLUs, removes the additions of the blocks, because every binary
+layer has its own bypass, and leaves the additions between encoder and decoder.
 
     python examples/own_network.py
 """
@@ -33,7 +33,7 @@ class Block(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn a map (N, C, H, W) into one of ``out_channels``."""
+        """Map features (N, C, H, W) to ``out_channels`` channels."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         return F.relu(y + (self.shortcut(x) if self.project else x))
@@ -73,12 +73,12 @@ def main() -> None:
 
     student = binarize.convert(network, example_inputs=image)
     binarize.recalibrate(student, [image])
-    student(image).mean().backward()  # an ordinary module: train it as you train any other
+    student(image).mean().backward()  # an ordinary module: train it like any other
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "own.safetensors"
         binarize.save(student, path)
-        again = binarize.load(path, model=EncoderDecoder())  # the file holds no code
+        again = binarize.load(path, model=EncoderDecoder())  # the file contains no code
         print(f"{path.stat().st_size:,} bytes")
     with torch.no_grad():
         print("same outputs:", torch.equal(again(image), student.eval()(image)))

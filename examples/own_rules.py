@@ -1,6 +1,6 @@
-"""Decide yourself what becomes binary: overrides for one network, a rule file for many.
+"""Choose which layers become binary: overrides for one network, a rule file for many.
 
-An override holds for one call; a file can be checked, shared and named on the command line.
+An override applies to one call; a file can be validated, shared and passed on the command line.
 
     python examples/own_rules.py
 """
@@ -43,12 +43,12 @@ def main() -> None:
     plain = binarize.plan(network, example_inputs=image)
     print(f"bidense: {plain.binary_share:.1%} of the weights binary")
 
-    # For one network: patterns of names, or kind:, role:, class: and what to do.
+    # For one network: name patterns, or kind:, role: and class: selectors, each with an action.
     careful = binarize.plan(network, example_inputs=image, overrides={"layer4.*": "keep"})
     print(f"layer4 kept: {careful.binary_share:.1%}; what changed:")
     print("\n".join(f"  {line}" for line in plain.diff(careful)[:4]))
 
-    # For many: a rule file. Every key is told in rules/README.md.
+    # For many: a rule file. rules/README.md describes every key.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stages.toml"
         path.write_text(RULES, encoding="utf-8")
@@ -56,7 +56,7 @@ def main() -> None:
     print(f"own rules: {student.binarize_plan.binary_share:.1%}")  # type: ignore[union-attr]
     print(binarize.report(student, image).table(depth=2).report.notes[0])
 
-    # A mistake is one line that says what is wrong and what is near.
+    # An error is one line that says what is wrong and suggests the nearest name.
     try:
         binarize.plan(network, policy="bidens")
     except binarize.BinarizeError as error:

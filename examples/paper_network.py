@@ -1,6 +1,6 @@
-"""The network of the BiDense paper, made 1-bit.
+"""Binarize the network of the BiDense paper.
 
-It is an ordinary float network (see ``binarize/cli/paper_network.py``), and one call makes of it
+It is an ordinary float network (see ``binarize/cli/paper_network.py``); one call converts it to
 what the authors wrote by hand.
 
     python examples/paper_network.py
@@ -22,7 +22,7 @@ from binarize.cli.paper_network import DenseNetwork
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert the network and print what became of it."""
+    """Convert the network and print its report."""
     parser = argparse.ArgumentParser(description="Convert the BiDense paper's network.")
     parser.add_argument("--task", choices=("segmentation", "depth"), default="segmentation")
     parser.add_argument("--classes", type=int, default=151, help="classes of the segmentation")

@@ -1,4 +1,4 @@
-"""How fast, how large and how hungry the versions of a network are, on this machine."""
+"""Benchmark the versions of a network on this machine: speed, size and memory."""
 
 from binarize.bench.memory import peak_of_this_process
 from binarize.bench.results import Measured, relative_speed

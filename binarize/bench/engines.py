@@ -1,7 +1,7 @@
-"""A float network in other engines: ONNX Runtime and OpenVINO.
+"""The float network in other engines: ONNX Runtime and OpenVINO.
 
-Both read the same ONNX file, so that they are given the same network. Quantized versions are
-calibrated on the images they are given: speed does not depend on how well they fit.
+Both read the same ONNX file. Quantized versions are calibrated on the benchmark's images: speed
+does not depend on the quality of the calibration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Engines"]
 
 
 def _need(name: str) -> Any:
-    """Import an optional package; a missing one is told in a line."""
+    """Import an optional package, or raise an error with the command that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -30,12 +30,12 @@ def _need(name: str) -> Any:
 
 
 class Engines:
-    """A float network for other engines; what they read is made when it is first asked for.
+    """A float network for other engines; files are written on first use.
 
     Args:
         network: The float network in eval mode.
-        images: Float32 images, each (N, C, H, W), to calibrate on; the first is the example.
-        folder: Where the files are written.
+        images: Float32 calibration images, each (N, C, H, W); the first is the example.
+        folder: Folder for the files.
     """
 
     def __init__(self, network: nn.Module, images: Sequence[Tensor], folder: Path) -> None:
@@ -105,7 +105,7 @@ class Engines:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Its threads would go on spinning, and take time from those that are measured next.
+        # Its threads would keep spinning and slow down the next version.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         path = self.onnx_int8 if int8 else self.onnx
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""The largest memory that a process had."""
+"""Peak memory of a process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["peak_of_this_process"]
 
 
 def peak_of_this_process() -> int | None:
-    """Largest resident memory of this process so far, in bytes; ``None`` if it is not known."""
+    """Return the peak resident memory of this process in bytes; ``None`` if unknown."""
     try:
-        # Not getrusage on Linux: there a process starts with the peak of the one that started it.
+        # Not getrusage on Linux: there a process inherits its parent's peak.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         status = ""

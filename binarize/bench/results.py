@@ -1,4 +1,4 @@
-"""What was measured about a version, and how versions compare."""
+"""Measurements of a version, and comparison of versions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Measured", "relative_speed"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured about one version; ``None`` where something is not known.
+    """Measurements of one version; ``None`` where unknown.
 
     Attributes:
         name: The version's name.
-        summary: What it is.
+        summary: A short description.
         images: Images per call.
-        seconds: Seconds per call, one for each round; empty if it does not run.
-        peak_bytes: Largest resident memory of a process that starts, loads and runs it.
-        idle_bytes: What of it Python and the libraries have, before there is a network.
+        seconds: Seconds per call, one per round; empty if it does not run.
+        peak_bytes: Peak resident memory of a process that starts, loads and runs it.
+        idle_bytes: The part of it that Python and the libraries take without a network.
         file_bytes: Size of its file.
         failure: Why it does not run; empty if it does.
     """
@@ -41,7 +41,7 @@ class Measured:
 
     @property
     def quartiles(self) -> tuple[float, float] | None:
-        """Between these two lie the middle half of the seconds per call."""
+        """First and third quartile of the seconds per call."""
         if len(self.seconds) < 2:
             return (self.seconds[0], self.seconds[0]) if self.seconds else None
         low, _, high = quantiles(self.seconds, n=4, method="inclusive")
@@ -49,11 +49,11 @@ class Measured:
 
     @property
     def throughput(self) -> float | None:
-        """Images per second, by the median."""
+        """Images per second, from the median."""
         return None if self.latency is None else self.images / self.latency
 
     def to_dict(self, base: Measured | None = None) -> dict[str, Any]:
-        """Plain data for JSON; ``speedup`` is against the version ``base``."""
+        """Return plain data for JSON; ``speedup`` is relative to the version ``base``."""
         return {
             "name": self.name,
             "summary": self.summary,
@@ -70,9 +70,9 @@ class Measured:
 
 
 def relative_speed(base: Sequence[float], other: Sequence[float]) -> float | None:
-    """How many times faster ``other`` is: the median of the rounds' ratios, ``None`` if unknown.
+    """Return how many times faster ``other`` is, by the median of the rounds' ratios, or ``None``.
 
-    Both were timed in the same rounds, so that a slow moment of the machine cancels out.
+    Both were timed in the same rounds, so that slow phases of the machine cancel out.
     """
     ratios = [a / b for a, b in zip(base, other, strict=False) if b > 0]
     return median(ratios) if ratios else None

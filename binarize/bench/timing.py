@@ -1,4 +1,4 @@
-"""Time several versions side by side, so that what slows the machine slows all of them."""
+"""Time several versions side by side, so that other load slows all of them alike."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def time_interleaved(
     least: float = 0.02,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[float]]:
-    """Time calls in turns: each round times each of them once, in an order that rotates.
+    """Time calls interleaved: each round times each of them once, in rotating order.
 
     Args:
-        calls: What to time, by name. Each is called twice before, to warm up.
+        calls: The calls by name. Each runs twice first, to warm up.
         rounds: Number of rounds.
-        least: Seconds that one timing takes at least; short calls are repeated and divided.
-        tell: Called with rounds done and rounds in all.
+        least: Minimum seconds per timing; short calls are repeated and averaged.
+        tell: Called with rounds done and total rounds.
 
     Returns:
-        Seconds per call, one number for each round.
+        Seconds per call, one number per round.
     """
     clock = time.perf_counter
     repeats = {}

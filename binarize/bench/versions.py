@@ -1,4 +1,4 @@
-"""The versions of a network that are compared, by name."""
+"""The versions of a network to compare, by name."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["VERSIONS", "Subject", "Version"]
 
 
 class Subject:
-    """A network in the forms that versions are made of, each made when it is first asked for.
+    """The forms of a network from which versions are built, each created on first use.
 
     Args:
-        network: Makes the float network.
-        student: Makes the 1-bit network, in eval mode.
-        packed: Makes the packed network.
+        network: Creates the float network.
+        student: Creates the 1-bit network, in eval mode.
+        packed: Creates the packed network.
 
     Attributes:
-        exported_bytes: Size of the file that "ort-packed" ran, 0 before it did.
+        exported_bytes: Size of the file that "ort-packed" ran; 0 before its first call.
     """
 
     def __init__(
@@ -47,10 +47,12 @@ class Subject:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The float network in eval mode, in the memory format that is fastest on a CPU."""
+        """The float network in eval mode, in the fastest memory format on a CPU."""
         network: Any = self._network().eval()
         for tensor in (*network.parameters(), *network.buffers()):
-            if tensor.dim() == 4:  # of other dimensions, torch knows no such format, or its own
+            if (
+                tensor.dim() == 4
+            ):  # for other dimensions torch has no such format, or a different one
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         fast: nn.Module = network
         return fast
@@ -71,10 +73,10 @@ class Version:
     """One way to run a network.
 
     Attributes:
-        summary: What it is, in a few words.
-        make: From the subject to what is called with the network's inputs, float32.
-        file_bytes: Size of the file that it is loaded from; asked for after a first call.
-        asked: Whether it is measured only if it is asked for by its name.
+        summary: A short description.
+        make: Builds from the subject a function of the network's inputs, float32.
+        file_bytes: Returns the size of the file that it is loaded from; called after a first run.
+        asked: Measured only if requested by name.
     """
 
     summary: str
@@ -111,7 +113,7 @@ def _packed_bytes(subject: Subject) -> int:
 
 
 def _in_onnxruntime(subject: Subject) -> Callable[..., Any]:
-    """The packed network in ONNX Runtime, exported by its first call for the inputs of that."""
+    """The packed network in ONNX Runtime, exported in its first call for those inputs."""
     sessions: list[Any] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -123,7 +125,7 @@ def _in_onnxruntime(subject: Subject) -> Callable[..., Any]:
                 warnings.catch_warnings(),
                 torch.inference_mode(False),
             ):
-                warnings.simplefilter("ignore")  # the exporter's own plans
+                warnings.simplefilter("ignore")  # about the exporter's future changes
                 path = Path(folder) / "network.onnx"
                 export_onnx(subject.packed, path, kwargs or args, runtime="binarize")
                 sessions.append(Session(path, threads=torch.get_num_threads()))
@@ -140,7 +142,9 @@ VERSIONS: dict[str, Version] = {
         "float32, torch.compile", lambda subject: torch.compile(subject.network), _float_bytes
     ),
     "bf16": Version(
-        "weights and maps bfloat16", _bf16, lambda subject: float_contents(_half(subject)).size
+        "weights and activations bfloat16",
+        _bf16,
+        lambda subject: float_contents(_half(subject)).size,
     ),
     "packed": Version("1-bit, binarize.pack", lambda subject: subject.packed, _packed_bytes),
     "ort-packed": Version(

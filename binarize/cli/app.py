@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    # A person may pipe a picture of δ1 or × through a terminal that speaks ASCII only.
+    # Output with δ1 or × may go to an ASCII-only terminal.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -93,7 +93,7 @@ def _guarded(args: Any, debug: bool) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, False)
     except BrokenPipeError:
-        # The reader of our output has left (`| head`): that is its right.
+        # The reader of our output has closed the pipe (`| head`), which is fine.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
@@ -101,8 +101,8 @@ def _guarded(args: Any, debug: bool) -> int:
             return _bug(error, debug)
         where = error.filename if isinstance(error.filename, str) else "output"
         rule = f"cannot be read or written ({error.strerror})"
-        told = FileError("file", where, rule, "check permissions and free disk space")
-        return _fail(str(told), MISTAKE, debug)
+        reported = FileError("file", where, rule, "check permissions and free disk space")
+        return _fail(str(reported), MISTAKE, debug)
     except Exception as error:
         if is_interruption(error):
             return _fail("interrupted", INTERRUPTED, False)
@@ -110,7 +110,7 @@ def _guarded(args: Any, debug: bool) -> int:
 
 
 def _in_options(error: BinarizeError, args: Any) -> str:
-    """An error's text; of something that was not given, by the option that gives it."""
+    """Return an error's text; a missing value is named by its option."""
     option = f"--{error.argument.replace('_', '-')}"
     known = [word for action in args.parser._actions for word in action.option_strings]
     if error.value is None and option in known:

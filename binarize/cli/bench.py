@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Run the float, compiled, bfloat16 and packed 1-bit versions of a network in turns on this machine's
-CPU, and report latency, throughput, memory and file size of each. Speed depends on the network's
-shapes, not on its weights, so the network need not be trained.
+Run the float, compiled, bfloat16 and packed 1-bit versions of a network on this machine's CPU,
+interleaved, and report latency, throughput, memory and file size of each. Speed depends on the
+network's shapes, not on its weights, so the network need not be trained.
 Packed programs (binarize pack) and ONNX files are measured as they are. A network with several
 inputs needs a function example_inputs next to the factory in its file."""
 
@@ -68,7 +68,7 @@ def add(commands: Subparsers) -> None:
         "--size",
         type=extent,
         metavar="WxH[xD]",
-        help="size of the images (default: what it is made for)",
+        help="image size (default: the network's own)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images per call (default 1)"
@@ -98,7 +98,7 @@ def add(commands: Subparsers) -> None:
         metavar="MODEL",
         help="the network of the file, if the file does not name it (see train)",
     )
-    # How a process of its own is told to run one version and tell its memory.
+    # Internal: run one version in a separate process and report its memory.
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     add_network_options(parser)
 
@@ -134,20 +134,20 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     missing = [name for name in names or () if name not in versions]
     if missing:
         raise BinarizeError(
-            "versions", missing[0], f"{args.model} has only {', '.join(versions)}", "leave it out"
+            "versions", missing[0], f"{args.model} has only {', '.join(versions)}", "omit it"
         )
     usual = [name for name, version in versions.items() if not version.asked]
     chosen = {name: versions[name] for name in dict.fromkeys(names or usual)}
     rows = _measure(args, out, subject, chosen, inputs)
     _show(args, out, rows, inputs)
     if all(row.failure for row in rows):
-        cause = f"none of the versions runs ({rows[0].failure})"
+        cause = f"no version runs ({rows[0].failure})"
         raise BinarizeError("model", args.model, cause, "choose another --size or other --versions")
     return None
 
 
 def _tell_memory(args: argparse.Namespace, out: Output) -> None:
-    # All libraries that a network may come from, so that the idle process is the same for all.
+    # Import all libraries of networks, so that the idle process is the same for all.
     import segmentation_models_pytorch  # noqa: F401
     import timm  # noqa: F401
     import torch
@@ -186,15 +186,17 @@ def _measure(
                 try:
                     call = version.make(subject)
                     call(*positional, **named)
-                except Exception as error:  # the others are worth knowing
+                except Exception as error:  # the other versions still run
                     failures[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 else:
                     calls[name] = partial(call, *positional, **named)
-        with out.bar(f"timing {len(calls)} versions in turns", args.rounds if calls else 0) as move:
+        with out.bar(
+            f"timing {len(calls)} versions, interleaved", args.rounds if calls else 0
+        ) as move:
             seconds = time_interleaved(calls, rounds=args.rounds, tell=move)
     peaks: dict[str, tuple[int | None, int | None]] = {}
     with tempfile.TemporaryDirectory(prefix="binarize-bench-") as folder:
-        # One that exports first would tell of that.
+        # A version that exports first would include the exporter's memory.
         for name in [] if args.no_memory else [n for n in calls if not versions[n].asked]:
             with out.step(f"measuring the memory of {name}"):
                 reference = saved(args, subject, Path(folder)) if name == "packed" else args.model
@@ -219,7 +221,7 @@ def _show(args: argparse.Namespace, out: Output, rows: Sequence[Measured], input
     from torch.utils._pytree import tree_iter
 
     from binarize.bench import relative_speed
-    from binarize.cli.bench_picture import draw
+    from binarize.cli.bench_chart import draw
     from binarize.cli.doctor import machine
     from binarize.cli.records import write_json
     from binarize.report.terminal import readable
@@ -252,11 +254,11 @@ def _show(args: argparse.Namespace, out: Output, rows: Sequence[Measured], input
     out.print(table)
     idle = [row.idle_bytes for row in rows if row.idle_bytes is not None]
     if idle:
-        out.print(f"memory: of it, Python and the libraries alone have {readable(min(idle), 'B')}")
+        out.print(f"memory includes {readable(min(idle), 'B')} of Python and the libraries")
     for row in rows:
         if row.failure:
             out.print(f"{row.name}: {row.failure}")
-    told = {
+    answer = {
         "model": args.model,
         "shape": shapes[0],
         "shapes": shapes,
@@ -267,7 +269,7 @@ def _show(args: argparse.Namespace, out: Output, rows: Sequence[Measured], input
         "versions": [row.to_dict(base) for row in rows],
     }
     if args.output is not None:
-        write_json(args.output / "bench.json", told)
+        write_json(args.output / "bench.json", answer)
         draw(args.output / "bench.png", title, rows)
         out.print(f"{args.output / 'bench.json'}, {args.output / 'bench.png'}", wrap=False)
-    out.emit(told)
+    out.emit(answer)

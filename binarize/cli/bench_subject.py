@@ -1,4 +1,4 @@
-"""What ``binarize bench`` measures: the network's forms, its inputs, a process for one form."""
+"""The subject of ``binarize bench``: a network's forms, its inputs, and a process per form."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = ["Inputs", "memory_in_a_process", "open_inputs", "open_subject", "save
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments of a network."""
 
-# A version that needs longer than this for a start and two runs has no memory told.
+# No memory is reported for a version that takes longer than this to start and run twice.
 _PATIENCE = 1800
 
 
 def open_subject(args: argparse.Namespace) -> tuple[Subject, dict[str, Version]]:
-    """The forms of the network that a command line is about, none made yet, and its versions."""
+    """Return the forms of the command line's network, none created yet, and its versions."""
     recipe = _recipe(args)
     if is_file(args.model):
         kind = deployed_kind(Path(args.model).expanduser())
@@ -65,12 +65,12 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
         return recipe_from(args, args.network)
     if not is_file(args.model):
         return recipe_from(args, args.model)
-    told = known_about(Path(args.model).expanduser(), "model").get("recipe")
-    return Recipe(**told) if told else None
+    recipe = known_about(Path(args.model).expanduser(), "model").get("recipe")
+    return Recipe(**recipe) if recipe else None
 
 
 def _of_deployed(reference: str, kind: str) -> tuple[Subject, dict[str, Version]]:
-    """A file that has one form only."""
+    """Return the one form of a deployed file."""
     network: Any = open_source(reference).network
     size = Path(reference).expanduser().stat().st_size
     name, summary = {
@@ -93,7 +93,7 @@ def _of_binary_file(reference: str, path: Path, recipe: Recipe | None) -> Subjec
             return build(recipe)
         if origin is not None:
             return build_origin(origin)
-        return open_source(reference).network  # tells that it is not known how to build it
+        return open_source(reference).network  # raises if it is unknown how to build it
 
     def packed() -> nn.Module:
         knows = read_stored(path).plan.origin is not None
@@ -103,10 +103,10 @@ def _of_binary_file(reference: str, path: Path, recipe: Recipe | None) -> Subjec
 
 
 def open_inputs(args: argparse.Namespace, subject: Subject) -> Inputs:
-    """The inputs: as asked for, of the user's file, trained for, converted for, or found.
+    """Return the inputs: from the options, the user's file, training, conversion, or a search.
 
     Raises:
-        BinarizeError: What the network takes is not known, or not for this batch size.
+        BinarizeError: The network's inputs are unknown, or unknown for this batch size.
     """
     path = Path(args.model).expanduser()
     known = known_about(path, "model").get("settings", {}) if is_file(args.model) else {}
@@ -121,7 +121,7 @@ def open_inputs(args: argparse.Namespace, subject: Subject) -> Inputs:
     else:
         inputs = arguments(_example(args, subject, size))
     torch.manual_seed(0)
-    # Speed may depend on values: zeros and denormal numbers are no images.
+    # Speed may depend on values: zeros and denormal numbers are not realistic.
     return tree_map_only(Tensor, lambda x: _sample(x, args.batch_size), inputs)
 
 
@@ -138,9 +138,7 @@ def _example(args: argparse.Namespace, subject: Subject, size: tuple[int, ...] |
             shapes = read_stored(args.model).plan.example
         shapes = shapes or input_shapes(run_example(subject.network))
     if not shapes:
-        raise BinarizeError(
-            "model", args.model, "does not say what inputs it takes", "give --size WxH"
-        )
+        raise BinarizeError("model", args.model, "does not specify its inputs", "give --size WxH")
     return tuple(torch.zeros(shape) for shape in shapes)
 
 
@@ -153,7 +151,7 @@ def _sample(value: Tensor, count: int) -> Tensor:
 
 
 def saved(args: argparse.Namespace, subject: Subject, folder: Path) -> str:
-    """A file of the 1-bit network: the one that was given, or a new one in ``folder``."""
+    """Return a file of the 1-bit network: the given one, or a new one in ``folder``."""
     if is_file(args.model) and (
         _is_binary_file(args.model) or deployed_kind(Path(args.model).expanduser())
     ):
@@ -166,7 +164,7 @@ def saved(args: argparse.Namespace, subject: Subject, folder: Path) -> str:
 def memory_in_a_process(
     args: argparse.Namespace, reference: str, version: str
 ) -> tuple[int | None, int | None]:
-    """Largest memory of a process that does nothing but load a version and run it twice.
+    """Measure the peak memory of a process that only loads a version and runs it twice.
 
     Args:
         args: Parsed options of ``binarize bench``.
@@ -174,7 +172,7 @@ def memory_in_a_process(
         version: Name of the version.
 
     Returns:
-        Bytes in all, and before there was a network; ``None`` if they are not known.
+        Total bytes, and bytes before loading the network; ``None`` if unknown.
     """
     words = ["bench", reference, "--policy", args.policy, "--in-channels", str(args.in_channels)]
     words += ["--memory-of", version, "--batch-size", str(args.batch_size), "--json", "--quiet"]
@@ -198,7 +196,7 @@ def memory_in_a_process(
             text=True,
             timeout=_PATIENCE,
         )
-        told = json.loads(done.stdout)
-        return told["peak_bytes"], told["idle_bytes"]
+        measured = json.loads(done.stdout)
+        return measured["peak_bytes"], measured["idle_bytes"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         return None, None

@@ -1,4 +1,4 @@
-"""``binarize convert``: make a network binary, or only show what that would do."""
+"""``binarize convert``: convert a network, or preview the conversion."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _EXAMPLES = [
         "convert a network with its trained weights",
     ),
     (
-        "binarize convert smp:Unet:resnet18 --classes 11 --keep 'decoder.blocks.4.*' \\\n"
-        "      --policy mine.toml -o unet.safetensors",
+        "binarize convert smp:Unet:resnet18 --classes 11 --policy mine.toml \\\n"
+        "      --keep-float 'decoder.blocks.4.*' -o unet.safetensors",
         "your own rules, with one part of the network left in float",
     ),
     (
@@ -64,7 +64,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "convert",
         run,
-        help="make a network binary, or only show the plan",
+        help="binarize a network, or preview the plan",
         usage="MODEL [-o FILE | --plan-only]",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
@@ -83,10 +83,16 @@ def add(commands: Subparsers) -> None:
         "--policy", default="bidense", metavar="NAME|FILE", help="the rules (default bidense)"
     )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
+        "--keep-float",
+        "--keep",
+        dest="keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="layers to keep in float",
     )
     parser.add_argument(
-        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
+        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
     )
     parser.add_argument(
         "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
@@ -128,11 +134,11 @@ def add(commands: Subparsers) -> None:
         "--size",
         type=extent,
         metavar="WxH[xD]",
-        help="an image size that it accepts (default: found automatically)",
+        help="an accepted image size (default: found automatically)",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the float network's weights")
     parser.add_argument(
-        "--encoder-weights", type=Path, metavar="FILE", help="weights of its backbone alone"
+        "--encoder-weights", type=Path, metavar="FILE", help="weights of its backbone only"
     )
     parser.add_argument(
         "--partial", action="store_true", help="accept --weights that fit only part of the network"
@@ -141,11 +147,13 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
-    """Plan, and unless told not to, convert and save."""
+    """Plan, and unless ``--plan-only`` is given, convert and save."""
     if args.output is None and not args.plan_only:
-        raise BinarizeError("output", None, "is needed", "give -o FILE, or --plan-only to preview")
+        raise BinarizeError(
+            "output", None, "is required", "give -o FILE, or --plan-only to preview"
+        )
     if args.output is not None and not args.output.parent.is_dir():
-        raise FileError("output", str(args.output), "its folder does not exist", "make it first")
+        raise FileError("output", str(args.output), "its folder does not exist", "create it first")
     from binarize.budget import Budget, convert, plan
     from binarize.budget.costs import before_and_after
     from binarize.cli.examples import example_for, shell_remedies
@@ -161,7 +169,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         recipe = None if is_file(args.model) else recipe_from(args, args.model)
         source = open_source(args.model, recipe)
         network: Any = source.network
-        # Here, so that it counts in what the plan and a budget say of the file's size.
+        # Here, so that the plan and a budget include it in the file's size.
         network.binarize_description = _description(source)
     if args.encoder_weights is not None:
         out.note(f"encoder: {load_encoder(network, args.encoder_weights)}")
@@ -222,7 +230,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 def _description(source: Source) -> dict[str, Any]:
-    """What the file says of the network: how it is built, and what its training said."""
+    """Return the file's description of the network: how to build it, and its training."""
     recipe = None if source.recipe is None else source.recipe.to_dict()
     return {"recipe": recipe, "settings": dict(source.settings)}
 
@@ -239,7 +247,7 @@ def _show_costs(costs: Mapping[str, float | None], out: Output) -> None:
     for name, unit in (("bytes", "B"), ("ops", "OPs")):
         before, after = costs[f"float_{name}"], costs[name]
         if before is None or after is None:
-            out.print(f"{name}: not known, as some operations cannot be counted")
+            out.print(f"{name}: unknown, because some operations cannot be counted")
             continue
         out.print(
             f"{name}: {readable(round(before), unit)} before, {readable(round(after), unit)} after "
@@ -248,7 +256,7 @@ def _show_costs(costs: Mapping[str, float | None], out: Output) -> None:
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """A plan for a program: the counts, and all of its decisions."""
+    """Return a plan as plain data: the counts and all decisions."""
     return {"binary_share": plan.binary_share, "counts": _counts(plan), **plan.to_dict()}
 
 
@@ -261,20 +269,20 @@ def _counts(plan: Plan) -> dict[str, int]:
 
 
 def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
-    """Print the decisions, those of one kind and reason together.
+    """Print the decisions, grouped by kind and reason.
 
     Args:
         plan: The plan.
-        out: Where to.
-        everything: Name each activation and addition, and not the layers only.
+        out: The output.
+        everything: Also list activations and additions, not only layers.
     """
     from rich.markup import escape
 
-    from binarize.policy.schema import told_unit
+    from binarize.policy.schema import format_unit
 
     groups: dict[tuple[str, str, str, str], list[Any]] = {}
     for decision in plan.decisions:
-        kind = decision.part, decision.action, told_unit(decision.unit), decision.reason
+        kind = decision.part, decision.action, format_unit(decision.unit), decision.reason
         groups.setdefault(kind, []).append(decision)
     console = out.console
     width = max(len(decision.site) for decision in plan.layers)
@@ -291,7 +299,7 @@ def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
 
 
 def show_summary(plan: Plan, out: Output) -> None:
-    """Print the counts of a plan in a line, and what to know about it."""
+    """Print the counts of a plan in one line, and its notes."""
     words = {
         "layer binarize": ("layer becomes binary", "layers become binary"),
         "layer keep": ("stays float", "stay float"),
@@ -300,19 +308,22 @@ def show_summary(plan: Plan, out: Output) -> None:
             "projection shortcut becomes a bypass",
             "projection shortcuts become bypasses",
         ),
-        "layer remove": ("projection goes with its addition", "projections go with their addition"),
+        "layer remove": (
+            "projection is removed with its addition",
+            "projections are removed with their additions",
+        ),
         "addition drop": ("block shortcut is re-anchored", "block shortcuts are re-anchored"),
     }
     counts: Mapping[str, int] = _counts(plan)
-    told = [
+    parts = [
         f"{counts[key]} {one if counts[key] == 1 else many}"
         for key, (one, many) in words.items()
         if key in counts
     ]
     if others := sum(decision.unit is not None for decision in plan.layers):
-        told[0] += f" ({others} with units of other parts)"
+        parts[0] += f" ({others} with modified units)"
     out.print(
-        f"{plan.policy.name}: {plan.binary_share:.1%} of the weights binary; {', '.join(told)}"
+        f"{plan.policy.name}: {plan.binary_share:.1%} of the weights binary; {', '.join(parts)}"
     )
     for scope, cause in plan.opaque.items():
         out.print(f"not traced: {scope or 'the network itself'}: {cause}")

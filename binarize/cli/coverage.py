@@ -1,4 +1,4 @@
-"""``binarize coverage``: what the pass makes of every network of three libraries."""
+"""``binarize coverage``: convert and check every network of three libraries."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Convert every network of timm, segmentation-models-pytorch and torchvision, check each result
-against its original, and write what came out: a document, and beside it a JSON file. Nothing is
-downloaded, and most of it runs on tensors without storage. A survey that was stopped goes on where
-it was; what a finished one left is replaced."""
+against its original, and write a document and a JSON file. Nothing is downloaded, and most checks
+run on the meta device. An interrupted survey continues where it stopped; the files of a finished
+one are replaced."""
 
 _EXAMPLES = [
     (
         "binarize coverage --jobs 2 -o docs/coverage.md",
-        "everything, on two cores (one took 25 minutes)",
+        "everything, on two cores (one core took 25 minutes)",
     ),
     ("binarize coverage 'timm:resnet*' 'smp:Unet/*' -o few.md", "some networks, by pattern"),
-    ("binarize coverage convnext --list", "names only: those of a family"),
-    ("binarize coverage --wild nets/ -o mine.md", "networks of your own, all checks with values"),
-    ("binarize coverage --minutes 10 -o part.md", "what ten minutes are enough for"),
+    ("binarize coverage convnext --list", "only list the names of a family"),
+    ("binarize coverage --wild nets/ -o mine.md", "your own networks, all checks with values"),
+    ("binarize coverage --minutes 10 -o part.md", "as much as ten minutes allow"),
 ]
 
 
@@ -54,13 +54,13 @@ def add(commands: Subparsers) -> None:
         type=Path,
         default=Path("coverage.md"),
         metavar="FILE",
-        help="the document (default coverage.md); the JSON file has its name",
+        help="the document (default coverage.md); the JSON file goes next to it",
     )
     parser.add_argument(
         "--wild",
         type=Path,
         metavar="FOLDER",
-        help="networks of your own instead: every make...() in the folder's Python files, or "
+        help="your own networks instead: every make...() in the folder's Python files, or "
         "FILE.py:NAME",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
@@ -69,18 +69,23 @@ def add(commands: Subparsers) -> None:
         type=float,
         default=300.0,
         metavar="S",
-        help="seconds that one network may take (default 300)",
+        help="time limit per network in seconds (default 300)",
     )
     parser.add_argument(
         "--light",
         action="store_true",
-        help="convert and compare shapes only, but for one network of every family",
+        help="only convert and compare shapes, except for one network of every family",
     )
     parser.add_argument(
-        "--minutes", type=float, metavar="M", help="stop after that long, and write what there is"
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="stop after this time and write the results so far",
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="begin anew where a survey was stopped"
+        "--fresh",
+        action="store_true",
+        help="start over instead of continuing an interrupted survey",
     )
     parser.add_argument("--list", action="store_true", help="only print the networks' names")
 
@@ -117,7 +122,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     write_document(args.output, rows, len(cases), " ".join(words))
     data = args.output.with_suffix(".json")
     records.write(data, cases, summary.to_dict())
-    # It may hold more than was asked for this time.
+    # It may hold more networks than this run's.
     if len(rows) == len(cases) == len(records.rows):
         record.unlink(missing_ok=True)
     _show(summary, out)
@@ -128,7 +133,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 def _check(args: argparse.Namespace) -> None:
     if not args.output.parent.is_dir():
-        raise FileError("output", str(args.output), "its folder does not exist", "make it first")
+        raise FileError("output", str(args.output), "its folder does not exist", "create it first")
     if args.output.suffix in (".json", ".jsonl"):
         raise FileError(
             "output", str(args.output), "is the document", "give a name such as coverage.md"
@@ -145,7 +150,7 @@ def _survey(args: argparse.Namespace, out: Output, cases: list[Case], records: R
     missing = records.missing(spread(cases), light=args.light)
     done = len(cases) - len(missing)
     if done and missing:
-        out.note(f"going on where a survey stopped: {done} of {len(cases)} networks are done")
+        out.note(f"continuing an interrupted survey: {done} of {len(cases)} networks are done")
     end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     if not missing or args.minutes == 0:
         return
@@ -163,13 +168,13 @@ def _survey(args: argparse.Namespace, out: Output, cases: list[Case], records: R
 def _show(summary: Any, out: Output) -> None:
     out.print(
         f"{summary.networks} of {summary.planned} networks: {summary.converted} converted, "
-        f"{summary.nothing} with nothing to binarize, {summary.original} that fail themselves, "
+        f"{summary.nothing} with nothing to binarize, {summary.original} that fail by themselves, "
         f"{summary.failed} failed, {summary.checks} failed a check"
     )
     out.print(
         f"{summary.families_converted} of {summary.families} convolutional families converted "
         f"whole; {summary.target_on_maps} of {summary.convolutional} convolutional networks have "
-        "95 % of their convolutions on maps binary"
+        "95 % of their convolutions on feature maps larger than 1x1 binary"
     )
     for failure in summary.failures:
         out.print(f"{failure['network']}: {failure['check']}: {failure['cause']}", wrap=False)

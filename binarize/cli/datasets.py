@@ -1,4 +1,4 @@
-"""The options that name a data set, and what comes of them."""
+"""Data set options, and opening the data sets."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = [
 FOLDER_LAYOUT = """\
 A folder has images/ and masks/ (or labels/), a mask with the name of its image, as grey or palette
 PNGs of class indices, 255 ignored; with splits, the same inside train/, val/ and test/. classes.txt
-at the top names the classes, one per line; with a colour each (NAME R G B), masks may be colours.
-For depth: depth/ in place of masks/, 16-bit PNGs (--depth-scale) or .npy files of metres. For
-multilabel: masks/CLASS/, a mask of two values for each image that has the class. To train by a
---teacher alone, a folder of images is enough."""
+at the top names the classes, one per line; with a colour each (NAME R G B), masks may be coloured.
+For depth: depth/ instead of masks/, 16-bit PNGs (--depth-scale) or .npy files in metres. For
+multilabel: masks/CLASS/, a two-valued mask for each image that contains the class. To train from a
+--teacher only, a folder of images is enough."""
 
 
 def add_data_options(
@@ -62,7 +62,7 @@ def add_data_options(
     group.add_argument(
         "--normalize",
         metavar="NAME",
-        help="values of the input: imagenet (default), symmetric (-1 to 1) or none (0 to 1)",
+        help="input normalisation: imagenet (default), symmetric (-1 to 1) or none (0 to 1)",
     )
     group.add_argument(
         "--count", type=int, metavar="N", help="images of 'scenes' (default 256, 64 to test)"
@@ -71,14 +71,14 @@ def add_data_options(
         "--mask-values",
         type=numbers,
         metavar="V,V,...",
-        help="folder: the masks' value of each class, in order (default: 0, 1, 2...; of two "
-        "classes it is found)",
+        help="folder: the mask value of each class, in order (default: 0, 1, 2...; detected for "
+        "two classes)",
     )
     group.add_argument(
         "--mask-ignore",
         type=numbers,
         metavar="V,V,...",
-        help="folder: mask values to ignore, besides 255",
+        help="folder: mask values to ignore besides 255",
     )
     group.add_argument(
         "--allow-empty-classes",
@@ -101,7 +101,7 @@ def add_data_options(
 
 
 def task_of(args: argparse.Namespace, known: Mapping[str, Any]) -> str:
-    """The task asked for, known from the network's training, or usual for the data."""
+    """Return the requested task, that of the network's training, or the data's default."""
     default = "depth" if args.data == "nyuv2" else "segmentation"
     return str(args.task or known.get("task") or default)
 
@@ -115,18 +115,18 @@ def open_data(
     augment: Any = False,
     preload: bool = True,
 ) -> DenseDataset:
-    """Open a split of the data set and read it into memory, with a bar.
+    """Open a split of the data set and read it into memory, with a progress bar.
 
     Args:
         args: Parsed options of :func:`add_data_options`.
         split: "train", "val" or "test".
-        out: Where progress goes.
-        known: Settings of the network's training, for what the options leave open.
-        augment: Handed to the data set.
-        preload: False leaves the reading to whoever takes a sample.
+        out: The output, for progress.
+        known: Settings of the network's training, as defaults of the options.
+        augment: Passed to the data set.
+        preload: If false, samples are read on demand.
 
     Raises:
-        DataError: The data set refuses, or a value is out of range.
+        DataError: The data set cannot be opened, or a value is out of range.
     """
     from binarize.data import open_dataset
 
@@ -180,7 +180,7 @@ def open_unlabelled(
 
 
 def _photos(args: argparse.Namespace, split: str) -> Path | None:
-    """The folder of images of a data set without labels, where a teacher takes their place."""
+    """Return the image folder of a data set without labels, for training from a teacher."""
     if split != "train" or args.data != "folder" or args.root is None:
         return None
     if getattr(args, "teacher", None) is None:
@@ -224,7 +224,7 @@ def _open_photos(
 def _folder_options(
     args: argparse.Namespace, task: str, known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the options, or else the network's training, say about a folder."""
+    """Return the folder's settings from the options, or else from the network's training."""
     if task == "depth":
         largest = known.get("max_depth") if args.max_depth is None else args.max_depth
         return {"depth_scale": args.depth_scale, "max_depth": largest}
@@ -243,10 +243,10 @@ def _folder_options(
 
 
 def held_out(args: argparse.Namespace, out: Output) -> tuple[str, str]:
-    """The split to measure on and what to call it: test, else val, else all that a folder has.
+    """Return the evaluation split and its name: test, else val, else the whole folder.
 
     Raises:
-        DataError: The folder has neither, but a folder of training images.
+        DataError: The folder has only training images.
     """
     if args.split is not None:
         return args.split, args.split
@@ -261,14 +261,14 @@ def held_out(args: argparse.Namespace, out: Output) -> tuple[str, str]:
             "give --split train to measure on the training images",
         )
     out.note(
-        "note: the folder has no splits: all of its images are measured, also those that the "
-        "network may have been trained on"
+        "note: the folder has no splits: all images are used, including any that the network was "
+        "trained on"
     )
     return "train", "all"
 
 
 def has_split(args: argparse.Namespace, split: str) -> bool:
-    """Whether the data set has images of its own for a split."""
+    """Return whether the data set has separate images for a split."""
     if args.data == "nyuv2":
         return split != "val"
     if args.data == "folder" and args.root is not None:
@@ -279,7 +279,7 @@ def has_split(args: argparse.Namespace, split: str) -> bool:
 def make_loader(
     data: DenseDataset, batch_size: int, *, train: bool = False, workers: int = 0
 ) -> DataLoader[Any]:
-    """Batches of a data set; shuffled, and without a last smaller batch, for training.
+    """Return a data loader; for training, shuffled and without a smaller last batch.
 
     Raises:
         DataError: The batch size is not positive.
@@ -292,7 +292,7 @@ def make_loader(
         data,
         batch_size=batch_size,
         shuffle=train,
-        # A rest of one picture has no statistics for a norm on a small map.
+        # A last batch of one image has no statistics for a norm on a 1x1 feature map.
         drop_last=train and len(data) >= batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,

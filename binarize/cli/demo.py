@@ -27,7 +27,7 @@ float network as the teacher, save both, and write an image with input, ground t
 predictions side by side. Takes two to three minutes on one CPU core, and needs no download."""
 
 _EXAMPLES = [
-    ("binarize demo", "everything, into the folder binarize-demo"),
+    ("binarize demo", "the whole demo, in the folder binarize-demo"),
     ("binarize demo --quick --output /tmp/demo", "a preview in a few seconds, barely trained"),
     ("binarize demo --seed 7", "other scenes, other initial weights"),
 ]
@@ -35,7 +35,7 @@ _EXAMPLES = [
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the demonstration takes."""
+    """Size and length of the demo."""
 
     size: tuple[int, int] = (72, 96)
     train: int = 256
@@ -68,21 +68,21 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--quick", action="store_true", help="a few seconds, barely any training")
-    # More threads gain little on so small a network, and on a busy machine they cost a lot.
+    # More threads gain little on such a small network, and cost a lot on a busy machine.
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads of torch (default 1)"
     )
 
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
-    """Show the whole way."""
+    """Run the whole workflow."""
     for name, value, least in (("threads", args.threads, 1), ("seed", args.seed, 0)):
         if value < least:
             raise BinarizeError(name, value, f"must be at least {least}", "correct the number")
     started = time.perf_counter()
     import torch
 
-    from binarize.cli.demo_picture import draw
+    from binarize.cli.demo_image import draw
     from binarize.cli.records import make_folder, write_json
     from binarize.cli.weights import save_float
     from binarize.data import Scenes
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     plan = _QUICK if args.quick else _FULL
     folder: Path = args.output
 
-    out.note("1/5  drawing scenes: floor, wall, and four kinds of textured solids")
+    out.note("1/5  generating scenes: floor, wall, and four kinds of textured solids")
     sets = {
         split: Scenes(count, plan.size, seed=2 * args.seed + odd, task="segmentation", augment=flip)
         for split, count, odd, flip in (("train", plan.train, 0, True), ("val", plan.val, 1, False))
@@ -126,10 +126,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     out.note("4/5  training the 1-bit network, with the float one as its teacher")
     measured["binary"] = _train(student, teacher, sets, plan, args.seed, out)
 
-    out.note("5/5  saving, loading again, drawing")
+    out.note("5/5  saving, loading again, writing the image")
     save(student, folder / "binary.safetensors")
     again = load(folder / "binary.safetensors", model=build(recipe))
-    told = report(again, example)
+    counted = report(again, example)
     draw(folder / "demo.png", sets["val"], teacher, again, plan.rows, measured)
     answer = {
         "description": description,
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         "bytes": {
             name: (folder / f"{name}.safetensors").stat().st_size for name in ("float", "binary")
         },
-        "ops": {"float": told.reference_ops, "binary": told.ops},
+        "ops": {"float": counted.reference_ops, "binary": counted.ops},
         "seconds": round(time.perf_counter() - started, 1),
     }
     write_json(folder / "metrics.json", answer)
@@ -178,7 +178,7 @@ def _train(
     seed: int,
     out: Output,
 ) -> dict[str, Any]:
-    """Train, and measure on the validation scenes."""
+    """Train, and evaluate on the validation scenes."""
     from binarize.train import Trainer
 
     trainer = Trainer(

@@ -1,7 +1,7 @@
-"""The small U-Net of the demonstration: an ordinary float network, written as users write them.
+"""The demo's small U-Net, an ordinary float network.
 
 Ronneberger, Fischer, Brox 2015, "U-Net: Convolutional networks for biomedical image segmentation",
-with BatchNorm, padded convolutions, and half resolution inside.
+with BatchNorm, padded convolutions, and internal half resolution.
 
 Shape legend: N samples, H, W rows and columns.
 """
@@ -34,7 +34,7 @@ class _Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net of a few hundred thousand weights.
+    """A U-Net with a few hundred thousand weights.
 
     Args:
         classes: Number of output channels.
@@ -54,7 +54,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], classes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn images (N, in_channels, H, W) into logits (N, classes, H, W)."""
+        """Return logits (N, classes, H, W) for images (N, in_channels, H, W)."""
         size = x.shape[-2:]
         x = F.relu(self.norm(self.stem(x)))
         skips = []

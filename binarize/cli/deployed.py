@@ -1,4 +1,4 @@
-"""Files to deploy: packed programs and ONNX. They are run as they are, of the sizes they have."""
+"""Deployed files, packed programs and ONNX, which run unchanged, at their own sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PROGRAMS = "binarize-programs"
 
 
 def deployed_kind(path: Path) -> str | None:
-    """Return "programs" or "onnx", by the file's content; None for all other files."""
+    """Return "programs" or "onnx" by the file's content; None for other files."""
     from binarize.cli.weights import file_kind, read_header
 
     kind = file_kind(path) if path.is_file() else None
@@ -36,13 +36,13 @@ def deployed_kind(path: Path) -> str | None:
 
 
 class DeployedNetwork(nn.Module):
-    """A network that is run as it is in its file, for inference only.
+    """A network that runs unchanged from its file, for inference only.
 
-    Where it takes one number of images only, others are given in parts, the last one filled up.
+    If it has a fixed batch size, other batches are split into parts, the last one padded.
 
     Attributes:
-        fixed: It takes no other size of images than ``example_shapes``.
-        example_shapes: Shapes of its inputs, likely ones where any will do.
+        fixed: It accepts only images of ``example_shapes``.
+        example_shapes: Shapes of its inputs, typical ones if it accepts any.
         outputs: Names of its outputs.
     """
 
@@ -56,13 +56,13 @@ class DeployedNetwork(nn.Module):
         self.training = False
 
     def train(self, mode: bool = True) -> DeployedNetwork:
-        """Stay in evaluation mode: there is no other."""
+        """Stay in evaluation mode, the only one."""
         if mode:
             raise ModelError("model", type(self).__name__, "it is for inference", "train another")
         return self
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it on inputs of the sizes that it takes."""
+        """Run it on inputs of its own sizes."""
         raise NotImplementedError
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +89,10 @@ class DeployedNetwork(nn.Module):
         if self.fixed and tuple(args[0].shape[1:]) != wanted:
             shown = "x".join(map(str, args[0].shape[1:]))
             raise ModelError(
-                "input", shown, f"this file is for {'x'.join(map(str, wanted))}", "make another one"
+                "input",
+                shown,
+                f"this file is for {'x'.join(map(str, wanted))}",
+                "create another one",
             )
 
 
@@ -97,7 +100,7 @@ class ProgramNetwork(DeployedNetwork):
     """Packed programs.
 
     Args:
-        programs: What :func:`binarize.load` gave.
+        programs: Result of :func:`binarize.load`.
     """
 
     fixed = True
@@ -114,7 +117,7 @@ class ProgramNetwork(DeployedNetwork):
         return self.programs(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program of these arguments, or that of the first size in parts."""
+        """Run the program of these arguments, or the first size's program on parts."""
         given = tuple(tuple(x.shape) for x in args if isinstance(x, Tensor))
         known = (
             tuple(tuple(x[0]) for x in shapes if isinstance(x[0], torch.Size))
@@ -130,7 +133,7 @@ class OnnxNetwork(DeployedNetwork):
         path: The file.
 
     Attributes:
-        description: What ``binarize export`` wrote about it.
+        description: Its description by ``binarize export``.
 
     Raises:
         ModelError: The package onnxruntime is missing.
@@ -153,7 +156,7 @@ class OnnxNetwork(DeployedNetwork):
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # pybind's own kinds
+        except Exception as error:  # pybind's own types
             raise FileError(
                 "file",
                 str(path),
@@ -163,20 +166,20 @@ class OnnxNetwork(DeployedNetwork):
         inputs = self._session.get_inputs()
         self._inputs = [value.name for value in inputs]
         self.outputs = tuple(value.name for value in self._session.get_outputs())
-        told = [value.shape for value in inputs]
-        self.fixed = all(isinstance(n, int) for shape in told for n in shape[1:])
-        self.fixed_batch = all(isinstance(shape[0], int) for shape in told if shape)
+        shapes = [value.shape for value in inputs]
+        self.fixed = all(isinstance(n, int) for shape in shapes for n in shape[1:])
+        self.fixed_batch = all(isinstance(shape[0], int) for shape in shapes if shape)
         self.example_shapes = tuple(
             tuple(
                 n if isinstance(n, int) else 1 if place == 0 else 224
                 for place, n in enumerate(shape)
             )
-            for shape in told
+            for shape in shapes
         )
         self.description = self._session.get_modelmeta().custom_metadata_map.get(DESCRIPTION)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it; several outputs come as a dict by their names."""
+        """Run it; several outputs are returned as a dict by name."""
         named = {name: _array(value) for name, value in kwargs.items()}
         named |= dict(zip(self._inputs, map(_array, args), strict=False))
         values = self._session.run(None, named)
@@ -189,14 +192,14 @@ def _array(value: Tensor) -> Any:
 
 
 def open_deployed(path: Path, kind: str) -> tuple[DeployedNetwork, Mapping[str, Any]]:
-    """Open such a file.
+    """Open a deployed file.
 
     Args:
         path: The file.
-        kind: What :func:`deployed_kind` says.
+        kind: Result of :func:`deployed_kind`.
 
     Returns:
-        The network, and what is known of it (``settings``, ``recipe``).
+        The network and its description (``settings``, ``recipe``).
 
     Raises:
         FileError: It is damaged.
@@ -213,7 +216,7 @@ def open_deployed(path: Path, kind: str) -> tuple[DeployedNetwork, Mapping[str, 
 
 
 def described(text: str | None) -> dict[str, Any]:
-    """What a file says of its network; nothing where that is damaged."""
+    """Return a file's description of its network; empty if that is damaged."""
     try:
         return dict(json.loads(text)) if text else {}
     except (ValueError, TypeError):

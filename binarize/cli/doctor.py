@@ -1,4 +1,4 @@
-"""``binarize doctor``: what is installed, what the machine can do, and whether it works."""
+"""``binarize doctor``: report the installation and the machine, and check that everything works."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Report versions, processor, devices and policies, and convert, save and load a s
 check that everything works. Exit code 1 if something that binarize needs does not work."""
 
 _EXAMPLES = [
-    ("binarize doctor", "a summary to read"),
+    ("binarize doctor", "a summary"),
     ("binarize doctor --json > doctor.json", "to attach to a bug report"),
 ]
 
-# Import name and distribution of everything the package needs.
+# Import name and distribution of every dependency.
 _NEEDED = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -40,7 +40,7 @@ _NEEDED = {
     "matplotlib": "matplotlib",
     "rich": "rich",
 }
-# Instruction sets that binary arithmetic profits from, as Linux names them.
+# Instruction sets useful for binary arithmetic, by their Linux names.
 _FEATURES = ("popcnt", "avx2", "fma", "avx512f", "avx512bw", "avx512_vpopcntdq", "avx512_bf16",
              "amx_bf16", "neon", "asimd", "sve")  # fmt: skip
 
@@ -51,14 +51,14 @@ def add(commands: Subparsers) -> None:
         commands,
         "doctor",
         run,
-        help="report versions, devices and policies, and check that all works",
+        help="report versions, devices and policies, and check that everything works",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
 
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
-    """Look, try, tell."""
+    """Collect facts, run checks, report."""
     facts: dict[str, Any] = {"system": machine(), "packages": {}, "checks": {}}
     with out.step("importing the packages"):
         for module, distribution in _NEEDED.items():
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 def machine() -> dict[str, Any]:
-    """Versions, processor and platform."""
+    """Return versions, processor and platform."""
     flags = _cpu_flags()
     return {
         "binarize": _version("binarize-torch"),
@@ -99,7 +99,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cores() -> int | None:
-    """Cores this process may use, which a container may have fewer of than the machine."""
+    """Return the cores that this process may use, possibly fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
@@ -176,12 +176,12 @@ def _policies(facts: dict[str, Any]) -> str:
     facts["policies"] = policy_files()
     found = policies()
     if "bidense" not in found:
-        return "failed: the bundled policies are missing; install the package again"
+        return "failed: the bundled policies are missing; reinstall the package"
     return f"{len(found)} good"
 
 
 def _kernels_agree(facts: dict[str, Any]) -> str:
-    """Run a small binary convolution by the kernels in use and by plain torch."""
+    """Run a small binary convolution with the active kernels and with plain torch."""
     import torch
 
     from binarize.kernels import native, pack_weight
@@ -216,9 +216,7 @@ def _round_trip(facts: dict[str, Any]) -> str:
         again = load(path, model=network)
     with torch.no_grad():
         same = torch.equal(student(image), again(image))
-    return (
-        "convert, save and load agree" if same else "failed: a loaded network gives other outputs"
-    )
+    return "convert, save and load agree" if same else "failed: outputs differ after loading"
 
 
 def _kernel_rows(kernels: dict[str, Any]) -> list[tuple[str, str]]:
@@ -229,7 +227,7 @@ def _kernel_rows(kernels: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("binary kernels", f"{kernels['active']}  {kernels['library']}"),
         ("", f"compiled: {' '.join(kernels['compiled'])}; usable: {' '.join(kernels['usable'])}"),
-        ("", f"threads by {kernels['openmp']}"),
+        ("", f"threads from {kernels['openmp']}"),
     ]
 
 
@@ -262,4 +260,4 @@ def _show(facts: dict[str, Any], out: Output) -> None:
         bad = value.startswith(("MISSING", "failed"))
         table.add_row(name, value, style="red" if bad else None)
     out.print(table)
-    out.print("all well" if facts["ok"] else "something is missing, see above")
+    out.print("everything works" if facts["ok"] else "something is missing, see above")

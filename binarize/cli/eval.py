@@ -1,4 +1,4 @@
-"""``binarize eval``: measure a saved network on a split of a data set."""
+"""``binarize eval``: evaluate a saved network on a split of a data set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from binarize.errors import BinarizeError
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Measure a network on images with masks or depth. Files that binarize wrote know their network;
-task, size and normalisation of the training come from the file or the metrics.json beside it, and
+Evaluate a network on images with masks or depth. Files written by binarize name their network;
+the training's task, size and normalisation come from the file or the metrics.json beside it, and
 options override them."""
 
 _EXAMPLES = [
@@ -40,7 +40,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "eval",
         run,
-        help="measure a saved network on a data set",
+        help="evaluate a saved network on a data set",
         usage="FILE --data NAME",
         description=_DESCRIPTION,
         examples=_EXAMPLES,

@@ -1,4 +1,4 @@
-"""What a network of the command line is called with: as asked for, or as its file says."""
+"""Example inputs of the command line's networks, from options or from the network's file."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from binarize.errors import BinarizeError, ModelError
 __all__ = ["example_for", "example_image", "shell_remedies"]
 
 _REMEDY = (
-    "for other inputs than one image, define example_inputs() beside the factory in its file: it "
-    "returns a tensor, a tuple of them, or a dict by the names of the arguments"
+    "for inputs other than one image, define example_inputs() next to the factory in its file, to "
+    "return a tensor, a tuple of tensors, or a dict by argument name"
 )
 
 
 def example_for(network: Any, recipe: Recipe | None, size: tuple[int, ...] | None) -> Any:
-    """Example inputs of a network; None leaves it to be found out.
+    """Return example inputs of a network; None means that they must be found.
 
     Args:
         network: The network.
-        recipe: How it is built. If by a user's file that has ``example_inputs`` beside the
-            factory, these are taken; ``size`` is handed to it if it has such an argument.
+        recipe: How it is built. If a user's file has ``example_inputs`` next to the factory, these
+            are used; ``size`` is passed to it if it has such an argument.
         size: Extent of one image, (rows, columns) or (depth, rows, columns).
 
     Raises:
-        BinarizeError: The size does not belong to the network, or the file's function fails.
+        BinarizeError: The size does not fit the network, or the file's function fails.
     """
     given = None if recipe is None else example_of(recipe, size)
     if given is not None:
@@ -39,10 +39,10 @@ def example_for(network: Any, recipe: Recipe | None, size: tuple[int, ...] | Non
 
 
 def example_image(network: Any, size: tuple[int, ...] | None) -> Any:
-    """An image of the size asked for, with as many channels as the first convolution reads.
+    """Return an image of the requested size, with the first convolution's input channels.
 
     Raises:
-        BinarizeError: The size is not positive, or has other dimensions than the convolutions.
+        BinarizeError: The size is not positive, or its dimensions differ from the convolutions'.
     """
     if size is None:
         return None
@@ -71,7 +71,7 @@ def example_image(network: Any, size: tuple[int, ...] | None) -> Any:
 
 
 def _check_arguments(network: Any) -> None:
-    """Refuse a network that takes more than one image, by what its forward asks for."""
+    """Reject a network whose forward takes more than one image."""
     import inspect
 
     try:
@@ -82,13 +82,13 @@ def _check_arguments(network: Any) -> None:
     needed = [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
     if len(needed) > 1:
         raise ModelError(
-            "size", f"{len(needed)} inputs ({', '.join(needed)})", "is of one image only", _REMEDY
+            "size", f"{len(needed)} inputs ({', '.join(needed)})", "is for one image only", _REMEDY
         )
 
 
 @contextmanager
 def shell_remedies(model: str) -> Iterator[None]:
-    """Let errors about example inputs speak of what the command line has."""
+    """Reword errors about example inputs in terms of command-line options."""
     try:
         yield
     except ModelError as error:

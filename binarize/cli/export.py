@@ -16,17 +16,16 @@ __all__ = ["add", "check_output", "example_of_file", "run"]
 _DESCRIPTION = """\
 Write a 1-bit network as an ONNX file. By default it uses standard operators only, so any runtime
 can run it: binary weights are stored as bits, but computed as floats, so the file is small but runs
-slower than the float network. With --runtime binarize the binary layers are operators of
-this package: fast, in ONNX Runtime, without PyTorch (binarize.runtime). A file of standard
-operators takes images of one size, the one that is asked for or that the network was trained or
-converted for; with --dynamic, and with --runtime binarize, it takes images of all sizes. Needs the
-packages onnx and onnxscript."""
+slower than the float network. With --runtime binarize, binary layers are this package's operators:
+fast in ONNX Runtime, without PyTorch (binarize.runtime). A file of standard operators takes images
+of one size: --size, or that of the training or conversion; with --dynamic or --runtime binarize it
+takes images of any size. Requires the packages onnx and onnxscript."""
 
 _EXAMPLES = [
-    ("binarize export runs/binary/binary.safetensors -o unet.onnx", "at the size of the training"),
+    ("binarize export runs/binary/binary.safetensors -o unet.onnx", "at the training size"),
     (
         "binarize export unet.safetensors -o unet.onnx --size 480x352 --batch-size 4",
-        "for four images at a time, of another size",
+        "for batches of four images of another size",
     ),
     ("binarize export unet.safetensors -o unet.onnx --dynamic", "for images of any size"),
     (
@@ -59,23 +58,23 @@ def add(commands: Subparsers) -> None:
         "--size",
         type=extent,
         metavar="WxH[xD]",
-        help="size of the images (default: what the file was made for)",
+        help="image size (default: the file's own)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)"
+        "--batch-size", type=int, default=1, metavar="N", help="images per batch (default 1)"
     )
     parser.add_argument(
         "--runtime",
         choices=("standard", "binarize"),
         default="standard",
-        help="operators of the binary layers: ONNX's own, which every runtime has (default), or "
-        "those of this package, which run on its kernels in ONNX Runtime",
+        help="operators of the binary layers: ONNX's standard ones, for every runtime (default), "
+        "or this package's, which run on its kernels in ONNX Runtime",
     )
     parser.add_argument(
         "--dynamic",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="take any number of images of any size that the network accepts (default with "
+        help="accept any batch size and image size that the network accepts (default with "
         "--runtime binarize)",
     )
     parser.add_argument(
@@ -101,10 +100,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         raise ModelError(
             "file",
             args.file,
-            "is no network that could be exported, but already packed or exported"
+            "is already packed or exported"
             if source.kind
-            else "this is a float network, and only 1-bit networks are exported",
-            "give the file that binarize train or binarize convert wrote",
+            else "this is a float network, but only 1-bit networks can be exported",
+            "give a file from binarize train or binarize convert",
         )
     example = example_of_file(args, source)
     dynamic = args.runtime == "binarize" if args.dynamic is None else args.dynamic
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     settings = dict(source.settings)
     if example[0].dim() == 4 and not dynamic:
         settings["size"] = list(example[0].shape[2:])
-    # The exporter tells of its own plans, which are nobody's here.
+    # The exporter warns about its own future changes.
     with out.step(f"writing {args.output}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         export_onnx(
@@ -127,15 +126,15 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             description={"recipe": recipe, "settings": settings},
         )
     written = args.output.stat().st_size
-    told = f"{args.output}: {written / 1e6:.2f} MB, takes {'×'.join(map(str, shape))}"
-    out.print(told, wrap=False)
+    line = f"{args.output}: {written / 1e6:.2f} MB, takes {'×'.join(map(str, shape))}"
+    out.print(line, wrap=False)
     if args.runtime == "binarize":
-        out.note("note: run it by binarize.runtime.Session, which needs no torch, or from C++")
+        out.note("note: run it with binarize.runtime.Session, which needs no torch, or from C++")
         _emit(args, out, written, shape)
         return None
     out.note(
-        "note: in ONNX's standard operators 1-bit layers are convolutions of floats: the file is "
-        "small, but slower than the float network; for speed: --runtime binarize, or binarize pack"
+        "note: with standard operators, 1-bit layers run as float convolutions: the file is small "
+        "but slower than the float network; for speed, use --runtime binarize or binarize pack"
     )
     _emit(args, out, written, shape)
     return None
@@ -147,7 +146,7 @@ def _emit(args: argparse.Namespace, out: Output, written: int, shape: Any) -> No
 
 
 def example_of_file(args: argparse.Namespace, source: Any) -> tuple[Any, ...]:
-    """Example inputs: of the size asked for, trained for, or converted for."""
+    """Return example inputs of the requested, trained or converted size."""
     import torch
     from torch.utils._pytree import tree_map_only
 
@@ -160,7 +159,7 @@ def example_of_file(args: argparse.Namespace, source: Any) -> tuple[Any, ...]:
         shapes = source.network.binarize_plan.example
         if not shapes:
             raise BinarizeError(
-                "file", args.file, "does not say what inputs its network takes", "give --size WxH"
+                "file", args.file, "does not specify its network's inputs", "give --size WxH"
             )
         given = tuple(torch.zeros(shape) for shape in shapes)
     inputs, named = arguments(given)
@@ -168,7 +167,7 @@ def example_of_file(args: argparse.Namespace, source: Any) -> tuple[Any, ...]:
         raise BinarizeError(
             "model",
             list(named),
-            "inputs of an exported network have an order",
+            "inputs of an exported network are positional",
             "let example_inputs return a tuple",
         )
     count = args.batch_size
@@ -179,15 +178,15 @@ def example_of_file(args: argparse.Namespace, source: Any) -> tuple[Any, ...]:
 
 
 def check_output(file: str, output: Path) -> None:
-    """Refuse an output that is the file itself, or in no folder, before anything slow happens.
+    """Reject an output that is the input file or in a missing folder, before anything slow.
 
     Raises:
         FileError: It is.
     """
     if output.is_dir():
-        raise FileError("output", str(output), "this is a folder", "give the name of a file in it")
+        raise FileError("output", str(output), "is a folder", "give the name of a file in it")
     if not output.parent.is_dir():
-        raise FileError("output", str(output), "its folder does not exist", "make it first")
+        raise FileError("output", str(output), "its folder does not exist", "create it first")
     source = Path(file).expanduser()
     if source.exists() and output.exists() and source.samefile(output):
-        raise FileError("output", str(output), "is the file that is read", "give another name")
+        raise FileError("output", str(output), "is the input file", "give another name")

@@ -24,14 +24,14 @@ __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Run a 1-bit network on images and measure the binarized inputs of its binary layers: the
-information entropy of each channel (1 bit: as many +1 as -1, 0: all the same), the values that the
-binarizers learned, and the feature maps before and after the first binarization. Writes figures
+information entropy of each channel (1 bit: as many +1 as -1, 0: all equal), the binarizers'
+learned parameters, and the feature maps before and after the first binarization. Writes figures
 (PNG) and their numbers (inspection.json, CSV)."""
 
 _EXAMPLES = [
     (
         "binarize inspect runs/binary/binary.safetensors --images photos/ --output out",
-        "on a folder of images, at the size of the training",
+        "on a folder of images, at the training size",
     ),
     (
         "binarize inspect runs/binary/binary.safetensors --data camvid \\\n"
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         fallback = recipe_from(args, args.network)
     with out.step(f"opening {args.model}"):
         source = open_source(args.model, fallback)
-    images = _pictures(args, source, out) if paths is None else _files(args, source, paths)
+    images = _from_dataset(args, source, out) if paths is None else _files(args, source, paths)
     first = images.sample(0)[1]
     network = _network(args, source, first, out)
     try_out(network, first)
@@ -117,9 +117,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
         def batches() -> Iterator[Tensor]:
             for number, name in enumerate(images.names):
-                picture, batch = images.sample(number)
+                shown, batch = images.sample(number)
                 if number < args.maps:
-                    kept.append((name, picture))
+                    kept.append((name, shown))
                 yield batch
                 move(number + 1, len(images.names))
 
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 @dataclass(frozen=True)
 class _Images:
-    """Pictures by number: their names, and how to get each as it is seen and as it is fed."""
+    """Images by index: their names, and functions that return each for display and as input."""
 
     names: Sequence[str]
     sample: Callable[[int], tuple[Tensor, Tensor]]
@@ -159,13 +159,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _paths(args: argparse.Namespace) -> list[Path] | None:
-    from binarize.cli.pictures import find_pictures
+    from binarize.cli.images import find_images
 
-    return find_pictures(args.images)[: args.limit] if args.images else None
+    return find_images(args.images)[: args.limit] if args.images else None
 
 
 def _files(args: argparse.Namespace, source: Source, paths: Sequence[Path]) -> _Images:
-    from binarize.cli.pictures import as_input
+    from binarize.cli.images import as_input
     from binarize.data.dense import normalisation
     from binarize.data.images import read_image, resize_image
 
@@ -181,7 +181,7 @@ def _files(args: argparse.Namespace, source: Source, paths: Sequence[Path]) -> _
     return _Images([path.name for path in paths], sample)
 
 
-def _pictures(args: argparse.Namespace, source: Source, out: Output) -> _Images:
+def _from_dataset(args: argparse.Namespace, source: Source, out: Output) -> _Images:
     split, called = held_out(args, out)
     data = open_data(args, split, out, known=source.settings, preload=False)
 

@@ -1,4 +1,4 @@
-"""Whether a command ends because somebody interrupted it."""
+"""Detect whether a command was interrupted."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ __all__ = ["is_interruption"]
 
 
 def is_interruption(error: BaseException | None) -> bool:
-    """Whether an error is an interruption, or came up while one went through somebody's clean-up.
+    """Return whether an error is an interruption, or was raised while handling one.
 
     Args:
-        error: What was raised.
+        error: The error.
     """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Build a network from the words of a command line: ``smp:Unet:resnet18``, ``timm:resnet50``..."""
+"""Build a network from a command-line specification: ``smp:Unet:resnet18``, ``timm:resnet50``..."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Recipe:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as the constructor takes it."""
+        """Return plain data, as the constructor takes it."""
         return asdict(self)
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a network named by a specification is built."""
+    """Add the options for building a network from a specification."""
     group = parser.add_argument_group("network")
     group.add_argument("--classes", type=int, metavar="N", help="number of output channels")
     group.add_argument(
@@ -71,7 +71,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_from(args: argparse.Namespace, spec: str, classes: int | None = None) -> Recipe:
-    """Make a recipe of a specification and the options of :func:`add_network_options`."""
+    """Create a recipe from a specification and the options of :func:`add_network_options`."""
     return Recipe(
         spec, args.classes if classes is None else classes, args.in_channels, dict(args.model_arg)
     )
@@ -81,7 +81,7 @@ def build(recipe: Recipe) -> nn.Module:
     """Build the network, with random weights.
 
     Raises:
-        ModelError: The specification, a name or an argument is wrong.
+        ModelError: The specification, a name or an argument is invalid.
     """
     for name, value in (("classes", recipe.classes), ("in-channels", recipe.in_channels)):
         if value is not None and value < 1:
@@ -104,11 +104,11 @@ def build(recipe: Recipe) -> nn.Module:
         difflib.get_close_matches(head, ("smp", "timm", "demo"), n=1, cutoff=0.5) if colon else []
     )
     hint = f"did you mean {near[0]}:{rest}?" if near else _guess(recipe.spec)
-    raise ModelError("model", recipe.spec, f"is none of {FORMS}", hint)
+    raise ModelError("model", recipe.spec, f"must be {FORMS}", hint)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Tell the names nearest to a word."""
+    """Suggest the names nearest to a word."""
     names = list(known)
     lower = {name.lower(): name for name in names}
     close = [lower[n] for n in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=0.55)]
@@ -119,7 +119,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _guess(spec: str) -> str:
-    """The likely meaning of a bare name: an architecture of one of the two libraries."""
+    """Suggest the likely meaning of a bare name: an architecture of one of the two libraries."""
     if "/" in spec or "." in spec or ":" in spec:
         return "write it in one of these forms"
     import timm
@@ -185,11 +185,11 @@ def _timm(recipe: Recipe, name: str) -> nn.Module:
 
 
 def example_of(recipe: Recipe, size: tuple[int, ...] | None = None) -> Any:
-    """What ``example_inputs`` beside the factory of a user's file gives; None if there is none.
+    """Return the ``example_inputs`` next to the factory in a user's file; None if there are none.
 
     Args:
         recipe: How the network is built.
-        size: Handed to it, if it is a function with such an argument: (rows, columns) or
+        size: Passed to it if it is a function with such an argument: (rows, columns) or
             (depth, rows, columns).
 
     Raises:
@@ -207,18 +207,18 @@ def example_of(recipe: Recipe, size: tuple[int, ...] | None = None) -> Any:
     try:
         return make(**arguments)
     except Exception as error:
-        raise _refused(recipe, "calling example_inputs", error) from error
+        raise _failed(recipe, "calling example_inputs", error) from error
 
 
 def _module(recipe: Recipe, file: Path) -> Any:
     if not file.is_file():
-        raise ModelError("model", recipe.spec, f"there is no file {file}", "check the path")
+        raise ModelError("model", recipe.spec, f"no such file {file}", "check the path")
     from binarize.survey.wild import import_file
 
     try:
         return import_file(file)
     except Exception as error:
-        raise _refused(recipe, f"importing {file.name}", error) from error
+        raise _failed(recipe, f"importing {file.name}", error) from error
 
 
 def _own(recipe: Recipe, file: Path, factory: str) -> nn.Module:
@@ -244,7 +244,7 @@ def _parameters(make: Any) -> Mapping[str, Any]:
 
 
 def _known_arguments(recipe: Recipe, make: Any) -> dict[str, Any]:
-    """Number of classes and of channels, under the names that a function has for them."""
+    """Return the number of classes and channels under a function's own argument names."""
     accepted = _parameters(make)
     arguments: dict[str, Any] = {}
     for names, value in (
@@ -263,18 +263,18 @@ def _call(recipe: Recipe, make: Any, arguments: dict[str, Any]) -> nn.Module:
     try:
         network = make(**arguments)
     except Exception as error:
-        raise _refused(recipe, "building it", error) from error
+        raise _failed(recipe, "building it", error) from error
     if not isinstance(network, nn.Module):
         raise ModelError(
             "model",
             recipe.spec,
-            f"gave a {type(network).__name__}, not a torch.nn.Module",
+            f"returned a {type(network).__name__}, not a torch.nn.Module",
             "return the network",
         )
     return network
 
 
-def _refused(recipe: Recipe, doing: str, error: Exception) -> ModelError:
+def _failed(recipe: Recipe, doing: str, error: Exception) -> ModelError:
     text = " ".join(str(error).split())[:200]
     return ModelError(
         "model",

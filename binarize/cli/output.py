@@ -1,4 +1,4 @@
-"""Where a command's words go: results to stdout, progress to stderr, JSON instead on request."""
+"""Command output: results to stdout, progress to stderr, or JSON on request."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Output:
     """The streams of one command.
 
     Args:
-        as_json: Standard output carries one JSON document and nothing else.
-        quiet: No progress, and with ``as_json`` nothing but the JSON.
+        as_json: Standard output gets one JSON document and nothing else.
+        quiet: No progress, and with ``as_json`` only the JSON.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
@@ -30,17 +30,17 @@ class Output:
 
     @property
     def console(self) -> Console:
-        """A rich console for results: stdout, or stderr when stdout carries JSON."""
+        """A rich console for results: stdout, or stderr if stdout carries JSON."""
         from rich.console import Console
 
         return Console(stderr=self.as_json, quiet=self.as_json and self.quiet, highlight=False)
 
     def print(self, *values: Any, wrap: bool = True) -> None:
-        """Show results to a person; ``wrap=False`` leaves long lines, such as paths, whole."""
+        """Show results; ``wrap=False`` does not break long lines such as paths."""
         self.console.print(*values, markup=False, soft_wrap=not wrap)
 
     def emit(self, answer: Any) -> None:
-        """Print the answer for a program, if one asked."""
+        """Print the answer as JSON, if requested."""
         if self.as_json:
             text = json.dumps(jsonable(answer), indent=2, ensure_ascii=False, allow_nan=False)
             sys.stdout.write(text + "\n")
@@ -52,13 +52,13 @@ class Output:
         return inner
 
     def note(self, text: str) -> None:
-        """Tell on stderr what is going on."""
+        """Report progress on stderr."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Show that something without a known length is going on."""
+        """Show that a step of unknown length is running."""
         if self.quiet or not sys.stderr.isatty():
             self.note(text)
             yield
@@ -71,7 +71,7 @@ class Output:
 
     @contextmanager
     def bar(self, text: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
-        """Show a bar on a terminal; yields a callback for (items done, items in all)."""
+        """Show a progress bar on a terminal; yields a callback for (items done, total items)."""
         if self.quiet or not sys.stderr.isatty():
             if total is None or total > 0:
                 self.note(text)
@@ -100,7 +100,7 @@ class Output:
 
 
 def jsonable(value: Any) -> Any:
-    """Turn a value into what JSON knows; NaN and infinity become null."""
+    """Convert a value to JSON types; NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, Path):

@@ -1,4 +1,4 @@
-"""``binarize pack``: from a saved 1-bit network to what is deployed."""
+"""``binarize pack``: convert a saved 1-bit network to a file for deployment."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["add", "run"]
 _DESCRIPTION = """\
 Write the packed programs of a 1-bit network, which run on XNOR-popcount kernels for images of one
 size, to one file. It loads in an instant, without the network's code or library, with
-binarize.load(FILE) and with predict, eval, report and bench. The file holds size, normalisation,
-classes and their colours. The size is that of the training unless --size is given."""
+binarize.load(FILE) and with predict, eval, report and bench. The file includes size, normalisation,
+classes and their colours. The size is the training's unless --size is given."""
 
 _EXAMPLES = [
-    ("binarize pack runs/binary/binary.safetensors -o unet.packed", "at the size of the training"),
+    ("binarize pack runs/binary/binary.safetensors -o unet.packed", "at the training size"),
     (
         "binarize pack runs/binary/binary.safetensors -o unet.packed --size 480x352 \\\n"
         "      --batch-size 4",
-        "for four images at a time, of another size",
+        "for batches of four images of another size",
     ),
     ("binarize predict unet.packed photos/ --output out", "run the packed file"),
 ]
@@ -36,7 +36,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "pack",
         run,
-        help="write the packed programs of a 1-bit network, to deploy",
+        help="write a 1-bit network's packed programs for deployment",
         usage="FILE -o OUT",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
@@ -47,10 +47,10 @@ def add(commands: Subparsers) -> None:
         "--size",
         type=extent,
         metavar="WxH[xD]",
-        help="size of the images (default: what the file was made for)",
+        help="image size (default: the file's own)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)"
+        "--batch-size", type=int, default=1, metavar="N", help="images per batch (default 1)"
     )
     parser.add_argument(
         "--model", metavar="MODEL", help="the network, if the file does not name it (see train)"
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             "file",
             args.file,
             "is packed already" if source.kind else "this is a float network",
-            "give the file that binarize train or binarize convert wrote",
+            "give a file from binarize train or binarize convert",
         )
     example = example_of_file(args, source)
     settings = dict(source.settings)

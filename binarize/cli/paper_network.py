@@ -1,8 +1,7 @@
 """The network of the BiDense paper, ConvNeXt-Tiny with BatchNorm under UPerNet, in float.
 
-An ordinary network that knows nothing of ``binarize``. Converting it gives the network that the
-authors wrote by hand: block additions gone, a bypass around every convolution but the first and the
-last.
+An ordinary network, independent of ``binarize``. Converting it gives the network that the authors
+wrote by hand: no block additions, and a bypass around every convolution but the first and the last.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Block(nn.Module):
         self.norm3 = Norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add two branches to the map, the second of them read behind the first."""
+        """Add two branches to the features, the second reading the result of the first."""
         y = x + self.norm1(self.depthwise(x))
         y = self.act(self.norm2(self.expand(y)))
         return x + self.norm3(self.reduce(y))
@@ -57,7 +56,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the stages' maps, the finest first."""
+        """Return the stages' feature maps, the finest first."""
         maps = []
         for down, stage in zip(self.downs, self.stages, strict=True):
             x = stage(down(x))
@@ -66,13 +65,13 @@ class Encoder(nn.Module):
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    """Convolution without bias, norm, ReLU; the size of the map stays."""
+    """Build a size-preserving convolution without bias, norm, ReLU."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, Norm(out_channels), nn.ReLU(inplace=True))
 
 
 class PyramidPooling(nn.Module):
-    """Context of the last map (N, C, H, W) at four scales; same shape."""
+    """Context of the last feature map (N, C, H, W) at four scales; same shape."""
 
     def __init__(self, channels: int, scales: Sequence[int] = (1, 2, 4, 6)) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class PyramidPooling(nn.Module):
 
 
 class Smooth(nn.Module):
-    """Add a 3x3 convolution of the map (N, C, H, W) to it."""
+    """Add a 3x3 convolution of the feature map (N, C, H, W) to it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,12 +103,12 @@ class Smooth(nn.Module):
         self.norm = Norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape."""
+        """Return a feature map of the same shape."""
         return x + self.norm(self.conv(x))
 
 
 class FeaturePyramid(nn.Module):
-    """Fuse the stages' maps to one (N, dims[0], H, W) at stride 4."""
+    """Fuse the stages' feature maps to one (N, dims[0], H, W) at stride 4."""
 
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__()
@@ -117,11 +116,11 @@ class FeaturePyramid(nn.Module):
         self.laterals = nn.ModuleList(
             [nn.Sequential(nn.Conv2d(channels, width, 1), Norm(width)) for channels in dims[1:]]
         )
-        self.smooth = Smooth(width)  # one for all merged maps
+        self.smooth = Smooth(width)  # shared by all merged feature maps
         self.fuse = conv_norm_act(len(dims) * width, width, 3)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Merge each map with the next coarser one, smooth, concatenate, fuse."""
+        """Merge each feature map with the next coarser one, smooth, concatenate, fuse."""
         first, *rest = maps
         levels = [first] + [lateral(x) for lateral, x in zip(self.laterals, rest, strict=True)]
         merged = []
@@ -170,7 +169,7 @@ class DenseNetwork(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Predict scores of classes, or metres."""
+        """Predict class scores, or metres."""
         *fine, last = self.encoder(image)
         x = self.head(self.pyramid([*fine, self.context(last)]))
         x = F.interpolate(x, size=image.shape[2:], mode="bilinear", align_corners=True)

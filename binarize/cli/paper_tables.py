@@ -1,4 +1,4 @@
-"""Count the paper's network by every method of its Tables 1 and 4, and compare with the print."""
+"""Parameter and operation counts of the paper's network by each method of its Tables 1 and 4."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from binarize.report import report
 __all__ = ["CLASSES", "SIDE", "TOLERANCE", "Check", "Counted", "check_rows", "count", "count_rows"]
 
 CLASSES, SIDE = 151, 480
-# Thousands of parameters by which a difference between two rows may miss the published one: the
-# published numbers are rounded to thousands, each.
+# Thousands of parameters by which a difference between two rows may deviate from the published one:
+# both published numbers are rounded to thousands.
 TOLERANCE = 3.0
 
 _ACTIVATIONS = tuple(cls for cls in ACTIVATIONS.values())
@@ -34,14 +34,14 @@ class Counted:
     Attributes:
         row: The published row.
         params: Params, in thousands: float + binary / 32.
-        ops: OPs, in thousands of millions: float + binary / 64.
+        ops: OPs, in billions: float + binary / 64.
         float_params: Parameters in floating point.
-        binary_params: Parameters of one bit.
-        float_ops: Multiply-accumulates in floating point.
-        binary_ops: Multiply-accumulates of one bit by one bit.
+        binary_params: 1-bit parameters.
+        float_ops: Floating-point multiply-accumulates.
+        binary_ops: 1-bit multiply-accumulates.
         binarizer_params: Float parameters of the activation binarizers.
         activation_params: Float parameters of the activations.
-        biases: Biases that the float layers behind binary ones had, and the norms stand in for.
+        biases: Biases of the original layers, which the norms of the binary layers replace.
     """
 
     row: Published
@@ -74,11 +74,11 @@ class Check:
 
     Attributes:
         what: What the two differ in.
-        more: Name of the row with more.
-        less: Name of the row with less.
+        more: Name of the row with more parameters.
+        less: Name of the row with fewer.
         published: Their difference in the paper.
-        counted: Their difference here.
-        reason: Why it is another, if it is by more than the tolerance.
+        counted: Their difference as counted.
+        reason: Why the two deviate by more than the tolerance, if they do.
     """
 
     what: str
@@ -99,7 +99,7 @@ class Check:
 
 
 def count_rows() -> dict[str, Counted]:
-    """Count every row; nothing is computed, and no weight takes memory.
+    """Count every row on the meta device: nothing is computed, and weights take no memory.
 
     Returns:
         Rows by name, in the order of the paper.
@@ -143,11 +143,11 @@ def count(row: Published) -> Counted:
 
 
 def as_printed(name: str) -> Policy:
-    """A policy as the paper's network has it.
+    """Return a policy in the form that matches the paper's counts.
 
-    With the released choice of layers; with a scale per channel, because for each of k, b and a the
-    published rows differ by as many parameters as the network has binarized input channels; and
-    with two values per channel in the activations, as released: the published ReActNet has as many
+    It binarizes the released choice of layers. Scales are per channel, because for each of k, b and
+    a the published rows differ by as many parameters as the network has binarized input channels.
+    Activations have two values per channel, as released: the published ReActNet has as many
     parameters as BiDense without thresholds.
     """
     released, policy = load_policy("bidense-released"), load_policy(name)
@@ -165,7 +165,7 @@ def as_printed(name: str) -> Policy:
 
 
 def check_rows(rows: Mapping[str, Counted]) -> tuple[Check, ...]:
-    """Compare differences between rows: they do not depend on what all rows share.
+    """Compare the differences between rows, which do not depend on what all rows share.
 
     Args:
         rows: From :func:`count_rows`.
@@ -187,8 +187,8 @@ _DIFFERENCES = (
     ("k and b", "bidense", "no-threshold"),
     ("k, b and a: the whole binarizer", "bidense", "no-dab"),
     ("the bypass", "bidense", "no-cfb"),
-    ("a, for the deviation itself", "bidense", "mad-scale"),
-    ("a, for a learned scale", "bidense", "learned-scale"),
+    ("a, against the deviation itself", "bidense", "mad-scale"),
+    ("a, against a learned scale", "bidense", "learned-scale"),
     ("learned shifts and activations", "reactnet", "bnn"),
     ("learned slopes, activations in every unit", "bisrnet", "reactnet"),
     ("learned sets, activations", "adabin", "bnn"),
@@ -196,20 +196,20 @@ _DIFFERENCES = (
 
 
 def _reason(a: Counted, b: Counted) -> str:
-    """What the difference is made of here, and what would make it the published one."""
+    """Break the counted difference down, and state what would explain the published one."""
     binarizers = (a.binarizer_params - b.binarizer_params) / 1e3
     activations = (a.activation_params - b.activation_params) / 1e3
-    told = f"binarizers {binarizers:+.1f} K, activations {activations:+.1f} K"
+    parts = f"binarizers {binarizers:+.1f} K, activations {activations:+.1f} K"
     if not b.activation_params:
         biases = b.biases / 1e3
         return (
-            f"{told}; here the norms stand in for the convolutions' {biases:.1f} K biases, and if "
+            f"{parts}; here norms replace the convolutions' {biases:.1f} K biases; if "
             f"the published {b.row.method} still has them, the difference is "
             f"{a.params - b.params - biases:.1f} K"
         )
     left = a.row.params - b.row.params - binarizers
     return (
-        f"{told}; here every unit has an activation inside, of three values per channel, and none "
-        f"follows it; the published numbers leave {left:.1f} K more than the other row's for "
-        "activations, and the paper does not say where they are"
+        f"{parts}; here every unit has an inner activation with three values per channel and none "
+        f"after it; the published numbers leave {left:.1f} K more for activations than the other "
+        "row has, and the paper does not say where they are"
     )

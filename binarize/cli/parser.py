@@ -1,4 +1,4 @@
-"""Argument parsing that answers in one line and shows examples."""
+"""Argument parsing with one-line errors and examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Subparsers = Any  # argparse names the type of add_subparsers() privately
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Wraps paragraphs in the terminal's width, and leaves examples as they are."""
+    """Wraps paragraphs to the terminal's width, and leaves examples unchanged."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("examples:"):
@@ -37,7 +37,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose usage errors are one line, with the nearest name and where to read more."""
+    """A parser whose usage errors are one line, with the nearest name and the help command."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", HelpFormatter)
@@ -45,12 +45,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def format_help(self) -> str:
-        """Return the help text, what all commands have in common at its end."""
+        """Return the help text, with the common options at the end."""
         self._action_groups.sort(key=lambda group: group.title == _COMMON)
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """Print the mistake and leave with code 2."""
+        """Print the error and exit with code 2."""
         found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if found is not None:
             names = [name.strip(" '\"") for name in found[2].split(",")]
@@ -81,14 +81,15 @@ def add_command(
     """Add a sub-command.
 
     Args:
-        commands: What ``add_subparsers`` returned.
+        commands: Result of ``add_subparsers``.
         name: The sub-command's name.
         run: Called with the parsed arguments and the :class:`~binarize.cli.output.Output`.
-        help: The line in the list of commands.
-        usage: Its needed arguments; all others are told as "[options]".
+        help: Its line in the list of commands.
+        usage: Its required arguments; all others are shown as "[options]".
         description: The paragraph at the top of ``--help``.
         examples: (command line, what it does) pairs, shown at the end of ``--help``.
-        common: Whether it takes ``--json`` and the like; not if it has sub-commands, which do.
+        common: Whether it takes the common options such as ``--json``; false if it has
+            sub-commands, which take them.
 
     Returns:
         The sub-command's parser, for its arguments.
@@ -114,7 +115,7 @@ def add_command(
 
 
 def size(text: str) -> tuple[int, int]:
-    """Read ``WIDTHxHEIGHT`` and return (rows, columns)."""
+    """Parse ``WIDTHxHEIGHT`` into (rows, columns)."""
     found = re.fullmatch(r"(\d+)[x×,](\d+)", text.strip())
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 192x144")
@@ -122,7 +123,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def extent(text: str) -> tuple[int, ...]:
-    """Read ``WIDTHxHEIGHT`` or ``WIDTHxHEIGHTxDEPTH``, and return it the other way round."""
+    """Parse ``WIDTHxHEIGHT`` or ``WIDTHxHEIGHTxDEPTH`` into the reverse order."""
     found = re.fullmatch(r"(\d+)[x×,](\d+)(?:[x×,](\d+))?", text.strip())
     if found is None:
         raise argparse.ArgumentTypeError(
@@ -132,7 +133,7 @@ def extent(text: str) -> tuple[int, ...]:
 
 
 def numbers(text: str) -> list[int]:
-    """Read whole numbers that commas part, such as ``0,255``."""
+    """Parse comma-separated integers, such as ``0,255``."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -140,7 +141,7 @@ def numbers(text: str) -> list[int]:
 
 
 def pair(text: str) -> tuple[str, Any]:
-    """Read ``KEY=VALUE``; numbers, lists, True, False and None become what they look like."""
+    """Parse ``KEY=VALUE``; numbers, lists, True, False and None become Python values."""
     import ast
 
     key, equals, value = text.partition("=")

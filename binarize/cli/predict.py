@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Run a saved network on images. Segmentation writes palette PNGs: the values are class indices,
-shown in the classes' colours; with one class, 1 where the network's output is above 0.
+Run a saved network on images. Segmentation writes palette PNGs of class indices, shown in the
+classes' colours; with one class, 1 where the network's output is above 0.
 Multi-label networks write an image with all colours and NAME_CLASS.png, 1 where the class is
 present. Depth writes coloured PNGs, near is bright, and with --raw also 16-bit PNGs in millimetres
 (NAME_mm.png). Results have the size and name of their image and go to the --output folder; input
@@ -32,7 +32,7 @@ is 1."""
 _EXAMPLES = [
     (
         "binarize predict runs/binary/binary.safetensors photo.jpg --output out",
-        "one image, with the settings of the training",
+        "one image, with the training's settings",
     ),
     (
         "binarize predict runs/binary/binary.safetensors photos/ --output out \\\n"
@@ -74,9 +74,7 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="depth: also millimetres, 16 bits")
     parser.add_argument("--task", metavar="TASK", help="segmentation, multilabel or depth")
-    parser.add_argument(
-        "--size", type=size, metavar="WxH", help="size the network works at, e.g. 192x144"
-    )
+    parser.add_argument("--size", type=size, metavar="WxH", help="network input size, e.g. 192x144")
     parser.add_argument("--normalize", metavar="NAME", help="imagenet, symmetric or none")
     parser.add_argument("--max-depth", type=float, metavar="M", help="depth: largest, in metres")
     parser.add_argument(
@@ -93,12 +91,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Predict."""
     if args.threads is not None and args.threads < 1:
         raise BinarizeError("threads", args.threads, "must be positive", "use 1 or more")
-    from binarize.cli.pictures import find_pictures
+    from binarize.cli.images import find_images
 
-    images = find_pictures(args.images)
+    images = find_images(args.images)
     import torch
 
-    from binarize.cli.pictures import legend, save_picture
+    from binarize.cli.images import legend, save_image
     from binarize.cli.records import output_folder
     from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
@@ -140,11 +138,11 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             except DataError as error:
                 skipped.append(error)
             else:
-                told = _predict(source.network, task, image, shape, stats, colors, files)
-                written.append({"image": path, **told})
+                result = _predict(source.network, task, image, shape, stats, colors, files)
+                written.append({"image": path, **result})
             move(number, len(images))
         if written and names:
-            save_picture(legend(names, colors), args.output / LEGEND)
+            save_image(legend(names, colors), args.output / LEGEND)
     if not written:
         raise skipped[0]
     count = len(written)
@@ -170,7 +168,7 @@ def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
         raise BinarizeError(
             "task",
             None,
-            "is not known from the file",
+            "is not recorded in the file",
             "give --task segmentation, multilabel or depth",
         )
     depth = args.max_depth if args.max_depth is not None else known.get("max_depth")
@@ -188,13 +186,13 @@ def _predict(
 ) -> dict[str, Any]:
     import torch
 
-    from binarize.cli.pictures import (
+    from binarize.cli.images import (
         as_input,
         beside,
-        depth_picture,
-        label_picture,
+        depth_image,
+        label_image,
         overlaid,
-        save_picture,
+        save_image,
     )
     from binarize.cli.start import try_out
     from binarize.data.images import resize_image
@@ -204,31 +202,31 @@ def _predict(
     try_out(network, batch)
     with torch.no_grad():
         decoded: Tensor = task.decode(network(batch), (rows, columns))[0]
-    told: dict[str, Any] = dict(files)
+    result: dict[str, Any] = dict(files)
     if task.name == "segmentation":
-        picture = label_picture(decoded, colors)
+        rendered = label_image(decoded, colors)
         values, counts = decoded.unique(return_counts=True)
-        told["pixels"] = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        result["pixels"] = dict(zip(values.tolist(), counts.tolist(), strict=True))
     elif task.name == "multilabel":
-        picture = overlaid(decoded, colors)
-        told["pixels"] = dict(enumerate(decoded.sum((1, 2)).tolist()))
+        rendered = overlaid(decoded, colors)
+        result["pixels"] = dict(enumerate(decoded.sum((1, 2)).tolist()))
         masks = (file for kind, file in files.items() if kind.startswith("mask of "))
         for channel, (mask, file) in enumerate(zip(decoded, masks, strict=False)):
-            save_picture(label_picture(mask, [(0, 0, 0), colors[channel]]), file)
+            save_image(label_image(mask, [(0, 0, 0), colors[channel]]), file)
     else:
         depth = decoded[0]
         near, far = float(depth.min()), float(depth.max())
-        picture = depth_picture(depth, near, far)
-        told["metres"] = [near, far]
+        rendered = depth_image(depth, near, far)
+        result["metres"] = [near, far]
         if "raw" in files:
-            save_picture(_millimetres(depth), files["raw"])
+            save_image(_millimetres(depth), files["raw"])
     if "side_by_side" in files:
         from PIL import Image
 
         shown = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        save_picture(beside([shown, picture]), files["side_by_side"])
-    save_picture(picture, files["result"])
-    return told
+        save_image(beside([shown, rendered]), files["side_by_side"])
+    save_image(rendered, files["result"])
+    return result
 
 
 def _millimetres(depth: Tensor) -> Any:

@@ -12,12 +12,12 @@ class Published:
     """One row of the paper's tables.
 
     Attributes:
-        name: The row's name here; rows of both tables that are the same network share it.
-        method: What the paper calls it.
-        tables: The tables that have it.
+        name: Our name of the row; a network that is in both tables has one row.
+        method: The paper's name of it.
+        tables: The tables that contain it.
         policy: The bundled policy, or ``None`` for the float network.
         params: Params, in thousands.
-        ops: OPs, in thousands of millions.
+        ops: OPs, in billions.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""``binarize recipes``: list, show, copy and check recipes of training."""
+"""``binarize recipes``: list, show, copy and validate training recipes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from binarize.errors import FileError
 __all__ = ["add"]
 
 _DESCRIPTION = """\
-A recipe says how to train: rates, epochs, weights of rare classes, distillation. It is a TOML
-file. Copy one, change it, check it, give its path as --recipe. Options given to binarize train
-win over it."""
+A recipe holds training settings: learning rate, epochs, class weights, distillation. It is a TOML
+file. Copy one, edit it, validate it, and pass it as --recipe. Options of binarize train override
+it."""
 
 _EXAMPLES = [
     ("binarize recipes ls", "the bundled recipes, with their results"),
@@ -31,7 +31,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "recipes",
         _help,
-        help="list, show, copy and check recipes of training",
+        help="list, show, copy and validate training recipes",
         usage="COMMAND",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
@@ -45,7 +45,7 @@ def add(commands: Subparsers) -> None:
         "ls",
         _ls,
         help="list the bundled recipes",
-        description="List the bundled recipes: name, what each is for, its result.",
+        description="List the bundled recipes: name, purpose, result.",
         examples=[("binarize recipes ls", "as a table"), ("binarize recipes ls --json", "as JSON")],
     )
     show = add_command(
@@ -56,8 +56,8 @@ def add(commands: Subparsers) -> None:
         usage="NAME|FILE",
         description="Print a recipe's file, or with --json its resolved form.",
         examples=[
-            ("binarize recipes show cnn-dense", "the file as it is"),
-            ("binarize recipes show mine.toml --json", "with everything it inherits"),
+            ("binarize recipes show cnn-dense", "the file itself"),
+            ("binarize recipes show mine.toml --json", "with all defaults filled in"),
         ],
     )
     show.add_argument("recipe", metavar="NAME|FILE", help="a bundled recipe or a file")
@@ -104,7 +104,7 @@ def _ls(args: argparse.Namespace, out: Output) -> int | None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("recipe", "what it is for", "result"):
+    for title in ("recipe", "purpose", "result"):
         table.add_column(title, no_wrap=title == "recipe")
     for name, recipe in found.items():
         table.add_row(name, recipe.purpose, recipe.result)
@@ -129,7 +129,7 @@ def _cp(args: argparse.Namespace, out: Output) -> int | None:
     if target.suffix != ".toml":
         raise FileError("target", str(target), "a recipe ends in .toml", f"write {target}.toml")
     if target.exists() and not args.force:
-        raise FileError("target", str(target), "is there already", "use --force to replace it")
+        raise FileError("target", str(target), "already exists", "use --force to replace it")
     name = f'name = "{target.stem}"'
     text = path.read_text(encoding="utf-8")
     text = re.sub(r'(?m)^name\s*=\s*".*?"', lambda _: name, text, count=1)
@@ -157,5 +157,5 @@ def _file(recipe: str) -> Path:
 
     bundled = recipe_files()
     if recipe not in bundled:
-        load_recipe(recipe)  # says what is wrong, with the nearest names
+        load_recipe(recipe)  # raises an error with the nearest names
     return bundled.get(recipe, Path(recipe).expanduser())

@@ -1,4 +1,4 @@
-"""What a training leaves behind: the network's file and ``metrics.json``."""
+"""The output of a training run: the network's file and ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from binarize.cli.output import Output, jsonable
 from binarize.errors import FileError
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,7 @@ _NOT_OPTIONS = ("run", "parser", "json", "quiet", "debug", "version")
 
 
 def make_folder(folder: Path) -> None:
-    """Make the output folder, or tell at once that it cannot be written to.
+    """Create the output folder, or fail at once if it cannot be written to.
 
     Raises:
         FileError: It cannot.
@@ -47,8 +47,8 @@ def make_folder(folder: Path) -> None:
         raise FileError(
             "output",
             str(folder),
-            f"cannot be made ({error.strerror})",
-            "choose a folder that can be written to",
+            f"cannot be created ({error.strerror})",
+            "choose a writable folder",
         ) from error
     if not os.access(folder, os.W_OK):
         raise FileError("output", str(folder), "cannot be written to", "choose another folder")
@@ -56,10 +56,10 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Make the output folder; of what was made, nothing empty is left behind.
+    """Create the output folder; new folders that stay empty are removed.
 
     Raises:
-        FileError: It cannot be made or written to.
+        FileError: It cannot be created or written to.
     """
     made = []
     for path in (folder, *folder.parents):
@@ -83,7 +83,7 @@ def make_record(
     trainer: Trainer,
     results: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Put together what ``metrics.json`` says; ``description`` is enough to use the network."""
+    """Build the content of ``metrics.json``; its ``description`` suffices to use the network."""
     import torch
 
     from binarize.nn.treated import TreatedLayer
@@ -125,7 +125,7 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
     from binarize.file import save
 
     path = folder / record["files"]["model"]
-    write_json(folder / "metrics.json", record)  # the numbers are safe whatever happens next
+    write_json(folder / "metrics.json", record)  # first, so that the numbers are safe
     with out.step(f"saving {path}"):
         if path.name == "binary.safetensors":
             save(network.cpu(), path, description=record["description"])
@@ -136,10 +136,10 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise FileError(
@@ -153,7 +153,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def show_metrics(
     results: Mapping[str, Mapping[str, Any]], out: Output, classes: Sequence[str] = ()
 ) -> None:
-    """Print a table of metrics, a column for each split; below it, the IoU of each class."""
+    """Print a table of metrics, one column per split, followed by the IoU of each class."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""``binarize report``: how large a network is, layer by layer, and why."""
+"""``binarize report``: size and cost of a network, layer by layer, with reasons."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def add(commands: Subparsers) -> None:
         "--size",
         type=extent,
         metavar="WxH[xD]",
-        help="count operations for an image of this size (default: what the file was made for)",
+        help="count operations for an image of this size (default: the file's own)",
     )
     parser.add_argument(
         "--packed",
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         raise BinarizeError("depth", args.depth, "must be at least 1", "use e.g. 2")
     if args.html is not None and args.packed:
         raise BinarizeError(
-            "html", str(args.html), "does not go with --packed", "leave out one of them"
+            "html", str(args.html), "cannot be combined with --packed", "omit one of them"
         )
     from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
                 "html",
                 str(args.html),
                 f"{args.model} has no layers to show",
-                "report the file that it was made from",
+                "report the file that it was created from",
             )
         _report_deployed(args, source, out)
         return None
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         return None
     known = source.settings.get("size")
     shape = args.size or (None if known is None else tuple(known))
-    # A file knows what it was converted for; only another size is asked of the user's file.
+    # A file records its example inputs; the user's file is only needed for another size.
     known_inputs = source.binary and shape is None
     example = None if known_inputs else example_for(network, source.recipe, shape)
     if args.policy is not None:
@@ -125,18 +125,18 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step("counting"), shell_remedies(args.model):
         made = report(network, example)
     out.console.print(made.table(args.depth))
-    told = made.to_dict()
+    answer = made.to_dict()
     if args.html is not None:
-        told["html"] = made.to_html(args.html)
+        answer["html"] = made.to_html(args.html)
         out.print(f"page: {args.html}", wrap=False)
     if source.binary:
-        told["file"] = Path(args.model)
-    out.emit(told)
+        answer["file"] = Path(args.model)
+    out.emit(answer)
     return None
 
 
 def _report_deployed(args: argparse.Namespace, source: Any, out: Output) -> None:
-    """What a file of packed programs or ONNX is: bytes, inputs, and what it says of itself."""
+    """Report a file of packed programs or ONNX: bytes, inputs and description."""
     size = Path(args.model).expanduser().stat().st_size
     network, settings = source.network, source.settings
     kind = {"programs": "packed programs", "onnx": "ONNX"}[source.kind]
@@ -150,7 +150,7 @@ def _report_deployed(args: argparse.Namespace, source: Any, out: Output) -> None
         value = settings.get(name)
         if value:
             out.print(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
-    out.print("layer by layer: report the file that it was made from")
+    out.print("for single layers, report the file that it was created from")
     out.emit(
         {
             "file": Path(args.model),

@@ -1,4 +1,4 @@
-"""Where predictions are written, and that it costs nobody a file."""
+"""File names of predictions, which never overwrite inputs."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def plan_results(
     others: Iterable[str] = (),
     inputs: Iterable[Path] = (),
 ) -> list[dict[str, Path]]:
-    """Name the result files of each image, before anything is written.
+    """Choose the result files of each image before anything is written.
 
     Args:
         images: The image files.
-        folder: Where the results go.
-        kinds: What an image's results are, with what is added to its name for each.
-        others: Names of further files that are written there.
-        inputs: Further files that are read.
+        folder: Output folder.
+        kinds: Kinds of results, with the suffix that each adds to the image's name.
+        others: Names of other output files.
+        inputs: Other input files.
 
     Returns:
         For each image, the files by kind.
 
     Raises:
-        DataError: Two results would have one name.
-        FileError: A result would replace a file that is read, under whatever name.
+        DataError: Two results would have the same name.
+        FileError: A result would overwrite an input file, under any of its names.
     """
     read = {}
     for path in (*images, *inputs):
         status = os.stat(path)
         read[status.st_dev, status.st_ino] = path
-    # Folded: where the names end up, capital letters may not count.
+    # Case-folded, for file systems that ignore case.
     taken: dict[str, Path | None] = {name.casefold(): None for name in others}
     planned = []
     for image in images:
@@ -58,7 +58,7 @@ def plan_results(
         planned.append(files)
     for file in (*(folder / name for name in others), *(f for p in planned for f in p.values())):
         try:
-            status = os.stat(file)  # through links: what would be written to
+            status = os.stat(file)  # follows links to the file that would be overwritten
         except OSError:
             continue
         hit = read.get((status.st_dev, status.st_ino))
@@ -66,7 +66,7 @@ def plan_results(
             raise FileError(
                 "output",
                 str(folder),
-                f"the result {file.name} would replace {hit}, which is read",
+                f"the result {file.name} would overwrite the input {hit}",
                 "choose another folder",
             )
     return planned

@@ -1,4 +1,4 @@
-"""``binarize rules``: list, show, copy and check policies."""
+"""``binarize rules``: list, show, copy and validate policies."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from binarize.errors import FileError, PolicyError
 __all__ = ["add"]
 
 _DESCRIPTION = """\
-A policy says which layers become binary and what the binary unit is made of. It is a TOML file,
-and rules/README.md describes every key. Copy one, edit it, check it, and pass it as --policy."""
+A policy chooses which layers become binary and the parts of the binary unit. It is a TOML file,
+and rules/README.md describes every key. Copy one, edit it, validate it, and pass it as --policy."""
 
 _EXAMPLES = [
     ("binarize rules ls", "the bundled policies"),
@@ -30,7 +30,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "rules",
         _help,
-        help="list, show, copy and check policies",
+        help="list, show, copy and validate policies",
         usage="COMMAND",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
@@ -44,7 +44,7 @@ def add(commands: Subparsers) -> None:
         "ls",
         _ls,
         help="list the bundled policies",
-        description="List the bundled policies: name, what it is, where it is from.",
+        description="List the bundled policies: name, summary, source.",
         examples=[("binarize rules ls", "as a table"), ("binarize rules ls --json", "as JSON")],
     )
     show = add_command(
@@ -55,7 +55,7 @@ def add(commands: Subparsers) -> None:
         usage="NAME|FILE",
         description="Print a policy's file, or with --json its resolved form.",
         examples=[
-            ("binarize rules show bidense", "the file as it is"),
+            ("binarize rules show bidense", "the file itself"),
             ("binarize rules show mine.toml --json", "with everything it inherits"),
         ],
     )
@@ -117,7 +117,7 @@ def _ls(args: argparse.Namespace, out: Output) -> int | None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("policy", "what it is", "source"):
+    for title in ("policy", "summary", "source"):
         table.add_column(title, no_wrap=title == "policy")
     for name, policy in found.items():
         table.add_row(name, policy.summary, policy.source)
@@ -150,7 +150,7 @@ def _cp(args: argparse.Namespace, out: Output) -> int | None:
     if target.suffix != ".toml":
         raise FileError("target", str(target), "a rule file ends in .toml", f"write {target}.toml")
     if target.exists() and not args.force:
-        raise FileError("target", str(target), "is there already", "use --force to replace it")
+        raise FileError("target", str(target), "already exists", "use --force to replace it")
     name = f'name = "{target.stem}"'
     text = re.sub(r'(?m)^name\s*=\s*".*?"', lambda _: name, _text(path), count=1)
     try:
@@ -185,7 +185,7 @@ def _file(policy: str) -> Path:
         return bundled[policy]
     path = Path(policy).expanduser()
     if not path.is_file():
-        load_policy(policy)  # says what is wrong, with the nearest names
+        load_policy(policy)  # raises an error with the nearest names
     return path
 
 

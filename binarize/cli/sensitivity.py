@@ -1,4 +1,4 @@
-"""``binarize sensitivity``: what binarizing each layer of a network costs."""
+"""``binarize sensitivity``: measure the effect of binarizing each layer of a network."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def add(commands: Subparsers) -> None:
         commands,
         "sensitivity",
         run,
-        help="measure what binarizing each layer costs",
+        help="measure the effect of binarizing each layer",
         usage="FILE --data NAME --output DIR",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
@@ -74,15 +74,15 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--policy",
         metavar="NAME|FILE",
-        help="how layers become binary (default bidense; a 1-bit network's own)",
+        help="the policy (default bidense, or a 1-bit network's own)",
     )
     parser.add_argument(
         "--more-bits",
         action="append",
         default=[],
         metavar="NAME|FILE",
-        help="measure layers in 8 bits too (int8), or with the bits of a policy, such as groupnet "
-        "or lqnet, for convert --more-bits; each takes as long again",
+        help="also measure layers in 8 bits (int8) or with a multi-bit policy, such as groupnet or "
+        "lqnet, for convert --more-bits; each takes as long again",
     )
     parser.add_argument(
         "--mode",
@@ -91,13 +91,19 @@ def add(commands: Subparsers) -> None:
         help="alone: one layer binary, the default; without: all binary but one",
     )
     parser.add_argument(
-        "--teacher", metavar="FILE", help="the float network that a 1-bit one came from"
+        "--teacher", metavar="FILE", help="the float network that a 1-bit one was converted from"
     )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
+        "--keep-float",
+        "--keep",
+        dest="keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="layers to keep in float",
     )
     parser.add_argument(
-        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
+        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
     )
     parser.add_argument(
         "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
@@ -110,7 +116,7 @@ def add(commands: Subparsers) -> None:
         type=int,
         default=64,
         metavar="N",
-        help="how many of them, evenly spread over the split (default 64)",
+        help="number of images, evenly spread over the split (default 64)",
     )
     parser.add_argument(
         "--recalibrate",
@@ -163,7 +169,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     try_out(source.network, data[0]["image"][:1])
     task = open_task(task_name, num_classes=classes, max_depth=depth)
     make_folder(args.output)
-    with out.step("tracing, planning, and running the network as it is"):
+    with out.step("tracing, planning, and running the float network"):
         study = Study(
             source.network,
             data,
@@ -208,7 +214,7 @@ def _check(args: argparse.Namespace) -> None:
 def _batches(
     args: argparse.Namespace, source: Source, split: str, count: int, out: Output
 ) -> tuple[list[Any], int, float | None]:
-    """Batches of images that are evenly spread over a split: neighbours are often alike."""
+    """Return batches of images evenly spread over a split, because neighbours are often similar."""
     from torch.utils.data import Subset
 
     whole = open_data(args, split, out, known=source.settings, preload=False)
@@ -223,7 +229,7 @@ def _batches(
 
 
 def _basis(args: argparse.Namespace, split: str) -> dict[str, Any]:
-    """What the rows depend on; another file of the same name is told by its date."""
+    """Return what the rows depend on, with dates to detect replaced files."""
     import torch
 
     from binarize import __version__
@@ -269,7 +275,7 @@ def _measure(args: argparse.Namespace, study: Study, record: Record, out: Output
     with out.bar(f"measuring {total} layers", total) as move:
         move(done, total)
         for site in missing:
-            # At least one, so that a command given again and again comes to an end.
+            # At least one, so that a repeated command finishes eventually.
             if end is not None and record.rows and time.monotonic() > end:
                 break
             record.add(study.measure(site))
@@ -284,7 +290,7 @@ def _show(result: Sensitivity, out: Output) -> None:
 
     out.print(result.headline())
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer", overflow="fold")  # in a narrow terminal the names give way
+    table.add_column("layer", overflow="fold")  # in a narrow terminal, names wrap first
     heads = ["weights", "distance", "±", "disagree"]
     if result.metric is not None:
         heads += [f"{result.metric} lost", "±"]

@@ -1,4 +1,4 @@
-"""Measured layers on disk, one JSON line each: a command that was stopped goes on from them."""
+"""Measured layers on disk, one JSON line each, from which an interrupted command resumes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Record"]
 
 
 class Record:
-    """Rows in a file: in its first line what they depend on, then a row per line.
+    """Rows in a file: their basis in the first line, then one row per line.
 
     Args:
-        path: The file; read if it is there and depends on the same, else begun anew.
+        path: The file; read if it exists with the same basis, otherwise started over.
         basis: What the rows depend on, plain data.
 
     Attributes:
@@ -33,7 +33,7 @@ class Record:
             self._read(path.read_text(encoding="utf-8", errors="replace"))
 
     def _read(self, text: str) -> None:
-        # Behind the last line break is what a command that was stopped had begun to write.
+        # Text after the last line break is an interrupted write.
         head, *lines = text.splitlines()[: text.count("\n")] or [""]
         if head != self._head:
             return
@@ -44,7 +44,7 @@ class Record:
         self.rows = {row.site: row for row in rows}
 
     def add(self, row: SiteSensitivity) -> None:
-        """Keep a row, in memory and in the file."""
+        """Add a row, in memory and in the file."""
         self.rows[row.site] = row
         lines = [json.dumps(row.to_dict())]
         if not self._begun:
@@ -54,5 +54,5 @@ class Record:
         self._begun = True
 
     def remove(self) -> None:
-        """Forget the file: the result is complete."""
+        """Delete the file, once the result is complete."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Open the network a command is about: by specification, from a weight file, or converted."""
+"""Open a command's network: by specification, from a weight file, or converted."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Source:
 
     Attributes:
         network: The network, in evaluation mode.
-        recipe: How its float form is built; None when that is not known.
+        recipe: How its float form is built; None if unknown.
         binary: Whether it is a converted network.
-        settings: What is known of its training: ``task``, ``size``, ``normalize``, ``classes``...
-        kind: "programs" or "onnx" for what is run as it is in its file.
+        settings: Its training settings, if known: ``task``, ``size``, ``normalize``, ``classes``...
+        kind: "programs" or "onnx" for deployed files.
     """
 
     network: nn.Module
@@ -40,7 +40,7 @@ class Source:
 
     @property
     def size(self) -> tuple[int, ...] | None:
-        """Extent of the images: the only one that it takes, or that of its training, if known."""
+        """Image size: the only accepted one, or that of its training, if known."""
         network: Any = self.network
         if self.kind is not None and network.fixed:
             return tuple(network.example_shapes[0][2:])
@@ -49,12 +49,12 @@ class Source:
 
 
 def is_file(reference: str) -> bool:
-    """Whether the words name a weight file, and not how to build a network."""
+    """Return whether a reference is a weight file and not a specification."""
     return reference.endswith(_SUFFIXES) or Path(reference).is_file()
 
 
 def known_about(path: Path, argument: str = "file") -> dict[str, Any]:
-    """What a training run wrote about a file: into it, or into ``metrics.json`` beside it."""
+    """Return a training run's description of a file, from it or ``metrics.json`` beside it."""
     header = read_header(path, argument)
     if KEY in header:
         return described(header[KEY])
@@ -80,13 +80,12 @@ def open_source(
 
     Args:
         reference: A specification, a file that ``binarize`` wrote, or a file of float weights.
-        fallback: How to build the network of a file that does not tell.
+        fallback: How to build the network of a file that does not name it.
         argument: Name of the option, for messages.
         packed: Whether to load a binary network packed, for inference only.
 
     Raises:
-        ModelError: The specification is wrong, or the file needs one, or a float network is to be
-            packed.
+        ModelError: The specification is invalid or missing, or a float network should be packed.
         FileError: The file is missing, damaged, or does not fit.
     """
     if not is_file(reference):
@@ -97,18 +96,18 @@ def open_source(
     header = read_header(path, argument)
     kind = deployed_kind(path)
     if kind is not None:
-        deployed, told = open_deployed(path, kind)
+        deployed, known = open_deployed(path, kind)
         size = deployed.example_shapes[0][2:]
-        if deployed.fixed and len(size) == 2:  # a packed network may be of another size
-            told = {**told, "settings": {**told.get("settings", {}), "size": list(size)}}
-        return Source(deployed, None, True, told.get("settings", {}), kind)
+        if deployed.fixed and len(size) == 2:  # a packed network may have another size
+            known = {**known, "settings": {**known.get("settings", {}), "size": list(size)}}
+        return Source(deployed, None, True, known.get("settings", {}), kind)
     known = known_about(path, argument)
     recipe = fallback
     if recipe is None and known.get("recipe"):
         recipe = Recipe(**known["recipe"])
         file, colon, _ = recipe.spec.rpartition(":")
         if colon and file.endswith(".py") and not Path(file).expanduser().is_file():
-            recipe = None  # made by a user's file that is not at hand here
+            recipe = None  # built by a user's file that is not available here
     settings = known.get("settings", {})
     if header.get("format") == "binarize":
         return Source(_load_binary(path, recipe, argument, packed), recipe, True, settings)
@@ -118,7 +117,7 @@ def open_source(
             argument,
             reference,
             "the file does not name its network",
-            f"say it with --model ({FORMS})",
+            f"name it with --model ({FORMS})",
         )
     network = build(recipe)
     load_weights(network, path, argument=argument)
@@ -130,23 +129,23 @@ def _check_packed(packed: bool, reference: str) -> None:
         raise ModelError(
             "packed",
             reference,
-            "this is a float network, and only 1-bit networks are packed",
-            "give the file that binarize train or binarize convert wrote",
+            "this is a float network, but only 1-bit networks can be packed",
+            "give a file from binarize train or binarize convert",
         )
 
 
 def open_file(file: str, fallback: Recipe | None = None, *, packed: bool = False) -> Source:
-    """Open the network of a weight file, as :func:`open_source` does, and nothing but a file.
+    """Open the network of a weight file like :func:`open_source`, but accept only files.
 
     Raises:
-        ModelError: The file needs to be told its network.
+        ModelError: The file does not name its network.
         FileError: The file is missing, damaged, or does not fit.
     """
     if not is_file(file):
         raise FileError(
             "file",
             file,
-            "is not a file of weights",
+            "is not a weight file",
             "give a .safetensors, .pt or .onnx file (binarize train writes one)",
         )
     return open_source(file, fallback, argument="file", packed=packed)
@@ -157,7 +156,7 @@ def _load_binary(path: Path, recipe: Recipe | None, argument: str, packed: bool)
 
     try:
         if recipe is None or recipe.spec.startswith(("smp:", "timm:")):
-            return load(path, packed=packed).eval()  # it knows best how it was built
+            return load(path, packed=packed).eval()  # the file itself records how to build it
     except FileError as error:
         if "does not say how to build" not in error.rule:
             raise
@@ -166,7 +165,7 @@ def _load_binary(path: Path, recipe: Recipe | None, argument: str, packed: bool)
                 argument,
                 str(path),
                 error.rule,
-                f"say the network with --model ({FORMS})",
+                f"name the network with --model ({FORMS})",
             ) from error
     assert recipe is not None
     return load(path, model=build(recipe), packed=packed).eval()

@@ -1,4 +1,4 @@
-"""What a training starts from: the student, built, filled and converted, and its teacher."""
+"""Starting point of a training run: the student, built, loaded and converted, and its teacher."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ __all__ = ["make_student", "make_teacher", "overrides", "try_out"]
 def make_student(
     args: argparse.Namespace, classes: int, loader: Any, out: Output, *, resumed: bool = False
 ) -> tuple[nn.Module, Recipe | None, dict[str, Any]]:
-    """Build the network, load what it starts from, convert it.
+    """Build the network, load its initial weights, convert it.
 
     Args:
         args: Parsed options of ``binarize train``.
         classes: Number of output channels.
-        loader: Training batches, to measure norms on.
-        out: Where progress goes.
-        resumed: A checkpoint will take the place of all weights: nothing is measured.
+        loader: Training batches, to estimate norm statistics.
+        out: The output, for progress.
+        resumed: A checkpoint will replace all weights, so nothing is estimated.
 
     Returns:
-        The network, how its float form is built, and what there is to record about it.
+        The network, how its float form is built, and facts for the record.
 
     Raises:
-        BinarizeError: A part of this is not possible.
+        BinarizeError: A step is not possible.
     """
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if is_file(args.model):
         source = open_source(args.model)
         for name in ("init", "encoder_weights"):
@@ -48,8 +48,8 @@ def make_student(
                 raise BinarizeError(
                     name.replace("_", "-"),
                     str(getattr(args, name)),
-                    "cannot be loaded over the file given as --model",
-                    "leave one of them out",
+                    "cannot be combined with a file as --model",
+                    "omit one of them",
                 )
     else:
         source = open_source(args.model, recipe_from(args, args.model, classes))
@@ -57,11 +57,11 @@ def make_student(
     example = next(iter(loader))["image"][:1]
     try_out(network, example)
     if source.binary:
-        return network, recipe, told
+        return network, recipe, facts
     if args.encoder_weights is not None:
         matched = load_encoder(network, args.encoder_weights)
         out.note(f"encoder: {matched}")
-        told["encoder_tensors"] = matched.loaded
+        facts["encoder_tensors"] = matched.loaded
     if args.init is not None:
         matched = load_weights(network, args.init, partial=args.partial, argument="init")
         out.note(f"start: {matched}")
@@ -69,13 +69,13 @@ def make_student(
     if loaded and not args.keep_folded and not resumed:
         from binarize.train import unfold_norms
 
-        told["norms_unfolded"] = unfold_norms(network, _some(loader, args.recalibrate))
-        if told["norms_unfolded"]:
-            out.note(f"{told['norms_unfolded']} folded norms have their scale back")
+        facts["norms_unfolded"] = unfold_norms(network, _some(loader, args.recalibrate))
+        if facts["norms_unfolded"]:
+            out.note(f"{facts['norms_unfolded']} folded norms were unfolded")
     if args.policy == "none":
-        return network, recipe, told
+        return network, recipe, facts
     batches = 0 if resumed else args.recalibrate
-    return _convert(args, network, example, loader, batches, told, out), recipe, told
+    return _convert(args, network, example, loader, batches, facts, out), recipe, facts
 
 
 def _convert(
@@ -84,12 +84,12 @@ def _convert(
     example: Any,
     loader: Any,
     batches: int,
-    told: dict[str, Any],
+    facts: dict[str, Any],
     out: Output,
 ) -> nn.Module:
     from binarize.prepare import prepare_student
 
-    doing = f" and measuring the norms on {batches} batches" if batches else ""
+    doing = f" and re-estimating the norms on {batches} batches" if batches else ""
     with out.step(f"converting with policy {args.policy}{doing}"):
         student: Any = prepare_student(
             network,
@@ -104,20 +104,20 @@ def _convert(
             norm_batches=batches,
             unfold=not args.keep_folded,
         )
-    told["binary_share"] = student.binarize_plan.binary_share
-    out.note(f"binary: {told['binary_share']:.1%} of the weights of its layers")
+    facts["binary_share"] = student.binarize_plan.binary_share
+    out.note(f"binary: {facts['binary_share']:.1%} of the weights of its layers")
     network_out: nn.Module = student
     return network_out
 
 
 def overrides(args: argparse.Namespace) -> dict[str, str] | None:
-    """The overrides that ``--keep``, ``--int8`` and ``--binarize`` stand for."""
+    """Return the overrides of ``--keep-float``, ``--int8`` and ``--binarize``."""
     given = {"keep": args.keep, "int8": args.int8, "binarize": args.binarize}
     return {layer: action for action, layers in given.items() for layer in layers} or None
 
 
 def try_out(network: nn.Module, example: Any) -> None:
-    """Run a network once on an image of the size asked for, before anything slow happens.
+    """Run a network once on an image of the requested size, before anything slow happens.
 
     Raises:
         ModelError: Its forward does not accept the image.
@@ -144,9 +144,9 @@ def make_teacher(
 
     Args:
         args: Parsed options of ``binarize train``.
-        recipe: How the student's float form is built, for files that do not tell.
+        recipe: How the student's float form is built, for files that do not name their network.
         classes: Number of output channels.
-        out: Where progress goes.
+        out: The output, for progress.
 
     Raises:
         BinarizeError: The file does not fit.

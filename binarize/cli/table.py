@@ -1,4 +1,4 @@
-"""``binarize table``: the paper's tables of Params and OPs, counted here and as printed."""
+"""``binarize table``: Params and OPs of the paper's tables, as counted and as published."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Build the network of the BiDense paper (ConvNeXt-Tiny + UPerNet), make it binary by every method of
-the paper's Tables 1 and 4, and print Params and OPs beside the published ones. Nothing is computed
-or downloaded, only counted. What can be checked are the differences between rows."""
+Build the BiDense paper's network (ConvNeXt-Tiny + UPerNet), binarize it by every method of the
+paper's Tables 1 and 4, and print Params and OPs beside the published numbers. Nothing is run or
+downloaded, only counted. Only the differences between rows can be checked."""
 
 _EXAMPLES = [
     ("binarize table", "all rows, and the differences between them"),
-    ("binarize table --json", "the same for a program"),
+    ("binarize table --json", "the same as JSON"),
     ("binarize table --output docs/tables.md", "the same as a document"),
 ]
 
 _NOTE = (
-    "Params = float + binary / 32, OPs = float + binary / 64, an OP being a multiply-accumulate of "
-    "a convolution or linear layer. The network is the released one; its float version has "
-    "107.5 K parameters and three quarters of the operations less than the paper prints, so that "
-    "rows as a whole cannot agree: the released BiDense itself has 1,551 K. Between rows all that "
-    "cancels out, at least for parameters. The printed OPs also differ between rows that have the "
-    "same convolutions, by what is not told. All rows have the released choice of layers, those of "
-    "BiDense scales per channel, and PReLUs between units two values per channel, as released."
+    "Our own counts of the paper's network by each of its methods, beside the published numbers. "
+    "Params = float + binary / 32, OPs = float + binary / 64, where an OP is a multiply-accumulate "
+    "of a convolution or linear layer. We count the released network; its float version has "
+    "107.5 K fewer parameters and a quarter of the operations that the paper prints, so absolute "
+    "numbers cannot agree: the released BiDense itself has 1,551 K. For parameters this cancels "
+    "out in the differences between rows. Published OPs also differ between rows with the "
+    "same convolutions; the paper does not say why. As released, all rows binarize the same "
+    "layers, BiDense rows have scales per channel, and PReLUs have two values per channel."
 )
 
 
@@ -49,13 +50,15 @@ def add(commands: Subparsers) -> None:
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write a Markdown document too")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write a Markdown document"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Count, compare, print; exit code 1 if a difference is neither met nor explained."""
     if args.output is not None and not args.output.parent.is_dir():
-        raise FileError("output", str(args.output), "its folder does not exist", "make it first")
+        raise FileError("output", str(args.output), "its folder does not exist", "create it first")
     from binarize.cli.paper_tables import check_rows, count_rows
 
     with out.step("counting"):
@@ -81,10 +84,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 _ROW_TITLES = (
-    *("table", "row", "policy", "Params K", "printed", "more"),
-    *("OPs G", "printed", "more"),
+    *("table", "row", "policy", "Params K", "published", "diff"),
+    *("OPs G", "published", "diff"),
 )
-_CHECK_TITLES = ("what", "row", "minus row", "K here", "printed", "within 3 K")
+_CHECK_TITLES = ("what", "row", "minus row", "counted K", "published", "within 3 K")
 
 
 def _row_cells(rows: Iterable[Counted]) -> list[tuple[str, ...]]:
@@ -123,7 +126,7 @@ def _view(titles: Sequence[str], cells: Iterable[Sequence[str]]) -> Any:
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
-        number = title in ("Params K", "printed", "more", "OPs G", "K here")
+        number = title in ("Params K", "published", "diff", "OPs G", "counted K")
         table.add_column(title, justify="right" if number else "left", no_wrap=title != "what")
     for row in cells:
         table.add_row(*row)
@@ -132,7 +135,7 @@ def _view(titles: Sequence[str], cells: Iterable[Sequence[str]]) -> Any:
 
 def _document(rows: Iterable[Counted], checks: Sequence[Check]) -> str:
     parts = [
-        "# The paper's tables, counted",
+        "# The paper's tables, recounted",
         "Written by `binarize table --output docs/tables.md`; see `binarize table --help`.",
         "## Params and OPs (Tables 1 and 4)",
         _NOTE,
@@ -141,8 +144,7 @@ def _document(rows: Iterable[Counted], checks: Sequence[Check]) -> str:
         _markdown(_CHECK_TITLES, _check_cells(checks)),
         *(f"- {check.what} ({check.more} − {check.less}): {check.reason}." for check in checks),
     ]
-    told = [part for part in parts if not part.endswith(": .")]
-    return "\n\n".join(told) + "\n"
+    return "\n\n".join(part for part in parts if not part.endswith(": .")) + "\n"
 
 
 def _markdown(titles: Sequence[str], cells: Iterable[Sequence[str]]) -> str:

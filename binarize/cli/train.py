@@ -1,4 +1,4 @@
-"""``binarize train``: train a float network, or make it binary and train that."""
+"""``binarize train``: train a float network, or convert it and train the 1-bit one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
 Train a network on images with masks or depth. With --policy none the network stays float; with
-a policy it is converted first, from the weights it has by then (--encoder-weights, --init), its
+a policy it is first converted, from its initial weights (--encoder-weights, --init), its
 norm statistics are re-estimated, and it is trained, with a --teacher if one is given.
 
 Writes into --output: last.pt and best.pt (for --resume), metrics.json (history, final metrics,
@@ -49,20 +49,20 @@ _EXAMPLES = [
         "binarize train --data camvid --root data/camvid --size 192x144 \\\n"
         "      --model smp:Unet:resnet18 --encoder-weights resnet18.safetensors \\\n"
         "      --epochs 25 --output runs/binary",
-        "a 1-bit network on CamVid, its encoder started from pretrained weights",
+        "a 1-bit network on CamVid with a pretrained encoder",
     ),
     (
         "binarize train --data camvid --root data/camvid --size 192x144 \\\n"
         "      --model smp:Unet:resnet18 --init runs/float/float.safetensors \\\n"
         "      --teacher runs/float/float.safetensors --distill trust=agree \\\n"
         "      --distill temperature=2 --output runs/distilled",
-        "a 1-bit network that starts from a trained float one and learns from it",
+        "a 1-bit network initialised and distilled from a trained float one",
     ),
     (
         "binarize train --data folder --root photos --size 192x144 --classes 11 \\\n"
         "      --model smp:Unet:resnet18 --init runs/float/float.safetensors \\\n"
         "      --teacher runs/float/float.safetensors --output runs/photos",
-        "a 1-bit network that learns from the float one alone, on plain photos",
+        "a 1-bit network distilled from the float one on unlabelled photos",
     ),
     (
         "binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\\n"
@@ -71,7 +71,7 @@ _EXAMPLES = [
     ),
     (
         "accelerate launch --num_processes 4 -m binarize train --data nyuv2 ...",
-        "on several processes",
+        "in several processes",
     ),
 ]
 
@@ -100,7 +100,7 @@ def add(commands: Subparsers) -> None:
         "--policy",
         default="bidense",
         metavar="NAME|FILE",
-        help="how to make it binary (default bidense); none trains the float network",
+        help="how to binarize it (default bidense); none trains the float network",
     )
     add_network_options(parser)
     add_start_options(parser)
@@ -111,7 +111,7 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Train, measure, save."""
-    _refuse(args)
+    _check(args)
     import torch
 
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.train.resume import checkpoint_path
 
     main = os.environ.get("RANK", "0") == "0"
-    if not main:  # the others of `accelerate launch` compute and say nothing
+    if not main:  # other processes of `accelerate launch` print nothing
         out = Output(quiet=True)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     make_folder(args.output)
     resumed = checkpoint_path(args.resume, args.output)
     if resumed is not None:
-        out.note(f"going on from {resumed}")
+        out.note(f"resuming from {resumed}")
 
     train = open_data(args, "train", out, augment=augment)
     free = isinstance(train, UnlabelledFolder)
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         if has_split(args, split)
     }
     if not held:
-        out.note("note: the data set has neither val/ nor test/: nothing is validated")
+        out.note("note: without val/ or test/ in the data set, there is no validation")
     loader = make_loader(samples, args.batch_size, train=True, workers=args.workers)
 
     torch.manual_seed(args.seed)
@@ -159,10 +159,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if classes is None:
         classes = 1 if task == "depth" else train.num_classes
         if not classes:
-            raise BinarizeError(
-                "classes", None, "images without labels do not tell", "give --classes N"
-            )
-    student, recipe, told = make_student(args, classes, loader, out, resumed=resumed is not None)
+            raise BinarizeError("classes", None, "is unknown without labels", "give --classes N")
+    student, recipe, facts = make_student(args, classes, loader, out, resumed=resumed is not None)
     trainer = Trainer(
         student,
         teacher=make_teacher(args, recipe, classes, out),
@@ -187,12 +185,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         save_every=args.save_every,
         keep_checkpoints=args.keep_checkpoints,
         resume=resumed,
-        overwrite=True,  # the folder was looked at before anything else
+        overwrite=True,  # the folder was checked at the start
         settings=_settings(args, classes),
         seed=args.seed,
         balance=args.balance,
         val_every=args.val_every,
-        keep=args.final,
+        select=args.select,
         progress=False if out.quiet else None,
     )
     started = time.perf_counter()
@@ -202,13 +200,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         if is_interruption(error):
             out.note(_how_to_go_on(args, trainer))
         raise
-    told["seconds"] = round(time.perf_counter() - started, 1)
+    facts["seconds"] = round(time.perf_counter() - started, 1)
     results = {split: trainer.evaluate(batches) for split, batches in held.items()}
     if not main:
         return None
     for name in ("epochs", "lr", "weight_decay", "warmup", "balance"):
-        setattr(args, name, getattr(trainer, name))  # what was in fact used
-    record = {**make_record(args, task, train, recipe, trainer, results), **told}
+        setattr(args, name, getattr(trainer, name))  # the values in use
+    record = {**make_record(args, task, train, recipe, trainer, results), **facts}
     save_network(args.output, student, record, out)
     show_metrics(results, out, () if task == "depth" else train.classes)
     network = args.output / record["files"]["model"]
@@ -218,9 +216,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     return None
 
 
-def _refuse(args: argparse.Namespace) -> None:
-    """Refuse what needs no data and no network to be seen, before anything slow happens."""
-    _refuse_other_run(args)
+def _check(args: argparse.Namespace) -> None:
+    """Reject errors that show without data and network, before anything slow happens."""
+    _check_folder(args)
     for name in (
         "epochs",
         "batch_size",
@@ -270,21 +268,21 @@ def _refuse(args: argparse.Namespace) -> None:
                         name, str(getattr(args, name)), "needs a budget", "give --budget too"
                     )
     elif args.budget is not None:
-        raise BinarizeError("policy", "none", "--budget needs a policy", "leave one of them out")
+        raise BinarizeError("policy", "none", "--budget needs a policy", "omit one of them")
     elif args.keep or args.int8 or args.binarize:
         raise BinarizeError(
             "policy",
             "none",
-            "--keep, --int8 and --binarize need a policy",
-            "leave one of them out",
+            "--keep-float, --int8 and --binarize need a policy",
+            "omit one of them",
         )
 
 
-def _refuse_other_run(args: argparse.Namespace) -> None:
-    """Refuse a folder that holds a run, unless this one goes on with it or takes its place."""
+def _check_folder(args: argparse.Namespace) -> None:
+    """Reject a folder that holds a run, unless this one resumes or overwrites it."""
     if args.resume is not None and args.overwrite:
         raise BinarizeError(
-            "overwrite", True, "cannot go with --resume", "leave one of the two options out"
+            "overwrite", True, "cannot be combined with --resume", "omit one of them"
         )
     if args.resume is not None or args.overwrite:
         return
@@ -294,13 +292,13 @@ def _refuse_other_run(args: argparse.Namespace) -> None:
         raise FileError(
             "output",
             str(args.output),
-            f"holds a run already ({found})",
-            "give --resume to go on with it, --overwrite to begin again, or another folder",
+            f"already holds a run ({found})",
+            "give --resume to continue it, --overwrite to start over, or another folder",
         )
 
 
 def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:
-    """What a resumed run must have in common with the first, beside what the Trainer knows."""
+    """Return settings that a resumed run must share, in addition to the Trainer's."""
     root = None if args.root is None else str(Path(args.root).expanduser().resolve())
     return {
         "model": args.model,
@@ -319,7 +317,7 @@ def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:
 def _how_to_go_on(args: argparse.Namespace, trainer: Any) -> str:
     checkpoint = args.output / "last.pt"
     if trainer.has_checkpoint and checkpoint.is_file():
-        return f"stopped; the same command with --resume goes on from {checkpoint}"
+        return f"stopped; the same command with --resume continues from {checkpoint}"
     return "stopped before the first checkpoint; there is nothing to resume"
 
 
@@ -339,7 +337,7 @@ _FEATURES = {
 
 
 def _features(given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
-    """Make the loss between feature maps of KEY=VALUE settings; None leaves it to the recipe."""
+    """Create the feature-map loss from KEY=VALUE settings; None leaves it to the recipe."""
     from binarize.train import FeatureDistillation
 
     asked = {_FEATURES[key]: value for key, value in given if key in _FEATURES}
@@ -355,10 +353,10 @@ def _features(given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
 
 
 def _distillation(task: str, given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
-    """Make the distillation loss of KEY=VALUE settings over the recipe's; None leaves it to it."""
+    """Create the distillation loss from KEY=VALUE settings over the recipe's; None without any."""
     from binarize.train import DepthDistillation, SegmentationDistillation, open_task
 
-    open_task(task, num_classes=2)  # refuses an unknown task
+    open_task(task, num_classes=2)  # rejects an unknown task
     given = [(key, value) for key, value in given if key not in _FEATURES]
     if not given:
         return None

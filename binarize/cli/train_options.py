@@ -11,7 +11,7 @@ __all__ = ["add_augment_options", "add_start_options", "add_training_options"]
 
 
 def add_start_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what the network starts and learns from."""
+    """Add the options for initial weights, conversion and teacher."""
     start = parser.add_argument_group("start and teacher")
     start.add_argument(
         "--init",
@@ -30,14 +30,20 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--keep-folded",
         action="store_true",
-        help="leave norms that were folded into the loaded weights as they are, instead of giving "
-        "them back the scale that training needs",
+        help="keep norms that were folded into the loaded weights, instead of unfolding them for "
+        "training",
     )
     start.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
+        "--keep-float",
+        "--keep",
+        dest="keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="layers to keep in float",
     )
     start.add_argument(
-        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
+        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
     )
     start.add_argument(
         "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
@@ -68,7 +74,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="sensitivity of the layers for --budget: sensitivity.json of binarize sensitivity",
     )
-    start.add_argument("--teacher", metavar="FILE", help="weights of the network to learn from")
+    start.add_argument("--teacher", metavar="FILE", help="weights of the teacher")
     start.add_argument(
         "--teacher-model", metavar="MODEL", help="the teacher's network (default: --model)"
     )
@@ -81,7 +87,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         help="distillation setting: weight, temperature, channel_weight, channel_temperature, "
         "trust (agree, mix, all), truth_share, schedule (cosine, linear, constant); for depth: "
         "weight, gradient_weight, tolerance, scales, schedule; for any task: features and "
-        "attention (weights of what feature maps add), layers (NAME,NAME; default: where the "
+        "attention (weights of the feature-map losses), layers (NAME,NAME; default: where the "
         "resolution changes), "
         "feature_schedule",
     )
@@ -89,7 +95,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "--unlabelled",
         type=Path,
         metavar="DIR",
-        help="folder of further images, without labels: the teacher alone says what they show",
+        help="folder of additional images without labels, supervised only by the teacher",
     )
     start.add_argument(
         "--recalibrate",
@@ -120,7 +126,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--recipe",
         metavar="NAME|FILE",
-        help="source of defaults for the options below: epochs, batch size, rate, decay, "
+        help="source of defaults for the options below: epochs, batch size, learning rate, decay, "
         "warm-up, balance, distillation (default cnn-dense; see binarize recipes)",
     )
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
@@ -129,13 +135,13 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weight-decay", type=float, metavar="X", help="of float layers")
     group.add_argument("--clip", type=float, metavar="X", help="gradient clipping norm")
     group.add_argument(
-        "--warmup", type=float, metavar="SHARE", help="share of the steps spent warming up"
+        "--warmup", type=float, metavar="SHARE", help="fraction of the steps for warm-up"
     )
     group.add_argument(
         "--balance",
         type=float,
         metavar="POWER",
-        help="weigh classes by their share of the pixels to the power -POWER (0 to 1; 0: equally)",
+        help="weight classes by their frequency to the power -POWER (0 to 1; 0: equally)",
     )
     group.add_argument("--bf16", action="store_true", default=None, help="bfloat16 autocast")
     group.add_argument("--compile", action="store_true", help="use torch.compile")
@@ -145,7 +151,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--val-every", type=int, default=1, metavar="N", help="validate every N epochs (default 1)"
     )
     group.add_argument(
+        "--select",
         "--final",
+        dest="select",
         choices=("last", "best"),
         default="last",
         help="epoch whose weights are evaluated and saved (default last)",
@@ -176,7 +184,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--two-steps",
         type=float,
         metavar="SHARE",
-        help="keep the weights of binary layers float for this share of the training, with binary "
+        help="keep the weights of binary layers float for this fraction of training, with binary "
         "activations from the start",
     )
     group.add_argument(
@@ -185,23 +193,23 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KIND=X",
-        help="multiply the rate of latent (weights of binary layers), thresholds (and scales) or "
-        "rest",
+        help="learning-rate multiplier for latent (weights of binary layers), thresholds (and "
+        "scales) or rest",
     )
     group.add_argument(
         "--flips",
         action="store_true",
-        help="log the share of binary weights that change sign in each epoch",
+        help="log the fraction of binary weights that change sign in each epoch",
     )
     group.add_argument(
         "--save-every",
         metavar="TIME|N",
-        help="write last.pt inside epochs, too: after a time (10min, 90s, 1h) or N batches",
+        help="also write last.pt within epochs: after a time (10min, 90s, 1h) or N batches",
     )
     group.add_argument(
         "--keep-checkpoints",
         type=int,
         default=1,
         metavar="N",
-        help="keep the states of the newest N epochs (default 1: last.pt alone)",
+        help="keep the states of the newest N epochs (default 1: only last.pt)",
     )

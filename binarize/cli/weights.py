@@ -1,4 +1,4 @@
-"""Read weight files and put them into networks; write those of float networks."""
+"""Read weight files into networks, and write float networks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _ENDINGS = ("*.safetensors", "*.st", "*.pt", "*.pth", "*.ckpt", "*.bin")
 
 @dataclass(frozen=True)
 class Matched:
-    """How much of a file went into a network.
+    """How much of a file was loaded into a network.
 
     Attributes:
         loaded: Number of tensors that were loaded.
         total: Number of tensors in the file.
-        missing: Names of the network's tensors that the file does not have.
-        unused: Names of the file's tensors that the network has no place for.
+        missing: Names of the network's tensors that are not in the file.
+        unused: Names of the file's tensors that are not in the network.
     """
 
     loaded: int
@@ -49,10 +49,10 @@ class Matched:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        told = f"{self.loaded} of {self.total} tensors loaded"
+        text = f"{self.loaded} of {self.total} tensors loaded"
         if self.missing:
-            told += f", {len(self.missing)} of the network's stay as they were"
-        return told
+            text += f", {len(self.missing)} of the network's unchanged"
+        return text
 
 
 def _existing(path: Path, argument: str) -> Path:
@@ -65,15 +65,15 @@ def _existing(path: Path, argument: str) -> Path:
 
 
 def file_kind(path: Path) -> str:
-    """What a file is by its content: "safetensors", "onnx", or "torch" for all others."""
+    """Return a file's type by content: "safetensors", "onnx", or "torch" for all others."""
     with open(path, "rb") as file:
         start = file.read(16)
     length = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and length <= max(2, path.stat().st_size):
         return "safetensors"
     if path.suffix in (".safetensors", ".st"):
-        return "safetensors"  # and damaged
-    # The version of ONNX's format, a small number, is the first field, the producer the next.
+        return "safetensors"  # but damaged
+    # ONNX starts with its format version, a small number, followed by the producer.
     if path.suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a")):
         return "onnx"
     return "torch"
@@ -96,10 +96,10 @@ def read_header(path: Path, argument: str) -> dict[str, str]:
 
 
 def read_tensors(path: Path, argument: str) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or of a .pt checkpoint, without running code of it.
+    """Read the tensors of a .safetensors file or .pt checkpoint without running its code.
 
     Raises:
-        FileError: The file is missing, damaged, or holds no tensors by name.
+        FileError: The file is missing, damaged, or has no named tensors.
     """
     _existing(path, argument)
     try:
@@ -113,21 +113,23 @@ def read_tensors(path: Path, argument: str) -> dict[str, Tensor]:
         raise FileError(
             argument,
             str(path),
-            "holds more than weights (a pickled network?)",
+            "contains more than weights (a pickled network?)",
             "save network.state_dict() instead",
         ) from error
     tensors = _named_tensors(found)
     if not tensors:
         keys = f" under {_some(found)}" if isinstance(found, Mapping) and found else ""
-        raise FileError(argument, str(path), f"holds no weights by name{keys}", "give a state_dict")
+        raise FileError(
+            argument, str(path), f"contains no named weights{keys}", "give a state_dict"
+        )
     return tensors
 
 
 def _named_tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: of the mapping, at any depth, that has most of them.
+    """Return a checkpoint's tensors, from the mapping at any depth that has the most.
 
-    Wrappers have many names (student, state_dict, model, net, ema...); an optimizer's state is
-    told by numbers, or by names of its own, in place of the network's.
+    Wrappers use many names (student, state_dict, model, net, ema...); an optimizer's state has
+    numbers or its own names instead of the network's.
     """
     if not isinstance(found, Mapping) or depth > 4:
         return {}
@@ -143,14 +145,14 @@ def _named_tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:
 def _fitting(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, argument: str
 ) -> dict[str, Tensor]:
-    """The tensors under the network's names, without a prefix that wrappers put before them.
+    """Return the tensors under the network's names, without wrappers' prefixes.
 
-    Wrappers (DataParallel, torch.compile, Lightning, EMA) put ``module.``, ``_orig_mod.``,
-    ``model.`` and the like before all names of a network; beside them there may be entries of the
-    wrapper's own. If all names of the network are there behind one prefix, these are taken.
+    Wrappers (DataParallel, torch.compile, Lightning, EMA) prefix all names of a network with
+    ``module.``, ``_orig_mod.``, ``model.`` and the like, and may add their own entries. If all
+    names of the network exist under one prefix, these are used.
 
     Raises:
-        FileError: All names are there behind several prefixes.
+        FileError: All names exist under several prefixes.
     """
     if any(name in own for name in tensors):
         return dict(tensors)
@@ -168,7 +170,7 @@ def _fitting(
         raise FileError(
             argument,
             str(path),
-            f"two networks are in it, and both fit: names that begin with {shown}",
+            f"contains two fitting networks, with names that start with {shown}",
             "save the state_dict of one of them",
         )
     if not whole and len(found) != 1:
@@ -180,12 +182,12 @@ def _fitting(
 def load_weights(
     network: nn.Module, path: Path, *, partial: bool = False, argument: str = "weights"
 ) -> Matched:
-    """Put a file's weights into a network.
+    """Load a file's weights into a network.
 
     Args:
         network: The network; unchanged when this fails.
         path: The file.
-        partial: Load what fits by name and shape, instead of insisting on everything.
+        partial: Load what fits by name and shape, instead of requiring everything.
         argument: Name of the option, for messages.
 
     Raises:
@@ -195,8 +197,8 @@ def load_weights(
         raise FileError(
             argument,
             str(path),
-            "is the file of a converted network, not of a float one",
-            "give float weights here, or this file in the place of the model",
+            "belongs to a converted network, not to a float one",
+            "give float weights here, or this file as the model",
         )
     own = network.state_dict()
     tensors = _fitting(read_tensors(path, argument), own, path, argument)
@@ -217,7 +219,7 @@ def load_weights(
     return Matched(len(fits), len(tensors), missing, unused)
 
 
-_MEND = "give the weights of this very network, or --partial to load what fits"
+_MEND = "give the weights of exactly this network, or --partial to load what fits"
 
 
 def _misfit(
@@ -241,10 +243,10 @@ def _misfit(
 
 
 def load_encoder(network: nn.Module, path: Path, argument: str = "encoder-weights") -> Matched:
-    """Put a backbone's weights into a network's encoder, as far as they fit.
+    """Load a backbone's weights into a network's encoder, as far as they fit.
 
-    Looked for in ``network.encoder``, ``network.backbone``, the timm network inside either, and
-    the network itself; the one with most tensors of the same name and shape gets them.
+    Candidates are ``network.encoder``, ``network.backbone``, the timm network inside either, and
+    the network itself; the one with the most tensors of the same name and shape is loaded.
 
     Raises:
         FileError: The file is missing or damaged, or nothing fits.
@@ -290,7 +292,7 @@ def save_float(network: nn.Module, path: Path, description: Mapping[str, Any]) -
     Raises:
         FileError: The file cannot be written.
     """
-    # A parameter used twice is written twice: other readers know no shared memory.
+    # A shared parameter is written twice, for readers that do not support sharing.
     entries = [_entry(name, value) for name, value in network.state_dict().items()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -313,5 +315,8 @@ def _some(names: Any, count: int = 3) -> str:
 def _damaged(path: Path, argument: str, error: BaseException) -> FileError:
     text = " ".join(str(error).split())[:120]
     return FileError(
-        argument, str(path), f"cannot be read ({text})", "it may be cut off: fetch or save it again"
+        argument,
+        str(path),
+        f"cannot be read ({text})",
+        "it may be truncated: download or save it again",
     )

@@ -1,4 +1,4 @@
-"""Data sets of pictures with dense targets, and the scenes that are made from a seed."""
+"""Data sets of images with dense targets, and procedural scenes."""
 
 from __future__ import annotations
 

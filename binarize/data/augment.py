@@ -1,4 +1,4 @@
-"""Augmentation of pictures together with their label and depth maps."""
+"""Augmentation of images together with their label and depth maps."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Augment", "Depth", "RandomZoom"]
 
 
 class Depth(tv_tensors.Mask):
-    """A depth map in metres, (1, H, W) float32; moved like a mask, rescaled by a zoom."""
+    """A depth map in metres, (1, H, W) float32; transformed like a mask, and rescaled by zooms."""
 
 
 class RandomZoom(v2.Transform):
-    """Cut out a window of the picture's own aspect ratio and resize it to ``size``.
+    """Crop a window of the image's aspect ratio and resize it to ``size``.
 
     A window 1/z as wide shows everything z times larger, which under the same focal length is
     the same scene z times nearer: depth maps are divided by z (Eigen et al. 2014, section 3.4).
@@ -40,7 +40,7 @@ class RandomZoom(v2.Transform):
         self.zoom = zoom
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the window: its corner, its size and the zoom it stands for."""
+        """Draw the window: its corner, its size and the corresponding zoom."""
         rows, columns = flat_inputs[0].shape[-2:]
         low, high = math.log(self.zoom[0]), math.log(self.zoom[1])
         draw, top, left = torch.rand(3).tolist()
@@ -74,8 +74,8 @@ class Augment:
 
     Args:
         flip: Probability of a horizontal flip.
-        zoom: Largest zoom; 1 turns it off. Windows are cut from a stored picture that is larger
-            by this factor where the file has the pixels, so that a zoomed sample stays sharp.
+        zoom: Largest zoom; 1 turns it off. Windows are cropped from a stored image that is larger
+            by this factor if the file has the pixels, so that a zoomed sample stays sharp.
         jitter: Strength of the colour jitter (brightness, contrast and saturation by a factor
             within 1 ± jitter, hue by a tenth of it); 0 turns it off.
 
@@ -88,7 +88,7 @@ class Augment:
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse values that have no meaning."""
+        """Reject values out of range."""
         for name, low, high in (("flip", 0.0, 1.0), ("zoom", 1.0, 8.0), ("jitter", 0.0, 1.0)):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -97,7 +97,7 @@ class Augment:
                 )
 
     def build(self, size: tuple[int, int]) -> v2.Transform:
-        """Return the transform that ends in pictures of ``size`` (rows, columns)."""
+        """Return the transform to images of ``size`` (rows, columns)."""
         steps: list[v2.Transform] = []
         if self.zoom > 1:
             steps.append(RandomZoom(size, (1.0, self.zoom)))

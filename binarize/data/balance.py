@@ -1,4 +1,4 @@
-"""Weights for classes that are rare."""
+"""Class weights for rare classes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["balanced_weights"]
 
 
 def balanced_weights(counts: Tensor, power: float = 0.5) -> Tensor:
-    """Return one weight per class for a cross-entropy that rare classes do not get lost in.
+    """Return one cross-entropy weight per class that counteracts class imbalance.
 
-    w_c is proportional to f_c^(−power) with f_c the share of the pixels, and scaled so that the
-    mean weight over all pixels is 1: the loss and the learning rate keep their size.
+    w_c is proportional to f_c^(−power) with f_c the class frequency, and scaled so that the
+    mean weight over all pixels is 1, which keeps the scale of the loss.
 
     Args:
         counts: Pixels of each class, as :meth:`~binarize.data.dense.DenseDataset.class_counts`
             returns them.
-        power: 0 weighs all pixels alike, 1 all classes alike, 0.5 is half way.
+        power: 0 weights all pixels equally, 1 all classes equally, 0.5 is in between.
 
     Returns:
         float32 tensor, one weight per class; 1 for a class without pixels.
@@ -31,7 +31,7 @@ def balanced_weights(counts: Tensor, power: float = 0.5) -> Tensor:
         raise DataError("power", power, "must be from 0 to 1", "use 0.5")
     share = counts.double() / counts.sum()
     if not bool(share.isfinite().all()):
-        raise DataError("counts", counts.tolist(), "count no pixel", "use a set with labels")
+        raise DataError("counts", counts.tolist(), "contain no pixel", "use a set with labels")
     weights = torch.where(share > 0, share.clamp(min=1e-12) ** -power, 0)
     weights = weights / (weights * share).sum()
     return torch.where(share > 0, weights, 1).float()

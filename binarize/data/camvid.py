@@ -59,8 +59,8 @@ class CamVid(DenseDataset):
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
-        DataError: A folder is missing, an image has no label map, a task without labels is
-            asked for; on reading, a label outside 0..11.
+        DataError: A folder is missing, an image has no label map, or the task has no labels
+            here; on reading, a label outside 0..11.
     """
 
     classes = CLASSES
@@ -92,6 +92,6 @@ class CamVid(DenseDataset):
         )
 
     def read(self, index: int) -> dict[str, Tensor]:
-        """Read one picture and its label map."""
+        """Read one image and its label map."""
         image, mask = self.pairs[index]
         return {"image": read_image(image), "mask": label_map(mask, self._table)}

@@ -1,4 +1,4 @@
-"""Class names, and the colours that masks may show them in."""
+"""Class names, and their colours in masks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ClassList:
     void: tuple[Color, ...] = ()
 
     def coding(self) -> MaskCoding | None:
-        """How masks code the classes, if by colours."""
+        """Return how masks encode the classes, if by colours."""
         if self.colors is None:
             return None
         labels = {_code(color): label for label, color in enumerate(self.colors)}
@@ -41,14 +41,14 @@ class ClassList:
 
 
 def read_classes(classes: int | Sequence[str] | None, root: Path) -> ClassList:
-    """Class names from a number, from names, or from ``root/classes.txt``.
+    """Return class names from a number, from names, or from ``root/classes.txt``.
 
-    The file has a class per line: its name, and if masks are colours, its colour as ``R G B`` or
+    The file has one class per line: its name, and for coloured masks its colour as ``R G B`` or
     ``#RRGGBB``. A line named void or ignore has a colour that is ignored.
 
     Raises:
         DataError: None is given and there is no such file, the number is out of range, or the
-            file is wrong.
+            file is invalid.
     """
     listed = root / "classes.txt"
     made = _parse(listed) if listed.is_file() else None
@@ -95,7 +95,7 @@ def _parse(path: Path) -> ClassList:
             else (int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16))
         )
         if max(color) > 255:
-            raise DataError("classes", line, "a colour is three numbers to 255", f"mend {path}")
+            raise DataError("classes", line, "a colour is three numbers up to 255", f"fix {path}")
         if name.lower() in _VOID:
             void.append(color)
         else:
@@ -103,9 +103,9 @@ def _parse(path: Path) -> ClassList:
             colors.append(color)
     if colors and len(colors) != len(names):
         rule = f"{len(colors)} of {len(names)} classes have a colour"
-        raise DataError("classes", str(path), rule, "give all of them one, or none")
+        raise DataError("classes", str(path), rule, "give all of them a colour, or none")
     if len(set(colors) | set(void)) != len(colors) + len(void):
-        raise DataError("classes", str(path), "two lines have one colour", "give each its own")
+        raise DataError("classes", str(path), "two lines have the same colour", "give each its own")
     return ClassList(tuple(names), tuple(colors) or None, tuple(void))
 
 

@@ -1,6 +1,6 @@
-"""Decode image files to what viewers show: whole, upright, first frame, eight bits of RGB.
+"""Decode image files as viewers show them: complete, upright, first frame, 8-bit RGB.
 
-One way for training, evaluation and prediction, so that a network meets what it was trained on.
+Training, evaluation and prediction share this code, so that a network sees what it was trained on.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image with an EXIF orientation upright; 1 is upright already."""
+"""Transposition for each EXIF orientation; 1 is upright already."""
 
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
-# Bytes after the end of compressed data: nothing reads them, unless data are missing.
+# Bytes after the end of compressed data: only read if data are missing.
 _FILLER = bytes((37 * i + 11) % 251 for i in range(96))
 _END_OF_DATA = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
 
 
 def decode(path: Path) -> Image.Image:
-    """Read an image file whole and turn it upright; the pixels keep their type.
+    """Read a complete image file and turn it upright; the pixels keep their type.
 
     Raises:
-        DataError: The file is missing or unreadable, is no image, or is damaged.
+        DataError: The file is missing or unreadable, not an image, or damaged.
     """
     try:
         data = path.read_bytes()
@@ -55,22 +55,22 @@ def decode(path: Path) -> Image.Image:
     try:
         image = _decoded(data)
         damaged = image.format == "JPEG" and jpeg_runs_short(data, image)
-    except Exception as error:  # Pillow raises many kinds on damaged files
+    except Exception as error:  # Pillow raises many types on damaged files
         raise DataError(
-            "file", str(path), "cannot be read as an image", "replace the file, it may be cut off"
+            "file", str(path), "cannot be read as an image", "replace the file; it may be truncated"
         ) from error
     if damaged:
         raise DataError(
             "file",
             str(path),
-            "its JPEG data end before the image does: a part of it would be grey",
-            "replace the file, it is damaged",
+            "JPEG data are incomplete: part of the image would be grey",
+            "replace the file; it is damaged",
         )
     return _upright(image)
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file begins like an image, whatever its name ends in."""
+    """Return whether a file starts like an image, whatever its suffix."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -81,16 +81,16 @@ def is_image(path: Path) -> bool:
 
 
 def rgb(image: Image.Image, path: Path) -> np.ndarray:
-    """Pixels as viewers show them, uint8 (H, W, 3).
+    """Return pixels as viewers show them, uint8 (H, W, 3).
 
-    Sixteen bits of grey are scaled by their range, transparent pixels are laid on white.
+    16-bit grey is scaled by its range, transparent pixels are composited on white.
 
     Args:
-        image: What :func:`decode` returned.
+        image: Result of :func:`decode`.
         path: Its file, for messages.
 
     Raises:
-        DataError: The pixels have no range by which to show them (floating point, 32 bits).
+        DataError: The pixel type has no display range (floating point, 32 bits).
     """
     mode = image.mode
     if mode in _SIXTEEN_BITS or mode in ("I", "F"):
@@ -114,14 +114,14 @@ def rgb(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def jpeg_runs_short(data: bytes, image: Image.Image) -> bool:
-    """Whether compressed data of a JPEG file end before all of its pixels are told.
+    """Return whether a JPEG file's compressed data end before its last pixel.
 
-    The decoder fills the rest with grey, without a word. Bytes added behind the data change
-    nothing in a whole file; where data are missing, they are taken for them.
+    The decoder silently fills the rest with grey. Bytes appended to the data change
+    nothing in a complete file; where data are missing, the decoder reads them instead.
 
     Args:
         data: The file.
-        image: What it decodes to.
+        image: The decoded image.
     """
     longer = _with_filler(data)
     return longer is not None and _decoded(longer).tobytes() != image.tobytes()
@@ -129,7 +129,7 @@ def jpeg_runs_short(data: bytes, image: Image.Image) -> bool:
 
 def _decoded(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
-        # Of odd metadata and large images; neither changes what is read.
+        # About odd metadata and large images; neither affects the pixels.
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data))
         image.load()
@@ -138,19 +138,19 @@ def _decoded(data: bytes) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        # After loading: Pillow turns TIFF files by itself, and then forgets their orientation.
+        # After loading: Pillow rotates TIFF files itself, and then drops their orientation.
         orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged metadata do not hurt the pixels
+    except Exception:  # damaged metadata do not affect the pixels
         return image
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)
 
 
 def _with_filler(data: bytes) -> bytes | None:
-    """A JPEG file with bytes added wherever compressed data end; None if that tells nothing.
+    """Return a JPEG file with bytes added wherever compressed data end; None if inconclusive.
 
     Raises:
-        ValueError: What follows compressed data is neither the image's end nor more of it.
+        ValueError: Compressed data are followed by neither the end of the image nor more data.
     """
     parts: list[bytes] = []
     position, done = 2, 0
@@ -161,7 +161,7 @@ def _with_filler(data: bytes) -> bytes | None:
             continue
         if kind == 0xD9:
             return b"".join([*parts, data[done:]]) if parts else None
-        # Arithmetic coding leaves trailing zeros out: there, missing data are no mistake.
+        # Arithmetic coding omits trailing zeros: there, missing data are not an error.
         if 0xC9 <= kind <= 0xCF and kind != 0xCC:
             return None
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
@@ -170,10 +170,10 @@ def _with_filler(data: bytes) -> bytes | None:
         for found in _END_OF_DATA.finditer(data, position):
             parts += [data[done : found.start()], _FILLER]
             done = position = found.start()
-            if not 0xD0 <= found[0][-1] <= 0xD7:  # not a restart, which goes on with data
+            if not 0xD0 <= found[0][-1] <= 0xD7:  # not a restart, which is followed by data
                 break
         else:
             return None
     if parts:
-        raise ValueError("no marker where one belongs")
+        raise ValueError("marker expected")
     return None

@@ -1,6 +1,6 @@
-"""The common part of every data set: cache, resize, augment, normalise.
+"""Base class of the data sets: cache, resize, augment, normalise.
 
-Shape legend: H, W rows and columns of the size asked for.
+Shape legend: H, W rows and columns of the requested size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TASKS: dict[str | None, frozenset[str]] = {
 
 
 def normalisation(name: str | Stats) -> Stats:
-    """Mean and standard deviation by name: "imagenet", "symmetric" ([-1, 1]) or "none" ([0, 1]).
+    """Return mean and deviation by name: "imagenet", "symmetric" ([-1, 1]) or "none" ([0, 1]).
 
     Raises:
         DataError: The name is not known.
@@ -55,27 +55,27 @@ def normalisation(name: str | Stats) -> Stats:
 
 
 class DenseDataset(Dataset[dict[str, Tensor]]):
-    """Pictures with one or two maps of the same size, as dicts of tensors.
+    """Images with a mask, a depth map or both, as dicts of tensors.
 
     A sub-class provides :meth:`read`. Everything after reading happens here: resizing (bilinear
-    with antialiasing for pictures, nearest for maps), the cache, augmentation, normalisation.
+    with antialiasing for images, nearest for targets), the cache, augmentation, normalisation.
 
     Items: ``image`` float32 (3, H, W), normalised; ``mask`` int64 (H, W) with ``ignore_index``
     where nothing is known; ``depth`` float32 (1, H, W) in metres, 0 where nothing is known.
 
     Args:
         count: Number of samples, at least 1.
-        size: Rows and columns; None keeps each picture's own size.
-        task: "segmentation" or "depth" to leave the other map out; None for all there is.
+        size: Rows and columns; None keeps each image's own size.
+        task: "segmentation" or "depth" to omit the other target; None for all targets.
             "multilabel": ``mask`` is (C, H, W), 0 or 1 for each class.
         classes: Names of the classes.
         max_depth: Largest depth in metres, or None without depth.
         depth_scale: Metres per unit of the depth map that :meth:`read` returns.
         augment: True for the default :class:`Augment`, False for none, or an object.
-        normalize: Name or (mean, std) of the picture's values; see :func:`normalisation`.
-        cache: Keep read and resized samples in memory (uint8 pictures and labels). With worker
+        normalize: Name or (mean, std) of the normalisation; see :func:`normalisation`.
+        cache: Keep resized samples in memory (uint8 images and labels). With worker
             processes call :meth:`preload` first, or every worker fills its own.
-        colors: One RGB triple per class, for pictures; None derives them.
+        colors: One RGB triple per class, for display; None derives them.
         allow_empty: Let :meth:`check_targets` pass where a class has no pixel.
 
     Raises:
@@ -145,8 +145,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         """Read one sample at its own size.
 
         Returns:
-            ``image`` uint8 (3, h, w) and those of ``mask`` uint8 (h, w) and ``depth`` (1, h, w)
-            that ``self.keys`` names.
+            ``image`` uint8 (3, h, w), and ``mask`` uint8 (h, w) and ``depth`` (1, h, w) if they
+            are in ``self.keys``.
         """
         raise NotImplementedError
 
@@ -175,7 +175,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         """Fill the cache now, so that worker processes inherit it instead of filling their own.
 
         Args:
-            progress: Called with (samples done, samples in all) after each one.
+            progress: Called with (samples done, total samples) after each one.
         """
         for index in range(self._count):
             self._stored(index)
@@ -184,7 +184,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
 
     @property
     def keeps_samples(self) -> bool:
-        """Whether samples stay in memory once they were read."""
+        """Return whether samples stay in memory once read."""
         return self._cache is not None
 
     def class_counts(self) -> Tensor:
@@ -203,7 +203,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         return counts[: max(2, self.num_classes)]
 
     def check_targets(self) -> None:
-        """Refuse targets that nothing can be learned from; reads all samples.
+        """Reject targets that nothing can be learnt from; reads all samples.
 
         Raises:
             DataError: A class has no labelled pixel, all pixels are ignored, or no depth is
@@ -215,7 +215,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             self._check_depth(self.max_depth)
 
     def _label_counts(self) -> Tensor:
-        """Pixels of each of the 256 labels, for each class of its own if there are several."""
+        """Count pixels of each of the 256 labels, separately per class for several labels."""
         if "mask" not in self.keys or not self.classes:
             raise DataError("task", "depth", "there are no labels", "open it for segmentation")
         several = self.task == "multilabel"
@@ -231,11 +231,11 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         names = self.classes
         if self.task == "multilabel":
             missing = [n for n, row in zip(names, counts, strict=True) if not row[1]]
-            told = {i: int(row[1]) for i, row in enumerate(counts)}
+            counted = {i: int(row[1]) for i, row in enumerate(counts)}
         else:
             names = names if len(names) > 1 else ("background", *names)
             missing = [name for name, pixels in zip(names, counts, strict=False) if not pixels]
-            told = {i: int(pixels) for i, pixels in enumerate(counts) if pixels}
+            counted = {i: int(pixels) for i, pixels in enumerate(counts) if pixels}
             names = (*names, *(str(i) for i in range(len(names), IGNORE)), "ignored")
         if len(missing) == 0:
             return
@@ -243,13 +243,13 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         if len(missing) > 1:
             rule += f", nor {', '.join(repr(name) for name in missing[1:4])}"
             rule += ", ..." if len(missing) > 4 else ""
-        if not any(pixels for label, pixels in told.items() if label != IGNORE):
+        if not any(pixels for label, pixels in counted.items() if label != IGNORE):
             rule = "all pixels are ignored"
         raise DataError(
             "masks",
-            histogram(told, names),
+            histogram(counted, names),
             rule,
-            "check the masks' values (--mask-values) and the number of classes; if a class is "
+            "check the mask values (--mask-values) and the number of classes; if a class is "
             "missing on purpose, allow it (--allow-empty-classes, allow_empty=True)",
         )
 
@@ -265,7 +265,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             low, middle, high = sample.quantile(torch.tensor([0.0, 0.5, 1.0])).tolist()
             rule = (
                 f"no depth is from 0 to {largest:g} m: they are {low:.4g} to {high:.4g} m, "
-                f"half below {middle:.4g}"
+                f"median {middle:.4g}"
             )
         raise DataError(
             "depth",
@@ -275,7 +275,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         )
 
     def denormalize(self, image: Tensor) -> Tensor:
-        """Turn normalised pictures (..., 3, H, W) back into uint8 ones."""
+        """Convert normalised images (..., 3, H, W) back to uint8."""
         shown = image.detach().cpu().float() / self._gain + self._mean
         return shown.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -295,7 +295,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         rows, columns = sample["image"].shape[-2:]
         size = (rows, columns) if self.size is None else self.size
         if self.augment is not None and self.augment.zoom > 1:
-            # Stay within the file's pixels: the zoom cannot show more than there is.
+            # Limited to the file's pixels: a zoom cannot show more detail.
             zoom = max(1.0, min(self.augment.zoom, rows / size[0], columns / size[1]))
             size = (round(size[0] * zoom), round(size[1] * zoom))
         return {

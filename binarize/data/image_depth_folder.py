@@ -18,24 +18,24 @@ __all__ = ["ImageDepthFolder"]
 
 
 class ImageDepthFolder(DenseDataset):
-    """Images and depth maps from two folders; a map has its image's name, but for the suffix.
+    """Images and depth maps from two folders; a depth map has its image's name, except the suffix.
 
-    A map is a PNG or TIFF file of whole numbers, whose unit ``depth_scale`` tells (0.001 for
-    millimetres), or a NumPy file (``.npy``, (H, W)), of metres if it holds floating-point numbers
-    and no ``depth_scale`` is given. 0, NaN and infinity are unknown depth.
+    A depth map is a PNG or TIFF file of integers in units of ``depth_scale`` (0.001 for
+    millimetres), or a NumPy file (``.npy``, (H, W)), in metres if it holds floating-point numbers
+    and no ``depth_scale`` is given. 0, NaN and infinity mean unknown depth.
 
     Args:
         images: Folder of images.
         depth: Folder of depth maps.
         size: Rows and columns; None keeps each image's own.
         depth_scale: Metres per unit of the files.
-        max_depth: Largest depth in metres; what is beyond it does not count.
+        max_depth: Largest depth in metres; larger values do not count.
         **options: ``augment``, ``normalize``, ``cache``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
-        DataError: A folder is missing or empty, an image has no map, the unit is not known; on
-            reading, a negative depth, or a map of another size than its image.
+        DataError: A folder is missing or empty, an image has no depth map, the unit is unknown; on
+            reading, a negative depth, or a depth map and image of different size.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ImageDepthFolder(DenseDataset):
             raise DataError(
                 "depth_scale",
                 None,
-                "the maps are whole numbers, and their unit is not known",
+                "the depth maps are integers in an unknown unit",
                 "give metres per unit, e.g. 0.001 for millimetres (--depth-scale)",
             )
         options.pop("task", None)
@@ -83,7 +83,7 @@ class ImageDepthFolder(DenseDataset):
                 "depth",
                 str(path),
                 f"its size {tuple(depth.shape)} is not the image's {tuple(image.shape[-2:])}",
-                "make the map at the image's size",
+                "save the depth map at the image's size",
             )
         if bool((depth < 0).any()):
             raise DataError("depth", float(depth.min()), f"{path} is negative", "set it to 0")
@@ -98,7 +98,7 @@ def _open(path: Path, mode: Any) -> np.ndarray:
             "file", str(path), "cannot be read as a NumPy file", "save it with numpy.save"
         ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fui":
-        raise DataError("file", str(path), "holds no numbers", "save it with numpy.save")
+        raise DataError("file", str(path), "is not numeric", "save it with numpy.save")
     return array
 
 

@@ -20,34 +20,34 @@ __all__ = ["ImageMaskFolder"]
 
 
 class ImageMaskFolder(DenseDataset):
-    """Images and masks from two folders; a mask has its image's name, but for the suffix.
+    """Images and masks from two folders; a mask has its image's name, except the suffix.
 
-    Masks hold class indices as grey values or palette entries, 255 where a pixel is to be
-    ignored. Of two classes they may hold any two values instead, 0 and 255 say: the smaller one
-    is class 0 then, and ``mask_values`` tells what was found. Masks in colours need a
+    Masks hold class indices as grey values or palette entries, and 255 for ignored pixels. With two
+    classes they may hold any two values instead, such as 0 and 255: the smaller one
+    is then class 0, and ``mask_values`` shows what was found. Coloured masks need a
     ``classes.txt`` that gives each class its colour (``NAME R G B`` or ``NAME #RRGGBB``). With one
     class, 0 is the background and 1 (or the larger value) the class.
 
-    With ``task="multilabel"`` a pixel may be of several classes: ``masks`` has a folder for each
-    class, named after it, with masks of two values (0 where the class is not). Where an image has
-    no file in it, the class is nowhere.
+    With ``task="multilabel"`` a pixel may have several classes: ``masks`` has one folder per
+    class, named after it, with masks of two values (0 where the class is absent). An image without
+    a file there does not contain the class.
 
     Args:
         images: Folder of images.
         masks: Folder of masks.
-        size: Rows and columns; None keeps each image's own (batches of one, then).
+        size: Rows and columns; None keeps each image's own (which requires batches of one).
         classes: Number of classes, or their names; None reads ``classes.txt`` beside ``images``.
         task: "segmentation" or "multilabel".
-        mask_values: The value of each class in the masks, in order; None finds it.
-        mask_ignore: Further values that are ignored, as 255 is.
-        survey: Masks to find the values in, of all splits; None takes those of this folder.
-        coding: How masks code the labels, where that is known; None finds out.
+        mask_values: The value of each class in the masks, in order; None detects them.
+        mask_ignore: Further values to ignore, like 255.
+        survey: Masks of all splits to detect the values in; None uses this folder's.
+        coding: How masks encode the labels, if known; None detects it.
         **options: ``augment``, ``normalize``, ``cache``, ``colors``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
         DataError: A folder is missing or empty, an image has no mask, the classes are unknown;
-            on reading, a label outside the classes, or a mask of another size than its image.
+            on reading, a label outside the classes, or a mask and image of different size.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class ImageMaskFolder(DenseDataset):
 
     @property
     def mask_values(self) -> list[int] | None:
-        """The value of each label in the masks; None where they are the labels themselves."""
+        """Return the value of each label in the masks; None if values are the labels."""
         codes = {label: code for code, label in self._coding.labels.items() if label != IGNORE}
         values = [codes[label] for label in sorted(codes)]
         return None if self._coding.by_color or values == sorted(codes) else values
 
     @property
     def note(self) -> str | None:
-        """What was found out about the masks without being told, in a line."""
+        """Return what was detected about the masks, as one line."""
         if not self._coding.found:
             return None
         names = self.classes if len(self.classes) > 1 else ("background", *self.classes)
@@ -123,7 +123,7 @@ class ImageMaskFolder(DenseDataset):
                 "masks",
                 str(path),
                 f"its size {tuple(mask.shape)} is not the image's {tuple(image.shape[-2:])}",
-                "make the mask at the image's size",
+                "save the mask at the image's size",
             )
         return mask
 

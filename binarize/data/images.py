@@ -1,4 +1,4 @@
-"""Reading pictures and label maps from disk, and resizing them.
+"""Read images and label maps from disk, and resize them.
 
 Shape legend: H, W rows and columns in pixels; images are (3, H, W), label maps (H, W).
 """
@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def folder(path: str | Path, argument: str) -> Path:
-    """Return ``path`` when it is a folder that can be listed.
+    """Return ``path`` if it is a folder that can be listed.
 
     Args:
         path: The folder.
@@ -52,12 +52,12 @@ def folder(path: str | Path, argument: str) -> Path:
 def image_files(
     path: str | Path, argument: str, suffixes: Collection[str] = IMAGE_SUFFIXES
 ) -> list[Path]:
-    """Image files of a folder, sorted by name.
+    """Return the image files of a folder, sorted by name.
 
     Args:
         path: The folder.
         argument: Name of the caller's argument, for the message.
-        suffixes: What their names may end in, in small letters.
+        suffixes: Allowed suffixes, in lower case.
 
     Raises:
         DataError: The folder is missing or unreadable.
@@ -67,28 +67,28 @@ def image_files(
 
 
 def read_image(path: Path) -> Tensor:
-    """Read an image as viewers show it, as RGB.
+    """Read an image as viewers show it, in RGB.
 
     Its EXIF orientation is applied, 16-bit grey is scaled by its range, transparent pixels are
-    laid on white, and of several frames the first is taken.
+    composited on white, and the first of several frames is taken.
 
     Returns:
         uint8 tensor of shape (3, H, W).
 
     Raises:
-        DataError: The file is missing, damaged, no image, or has pixels without a range.
+        DataError: The file is missing, damaged, not an image, or its pixel type has no range.
     """
     return torch.from_numpy(rgb(decode(path), path)).permute(2, 0, 1)
 
 
 def read_map(path: Path) -> Tensor:
-    """Read a label or depth map that holds one number per pixel.
+    """Read a label or depth map with one number per pixel.
 
     Returns:
         Tensor of shape (H, W): uint8, or int32 for files of 16 or 32 bits.
 
     Raises:
-        DataError: The file is missing, damaged, no image, has several channels, or holds
+        DataError: The file is missing, damaged, not an image, has several channels, or holds
             floating-point numbers.
     """
     array = np.array(decode(path))
@@ -96,15 +96,15 @@ def read_map(path: Path) -> Tensor:
         raise DataError(
             "file",
             str(path),
-            f"a map needs one number per pixel, this file has {array.shape[-1]} channels",
+            f"a label map needs one number per pixel, this file has {array.shape[-1]} channels",
             "save it as a grey or palette PNG of class indices",
         )
     if array.dtype.kind == "f":
         raise DataError(
             "file",
             str(path),
-            "a map needs whole numbers, this file has floating-point ones",
-            "save it as a PNG of 8 or 16 bits",
+            "a label map needs integers, this file has floating-point numbers",
+            "save it as an 8-bit or 16-bit PNG",
         )
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
@@ -114,23 +114,23 @@ def read_map(path: Path) -> Tensor:
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a uint8 picture (3, H, W) to ``size`` (rows, columns), bilinear with antialiasing."""
+    """Resize a uint8 image (3, H, W) to ``size`` (rows, columns), bilinear with antialiasing."""
     if tuple(image.shape[-2:]) == size:
         return image
     return TF.resize(image, list(size), antialias=True)
 
 
 def resize_map(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a map (..., H, W) to ``size`` by taking the nearest pixel centre.
+    """Resize a label or depth map (..., H, W) to ``size`` by the nearest pixel centre.
 
     torchvision's mask kernel takes the pixel's upper left corner instead, which shifts the map
-    against the picture by up to half a pixel.
+    against the image by up to half a pixel.
     """
     if tuple(values.shape[-2:]) == size:
         return values
     rows, columns = values.shape[-2:]
     flat = values.reshape(1, -1, rows, columns)
-    # The nearest kernel knows uint8 and floats; 24 bits of mantissa hold every label exactly.
+    # The nearest kernel supports uint8 and floats; a 24-bit mantissa holds every label exactly.
     if flat.dtype not in (torch.uint8, torch.float32, torch.float64):
         return resize_map(values.float(), size).to(values.dtype)
     return F.interpolate(flat, size, mode="nearest-exact").reshape(*values.shape[:-2], *size)

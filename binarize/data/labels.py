@@ -15,7 +15,7 @@ __all__ = ["label_map", "label_table"]
 
 
 def label_table(classes: int, void: tuple[int, ...] = ()) -> Tensor:
-    """Table that keeps the labels 0 .. classes - 1 and turns ``void`` into the ignored label.
+    """Return a table that keeps the labels 0 .. classes - 1 and maps ``void`` to the ignored label.
 
     Returns:
         int16 tensor of 256 entries, -1 where a label is not allowed.

@@ -1,8 +1,8 @@
-"""What the values or colours of mask files mean: which label each one is.
+"""How mask files encode labels, by values or colours.
 
-Masks of the wild hold class indices, 0 and 255, any two values, palettes or colours. All of them
-are codes, whole numbers per pixel (a colour is 65536·R + 256·G + B), and a table says which label
-a code is.
+Masks in practice hold class indices, 0 and 255, any two values, palettes or colours. All of these
+are codes, one integer per pixel (a colour is 65536·R + 256·G + B), and a table maps codes to
+labels.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from binarize.errors import DataError
 __all__ = ["IGNORE", "MaskCoding", "find_coding", "histogram", "index_coding"]
 
 IGNORE = 255
-"""Label of pixels that count neither in a loss nor in a metric."""
+"""Label of pixels that neither losses nor metrics count."""
 
 _CHANNELS = {"RGB": 3, "RGBA": 4, "LA": 2}
 
 
 @dataclass(frozen=True)
 class MaskCoding:
-    """The labels of codes.
+    """A table from codes to labels.
 
     Attributes:
-        labels: Label of each code; other codes are refused.
-        by_color: Whether codes are colours, also those of a palette.
-        found: Whether the codes were found in the files, and not said by anyone.
+        labels: Label of each code; other codes are rejected.
+        by_color: Whether codes are colours, including palette colours.
+        found: Whether the codes were detected in the files and not specified.
     """
 
     labels: Mapping[int, int]
@@ -48,7 +48,7 @@ class MaskCoding:
             uint8 tensor (H, W) of labels.
 
         Raises:
-            DataError: It is missing, damaged, holds no whole numbers, or a code without a label.
+            DataError: It is missing, damaged, not of integers, or has a code without a label.
         """
         codes = read_codes(path, by_color=self.by_color)
         known, labels = self._table()
@@ -60,8 +60,8 @@ class MaskCoding:
                 raise DataError(
                     "color",
                     _rgb(code),
-                    f"{path} has it, and no class has this colour",
-                    "add it to classes.txt (as void, if it is to be ignored)",
+                    f"in {path}, but no class has this colour",
+                    "add it to classes.txt (as void to ignore it)",
                 )
             classes = [value for value, label in sorted(self.labels.items()) if label != IGNORE]
             void = [str(value) for value, label in sorted(self.labels.items()) if label == IGNORE]
@@ -83,18 +83,18 @@ class MaskCoding:
 
 
 def index_coding(labels: int) -> MaskCoding:
-    """Masks hold the labels 0 .. ``labels`` − 1 themselves, and 255 where they say nothing."""
+    """Return the coding of masks that hold the labels 0 .. ``labels`` − 1, and 255 for unknown."""
     return MaskCoding({**{i: i for i in range(labels)}, IGNORE: IGNORE})
 
 
 def find_coding(masks: Iterable[Path], labels: int) -> MaskCoding:
-    """Find out how masks code two labels: as 0 and 1, or as two other values.
+    """Detect how masks encode two labels: as 0 and 1, or as two other values.
 
-    Where 1 occurs, masks hold class indices and 255 is ignored. Where just two values occur in
-    all masks, 0 and 255 say, the smaller one is class 0. Of more labels, masks hold indices.
+    If 1 occurs, masks hold class indices and 255 is ignored. If only two values occur in
+    all masks, such as 0 and 255, the smaller one is class 0. With more labels, masks hold indices.
 
     Args:
-        masks: All mask files, those of other splits too: what holds for one holds for all.
+        masks: All mask files, including those of other splits, which share the coding.
         labels: Number of labels.
 
     Raises:
@@ -116,14 +116,14 @@ def find_coding(masks: Iterable[Path], labels: int) -> MaskCoding:
             "masks",
             histogram(counts),
             f"hold {len(values)} values for two classes",
-            "say which are the classes: --mask-values A,B (mask_values=), and --mask-ignore C for "
-            "what is to be ignored",
+            "specify the classes with --mask-values A,B (mask_values=), and values to ignore with "
+            "--mask-ignore C",
         )
     return MaskCoding({values[0]: 0, values[1]: 1}, found=True)
 
 
 def histogram(counts: Mapping[int, int], names: Sequence[str] = ()) -> str:
-    """Tell the share of pixels of each value, the most frequent first."""
+    """Format the share of pixels of each value, the most frequent first."""
     total = max(1, sum(counts.values()))
     shown = sorted(counts.items(), key=lambda item: -item[1])
     words = [
@@ -137,7 +137,7 @@ def read_codes(path: Path, *, by_color: bool = False) -> np.ndarray:
     """Read the codes (H, W) of a mask file.
 
     Raises:
-        DataError: It is missing or damaged, or holds no whole number per pixel.
+        DataError: It is missing or damaged, or does not hold one integer per pixel.
     """
     image = decode(path)
     if by_color and image.mode == "P":
@@ -147,14 +147,14 @@ def read_codes(path: Path, *, by_color: bool = False) -> np.ndarray:
         raise DataError(
             "file",
             str(path),
-            f"a mask needs one whole number per pixel, this file has {kind}",
+            f"a mask needs one integer per pixel, this file has {kind}",
             "save it as a grey or palette PNG of class indices",
         )
     array = np.array(image)
     if image.mode in ("RGBA", "LA"):
         if (array[..., -1] != 255).any():
             raise DataError(
-                "file", str(path), "a mask has no transparent pixels", "save it without alpha"
+                "file", str(path), "a mask cannot have transparent pixels", "save it without alpha"
             )
         array = array[..., :-1]
     if array.ndim == 2:
@@ -167,7 +167,7 @@ def read_codes(path: Path, *, by_color: bool = False) -> np.ndarray:
         raise DataError(
             "file",
             str(path),
-            "a map needs one number per pixel, this file has 3 channels; its colours are "
+            "a mask needs one number per pixel, this file has 3 channels; its colours are "
             f"{', '.join(map(str, shown))}{', ...' if len(colors) > 6 else ''}",
             "write each class's colour into classes.txt (NAME R G B), or save a grey or palette "
             "PNG of class indices",

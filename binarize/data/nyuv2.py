@@ -1,7 +1,7 @@
 """NYU Depth v2, the indoor data set with depth and labels.
 
 Silberman, Hoiem, Kohli, Fergus 2012, "Indoor segmentation and support inference from RGBD
-images"; the official split of 795 / 654 labelled pictures.
+images"; the official split of 795 / 654 labelled images.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _TO_THIRTEEN = (
 )
 METRES_PER_UNIT = 1 / 25.5
 MAX_DEPTH = 10.0
-# The pictures carry a white border; these rows and columns (Eigen's crop) are inside it.
+# The images have a white border; these rows and columns (Eigen's crop) lie inside it.
 ROWS = slice(45, 471)
 COLUMNS = slice(41, 601)
 
 
 def thirteen_classes() -> Tensor:
-    """Table from the files' labels to the thirteen classes; 39 and 255 are ignored."""
+    """Return the table from the files' labels to the thirteen classes; 39 and 255 are ignored."""
     table = torch.full((256,), -1, dtype=torch.int16)
     table[: len(_TO_THIRTEEN)] = torch.tensor(_TO_THIRTEEN, dtype=torch.int16) - 1
     table[len(_TO_THIRTEEN)] = IGNORE
@@ -56,16 +56,16 @@ def thirteen_classes() -> Tensor:
 
 
 class NYUv2(DenseDataset):
-    """NYUv2: indoor pictures with depth in metres (0.7 to 10) and thirteen classes.
+    """NYUv2: indoor images with depth in metres (0.7 to 10) and thirteen classes.
 
-    Pictures and maps are always cropped to rows 45..470 and columns 41..600 before they are
-    resized, in training and in evaluation, so that the white border is never seen.
+    Images and targets are always cropped to rows 45..470 and columns 41..600 before resizing, in
+    training and in evaluation, to remove the white border.
 
     Args:
         root: Folder with ``images``, ``depth``, ``labels``, ``train.txt`` and ``test.txt``.
         split: "train" or "test" ("val" is the test split: the data set has no other).
         size: Rows and columns; None keeps the crop's 426×560.
-        task: "depth", "segmentation", or None for both maps.
+        task: "depth", "segmentation", or None for both targets.
         **options: ``augment``, ``normalize``, ``cache``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
@@ -111,7 +111,7 @@ class NYUv2(DenseDataset):
         )
 
     def read(self, index: int) -> dict[str, Tensor]:
-        """Read one picture and the maps that the task needs, cropped."""
+        """Read one image and the task's targets, cropped."""
         stem = self.stems[index]
         sample = {"image": read_image(self.root / "images" / f"{stem}.jpg")}
         if "depth" in self.keys:

@@ -1,4 +1,4 @@
-"""Match images with their maps by file name."""
+"""Match images with their label or depth maps by file name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def paired(
         images: Image files.
         maps: Folder of the maps.
         argument: Name of the caller's argument, for the message.
-        suffixes: What a map's name may end in.
-        kind: What a map is called.
+        suffixes: Allowed suffixes of the maps.
+        kind: What to call a map in messages.
 
     Raises:
         DataError: The folder is missing, there is no image, or an image has no map or several.
@@ -37,7 +37,10 @@ def paired(
         if by_stem.setdefault(file.stem, file) != file:
             other = by_stem[file.stem].name
             raise DataError(
-                argument, str(maps), f"{other} and {file.name} have one name", "remove one of them"
+                argument,
+                str(maps),
+                f"{other} and {file.name} have the same name",
+                "remove one of them",
             )
     seen: dict[str, Path] = {}
     for image in images:

@@ -10,10 +10,10 @@ _GOLDEN = 0.618033988749895
 
 
 def palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Return ``count`` distinct RGB colours, the same ones each time.
+    """Return ``count`` distinct RGB colours, always the same ones.
 
     Hues advance by the golden ratio, so that any prefix is spread over the circle; brightness
-    alternates to part neighbours in hue.
+    alternates to separate similar hues.
     """
     colors = []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""Data sets by name, as the command line asks for them."""
+"""Data sets by name, for the command line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _folder(
             "split",
             split,
             f"{top} has no folder {split}",
-            "make it, or use split='train' for the images at the top",
+            "create it, or use split='train' for the images at the top",
         )
     if options.get("task") == "depth":
         unknown = {"classes", "mask_values", "mask_ignore"} & options.keys()
@@ -57,7 +57,7 @@ def _folder(
         options["coding"] = listed.coding()
         options.setdefault("colors", listed.colors)
     elif options.get("task") != "multilabel" and max(2, len(listed.names)) == 2:
-        # What the values mean is found in all splits together: one alone may lack a class.
+        # The coding is detected over all splits together: a single one may lack a class.
         every = [_masks(place) for place in (top, *(top / name for name in _SPLITS))]
         options["survey"] = [
             file for place in every if place.is_dir() for file in image_files(place, "masks")
@@ -79,7 +79,7 @@ _OPENERS: dict[str, Callable[..., DenseDataset]] = {
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names that :func:`open_dataset` knows."""
+    """Return the names that :func:`open_dataset` accepts."""
     return tuple(_OPENERS)
 
 
@@ -98,7 +98,7 @@ def open_dataset(
         name: "camvid", "nyuv2", "folder" or "scenes".
         root: Its folder; not for "scenes". "folder" expects ``images`` and ``masks`` (or
             ``labels``; for depth ``depth``) there, or the same inside a folder named after the
-            split; ``classes.txt`` at the top may name the classes.
+            split; ``classes.txt`` at the top can name the classes.
         split: "train", "val" or "test".
         size: Rows and columns; None takes the data set's default.
         task: "segmentation", "multilabel", "depth", or None for the data set's default.
@@ -111,7 +111,7 @@ def open_dataset(
         ``palette``.
 
     Raises:
-        DataError: The name is not known, the folder is not given, or the data set refuses.
+        DataError: The name is unknown, the folder is missing, or an argument is invalid.
     """
     if name not in _OPENERS:
         near = difflib.get_close_matches(name, _OPENERS, n=1)

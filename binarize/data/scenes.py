@@ -1,8 +1,8 @@
-"""Procedural scenes: solids on a floor before a wall, with exact masks and depth.
+"""Procedural scenes: solids on a floor in front of a wall, with exact masks and depth.
 
-A data set that needs no download: for the demonstration, for tests, for trying a change. Each
-class has its own shape and its own pattern, while colours, light, sizes and places are random:
-a network has to look at texture and outline, and at the perspective for the depth.
+A data set without download, for the demo, for tests and for experiments. Each class has its own
+shape and pattern, while colours, light, sizes and positions are random: a network has to use
+texture and outline, and perspective for the depth.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _SHAPES = {2: hit_ball, 3: hit_box, 4: hit_cylinder, 5: hit_cone}
 
 
 class Scenes(DenseDataset):
-    """Scenes of textured solids, made from a seed: sample ``i`` depends on (seed, i) only.
+    """Scenes of textured solids from a seed: sample ``i`` depends on (seed, i) only.
 
     Args:
         count: Number of scenes.
         size: Rows and columns.
-        seed: Seed of the whole set; other seeds give other scenes.
+        seed: Seed of the whole set.
         objects: Smallest and largest number of solids in a scene.
-        task: "segmentation", "depth", or None for both maps.
+        task: "segmentation", "depth", or None for both targets.
         **options: ``augment``, ``normalize``, ``cache``; see
             :class:`~binarize.data.dense.DenseDataset`.
     """
@@ -93,7 +93,7 @@ class Scenes(DenseDataset):
 def _render(
     random: np.random.Generator, size: tuple[int, int], objects: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the picture uint8 (3, H, W), the mask uint8 (H, W) and the depth float32 (H, W)."""
+    """Return the image uint8 (3, H, W), the mask uint8 (H, W) and the depth float32 (H, W)."""
     rows, columns = size
     focal = columns * random.uniform(0.8, 1.0)
     horizon = rows * random.uniform(0.35, 0.5)
@@ -128,7 +128,7 @@ def _render(
 
 
 def _place(random: np.random.Generator, floor: float, wall: float, spread: float) -> Solid:
-    """A solid somewhere in view, between the camera and the wall."""
+    """Place a random solid in view, between the camera and the wall."""
     z = random.uniform(2.2, wall - 0.8)
     radius = random.uniform(0.25, 0.6)
     return Solid(
@@ -144,7 +144,7 @@ def _place(random: np.random.Generator, floor: float, wall: float, spread: float
 def _window(
     solid: Solid, focal: float, horizon: float, size: tuple[int, int]
 ) -> tuple[slice, slice] | None:
-    """Rows and columns that can show the solid; None when it is out of the picture."""
+    """Return the rows and columns that can show the solid; None if it is out of view."""
     reach = solid.radius * 1.45  # a turned box reaches √2 times its half width
     near, far = solid.z - reach, solid.z + reach
     middle = (size[1] - 1) / 2
@@ -163,7 +163,7 @@ def _window(
 def _room(
     random: np.random.Generator, x: Array, y: Array, floor: float, wall: float
 ) -> tuple[Array, np.ndarray, Array]:
-    """Floor and wall: depth (H, W), mask (H, W) and colour (3, H, W)."""
+    """Render floor and wall: depth (H, W), mask (H, W) and colour (3, H, W)."""
     below = y * wall > floor
     depth = np.where(below, floor / np.maximum(y, 1e-6), wall).astype(np.float32)
     px, py = x * depth, y * depth
@@ -184,7 +184,7 @@ def _room(
 def _paint(
     random: np.random.Generator, kind: int, hit: Hit, solid: Solid, light: np.ndarray
 ) -> Array:
-    """Colour (3, h, w) of a solid: its class's pattern in two random colours, shaded."""
+    """Return a solid's colour (3, h, w): its class's pattern in two random colours, shaded."""
     px, py, pz = hit.point
     angle = np.arctan2(px, -pz + 1e-6)
     step = random.uniform(0.14, 0.24)
@@ -200,7 +200,7 @@ def _paint(
     nx, ny, nz = hit.normal
     shade = 0.45 + 0.55 * np.maximum(0.0, nx * light[0] + ny * light[1] + nz * light[2])
     first, second = _color(random), _color(random)
-    if np.abs(first - second).sum() < 0.6:  # a pattern must be seen
+    if np.abs(first - second).sum() < 0.6:  # the pattern must be visible
         second = 1.0 - first
     return (np.where(pattern, first, second) * shade).astype(np.float32)
 

@@ -1,6 +1,6 @@
-"""Rays against a few solids: exact depth, surface normal and surface position.
+"""Ray casting of a few solids: exact depth, surface normal and surface position.
 
-Camera coordinates in metres: x to the right, y down, z into the picture; the camera is at the
+Camera coordinates in metres: x to the right, y down, z into the image; the camera is at the
 origin. A ray is the set t·(x, y, 1), so that t is the depth z of the point itself.
 
 Shape legend: R rays; every array is (R,), points and normals are tuples of three.
@@ -42,7 +42,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Hit:
-    """Where rays meet a surface first: ``depth`` is infinite where they miss."""
+    """First intersections of rays with a surface: ``depth`` is infinite where they miss."""
 
     depth: Array
     normal: Triple
@@ -67,7 +67,7 @@ def _roots(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
 
 
 def hit_ball(x: Array, y: Array, solid: Solid) -> Hit:
-    """A ball of ``solid.radius`` that lies on the floor."""
+    """Intersect a ball of ``solid.radius`` on the floor."""
     middle = solid.floor - solid.radius
     a = x * x + y * y + 1
     b = x * solid.x + y * middle + solid.z
@@ -79,7 +79,7 @@ def hit_ball(x: Array, y: Array, solid: Solid) -> Hit:
 
 
 def hit_cylinder(x: Array, y: Array, solid: Solid) -> Hit:
-    """An upright cylinder: its side, and its lid where the camera looks down on it."""
+    """Intersect an upright cylinder: its side, and its lid where the camera looks down on it."""
     a = x * x + 1
     b = x * solid.x + solid.z
     c = np.full_like(x, solid.x**2 + solid.z**2 - solid.radius**2)
@@ -102,7 +102,7 @@ def hit_cylinder(x: Array, y: Array, solid: Solid) -> Hit:
 
 
 def hit_cone(x: Array, y: Array, solid: Solid) -> Hit:
-    """An upright cone with its tip at ``solid.height``."""
+    """Intersect an upright cone with its tip at ``solid.height``."""
     slope = solid.radius / solid.height
     tip = solid.floor - solid.height
     squared = slope * slope
@@ -126,7 +126,7 @@ def hit_cone(x: Array, y: Array, solid: Solid) -> Hit:
 
 
 def hit_box(x: Array, y: Array, solid: Solid) -> Hit:
-    """A box with a square footprint, turned about the vertical; points are in its own frame."""
+    """Intersect a box with a square footprint, turned about the vertical; points in its frame."""
     cos, sin = float(np.cos(solid.turn)), float(np.sin(solid.turn))
     dx, dz = cos * x + sin, -sin * x + cos
     ox, oz = -(cos * solid.x + sin * solid.z), sin * solid.x - cos * solid.z

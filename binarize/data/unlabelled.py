@@ -1,4 +1,4 @@
-"""Images without labels, alone or mixed with labelled ones: a teacher has to say what they show."""
+"""Images without labels, alone or mixed with labelled ones, for distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["PartlyLabelled", "UnlabelledFolder"]
 
 
 class UnlabelledFolder(DenseDataset):
-    """The images of a folder, for training by a teacher alone. Items have ``image`` only.
+    """The images of a folder, for training from a teacher only. Items have just ``image``.
 
     Args:
         images: Folder of images.
-        size: Rows and columns; None keeps each image's own (batches of one, then).
-        task: What the network predicts; only for whoever asks.
-        classes: Names of the classes, or their number, if that is known.
+        size: Rows and columns; None keeps each image's own (which requires batches of one).
+        task: What the network predicts; informative only.
+        classes: Names of the classes, or their number, if known.
         **options: ``augment``, ``normalize``, ``cache``, ``max_depth``, ``colors``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
@@ -50,8 +50,8 @@ class UnlabelledFolder(DenseDataset):
 
     @property
     def note(self) -> str:
-        """What is different about this data set, in a line."""
-        return f"{len(self.files)} images without labels: the teacher alone says what they show"
+        """Return a line on what is special about this data set."""
+        return f"{len(self.files)} images without labels: only the teacher supervises them"
 
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image."""
@@ -59,11 +59,10 @@ class UnlabelledFolder(DenseDataset):
 
 
 class PartlyLabelled(Dataset[dict[str, Tensor]]):
-    """A labelled data set and an unlabelled one as a single one, to be shuffled together.
+    """A labelled and an unlabelled data set combined, to be shuffled together.
 
-    Items have ``labelled``, true or false, and without labels a target that stands for nothing.
-    What else one asks the data set for (``classes``, ``class_counts()``, ...), the labelled one
-    answers.
+    Items have ``labelled``, true or false, and a placeholder target where unlabelled. All other
+    attributes (``classes``, ``class_counts()``, ...) are those of the labelled data set.
 
     Args:
         labelled: The data set with labels.
@@ -87,13 +86,13 @@ class PartlyLabelled(Dataset[dict[str, Tensor]]):
         self.unlabelled = unlabelled
 
     def __getattr__(self, name: str) -> Any:
-        """Ask the labelled data set."""
+        """Return the labelled data set's attribute."""
         if name.startswith("__") or name in ("labelled", "unlabelled"):
             raise AttributeError(name)
         return getattr(self.labelled, name)
 
     def __len__(self) -> int:
-        """Number of images of both."""
+        """Return the total number of images."""
         return len(self.labelled) + len(self.unlabelled)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -119,7 +118,7 @@ class PartlyLabelled(Dataset[dict[str, Tensor]]):
         """Read all images into memory.
 
         Args:
-            progress: Called with (samples done, samples in all) after each one.
+            progress: Called with (samples done, total samples) after each one.
         """
         first = len(self.labelled)
         tell = progress or (lambda done, count: None)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from binarize.errors import FileError, ModelError
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 _CHECKSUM = "checksum"
 _SUM = re.compile(rb'"checksum":"([^"]{8})"')
@@ -130,7 +130,7 @@ def write_file(
     header = _header(entries, metadata)
     checksum = zlib.crc32(header)
     try:
-        with replacing(target) as temporary, open(temporary, "xb") as file:
+        with atomic_write(target) as temporary, open(temporary, "xb") as file:
             file.write(header)
             for entry in _ordered(entries):
                 data = _to_bytes(entry)

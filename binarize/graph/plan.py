@@ -11,7 +11,7 @@ from typing import Any
 from binarize.nn.spec import UnitSpec
 from binarize.nn.treatments import TREATMENTS
 from binarize.policy.loader import from_dict
-from binarize.policy.schema import Policy, told_unit
+from binarize.policy.schema import Policy, format_unit
 
 __all__ = ["CONTRACT", "Decision", "Plan"]
 
@@ -235,5 +235,5 @@ def _told(decision: Decision | None) -> str:
     if decision is None:
         return "absent"
     bare = decision.action == "binarize" and not decision.carries
-    told = f"{decision.action}{told_unit(decision.unit)}"
+    told = f"{decision.action}{format_unit(decision.unit)}"
     return f"{told} without bypass" if bare else told

@@ -1,4 +1,4 @@
-"""What binarization leaves of the maps of a 1-bit network, measured on images."""
+"""Measure how much information a 1-bit network's feature maps keep after binarization."""
 
 from binarize.inspection.measure import inspect
 from binarize.inspection.numbers import FeatureMap, Inspection, LayerInspection

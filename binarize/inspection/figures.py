@@ -1,4 +1,4 @@
-"""An inspection as figures, drawn without a screen and without matplotlib's global state."""
+"""Figures of an inspection, drawn without a display and without matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from binarize.inspection.numbers import FeatureMap, Inspection, LayerInspection
 
 __all__ = ["entropy_figure", "map_figure", "parameter_figure"]
 
-# Up to so many values of a layer are drawn one by one.
+# Up to this many values per layer are drawn individually.
 _FEW = 8
 _FILL, _LINE, _ACCENT = "#9ecae1", "#2171b5", "#d94801"
 
 
 def entropy_figure(inspection: Inspection) -> Figure:
-    """Entropy of the channels, layer by layer; and of the first layer's maps (BiDense, Fig. 6d)."""
+    """Plot channel entropies per layer, and per feature map of the first layer (Fig. 6d)."""
     layers = [layer for layer in inspection.layers if layer.entropy]
     figure = _figure(_width(len(layers)) + 3.6, 4.6)
     grid = figure.add_gridspec(1, 2, width_ratios=(_width(len(layers)), 3.2))
@@ -34,10 +34,10 @@ def entropy_figure(inspection: Inspection) -> Figure:
     left.plot(places, pooled, "_", color="black", markersize=7)
     most = max((layer.bits for layer in layers), default=1)
     left.set_ylim(-0.03 * most, 1.03 * most)
-    left.set_ylabel("entropy of a channel, bits")
+    left.set_ylabel("channel entropy, bits")
     left.set_title(
-        "Entropy after binarization, of the channels of each layer\n"
-        "box: quartiles, whiskers: 5 to 95 %, dot: mean, dash: mean with all samples together",
+        "Channel entropy after binarization, per layer\n"
+        "box: quartiles, whiskers: 5 to 95 %, dot: mean, dash: mean over pooled samples",
         fontsize=8,
     )
     _histogram(right, layers)
@@ -45,7 +45,7 @@ def entropy_figure(inspection: Inspection) -> Figure:
 
 
 def parameter_figure(inspection: Inspection) -> Figure | None:
-    """What the binarizers learned, a panel for each parameter (BiDense, Figs. 6a-c).
+    """Plot the binarizers' learned parameters, one panel each (BiDense, Figs. 6a-c).
 
     Returns:
         The figure; ``None`` if none of them has parameters.
@@ -65,7 +65,7 @@ def parameter_figure(inspection: Inspection) -> Figure | None:
         panel.plot([i for i, _ in dots], [v for _, v in dots], "o", color=_ACCENT, markersize=4)
         panel.set_ylabel(name)
     panels[0].set_title(
-        f"Values of the binarizers\nbox: quartiles, whiskers: 5 to 95 %, dots: up to {_FEW} values",
+        f"Binarizer parameters\nbox: quartiles, whiskers: 5 to 95 %, dots: up to {_FEW} values",
         fontsize=8,
     )
     return figure
@@ -74,14 +74,14 @@ def parameter_figure(inspection: Inspection) -> Figure | None:
 def map_figure(
     inspection: Inspection, pictures: Sequence[tuple[str, Tensor]] = ()
 ) -> Figure | None:
-    """Maps before and after the binarization, averaged over the channels (BiDense, Fig. 3).
+    """Plot feature maps before and after binarization, channel means (BiDense, Fig. 3).
 
     Args:
         inspection: The numbers.
-        pictures: Name and picture (uint8, (3, H, W)) of the first batches.
+        pictures: Name and image (uint8, (3, H, W)) of the first batches.
 
     Returns:
-        The figure; ``None`` if no maps were kept.
+        The figure; ``None`` if no feature maps were kept.
     """
     maps = inspection.maps
     if not maps:
@@ -115,12 +115,12 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _width(layers: int) -> float:
-    """Inches that so many layers take."""
+    """Return the width in inches for a number of layers."""
     return min(max(4.5, 0.22 * layers + 1.2), 40.0)
 
 
 def _boxes(axes: Any, layers: Sequence[LayerInspection], values: Sequence[Sequence[float]]) -> None:
-    """A box for each layer that has several values, and all layers' names below."""
+    """Draw a box for each layer with several values, and all layers' names below."""
     filled = [i for i, some in enumerate(values) if len(some) > 1]
     if filled:
         axes.boxplot(
@@ -144,7 +144,7 @@ def _boxes(axes: Any, layers: Sequence[LayerInspection], values: Sequence[Sequen
 
 
 def _label(name: str) -> str:
-    # The end of a name tells more than its beginning; "$" would start a formula.
+    # The end of a name is more informative than its beginning; "$" would start a formula.
     shown = name if len(name) <= 34 else f"…{name[-33:]}"
     return shown.replace("$", r"\$") or "(root)"
 
@@ -154,13 +154,13 @@ def _histogram(axes: Any, layers: Sequence[LayerInspection]) -> None:
         first = layers[0]
         axes.hist(first.map_entropy, bins=40, range=(0, first.bits), color=_FILL, edgecolor=_LINE)
         axes.set_title(f"First binarization:\n{_label(first.name)}", fontsize=8)
-    axes.set_xlabel("entropy of a map, mean over its channels")
+    axes.set_xlabel("entropy of a feature map, mean over its channels")
     axes.set_ylabel("maps")
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _draw_map(figure: Figure, axes: Any, values: Tensor) -> None:
-    """A picture of two dimensions, a curve of one, the middle slice of more."""
+    """Draw an image for two dimensions, a curve for one, the middle slice for more."""
     while values.dim() > 2:
         values = values[values.shape[0] // 2]
     if values.dim() < 2:

@@ -1,4 +1,4 @@
-"""An inspection as files: JSON, tables, figures."""
+"""Write an inspection to files: JSON, tables, figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from binarize.errors import FileError
 from binarize.inspection.figures import entropy_figure, map_figure, parameter_figure
 from binarize.inspection.numbers import Inspection
-from binarize.writing import filling
+from binarize.writing import atomic_write_dir
 
 __all__ = ["NAMES", "write"]
 
@@ -34,12 +34,12 @@ def write(
 ) -> tuple[Path, ...]:
     """Write an inspection, see :meth:`Inspection.save`.
 
-    Figures that would show nothing (no learned parameters, no feature maps) are left out.
+    Empty figures (no learned parameters, no feature maps) are omitted.
 
     Args:
         inspection: The numbers.
-        folder: Where to.
-        pictures: Name and picture (uint8, (3, H, W)) of the first batches.
+        folder: The output folder.
+        pictures: Name and image (uint8, (3, H, W)) of the first batches.
 
     Returns:
         The files.
@@ -48,7 +48,7 @@ def write(
         FileError: The folder cannot be written.
     """
     try:
-        with filling(folder, NAMES) as temporary:
+        with atomic_write_dir(folder, NAMES) as temporary:
             _write_numbers(inspection, temporary, [name for name, _ in pictures])
             figures: dict[str, Any] = {
                 "entropy.png": entropy_figure(inspection),
@@ -64,7 +64,7 @@ def write(
             "folder",
             str(folder),
             f"cannot be written ({error.strerror or error})",
-            "choose a folder that can be written to",
+            "choose a writable folder",
         ) from error
     return tuple(folder / name for name in written)
 
@@ -109,7 +109,7 @@ def _parameters(inspection: Inspection) -> Iterator[Sequence[Any]]:
 
 
 def _maps(inspection: Inspection) -> Iterator[Sequence[Any]]:
-    """A row for each position; "row:column" where a map has two dimensions."""
+    """Yield a row for each position; "row:column" for two dimensions."""
     for kept in inspection.maps:
         for position in itertools.product(*map(range, kept.before.shape)):
             before, after = float(kept.before[position]), float(kept.after[position])

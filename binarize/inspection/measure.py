@@ -1,4 +1,4 @@
-"""Run a 1-bit network on images, and measure what its activation binarizers put out."""
+"""Run a 1-bit network on images, and measure the outputs of its activation binarizers."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def inspect(
     """Measure the binarized activations of a 1-bit network on images.
 
     For every binary layer: the share of +1 and the information entropy of each channel, and the
-    values that its activation binarizer learned; for one layer the maps before and after. It is
-    what BiDense shows in Figs. 3 and 6, for any policy.
+    learned parameters of its activation binarizer; for one layer the feature maps before and after.
+    This reproduces BiDense's Figs. 3 and 6, for any policy.
 
     Args:
-        model: A converted network, or one with binary layers of :mod:`binarize.nn`. It runs in
-            evaluation mode, and is unchanged afterwards.
-        batches: What the network is called with, once for each: a tensor (N, C, *spatial), a tuple
+        model: A converted network, or one with binary layers from :mod:`binarize.nn`. It runs in
+            evaluation mode and is unchanged afterwards.
+        batches: The network's inputs, one call each: a tensor (N, C, *spatial), a tuple
             of positional arguments or a mapping of named ones; on the network's device.
         layer: Name of the binary layer to keep feature maps of; ``None`` for the one that runs
             first.
-        maps: How many feature maps to keep, from the first samples on. Of a layer that a batch
-            calls several times, those of the first call are kept.
+        maps: How many feature maps to keep, starting with the first sample. If a batch calls the
+            layer several times, those of the first call are kept.
 
     Returns:
-        The numbers; ``save(folder)`` writes them, and figures of them.
+        The numbers; ``save(folder)`` writes them with figures.
 
     Raises:
-        ModelError: The network has no binary layer, or is packed; there is no such layer, or no
+        ModelError: The network has no binary layer, or is packed; there is no such layer or no
             batch; the network does not accept a batch.
     """
     network = given_network(model)
@@ -60,7 +60,7 @@ def inspect(
                     [tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, Tensor)],
                     "the network's forward does not accept them "
                     f"({type(error).__name__}: {' '.join(str(error).split())[:160]})",
-                    "give inputs as you would call the network with",
+                    "give inputs in the form of the network's call",
                 ) from error
     if not watch.batches:
         raise ModelError("batches", 0, "there is nothing to measure", "give at least one batch")
@@ -81,8 +81,8 @@ def _layers(network: nn.Module) -> dict[str, BinaryLayer]:
         raise ModelError(
             "model",
             type(network).__name__,
-            "a packed network does not write its binarized maps down",
-            "inspect the network that was packed",
+            "a packed network does not store its binarized activations",
+            "inspect the network before packing",
         )
     found = {n: m for n, m in network.named_modules() if isinstance(m, BinaryLayer)}
     if not found:
@@ -100,12 +100,12 @@ def _rewritten(plan: Any) -> bool:
 
 
 class _Watch:
-    """Listens to the activation binarizers of a network.
+    """Hooks on the activation binarizers of a network.
 
     Args:
         layers: The binary layers by name.
-        chosen: Whose feature maps are kept; ``None`` for the first that runs.
-        wanted: How many of them.
+        chosen: The layer whose feature maps are kept; ``None`` for the first that runs.
+        wanted: How many to keep.
     """
 
     def __init__(self, layers: dict[str, BinaryLayer], chosen: str | None, wanted: int) -> None:
@@ -128,7 +128,7 @@ class _Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Hooks on all binarizers, and on leaving on none."""
+        """Install hooks on all binarizers inside this context."""
         hooks = []
         try:
             for tally in self._tallies:
@@ -140,19 +140,19 @@ class _Watch:
                 hook.remove()
 
     def next_batch(self) -> None:
-        """What comes now belongs to the next batch."""
+        """Start the next batch."""
         self.batches += 1
         self._seen = False
 
     def in_order(self) -> list[Tally]:
-        """All tallies: first those of layers that ran, in that order."""
+        """Return all tallies, those of layers that ran first, in execution order."""
         rest = [tally for tally in self._tallies if tally.name not in self._order]
         return [*self._order.values(), *rest]
 
     def _listener(self, tally: Tally) -> Any:
         def listen(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x, y = args[0].detach(), output.detach()
-            if x.dim() == 1:  # linear layers take a sample by itself
+            if x.dim() == 1:  # linear layers accept a single unbatched sample
                 x, y = x[None], y[None]
             self._order.setdefault(tally.name, tally)
             entropies = tally.add(y)
@@ -176,7 +176,7 @@ class _Watch:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and on leaving every module's own mode again."""
+    """Set evaluation mode inside this context, and restore every module's mode afterwards."""
     flags = [(module, module.training) for module in network.modules()]
     try:
         network.eval()

@@ -18,26 +18,26 @@ __all__ = ["FeatureMap", "Inspection", "LayerInspection"]
 
 @dataclass(frozen=True)
 class LayerInspection:
-    """One binary layer's input behind its activation binarizer.
+    """One binary layer's binarized input.
 
-    Entropies are in bits: with one bit 1 at most, 0 where all values are the same.
+    Entropies are in bits: at most 1 for 1-bit activations, 0 if all values are equal.
 
     Attributes:
         name: Dotted name in the network.
         kind: Class of the layer.
-        binarizer: Name of its activation binarizer, as rule files write it.
+        binarizer: Name of its activation binarizer in rule files.
         bits: Bits per value.
-        calls: How often the layer ran; 0 if it never did, and all statistics are then empty.
-        share: For each channel the share of +1 over all calls, (C,); with several bits that of the
+        calls: How often the layer ran; if 0, all statistics are empty.
+        share: Share of +1 per channel over all calls, (C,); with several bits that of the
             upper half of the levels.
-        entropy: For each channel the entropy of a single map, averaged over all maps, (C,). What
-            BiDense calls channel-wise (Figs. 3 and 6d).
-        pooled_entropy: For each channel the entropy of all its values together, (C,). Not below
-            ``entropy``, and the one that tells something of maps of a single position.
-        map_entropy: For each map, in the order of the calls, its entropy averaged over the
+        entropy: Entropy per channel of a single feature map, averaged over all of them, (C,):
+            BiDense's channel-wise entropy (Figs. 3 and 6d).
+        pooled_entropy: Entropy per channel of all values together, (C,). At least ``entropy``, and
+            the only meaningful one for 1x1 feature maps.
+        map_entropy: Entropy of each feature map, in the order of the calls, averaged over the
             channels; Fig. 6d shows its distribution for the first layer.
-        parameters: What the binarizer learned, flat: k, b and a of a distribution-adaptive one; of
-            others the floating-point parameters and buffers that they have.
+        parameters: The binarizer's learned values, flat: k, b and a of a distribution-adaptive one;
+            for others, their floating-point parameters and buffers.
     """
 
     name: str
@@ -63,11 +63,11 @@ class LayerInspection:
 
     @property
     def constant(self) -> int:
-        """Number of channels that had one and the same value everywhere."""
+        """Number of channels with the same value everywhere."""
         return sum(value == 0 for value in self.pooled_entropy)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is not finite is None."""
+        """Return plain data for JSON; non-finite values become None."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -87,14 +87,14 @@ class LayerInspection:
 
 @dataclass(frozen=True, eq=False)
 class FeatureMap:
-    """A sample's activations before and after they are binarized, averaged over the channels.
+    """A sample's activations before and after binarization, averaged over the channels.
 
     Attributes:
-        batch: Which batch it is from.
-        sample: Which sample of the batch.
+        batch: Index of its batch.
+        sample: Index within the batch.
         entropy: Its entropy averaged over the channels, in bits.
-        before: Float activations, (*positions); (C,) where a sample has no positions.
-        after: The same, binarized, scale included.
+        before: Float activations, (*positions); (C,) if a sample has no positions.
+        after: The same after binarization, including scales.
     """
 
     batch: int
@@ -106,13 +106,13 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What binarization leaves of a network's maps.
+    """Information that a network's feature maps keep after binarization.
 
     Attributes:
         network: Class of the network.
-        policy: Name of the policy that made it; ``None`` if it was built by hand.
-        batches: Number of batches that were measured.
-        layers: The binary layers in the order in which they run; at the end those that did not.
+        policy: Name of its policy; ``None`` if it was built by hand.
+        batches: Number of batches measured.
+        layers: The binary layers in execution order; those that did not run are last.
         maps_of: Name of the layer whose feature maps were kept.
         maps: The feature maps.
     """
@@ -125,7 +125,7 @@ class Inspection:
     maps: tuple[FeatureMap, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: everything but the values of feature maps."""
+        """Return plain data for JSON: everything except the values of feature maps."""
         return {
             "network": self.network,
             "policy": self.policy,
@@ -146,13 +146,13 @@ class Inspection:
     def save(
         self, folder: str | Path, pictures: Sequence[tuple[str, Tensor]] = ()
     ) -> tuple[Path, ...]:
-        """Write the numbers (JSON, CSV) and the figures (PNG); all of them, or none.
+        """Write the numbers (JSON, CSV) and the figures (PNG), all or none.
 
         Args:
-            folder: Where to; made if needed. What an earlier inspection left there is replaced,
-                other files stay.
-            pictures: Name and picture (uint8, (3, H, W)) of each batch of one sample, as far as
-                they are to be shown beside their feature maps.
+            folder: Output folder, created if needed. Files of an earlier inspection are replaced,
+                other files are kept.
+            pictures: Name and image (uint8, (3, H, W)) of the first single-sample batches, to show
+                beside their feature maps.
 
         Returns:
             The files.
@@ -165,15 +165,15 @@ class Inspection:
         return write(self, Path(folder), pictures)
 
     def headline(self) -> str:
-        """What was measured, in a line."""
+        """Return a one-line summary."""
         made = "by hand" if self.policy is None else f"by policy {self.policy!r}"
         return f"{self.network}, 1-bit {made}; entropy in bits over {self.batches} batches"
 
     def to_html(self, path: str | Path) -> Path:
-        """Write a page with the numbers and the figure; it needs nothing else to be read.
+        """Write the numbers and figures as one self-contained HTML page.
 
         Args:
-            path: Where to; a file that is there is replaced.
+            path: The file; an existing one is replaced.
 
         Returns:
             The file.

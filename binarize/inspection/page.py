@@ -22,7 +22,7 @@ _HEADS = (
 
 
 def inspection_page(inspection: Inspection) -> str:
-    """The page: a row for each binary layer, and the figures.
+    """Build the page: a row for each binary layer, and the figures.
 
     Args:
         inspection: The numbers.
@@ -30,8 +30,8 @@ def inspection_page(inspection: Inspection) -> str:
     rows = [(None, _cells(layer)) for layer in inspection.layers]
     sections = [Section("layers", "Layers", table("layer-table", _HEADS, rows))]
     for name, title, figure in (
-        ("entropy", "Entropy of the channels", entropy_figure(inspection)),
-        ("parameters", "What the binarizers learned", parameter_figure(inspection)),
+        ("entropy", "Channel entropy", entropy_figure(inspection)),
+        ("parameters", "Learned binarizer parameters", parameter_figure(inspection)),
         ("maps", "Feature maps before and after", map_figure(inspection, ())),
     ):
         if figure is not None:

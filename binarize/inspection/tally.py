@@ -1,4 +1,4 @@
-"""Count the levels of one layer's binarized maps, call by call.
+"""Count the levels of one layer's binarized activations, call by call.
 
 Shape legend: N samples, C channels, L levels of a binarizer.
 """
@@ -18,7 +18,7 @@ __all__ = ["Tally"]
 
 
 class Tally:
-    """What is known so far about one layer.
+    """Running statistics of one layer.
 
     Args:
         name: Its dotted name.
@@ -39,10 +39,10 @@ class Tally:
         """Count one call.
 
         Args:
-            values: What the binarizer returned, samples first.
+            values: The binarizer's output, samples first.
 
         Returns:
-            The entropy of each sample, averaged over the channels; nothing for maps without
+            The entropy of each sample, averaged over the channels; empty for activations without
             positions.
         """
         self.calls += 1
@@ -52,7 +52,7 @@ class Tally:
         samples, positions = index.shape[0], math.prod(index.shape[2:])
         if not index.numel():
             return []
-        # Each sample's channel has numbers of its own, so that one count tells all of them apart.
+        # Each channel of each sample has its own index range, so that one bincount covers all.
         rows = torch.arange(samples * channels, device=index.device) * levels
         numbers = index.reshape(samples * channels, positions) + rows[:, None]
         counts = torch.bincount(numbers.flatten(), minlength=samples * channels * levels)
@@ -65,7 +65,7 @@ class Tally:
         return means
 
     def numbers(self) -> LayerInspection:
-        """The numbers as they stand."""
+        """Return the statistics so far."""
         share = pooled = mean = torch.zeros(0, dtype=torch.float64)
         if self._maps:
             shares = self._counts.double() / self._counts.sum(1, keepdim=True)

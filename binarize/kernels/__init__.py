@@ -1,4 +1,4 @@
-"""The 1-bit kernels: one op, its weights' layout, its native and its plain implementation."""
+"""The 1-bit kernels: one operator, its weight layout, its native and its plain implementation."""
 
 from binarize.kernels.geometry import output_size
 from binarize.kernels.layout import Layout, pack_weight, unpack_weight

@@ -1,6 +1,6 @@
-"""``binarize::shifted_prelu``: the activation of a float layer in one pass, with its means.
+"""``binarize::shifted_prelu``: the activation after a float layer in one pass, with its means.
 
-Behind a unit the activation is the unit's own; see :mod:`binarize.kernels.ops`.
+After a binary layer, the activation is part of the unit; see :mod:`binarize.kernels.ops`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def reference(
     channel_dim: int,
     want_means: bool,
 ) -> tuple[Tensor, Tensor]:
-    """PReLU_c(x + shift_c) + out_shift_c, and the means (N, C) over all other dimensions."""
+    """Return PReLU_c(x + shift_c) + out_shift_c, and its means (N, C) over all other dimensions."""
     shape = [1] * x.dim()
     shape[channel_dim] = -1
     y = x if shift is None else x + shift.view(shape)

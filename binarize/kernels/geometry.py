@@ -1,4 +1,4 @@
-"""What the C library has to know of a call besides its tensors, worked out once per shape."""
+"""The geometry of a call for the C library, computed once per shape."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Geometry:
     """A geometry that passed all checks.
 
     Attributes:
-        address: Of the C structure, for a weight in the portable layout.
-        layout: What the layout of the weight depends on.
+        address: Address of the C structure for a weight in the portable layout.
+        layout: The weight's layout.
         out_shape: (N, C_out, *spatial).
-        out_strides: Of the result, whose channels lie next to each other.
+        out_strides: Strides of the channels-last result.
         in_channels: C_in.
         out_channels: C_out.
         weight_bytes: Size of the packed weight.
-        work: Roughly how long a call takes, in floats read or written.
-        scratch: Bytes of scratch memory per number of threads, filled in by the caller.
+        work: Estimated cost of a call, in floats read or written.
+        scratch: Bytes of scratch memory by number of threads, filled in by the caller.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Geometry:
         self._prepared: dict[int, CGeometry] = {}
 
     def prepared(self, number: int) -> int:
-        """Address of the C structure for a weight that is prepared for an instruction set."""
+        """Return the address of the C structure for a weight prepared for an instruction set."""
         found = self._prepared.get(number)
         if found is None:
             found = CGeometry.from_buffer_copy(self._structure)
@@ -91,14 +91,14 @@ class Geometry:
         return ctypes.addressof(found)
 
     def plain(self) -> bytes:
-        """The C structure and its tables without addresses, for a run outside this process."""
+        """Return the C structure and its tables without addresses, for use in another process."""
         return bytes(self._structure)[: CGeometry.source.offset] + b"".join(
             bytes(table) for table in self._keep
         )
 
 
 def _work(g: CGeometry) -> int:
-    """Maps are read, and read or written again, once each; 512 bits count as fast as a float."""
+    """Estimate the cost: inputs and outputs are passed over twice; 512 bits cost one float."""
     inputs, outputs = g.in_channels * prod(g.in_size), g.out_channels * prod(g.out_size)
     taps = outputs * prod(g.kernel) * (g.in_channels // g.groups)
     if g.transposed:
@@ -115,27 +115,27 @@ def output_size(
     transposed: bool,
     output_padding: Sequence[Any],
 ) -> list[Any]:
-    """Spatial size of the output; sizes and paddings may be symbolic.
+    """Return the spatial size of the output; sizes and paddings may be symbolic.
 
     Args:
-        size: Spatial size of the input, after the sources are enlarged.
+        size: Spatial size of the input, after upsampling.
         kernel: Per dimension.
         stride: Per dimension.
         padding: Pairs (before, after), the first dimension first.
         dilation: Per dimension.
         transposed: Whether the convolution is transposed.
-        output_padding: Per dimension, read for a transposed convolution only.
+        output_padding: Per dimension; for transposed convolutions only.
 
     Returns:
         One size per dimension.
     """
     sizes = []
     for d, length in enumerate(size):
-        reach, pads = dilation[d] * (kernel[d] - 1) + 1, padding[2 * d] + padding[2 * d + 1]
+        span, pads = dilation[d] * (kernel[d] - 1) + 1, padding[2 * d] + padding[2 * d + 1]
         if transposed:
-            sizes.append((length - 1) * stride[d] - pads + reach + output_padding[d])
+            sizes.append((length - 1) * stride[d] - pads + span + output_padding[d])
         else:
-            sizes.append((length + pads - reach) // stride[d] + 1)
+            sizes.append((length + pads - span) // stride[d] + 1)
     return sizes
 
 
@@ -157,30 +157,30 @@ def geometry(
     bypass_offset: tuple[int, ...],
     residuals: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...],
 ) -> Geometry:
-    """Check the arguments of one call and bring them into the library's form.
+    """Check the arguments of a call and convert them to the library's form.
 
     Args:
-        shapes: Of the sources, (N, C, *spatial).
-        strides: Of the sources, in elements; the channels' must be 1.
-        upsample: Factor per source by which it is enlarged.
+        shapes: Shapes of the sources, (N, C, *spatial).
+        strides: Strides of the sources, in elements; that of the channels must be 1.
+        upsample: Upsampling factor per source.
         out_channels: C_out.
-        kernel: Of the convolution, per spatial dimension.
+        kernel: Kernel size, per spatial dimension.
         stride: Likewise.
         padding: Pairs (before, after).
         dilation: Per spatial dimension.
-        groups: Of the convolution.
+        groups: Groups of the convolution.
         padding_mode: As in :class:`torch.nn.Conv2d`.
         transposed: Whether the convolution is transposed.
         output_padding: Per spatial dimension.
-        bypass: ``"none"`` or a grouping of the bypass.
-        bypass_offset: Where the bypass's windows start, per spatial dimension.
-        residuals: Shape and strides of each.
+        bypass: ``"none"`` or the grouping of the bypass.
+        bypass_offset: Start of the bypass's windows, per spatial dimension.
+        residuals: Shape and strides of each residual.
 
     Returns:
         The geometry; calls with the same arguments share it.
 
     Raises:
-        BinarizeError: The arguments do not fit together.
+        BinarizeError: The arguments are inconsistent.
     """
     size = _input_size(shapes, upsample)
     samples, channels = shapes[0][0], sum(s[1] for s in shapes)
@@ -205,7 +205,12 @@ def geometry(
     if padding_mode in ("reflect", "circular"):
         short = 1 if padding_mode == "reflect" else 0
         good = all(max(padding[2 * d : 2 * d + 2]) <= size[d] - short for d in range(dims))
-        _check("padding", padding, good, f"must fit into the map, {size}, to {padding_mode} it")
+        _check(
+            "padding",
+            padding,
+            good,
+            f"must be smaller than the feature map, {size}, to {padding_mode} it",
+        )
     out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
     _check("sources", shapes, all(v > 0 for v in (*size, *out)), "must give at least one output")
     for shape, _ in residuals:
@@ -225,7 +230,7 @@ def geometry(
     )
 
     def three(values: Sequence[int], fill: int) -> Any:
-        """The values of the spatial dimensions as (z, y, x)."""
+        """Return the values of the spatial dimensions as (z, y, x)."""
         if flat:
             return _Three(fill, fill, values[-1])
         return _Three(*(fill,) * (3 - dims), *values)
@@ -271,17 +276,19 @@ def geometry(
 
 def _input_size(shapes: tuple[tuple[int, ...], ...], upsample: tuple[int, ...]) -> tuple[int, ...]:
     good = len(shapes) > 0 and all(3 <= len(s) <= 5 and s[1] > 0 for s in shapes)
-    _check("sources", shapes, good, "must be maps (N, C, *spatial) of one to three dimensions")
+    _check(
+        "sources", shapes, good, "must be feature maps (N, C, *spatial) of one to three dimensions"
+    )
     good = len(upsample) == len(shapes) and all(u >= 1 for u in upsample)
     _check("upsample", upsample, good, "must hold one factor of at least 1 per source")
     sizes = [tuple(v * u for v in s[2:]) for s, u in zip(shapes, upsample, strict=True)]
     good = all(z == sizes[0] for z in sizes) and all(s[0] == shapes[0][0] for s in shapes)
-    _check("sources", shapes, good, "must agree in samples and, once enlarged, in size")
+    _check("sources", shapes, good, "must agree in samples and, after upsampling, in size")
     return sizes[0]
 
 
 def _collapses(size: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the positions of a map lie one after another at a constant distance."""
+    """Return whether the positions of a feature map have a constant stride."""
     step = strides[-1]
     for length, stride in zip(reversed(size), reversed(strides), strict=True):
         if length != 1 and stride != step:
@@ -292,4 +299,4 @@ def _collapses(size: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 def _check(argument: str, value: object, good: bool, rule: str) -> None:
     if not good:
-        raise BinarizeError(argument, value, rule, "see binarize.kernels.ops for what it means")
+        raise BinarizeError(argument, value, rule, "see binarize.kernels.ops for its meaning")

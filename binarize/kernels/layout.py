@@ -1,20 +1,20 @@
-"""Weights in the layout that the 1-bit kernels read, the same for every instruction set.
+"""The weight layout of the 1-bit kernels, the same for every instruction set.
 
 The layout is a flat uint8 tensor of little-endian numbers, in two parts: words, then tap sums.
 Both run over the *phases* of the convolution. A convolution has one phase with all taps. A
-transposed convolution is ``prod(stride)`` ordinary convolutions, each of which makes every
-``stride``-th output and reads the taps that reach it.
+transposed convolution is ``prod(stride)`` ordinary convolutions, each of which computes every
+``stride``-th output from the taps that reach it.
 
 Words (64 bits, bit i of a word is channel i; a set bit means +1; unused bits are 0):
 
 - dense: ``[group][block of 8 outputs][tap][word][8 outputs]``, words of the group's channels;
-- folded: the same, where the taps of a row are one string of bits (tap-major), so that few
+- folded: the same, with the taps of a row joined into one bit string (tap-major), so that few
   channels do not leave words empty: ``[group][block][tap without last dimension][word][8]``;
 - depthwise: ``[tap][word]``, words of all channels.
 
 Tap sums (int32): ``[t0 + 1][t1 + 1][t2 + 1][C_out]``, entry (i, j, k) the sum of the weight's signs
-over the channels and over the taps before i, j and k. Differences of eight of them tell what a
-window that hangs over the border counts too much.
+over the channels and over the taps before i, j and k. Differences of eight of them are the
+correction for a window that extends beyond the border.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from binarize.ops.bits import pack_bits, unpack_signs
 __all__ = ["VERSION", "Layout", "pack_weight", "unpack_weight"]
 
 VERSION = 1
-"""Counted up when the order of the bits changes (``BINARIZE_LAYOUT`` of binarize.h)."""
+"""Incremented when the order of the bits changes (``BINARIZE_LAYOUT`` of binarize.h)."""
 
 LANES = 8
 WORD = 64
 
 
 class Layout:
-    """Where everything lies; see the module's text.
+    """Positions and sizes in the layout; see the module's docstring.
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
         kernel: Taps per spatial dimension, one to three dimensions.
-        stride: Of the convolution.
-        dilation: Of the convolution.
-        groups: Of the convolution.
+        stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
+        groups: Groups of the convolution.
         transposed: Whether it is transposed.
 
     Attributes:
         phases: Per phase and dimension (always three) the kernel indices, in the order of the
             input positions they read.
-        depthwise: Whether every channel has a filter of its own.
+        depthwise: Whether every channel has its own filter.
         folded: Whether the taps of the last dimension are folded into the words.
         words: Words per tap and output.
     """
@@ -83,7 +83,7 @@ class Layout:
         self.words = folded if self.folded else dense
 
     def counts(self, phase: int) -> tuple[int, int]:
-        """Number of words and of tap sums of one phase."""
+        """Return the number of words and of tap sums of one phase."""
         taps = [len(t) for t in self.phases[phase]]
         sums = prod(t + 1 for t in taps) * self.out_channels
         if self.depthwise:
@@ -94,7 +94,7 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """Size of the packed weight."""
+        """Return the size of the packed weight."""
         counts = [self.counts(p) for p in range(len(self.phases))]
         return sum(8 * words + 4 * sums for words, sums in counts)
 
@@ -127,13 +127,13 @@ def pack_weight(
     groups: int = 1,
     transposed: bool = False,
 ) -> Tensor:
-    """Bring the signs of a convolution's weight into the kernels' layout.
+    """Pack the signs of a convolution's weight into the kernels' layout.
 
     Args:
         signs: Weight of :class:`torch.nn.Conv2d` or the like, (C_out, C_in / groups, *kernel), or
             (C_in, C_out / groups, *kernel) if transposed; negative means -1, all else +1. A bool
-            tensor holds the bits themselves. A linear weight is viewed as a 1x1 convolution's.
-        stride: Of the convolution, per spatial dimension.
+            tensor holds the bits themselves. View a linear weight as that of a 1x1 convolution.
+        stride: Stride of the convolution, per spatial dimension.
         dilation: Likewise.
         groups: Of the convolution.
         transposed: Whether the convolution is transposed.
@@ -188,8 +188,7 @@ def _phase_words(part: Tensor, layout: Layout) -> Tensor:
     else:
         rows = part.permute(0, 1, 3, 4, 5, 2).flatten(2, 4)
     packed = _to_bytes(rows)  # [group][output][step][byte]
-    # Not by F.pad: where a phase has no taps there is nothing along a dimension, and torch 2.8
-    # pads no such tensor.
+    # Not by F.pad: a phase without taps has an empty dimension, which torch 2.8 cannot pad.
     rest = packed.new_zeros(packed.shape[0], -packed.shape[1] % LANES, *packed.shape[2:])
     packed = torch.cat([packed, rest], 1)
     packed = packed.unflatten(1, (-1, LANES)).unflatten(4, (layout.words, 8))
@@ -197,7 +196,7 @@ def _phase_words(part: Tensor, layout: Layout) -> Tensor:
 
 
 def _to_bytes(rows: Tensor) -> Tensor:
-    """Bits of the last dimension to bytes, filled up to whole words."""
+    """Pack the bits of the last dimension into bytes, padded to whole words."""
     rows = F.pad(rows, (0, -rows.shape[-1] % WORD))
     return pack_bits(rows).view(*rows.shape[:-1], rows.shape[-1] // 8)
 
@@ -232,7 +231,7 @@ def unpack_weight(
             "weight",
             f"{packed.numel()} x {packed.dtype}",
             f"this convolution's packed weight has {layout.bytes} bytes of uint8",
-            "give what pack_weight returned for it",
+            "give the result of pack_weight",
         )
     full = (1,) * (3 - len(kernel)) + tuple(kernel)
     signs = torch.empty(layout.groups, layout.out_group, layout.in_group, *full)

@@ -1,10 +1,9 @@
-"""Memory of large maps, which is used again.
+"""Reuse of memory for large feature maps.
 
-A C library's allocator keeps small pieces of memory when they are freed and hands them out again.
-Large ones it takes from the system anew every time, in pages each of which is fetched and cleared
-when it is first written; for a map of 100 MB that takes ten times as long as the writing. Large
-maps are made in memory of our own here, which goes back to a short list when its tensor is gone.
-What is on the list is the system's to take whenever it needs memory (``MADV_FREE``).
+A C library's allocator recycles small blocks, but maps large ones afresh every time, and each page
+faults and is cleared on its first write; for a feature map of 100 MB that takes ten times as long
+as the writing. Here, large feature maps use memory that returns to a short free list when their
+tensor is deleted. The system may reclaim memory on the list whenever it needs it (``MADV_FREE``).
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from torch import Tensor
 __all__ = ["LARGE", "empty"]
 
 LARGE = 2**25
-"""Bytes from which glibc never hands out freed memory again: the most that its threshold
-``M_MMAP_THRESHOLD`` grows to (mallopt(3)) on systems of 64 bits."""
+"""Bytes from which glibc never recycles freed memory: the maximum of its threshold
+``M_MMAP_THRESHOLD`` (mallopt(3)) on 64-bit systems."""
 
 _KNOWN = all(hasattr(mmap, name) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_FREE"))
 _MOST = 8
-# Only ever changed by single operations of the list, which threads may do at the same time, and a
-# garbage collection in the middle of one.
+# Only changed by single, atomic list operations: threads may do them concurrently, and so may a
+# garbage collection in between.
 _free: list[mmap.mmap] = []
 
 
 def empty(
     shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A tensor on the CPU, not initialised.
+    """Return an uninitialised CPU tensor.
 
     Args:
         shape: Its sizes.
@@ -41,18 +40,18 @@ def empty(
         dtype: Its type.
 
     Returns:
-        The tensor. If it has :data:`LARGE` bytes or more, its memory may have been another's, and
-        its storage cannot be resized; where the system does not allow that, it is like any other.
+        The tensor. With :data:`LARGE` bytes or more, its memory may be recycled and its storage
+        cannot be resized; where the system does not support that, it is an ordinary tensor.
     """
     if prod(shape) * dtype.itemsize >= LARGE and _KNOWN:
         count = 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         try:
             room = _take(count * dtype.itemsize)
         except OSError:
-            pass  # torch's own message tells more
+            pass  # torch's own message is more informative
         else:
             view = memoryview(room)
-            # The tensor holds the view, and nobody else does.
+            # Only the tensor holds the view.
             weakref.finalize(view, _give_back, room).atexit = False
             return torch.frombuffer(view, dtype=dtype, count=count).as_strided(shape, strides)
     return torch.empty_strided(shape, strides, dtype=dtype)
@@ -64,7 +63,7 @@ def _take(size: int) -> mmap.mmap:
             try:
                 _free.remove(room)
             except ValueError:
-                continue  # another thread was quicker
+                continue  # another thread was faster
             return room
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 

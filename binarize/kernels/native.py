@@ -1,7 +1,7 @@
-"""The native implementation of ``binarize::unit``: a C library, called through ctypes.
+"""The native implementation of ``binarize::unit``: a C library called through ctypes.
 
-The library is looked for beside this file, where a wheel and the development build put it. ctypes
-releases the GIL during a call, and a call keeps no state, so threads may call at the same time.
+The library is expected beside this file, where wheels and the development build put it. ctypes
+releases the GIL during a call, and calls are stateless, so threads may call concurrently.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ __all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
 
 ABI = 4
 ENVIRONMENT = "BINARIZE_KERNELS"
-# In the order of preference; the numbers are the library's.
+# In order of preference; the numbers are the library's.
 SETS = {"avx512": 2, "avx512bw": 4, "avx2": 1, "neon": 3, "scalar": 0}
 _NAMES = ("libbinarize_kernels.so", "libbinarize_kernels.dylib", "binarize_kernels.dll")
-# Floats; less work than this, some 20 microseconds, is not worth waking other threads for.
+# Floats; less work than this, some 20 microseconds, is not worth waking other threads.
 SERIAL_WORK = 2**17
-_STATUS = {1: "the library refuses this geometry", 2: "this machine cannot run these kernels"}
+_STATUS = {1: "the library rejects this geometry", 2: "this machine cannot run these kernels"}
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is installed and what is used, for ``binarize doctor``.
+    """The installed and the active kernels, for ``binarize doctor``.
 
     Attributes:
         active: ``"reference"`` or an instruction set.
         library: Path of the C library, or ``None``.
         problem: Why there is no library, or ``None``.
         compiled: Instruction sets in the library.
-        usable: Those that this machine can run.
+        usable: Those that this machine supports.
         openmp: The OpenMP runtime whose threads are used, or why there is none.
     """
 
@@ -59,9 +59,9 @@ class Status:
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Any, str | None, str | None]:
-    """The library, its path, and what is wrong where there is none."""
+    """Return the library, its path, and the problem if there is none."""
     package = sys.modules[__package__ or "binarize.kernels"]
-    # An editable install keeps the library apart from the sources.
+    # An editable install keeps the library separate from the sources.
     folders = [Path(p) for p in package.__path__]
     for path in (folder / name for folder in folders for name in _NAMES):
         if not path.is_file():
@@ -72,7 +72,7 @@ def _load() -> tuple[Any, str | None, str | None]:
         except (OSError, AttributeError) as error:
             return None, None, f"{path} does not load: {error}"
         if found != ABI:
-            return None, None, f"{path} has ABI {found}, this package needs {ABI}: build it again"
+            return None, None, f"{path} has ABI {found}, this package needs {ABI}: rebuild it"
         library.binarize_scratch.restype = ctypes.c_int64
         library.binarize_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         prepared.declare(library)
@@ -97,15 +97,15 @@ def _load() -> tuple[Any, str | None, str | None]:
     return (
         None,
         None,
-        "it was installed where no C++ compiler worked, or the checkout was not built",
+        "no C++ compiler worked at installation, or the checkout was not built",
     )
 
 
 def status() -> Status:
-    """What is installed and what is used.
+    """Return the installed and the active kernels.
 
     Raises:
-        BinarizeError: The environment variable names kernels that there are not.
+        BinarizeError: The environment variable names unavailable kernels.
     """
     library, path, problem = _load()
     sets = SETS if library is not None else {}
@@ -119,16 +119,16 @@ def status() -> Status:
             ENVIRONMENT,
             wanted,
             f"this installation on this machine has {', '.join(choices)}",
-            "set one of them, or unset it to take the first",
+            "set one of them, or unset it to use the first",
         )
     return Status(wanted, path, problem, compiled, usable, openmp.runner()[1])
 
 
 @lru_cache(maxsize=1)
 def implementation() -> Callable[..., tuple[Tensor, Tensor]]:
-    """The implementation in use, chosen once per process.
+    """Return the active implementation, chosen once per process.
 
-    Warns of kernels that are missing, which is seen nowhere but in the time that things take.
+    Warns if kernels are missing, which otherwise only shows in the run time.
     """
     found = status()
     if found.library is None and not os.environ.get(ENVIRONMENT):
@@ -165,7 +165,7 @@ def codes() -> Callable[[Tensor, float, int], Tensor] | None:
 
 
 def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """One implementation by its name: ``"reference"`` or an instruction set."""
+    """Return an implementation by name: ``"reference"`` or an instruction set."""
     if name == "reference":
         return reference.unit
     library = _load()[0]
@@ -179,7 +179,7 @@ def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def unit(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
-    """Run ``binarize::unit`` by the implementation in use."""
+    """Run ``binarize::unit`` with the active implementation."""
     return implementation()(*arguments, **named)
 
 
@@ -244,10 +244,10 @@ def _run(
             "weight",
             f"{weight.numel()} x {weight.dtype}",
             f"this convolution's packed weight has {g.weight_bytes} bytes of uint8",
-            "give what pack_weight returned for it",
+            "give the result of pack_weight",
         )
     ready = weights.get(weight, g)
-    # Tensors that had to be copied are held until the call is over.
+    # Copied tensors are kept alive until the call returns.
     held = [
         aligned(weight) if ready is None else ready,
         _vector(gain, out, "gain"),
@@ -267,7 +267,7 @@ def _run(
     if means:
         if len(means) != len(sources):
             raise BinarizeError(
-                "means", len(means), "there must be none or one per source", "give one per source"
+                "means", len(means), "must be empty or have one per source", "give one per source"
             )
         held += [
             _vector(m, x.shape[0] * x.shape[1], "means") if m.numel() else None
@@ -295,9 +295,11 @@ def _scratch(library: Any, g: Geometry, threads: int) -> int:
 
 
 def _map(x: Tensor, name: str) -> Tensor:
-    """A float32 map whose channels lie next to each other."""
+    """Return a channels-last float32 feature map."""
     if x.dtype != torch.float32:
-        raise BinarizeError(name, x.dtype, "the kernels read float32 maps", "convert it: x.float()")
+        raise BinarizeError(
+            name, x.dtype, "the kernels read float32 feature maps", "convert it: x.float()"
+        )
     if x.stride(1) != 1 and x.shape[1] != 1:
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x if x.data_ptr() % 4 == 0 else x.clone()

@@ -1,4 +1,4 @@
-"""The OpenMP runtime that torch has loaded, so that the kernels share its threads."""
+"""Find the OpenMP runtime that torch has loaded, so that the kernels share its threads."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _state = {"forked": False}
 
 @lru_cache(maxsize=1)
 def runner() -> tuple[int, str]:
-    """Address of ``GOMP_parallel`` and the library that has it.
+    """Return the address of ``GOMP_parallel`` and its library.
 
     Returns:
-        (0, why not) where there is none; the kernels then run in the calling thread.
+        (0, reason) if there is none; the kernels then run in the calling thread.
     """
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 0, "this system does not tell which libraries are loaded"
+        return 0, "this system does not list loaded libraries"
     paths = {line.split(None, 5)[5] for line in lines if line.count("/") > 0}
     loaded = sorted(p for p in paths if os.path.basename(p).startswith(_RUNTIMES))
-    # The copy that torch brings along comes before any other package's.
+    # torch's bundled copy takes precedence over other packages'.
     home = str(Path(torch.__file__).parent.parent)
     for path in sorted(loaded, key=lambda p: ("/torch" not in p, not p.startswith(home))):
         try:
@@ -40,9 +40,9 @@ def runner() -> tuple[int, str]:
 
 
 def threads() -> int:
-    """Threads that a call may use: torch's, but one in a forked child.
+    """Return the number of threads for a call: torch's, but one in a forked child.
 
-    OpenMP's threads do not survive a fork, and waiting for them would never end.
+    OpenMP's threads do not survive a fork; waiting for them would hang.
     """
     return 1 if _state["forked"] else torch.get_num_threads()
 

@@ -1,7 +1,7 @@
-r"""``binarize::unit``, the one op of the 1-bit runtime, as torch sees it.
+r"""``binarize::unit``, the 1-bit runtime's operator, as registered with torch.
 
-It computes a binary convolution with everything that belongs to it, because passes over float
-maps, not the counting of bits, are what would otherwise take the time:
+It fuses a binary convolution with its prologue and epilogue, because passes over float feature
+maps, not popcounts, would otherwise dominate the run time:
 
 .. math::
     t'_{nc} = k_c \bar x_{nc} + b_c, \qquad t = t' - 2^{-18} |t'|, \qquad
@@ -9,9 +9,9 @@ maps, not the counting of bits, are what would otherwise take the time:
     y = \mathrm{act}\bigl(g_o \alpha_n \textstyle\sum \operatorname{sign}(x - t)
     \operatorname{sign}(w) + d_o + \mathrm{bypass}(x) + \textstyle\sum r\bigr)
 
-Thresholds that follow a mean lie a little below it, see :mod:`binarize.ops.ties`. ``means`` holds,
-per source, its means per sample and channel where they are known, or an empty tensor; an empty list
-says that none is known. What is not given is taken in double precision.
+Thresholds that depend on a mean lie slightly below it, see :mod:`binarize.ops.ties`. ``means``
+holds each source's means per sample and channel, or an empty tensor if unknown; an empty list means
+that none is known. Unknown means are computed in double precision.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _fake(
     size = [length * upsample[0] for length in first.shape[2:]]
     out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
     samples, channels = first.shape[0], gain.shape[0]
-    # Channels last, by its strides: a contiguous tensor of symbolic sizes would guard on them.
+    # Channels last by strides: a contiguous tensor of symbolic sizes would add guards.
     strides = [channels]
     for length in reversed(out):
         strides.insert(0, strides[0] * length)
@@ -79,8 +79,8 @@ def _fake(
     return y, first.new_empty((samples, channels) if want_means else (0,))
 
 
-# Every device has the plain implementation; on the CPU the native one takes its place, which
-# falls back to the plain one where there is no library.
+# Every device has the plain implementation; on the CPU the native one replaces it, and falls back
+# to the plain one without a library.
 _LIBRARY.impl("unit", reference.unit, "CompositeExplicitAutograd")
 _LIBRARY.impl("unit", native.unit, "CPU")
 
@@ -88,7 +88,7 @@ unit = torch.ops.binarize.unit.default
 
 
 def is_watched() -> bool:
-    """Whether someone records or changes calls of operators: fake tensors, tracers, transforms."""
+    """Return whether operator calls are intercepted: fake tensors, tracers, transforms."""
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
@@ -98,16 +98,16 @@ def is_watched() -> bool:
 
 
 def run_unit(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """``binarize::unit``, past torch's dispatcher where nothing listens to it.
+    """Run ``binarize::unit``, bypassing torch's dispatcher if nothing intercepts it.
 
-    Half of a small call's time is the dispatcher's. While torch traces, compiles, exports or
-    profiles, and for tensor sub-classes and other devices, it is called as ever.
+    The dispatcher takes half of a small call's time. While torch traces, compiles, exports or
+    profiles, and for tensor sub-classes and other devices, the call goes through it as usual.
 
     Args:
-        *arguments: All arguments of the op, in the schema's order.
+        *arguments: All arguments of the operator, in the schema's order.
 
     Returns:
-        The map and its means, as the op.
+        The feature map and its means.
     """
     first = arguments[0][0]
     if (

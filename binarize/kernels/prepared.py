@@ -1,7 +1,7 @@
-"""Packed weights in the order in which an instruction set counts fastest, made once per weight.
+"""Packed weights in an instruction set's fastest layout, prepared once per weight.
 
 Files and modules hold the portable layout (:mod:`binarize.kernels.layout`), which every processor
-reads. What is made of it here lives as long as the weight and belongs to this process alone.
+reads. The prepared copy lives as long as the weight, in this process only.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class PreparedWeights:
 
     Args:
         library: The kernels' library.
-        number: Of the instruction set.
+        number: Number of the instruction set.
     """
 
     def __init__(self, library: Any, number: int) -> None:
         self._library = library
         self._number = number
-        # By identity: torch's own dictionary for that takes longer than the smallest layers.
+        # By identity: torch's own dictionary for this is slower than the smallest layers.
         self._entries: dict[int, _Entry] = {}
 
     def get(self, weight: Tensor, g: Geometry) -> Tensor | None:
-        """The prepared weight, or ``None`` if the portable one is the fastest.
+        """Return the prepared weight, or ``None`` if the portable one is fastest.
 
         Args:
             weight: Packed weight.
@@ -73,24 +73,24 @@ class PreparedWeights:
 
     def _drop(self, key: int, ref: weakref.ref[Tensor]) -> None:
         entry = self._entries.get(key)
-        if entry is not None and entry.weight is ref:  # the number may be another weight's already
+        if entry is not None and entry.weight is ref:  # the id may already belong to another weight
             del self._entries[key]
 
 
 def _is_current(entry: _Entry, weight: Tensor) -> bool:
     if not weight.is_inference():
         return entry.version == weight._version
-    # Inference tensors do not count their changes; the portable weight comes first.
+    # Inference tensors have no version counter; the copy starts with the portable weight.
     return entry.prepared is None or torch.equal(entry.prepared[: weight.numel()], weight.flatten())
 
 
 def aligned(weight: Tensor) -> Tensor:
-    """A packed weight as the library reads it: contiguous, words at multiples of eight bytes."""
+    """Return a packed weight as the library reads it: contiguous, with 8-byte aligned words."""
     return weight if weight.is_contiguous() and not weight.data_ptr() % 8 else weight.clone()
 
 
 def declare(library: Any) -> None:
-    """Tell ctypes about the library's functions."""
+    """Declare the library's functions to ctypes."""
     library.binarize_prepared.restype = ctypes.c_int64
     library.binarize_prepared.argtypes = [ctypes.c_int32, ctypes.c_void_p]
     library.binarize_prepare_weight.restype = ctypes.c_int32

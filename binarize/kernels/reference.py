@@ -1,6 +1,6 @@
-"""The unit in plain torch: what every native kernel has to agree with.
+"""The unit in plain torch, the reference for every native kernel.
 
-Shapes: maps are (N, C, *spatial), one to three spatial dimensions.
+Shapes: feature maps are (N, C, *spatial), one to three spatial dimensions.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def unit(
     act_out_shift: Tensor | None,
     want_means: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Run ``binarize::unit``; :mod:`binarize.kernels.ops` tells what it computes.
+    """Run ``binarize::unit``; :mod:`binarize.kernels.ops` describes what it computes.
 
-    A ``weight`` of floats is taken for the signs themselves, in the shape of a convolution's.
+    A floating-point ``weight`` is taken as the signs themselves, in the shape of a convolution's.
     """
-    x = torch.cat([_enlarge(s, u) for s, u in zip(sources, upsample, strict=True)], 1)
+    x = torch.cat([_upsample(s, u) for s, u in zip(sources, upsample, strict=True)], 1)
     positions = list(range(2, x.dim()))
     column = (1, -1, *(1,) * len(positions))
     level = threshold.view(1, -1)
@@ -87,31 +87,31 @@ def unit(
         y = torch.where(y > 0, y, y * act_slope.view(column))
     if act_out_shift is not None:
         y = y + act_out_shift.view(column)
-    # Not by `contiguous`, which leaves the strides of dimensions of size 1 as they come.
+    # Not by `contiguous`, which leaves the strides of size-1 dimensions arbitrary.
     result = y.new_empty((y.shape[0], *y.shape[2:], y.shape[1])).movedim(-1, 1).copy_(y)
     return result, _mean(y) if want_means else y.new_empty(0)
 
 
 def _means(sources: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor:
-    """Means per sample and channel over all sources, those that are not given taken here."""
+    """Return the means per sample and channel of all sources, computing those not given."""
     found = given or [x.new_empty(0) for x in sources]
     pairs = zip(sources, found, strict=True)
     return torch.cat([m if m.numel() else _mean(x) for x, m in pairs], 1)
 
 
 def _mean(x: Tensor) -> Tensor:
-    # In double precision, as the training layers take them.
+    # In double precision, as in the training layers.
     return x.mean(list(range(2, x.dim())), dtype=torch.float64).to(x.dtype)
 
 
-def _enlarge(x: Tensor, factor: int) -> Tensor:
+def _upsample(x: Tensor, factor: int) -> Tensor:
     for dim in range(2, x.dim()):
         x = x.repeat_interleave(factor, dim) if factor != 1 else x
     return x
 
 
 def _signs(x: Tensor, level: Tensor, flip: Tensor | None) -> Tensor:
-    # The comparison is negated, not turned round: a NaN is +1.
+    # The comparison is negated, not reversed: NaN gives +1.
     bits = ~(x < level)
     if flip is not None:
         bits = torch.where(flip.view(1, -1, *(1,) * (x.dim() - 2)), ~(x > level), bits)
@@ -148,7 +148,7 @@ def _convolve(
 def _windows(
     x: Tensor, stride: Sequence[int], offset: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """Means over windows of ``stride`` positions from ``o * stride - offset`` on, clamped."""
+    """Return means over windows of ``stride`` positions from ``o * stride - offset``, clamped."""
     for dim, (s, before, length) in enumerate(zip(stride, offset, size, strict=True), start=2):
         if s == 1 and before == 0 and length == x.shape[dim]:
             continue

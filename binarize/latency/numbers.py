@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize.errors import BinarizeError, FileError
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["LayerLatency", "Machine", "Profile"]
 
@@ -154,7 +154,7 @@ class Profile:
             FileError: It cannot be written.
         """
         try:
-            with replacing(Path(path)) as temporary:
+            with atomic_write(Path(path)) as temporary:
                 temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             cause = error.strerror or error

@@ -40,7 +40,7 @@ from binarize.nn.packed import PackedActivation, PackedUnit, StoredWeight
 from binarize.nn.packed_int8 import PackedInt8
 from binarize.ops.bits import pack_signs
 from binarize.runtime.structure import TENSOR
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["export_onnx"]
 
@@ -154,7 +154,7 @@ def export_onnx(
         onnx.model.ir_version = 9
     onnx.model.metadata_props.update(_metadata(packed, args, kwargs, description))
     try:
-        with replacing(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             onnx.save(os.fspath(temporary))
     except OSError as error:
         raise FileError(

@@ -1,4 +1,4 @@
-"""Pure functions on tensors, in plain torch: sign, bypass, bits."""
+"""Pure tensor functions in plain torch: sign, bypass, bit packing."""
 
 from binarize.ops.bits import pack_signs, unpack_signs
 from binarize.ops.bypass import channel_adaptive_bypass, resample_bypass

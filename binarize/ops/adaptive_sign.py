@@ -1,4 +1,4 @@
-r"""The adaptive sign of BiDense, alone and with the convolution that reads it.
+r"""BiDense's adaptive sign, alone and fused with the following convolution.
 
 With a threshold :math:`\beta` and an exponent a,
 
@@ -7,12 +7,12 @@ With a threshold :math:`\beta` and an exponent a,
     B = \alpha \cdot \operatorname{sign}(x_s)
 
 (Eqs. 4-10), with the surrogate gradient :math:`2 - 2|x_s|` where :math:`|x_s| < 1`, else 0. Both
-functions keep nothing of the size of the map for their gradients but the map itself, which its
-producer has made anyway: everything else is computed from it again, to the same last bit. A plain
-composition would keep the shifted map and the binarized one too. They also write into the buffers
-they have: on a CPU a new one of some megabytes costs several times the pass that fills it.
+functions save only the input for their gradients, which exists anyway, and recompute everything
+else from it, bit for bit. A plain composition would also save the shifted and the binarized
+activations. They also reuse buffers: on a CPU, allocating some megabytes costs several times the
+pass that fills them.
 
-Shapes: maps have the samples at dimension 0; ``positions`` and ``over`` are dimensions of the map.
+Shapes: ``x`` has the samples at dimension 0; ``positions`` and ``over`` are dimensions of ``x``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _sum(x: Tensor, dims: list[int]) -> Tensor:
 
 
 class _Terms(NamedTuple):
-    """The map, and what of the size of its means tells everything else."""
+    """The input, and the means from which everything else can be recomputed."""
 
     x: Tensor
     shift: Tensor
@@ -51,21 +51,21 @@ class _Terms(NamedTuple):
     scale: Tensor
 
     def shifted(self, out: Tensor | None = None) -> Tensor:
-        """The map less its thresholds."""
+        """Return the input minus its thresholds."""
         return torch.add(self.x, along_rows(self.shift, self.x), out=buffer(out))
 
 
 def _binarize(
     x: Tensor, threshold: Tensor, exponent: Tensor, over: list[int]
 ) -> tuple[_Terms, Tensor, Tensor]:
-    """The terms, the shifted map, whose sign bits count, and a buffer of the map's size."""
-    # torch.export runs this with gradients on, where writing into a buffer is refused.
+    """Return the terms, the shifted input, whose sign bits count, and a buffer of its size."""
+    # torch.export runs this with gradients enabled, where writing into a buffer is not allowed.
     x, threshold, exponent = x.detach(), threshold.detach(), exponent.detach()
-    # As "0 - threshold" is never -0.0, neither is x + shift: its sign bit says x >= threshold.
+    # As "0 - threshold" is never -0.0, neither is x + shift: its sign bit means x >= threshold.
     shift = (0.0 - threshold).to(x.dtype)
     shifted = x + along_rows(shift, x)
     magnitude = shifted.abs()
-    # A mean of half precision would lose what it is for.
+    # A mean in half precision would be too coarse.
     wide = torch.promote_types(x.dtype, torch.float32)
     mean = magnitude.mean(over, keepdim=True, dtype=wide) if over else magnitude.to(wide)
     excess = mean - 1
@@ -81,9 +81,9 @@ def _gradients(
     positions: list[int],
     over: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the map, the threshold and the exponent, given that of the scaled signs.
+    """Return the gradients of input, threshold and exponent from that of the scaled signs.
 
-    ``binary`` is used up: a buffer that is there costs less than a new one.
+    ``binary`` is overwritten: reusing a buffer is cheaper than allocating one.
     """
     through_scale = _sum(binary.mul_(grad), over) * terms.excess
     size = terms.shifted(out=binary).abs_()
@@ -126,13 +126,13 @@ def adaptive_sign(
     positions: list[int],
     over: list[int],
 ) -> Tensor:
-    """Scaled signs of a map.
+    """Return the scaled signs of a feature map.
 
     Args:
-        x: Floating-point map.
+        x: Floating-point feature map.
         threshold: Broadcasts to ``x``, of size 1 along ``positions``.
         exponent: a, broadcasts to the means.
-        positions: Dimensions that a threshold is shared along.
+        positions: Dimensions along which a threshold is shared.
         over: Dimensions of the mean of ``|x - threshold|``, which is detached.
 
     Returns:
@@ -142,10 +142,10 @@ def adaptive_sign(
 
 
 def _binary_weight(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    # Neither -0.0, which counts as +1; a number too small for half precision keeps its sign there.
+    # No -0.0, which counts as +1; a number too small for half precision keeps its sign.
     signs = weight.detach() + 0.0
     if x.dtype != weight.dtype and torch.is_autocast_enabled(x.device.type):
-        # What autocast would do, done here so that the copy can be kept.
+        # Autocast's conversion, done here so that the copy can be saved.
         signs, scale = signs.to(x.dtype), scale.to(x.dtype)
     return torch.copysign(scale, signs, out=buffer(signs))
 
@@ -171,7 +171,7 @@ class _AdaptiveConvolution(torch.autograd.Function):
             scale = weight_scale = scale.new_ones(())
         binary = torch.copysign(scale, shifted, out=buffer(spare))
         binary_weight = _binary_weight(weight, weight_scale, x)
-        # The float layer keeps a copy in half precision under autocast, too.
+        # A float layer also saves a half-precision copy under autocast.
         kept = None if binary_weight.dtype == weight.dtype else binary_weight
         _, shift, excess, own = terms
         saved = x, shift, excess, own, threshold, exponent
@@ -215,23 +215,23 @@ def adaptive_convolution(
     over: list[int],
     whole: bool,
 ) -> Tensor:
-    """Convolve the scaled signs of a map with scaled signs of a weight.
+    """Convolve the scaled signs of a feature map with the scaled signs of a weight.
 
     ``convolution(adaptive_sign(x), weight_scale * sign(weight))``, where the weight's gradient is
     the straight-through estimator's: 1 where ``|weight| <= 1``, else 0, times that of the signs.
 
     Args:
-        x: Floating-point map (N, C_in, *spatial); for a linear map (N, *positions, C_in).
+        x: Floating-point feature map (N, C_in, *spatial); for a linear layer (N, *positions, C_in).
         threshold: As in :func:`adaptive_sign`.
         exponent: As in :func:`adaptive_sign`.
-        weight: Latent weight, as torch's layer of that geometry has it.
+        weight: Latent weight, in the layout of torch's layer of that geometry.
         weight_scale: Positive and detached, of the size of ``weight`` in dimension 0; broadcasts
             to it.
-        geometry: How the weight is laid over the map.
+        geometry: Geometry of the convolution.
         positions: As in :func:`adaptive_sign`.
         over: As in :func:`adaptive_sign`.
-        whole: Whether the map's scale is one per sample and the weight's one per output channel:
-            then the signs are summed alone, see :mod:`binarize.ops.convolution`.
+        whole: Whether activations have one scale per sample and weights one per output channel:
+            then only signs are summed, see :mod:`binarize.ops.convolution`.
 
     Returns:
         The sums.

@@ -1,4 +1,4 @@
-"""Signs packed to bits.
+"""Packing of signs into bits.
 
 Bit order: element i of the flattened tensor is bit ``i % 8`` (least significant first) of byte
 ``i // 8``; a set bit means +1, the unused bits of the last byte are 0.
@@ -17,7 +17,7 @@ from binarize.errors import BinarizeError
 
 __all__ = ["pack_bits", "pack_signs", "unpack_bits", "unpack_signs"]
 
-# Times eight bytes of 0 or 1, taken as one number, it gathers them in the highest byte.
+# Multiplied with eight bytes of 0 or 1 as one number, it gathers them in the highest byte.
 _GATHER = 0x0102040810204080
 
 
@@ -46,7 +46,7 @@ def pack_bits(bits: Tensor) -> Tensor:
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
     if sys.byteorder == "big":
         flat = flat.flip(1)
-    # Rows of their own memory: what is viewed as eight bytes has to start at a multiple of them.
+    # Rows in separate memory: a view as 8-byte words requires alignment.
     rows = flat.to(torch.uint8, copy=True).view(torch.int64).squeeze(1)
     return (((rows * _GATHER) >> 56) & 255).to(torch.uint8)
 

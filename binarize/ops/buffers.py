@@ -1,4 +1,4 @@
-"""Tensors to write into, where there is a choice."""
+"""Reuse of tensors as output buffers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["buffer"]
 
 
 def buffer(tensor: Tensor | None) -> Tensor | None:
-    """What a function of torch is given as its ``out``.
+    """Return the ``out`` argument for a torch function.
 
     Args:
         tensor: A tensor of the right shape and dtype whose values are no longer needed, or none.
 
     Returns:
-        That tensor; none in code that is compiled, which finds buffers of its own and, in torch
-        2.8, accepts none that is channels last.
+        That tensor; None in compiled code, which manages its own buffers and in torch
+        2.8 does not accept channels-last ones.
     """
     return None if torch.compiler.is_compiling() else tensor

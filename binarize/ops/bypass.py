@@ -1,6 +1,6 @@
 """The channel-adaptive full-precision bypass (CFB) and its resampling.
 
-Shapes: maps are (N, C, *spatial) with any number of spatial dimensions; ``dim`` moves the channels.
+Shapes: feature maps are (N, C, *spatial), any number of spatial dimensions; ``dim`` is that of C.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["GROUPINGS", "channel_adaptive_bypass", "repeat_border", "resample_by
 
 GROUPINGS = ("contiguous", "interleaved")
 
-# Channels that are added one by one to their mean.
+# Group sizes up to which channels are added one by one.
 _FEW = 8
 
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {
@@ -47,8 +47,8 @@ class _GroupMean(torch.autograd.Function):
 def _group_mean(x: Tensor, groups: int, dim: int) -> Tensor:
     """Means over blocks of neighbouring channels.
 
-    Where the channels lie last in memory, torch's mean over a few of them is slow, and its gradient
-    would not keep that layout.
+    In the channels-last layout, torch's mean over a few channels is slow, and its gradient would
+    lose the layout.
     """
     size = x.shape[dim] // groups
     if x.stride(dim) != 1 or not 2 <= size <= _FEW:
@@ -76,22 +76,22 @@ def _fuse_down(x: Tensor, channels: int, grouping: str, dim: int) -> Tensor:
 def channel_adaptive_bypass(
     x: Tensor, out_channels: int, *, grouping: str = "contiguous", dim: int = 1
 ) -> Tensor:
-    """Carry a full-precision map from C_in to ``out_channels`` channels without parameters.
+    """Convert a full-precision feature map from C_in to ``out_channels`` channels, parameter-free.
 
     BiDense Eqs. 12-13. Fusion-up: ``out_channels // C_in`` copies of all channels, tiled.
-    Fusion-down gives the ``m = out_channels mod C_in`` channels that are left: each is the mean of
-    a group of ``K = C_in // m`` input channels, and the last group takes all that remains.
+    Fusion-down gives the remaining ``m = out_channels mod C_in`` channels: each is the mean of
+    a group of ``K = C_in // m`` input channels, and the last group takes all that are left.
 
     Args:
-        x: Map (N, C_in, *spatial); other layouts by ``dim``.
-        out_channels: Number of channels wanted, at least 1.
-        grouping: ``"contiguous"`` groups neighbouring channels, as the paper's pooling does.
+        x: Feature map (N, C_in, *spatial); other layouts by ``dim``.
+        out_channels: Number of output channels, at least 1.
+        grouping: ``"contiguous"`` groups neighbouring channels, like the paper's pooling.
             ``"interleaved"`` is the released 2-D layer: group j of the first m - 1 holds the
             channels j, j + (m - 1), j + 2(m - 1), ... of the first K(m - 1).
-        dim: The channel dimension, not negative.
+        dim: The channel dimension, non-negative.
 
     Returns:
-        Map with ``out_channels`` channels. With C_in = ``out_channels`` it is ``x`` itself.
+        Feature map with ``out_channels`` channels; ``x`` itself if C_in = ``out_channels``.
 
     Raises:
         BinarizeError: ``grouping`` is unknown, or ``out_channels`` or C_in is below 1.
@@ -105,11 +105,17 @@ def channel_adaptive_bypass(
     in_channels = x.shape[dim]
     if out_channels < 1:
         raise BinarizeError(
-            "out_channels", out_channels, "a map needs at least one channel", "give 1 or more"
+            "out_channels",
+            out_channels,
+            "a feature map needs at least one channel",
+            "give 1 or more",
         )
     if in_channels < 1:
         raise BinarizeError(
-            "x", tuple(x.shape), f"dimension {dim} holds no channel", "give a map with channels"
+            "x",
+            tuple(x.shape),
+            f"dimension {dim} has no channels",
+            "give a feature map with channels",
         )
     copies, rest = divmod(out_channels, in_channels)
     if copies == 1 and rest == 0:
@@ -121,25 +127,25 @@ def channel_adaptive_bypass(
 
 
 def resample_bypass(x: Tensor, stride: Sequence[int], surplus: Sequence[int]) -> Tensor:
-    """Bring a bypassed map to the spatial size that a convolution's output has.
+    """Resample a bypassed feature map to the spatial size of a convolution's output.
 
-    A convolution of stride s, kernel reach r = dilation * (kernel - 1) + 1 and total padding p
+    A convolution of stride s, effective kernel r = dilation * (kernel - 1) + 1 and total padding p
     makes ``(H + surplus) // s`` outputs of H inputs, with ``surplus = p - r + s``. Here they are
-    means over windows of ``s`` pixels. Where an odd size leaves a part of a window at the end,
-    the last pixel is repeated to fill it; where an unpadded convolution makes fewer outputs, both
-    sides are cropped; where it makes more, both borders are repeated.
+    means over windows of ``s`` pixels. If an odd size leaves a partial window at the end,
+    the last pixel is repeated to fill it; if an unpadded convolution makes fewer outputs, both
+    sides are cropped; if it makes more, both borders are repeated.
 
     Args:
-        x: Map (N, C, *spatial).
-        stride: Of the convolution, per spatial dimension, in pixels.
+        x: Feature map (N, C, *spatial).
+        stride: Stride of the convolution, per spatial dimension, in pixels.
         surplus: As above, per spatial dimension, in pixels.
 
     Returns:
-        Map (N, C, *spatial of the convolution's output).
+        Feature map (N, C, *spatial of the convolution's output).
 
-    Nothing here depends on the size's value, so that networks export with dynamic sizes (pooling
-    with ``ceil_mode`` would). With a stride, torch 2.8 to 2.11 ask for sizes that are declared even
-    or odd (``2 * Dim(...)``): their own pooling does.
+    Nothing here depends on the size's value, so that networks export with dynamic sizes (unlike
+    pooling with ``ceil_mode``). With a stride, torch 2.8 to 2.11 require sizes declared even
+    or odd (``2 * Dim(...)``), as their own pooling does.
     """
     for dim, (s, c) in enumerate(zip(stride, surplus, strict=True), start=2):
         if c < 0:
@@ -151,7 +157,7 @@ def resample_bypass(x: Tensor, stride: Sequence[int], surplus: Sequence[int]) ->
         return x
     window = tuple(stride)
     if len(window) == 3 and x.dtype in (torch.float16, torch.bfloat16):
-        # There is no 3-D pooling in half precision on a CPU.
+        # CPUs have no 3-D pooling in half precision.
         return F.avg_pool3d(x.float(), window, window).to(x.dtype)
     return _AVERAGE_POOL[len(window)](x, window, window)
 
@@ -162,10 +168,10 @@ def repeat_border(x: Tensor, dim: int, before: int, after: int) -> Tensor:
     Args:
         x: Tensor with at least one slice.
         dim: The dimension.
-        before: How often the first slice is put in front.
-        after: How often the last slice is put behind.
+        before: How often to prepend the first slice.
+        after: How often to append the last slice.
 
-    Unlike torch's replicating pad this is compiled in any memory format and in half precision.
+    Unlike torch's replication padding, this compiles in any memory format and in half precision.
     """
     length = x.shape[dim]
     sizes = [-1] * x.dim()

@@ -1,9 +1,9 @@
-"""Sums over binary values: convolutions and linear maps whose scales are put on afterwards.
+"""Sums over binary values: convolutions and linear layers whose scales are applied afterwards.
 
-A sum of signs is a whole number, exact in whatever order it is taken, so that a layer that counts
-bits has the same one. Where a map has one magnitude per sample and a weight one per output channel,
-both leave the sum, and the signs are summed alone. In half precision a long sum would be rounded
-all the same; there the scaled values are summed.
+A sum of signs is an integer, exact in any order, and therefore equal to XNOR-popcount. If
+activations have one magnitude per sample and weights one per output channel, both are moved out of
+the sum, and only signs are summed. In half precision a long sum would be rounded anyway; there the
+scaled values are summed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = [
 
 
 class Geometry(NamedTuple):
-    """How a weight is laid over a map.
+    """Geometry of a convolution or linear layer.
 
     Attributes:
-        stride: Per spatial dimension; empty for a linear map, which has the channels last.
+        stride: Per spatial dimension; empty for a linear layer, which has the channels last.
         padding: Zeros on both sides, per spatial dimension.
         dilation: Per spatial dimension.
         transposed: Whether it is a transposed convolution.
         output_padding: Per spatial dimension.
-        groups: Of channels.
-        pads: Zeros put around the map first, as ``torch.nn.functional.pad`` takes them.
+        groups: Number of channel groups.
+        pads: Zero padding applied first, in the format of ``torch.nn.functional.pad``.
     """
 
     stride: Sequence[int] = ()
@@ -49,7 +49,7 @@ class Geometry(NamedTuple):
     pads: Sequence[int] = ()
 
 
-# Not torch.convolution, which autocast does not know.
+# Not torch.convolution, which autocast does not cover.
 _PLAIN: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Any] = {
     1: F.conv_transpose1d,
@@ -59,17 +59,17 @@ _TRANSPOSED: dict[int, Any] = {
 
 
 def _padded(pads: Sequence[int]) -> bool:
-    # A graph for all sizes must not depend on whether this one needs zeros.
+    # A graph for all sizes must not depend on whether this one needs padding.
     return bool(pads) and (torch.compiler.is_compiling() or any(pads))
 
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The convolution or linear map, of whatever values.
+    """Apply the convolution or linear layer to arbitrary values.
 
     Args:
-        x: Map (N, C_in, *spatial), or (N, *positions, C_in) for a linear map.
-        weight: As torch's layer of that geometry has it.
-        geometry: How.
+        x: Feature map (N, C_in, *spatial), or (N, *positions, C_in) for a linear layer.
+        weight: In the layout of torch's layer of that geometry.
+        geometry: The geometry.
     """
     stride, padding, dilation, transposed, output_padding, groups, pads = geometry
     if not stride:
@@ -86,14 +86,14 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 def convolution_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of :func:`convolve`, in the type of ``grad``.
+    """Return the gradients of :func:`convolve`, in the dtype of ``grad``.
 
     Args:
-        grad: Of its result.
-        x: As there; autocast may have run it in another type.
-        weight: As there.
-        geometry: As there.
-        wanted: Whether those of ``x`` and of ``weight`` are wanted.
+        grad: Gradient of its result.
+        x: Its input; autocast may have run it in another dtype.
+        weight: Its weight.
+        geometry: Its geometry.
+        wanted: Whether the gradients of ``x`` and of ``weight`` are needed.
     """
     x, weight = x.to(grad.dtype), weight.to(grad.dtype)
     if not geometry.stride:
@@ -112,25 +112,25 @@ def convolution_gradients(
 
 
 def sample_magnitude(binary: Tensor) -> Tensor:
-    """The magnitude of a map that has one per sample: (N, 1, ...)."""
+    """Return the magnitude of activations that have one per sample: (N, 1, ...)."""
     return binary.detach()[(slice(None), *[slice(1)] * (binary.dim() - 1))].abs()
 
 
 def sum_factors(magnitude: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """What sums of signs have to be multiplied by.
+    """Return the factors of sums of signs.
 
     Args:
-        magnitude: Of the map, (N, 1, ...).
+        magnitude: Magnitude of the activations, (N, 1, ...).
         weight: Values of one magnitude per output channel, or these magnitudes themselves, which
             broadcast to them.
-        geometry: How the weight is laid over the map.
+        geometry: Geometry of the convolution.
 
     Returns:
         Tensor that broadcasts to the sums.
     """
     weight = weight.detach()
     if geometry.transposed:
-        # (in, out / groups, ...): the first input channel of each group has all of its outputs.
+        # (in, out / groups, ...): each group's first input channel has all of its outputs.
         weight = weight.unflatten(0, (geometry.groups, -1))[:, 0].flatten(0, 1)
     scale = weight.flatten(1)[:, 0].abs()
     return magnitude * scale.view([-1] + [1] * len(geometry.stride))
@@ -143,7 +143,7 @@ class _SignSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(binary, weight)
         ctx.geometry = geometry
-        # A magnitude of 0 makes signs of 0, and a sum of 0, which it is.
+        # A magnitude of 0 gives signs of 0 and a sum of 0, as it should.
         y = convolve(binary.detach().sign(), weight.detach().sign(), geometry)
         return y.mul_(sum_factors(magnitude, weight, geometry))
 
@@ -159,15 +159,15 @@ class _SignSum(torch.autograd.Function):
 def binary_convolution(
     binary: Tensor, weight: Tensor, geometry: Geometry, magnitude: Tensor | None
 ) -> Tensor:
-    """:func:`convolve` for binary values, by sums of signs where that is exact.
+    """Apply :func:`convolve` to binary values, by sums of signs where that is exact.
 
     Args:
-        binary: Map of few levels; with a ``magnitude``, of that and its negative (0 where it was
-            padded).
-        weight: Of few levels; with a ``magnitude``, of one magnitude per output channel.
-        geometry: How the weight is laid over the map.
-        magnitude: Of the map, see :func:`sample_magnitude`; ``None`` where the map has more than
-            one per sample or the weight more than one per output channel.
+        binary: Activations with few levels; with a ``magnitude``, only that and its negative (0
+            where padded).
+        weight: Weight with few levels; with a ``magnitude``, one magnitude per output channel.
+        geometry: Geometry of the convolution.
+        magnitude: Magnitude of the activations, see :func:`sample_magnitude`; ``None`` if they have
+            more than one per sample or the weight more than one per output channel.
 
     Returns:
         The sums. Gradients are those of :func:`convolve`.
@@ -179,5 +179,5 @@ def binary_convolution(
 
 
 def sums_exactly(x: Tensor, weight: Tensor) -> bool:
-    """Whether map and weight are of a type that holds their sums of signs."""
+    """Return whether the dtypes of activations and weight can hold sums of signs exactly."""
     return x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)

@@ -1,4 +1,4 @@
-"""LQ-Net's quantization to the levels that a basis spans, and the fit of the basis.
+"""LQ-Net's quantization to the levels spanned by a basis, and the fit of the basis.
 
 Shapes: values are (rows, n), a basis is (rows, bits), levels and codes are ordered by level.
 """
@@ -10,12 +10,12 @@ from torch import Tensor
 
 __all__ = ["fitted_basis", "level_table", "nearest_level"]
 
-# Share of the old basis in the moving average, and weight that pulls a fit to the old basis.
+# Weight of the old basis in the moving average, and regularization of a fit towards it.
 _KEEP, _PULL = 0.9, 1e-4
 
 
 def level_table(basis: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The :math:`2^b` levels :math:`v^\top e` with :math:`e \in \{-1, 1\}^b`, in rising order.
+    r"""Return the :math:`2^b` levels :math:`v^\top e`, :math:`e \in \{-1, 1\}^b`, ascending.
 
     Args:
         basis: v, (rows, bits).
@@ -27,7 +27,7 @@ def level_table(basis: Tensor) -> tuple[Tensor, Tensor]:
     numbers = torch.arange(2**bits, device=basis.device)
     codes = ((numbers[:, None] >> torch.arange(bits, device=basis.device)) & 1) * 2 - 1
     codes = codes.to(basis.dtype)
-    # Term by term, as a stored weight is put together again, so that both round alike.
+    # Term by term, like the reconstruction of a stored weight, so that both round alike.
     levels = codes[:, 0] * basis[:, :1]
     for bit in range(1, bits):
         levels = levels + codes[:, bit] * basis[:, bit : bit + 1]
@@ -36,11 +36,11 @@ def level_table(basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_level(values: Tensor, levels: Tensor) -> Tensor:
-    """Number of the nearest level for each value; between two, the upper one (sign(0) = +1).
+    """Return the index of each value's nearest level; ties go to the upper one (sign(0) = +1).
 
     Args:
         values: (rows, n).
-        levels: (rows, count), rising.
+        levels: (rows, count), ascending.
 
     Returns:
         Integers (rows, n).
@@ -52,13 +52,13 @@ def nearest_level(values: Tensor, levels: Tensor) -> Tensor:
 def fitted_basis(values: Tensor, chosen: Tensor, codes: Tensor, basis: Tensor) -> Tensor:
     r"""One step of LQ-Net's alternating fit, Eq. 7, and its moving average.
 
-    With the codes B fixed, the basis of least squares is :math:`(B^\top B)^{-1} B^\top x`; a small
-    multiple of the identity keeps it near the old basis where the codes leave it open. The result
-    is 0.9 times the old basis plus 0.1 times that.
+    With the codes B fixed, the least-squares basis is :math:`(B^\top B)^{-1} B^\top x`; a small
+    multiple of the identity keeps it near the old basis where the codes do not determine it. The
+    result is 0.9 times the old basis plus 0.1 times that.
 
     Args:
         values: x, (rows, n).
-        chosen: Number of the level of each value, (rows, n).
+        chosen: Index of each value's level, (rows, n).
         codes: Codes of the levels, (rows, levels, bits).
         basis: The old basis, (rows, bits).
 
@@ -68,7 +68,7 @@ def fitted_basis(values: Tensor, chosen: Tensor, codes: Tensor, basis: Tensor) -
     rows, count = values.shape[0], max(values.shape[1], 1)
     wide = torch.promote_types(basis.dtype, torch.float32)
     values, codes, old = values.to(wide), codes.to(wide), basis.to(wide)
-    # Sums per level say all: values of one level share their code.
+    # Sums per level suffice: values of one level share their code.
     zeros = values.new_zeros(rows, codes.shape[1])
     share = zeros.scatter_add(1, chosen, torch.ones_like(values)) / count
     total = zeros.scatter_add(1, chosen, values) / count

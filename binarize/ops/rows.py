@@ -1,6 +1,6 @@
-"""Numbers per channel, laid out so that passes over a map are quick.
+"""Per-channel values in a layout that makes element-wise operations fast.
 
-Shapes: maps (N, C, *spatial).
+Shapes: feature maps (N, C, *spatial).
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ from torch import Tensor
 
 __all__ = ["along_rows"]
 
-# Bytes of a vector register. With fewer per pixel the loops of torch are scalar ones.
+# Bytes of a vector register. With fewer per pixel, torch's loops are scalar.
 _VECTOR = 64
 
 
 def along_rows(values: Tensor, x: Tensor) -> Tensor:
-    """Repeat numbers per channel along the rows of a map whose channels lie last in memory.
+    """Repeat per-channel values along the rows of a channels-last feature map.
 
-    A pass over map and numbers then has inner loops of a whole row, where it had them of the few
-    channels of one pixel.
+    An element-wise operation then loops over a whole row instead of the few channels of one pixel.
 
     Args:
-        values: Of size 1 along the rows, broadcasts to ``x``.
-        x: Map, of any layout.
+        values: Values of size 1 along the rows; broadcast to ``x``.
+        x: Feature map in any layout.
 
     Returns:
-        The numbers, repeated if that makes passes quicker.
+        The values, repeated if that is faster.
     """
     channels = x.shape[1] if x.dim() == 4 else 1
     if channels == 1 or values.dim() != 4 or values.shape[1] == 1:

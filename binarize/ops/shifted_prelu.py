@@ -1,6 +1,6 @@
 """Shifted PReLU as one function.
 
-Shapes: maps of any rank; ``dim`` is the dimension of the channels.
+Shapes: feature maps of any rank; ``dim`` is the channel dimension.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _ShiftedPReLU(torch.autograd.Function):
         shifted = x + along_rows(shift.view(shape).to(x.dtype), x)
         ctx.save_for_backward(shifted, slope)
         ctx.dim = dim
-        # The kernel behind F.prelu, which would take the channels at dimension 1 only.
+        # The kernel behind F.prelu, which only accepts channels at dimension 1.
         slopes = along_rows(slope.view(shape).to(x.dtype), x)
         y: Tensor = torch.ops.aten._prelu_kernel(shifted, slopes)
         return y if out_shift is None else y.add_(along_rows(out_shift.view(shape).to(x.dtype), x))
@@ -41,11 +41,11 @@ class _ShiftedPReLU(torch.autograd.Function):
         wide = torch.promote_types(grad.dtype, torch.float32)
 
         def total(part: Tensor) -> Tensor:
-            # In two steps, which for half precision is quicker and more exact than one.
+            # In two steps: for half precision faster and more accurate than one.
             per_sample = part.sum(positions) if positions else part
             return per_sample.sum(0, dtype=wide).to(slope.dtype)
 
-        # torch's own backward of prelu is slower than these passes on a CPU, and takes two buffers.
+        # torch's own backward of prelu is slower on a CPU, and takes two buffers.
         buffer = shifted.clamp(max=0).mul_(grad)
         grad_slope = total(buffer)
         torch.ops.aten.threshold_backward.grad_input(grad, shifted, 0, grad_input=buffer)
@@ -60,14 +60,14 @@ def shifted_prelu(
     """``prelu(x + shift, slope) + out_shift`` per channel; see :class:`binarize.nn.ShiftedPReLU`.
 
     Args:
-        x: Floating-point map of at least two dimensions, C channels.
+        x: Floating-point feature map of at least two dimensions, C channels.
         shift: (C,).
         slope: (C,).
         out_shift: (C,), or ``None`` for 0.
-        dim: Dimension of the channels, 1 or -1.
+        dim: Channel dimension, 1 or -1.
 
     Returns:
-        Map of the same shape and dtype. Sums of the parameters' gradients over samples are taken
-        in single precision at least.
+        Feature map of the same shape and dtype. The parameters' gradients are summed over samples
+        in at least single precision.
     """
     return _ShiftedPReLU.apply(x, shift, slope, out_shift, dim)

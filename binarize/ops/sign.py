@@ -26,7 +26,7 @@ SURROGATES = ("polynomial", "clip")
 
 def clip_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """``grad`` where ``|x| <= 1``, else 0."""
-    # The kernel leaves out its bounds; the next number after 1 makes it take 1 itself in.
+    # The kernel excludes its bounds; the next number after 1 includes 1 itself.
     bound = 1 + torch.finfo(x.dtype).eps
     return torch.ops.aten.hardtanh_backward(grad, x, -bound, bound)
 
@@ -40,18 +40,18 @@ def clip_gradient_(grad: Tensor, x: Tensor) -> Tensor:
 def polynomial_gradient_(size: Tensor, grad: Tensor, scale: Tensor) -> Tensor:
     """``scale * (2 - 2 size) * grad`` where ``size < 1``, else 0, written into ``size``.
 
-    In passes of two tensors each: torch has no vectorized ones of three that broadcast.
+    In operations of two tensors each: torch has no vectorized broadcasting ones of three.
 
     Args:
         size: Magnitudes.
-        grad: Of the same shape and dtype.
+        grad: Gradient of the same shape and dtype.
         scale: Broadcasts to them.
     """
     return size.sub_(1).clamp_(max=0).mul_(grad).mul_(-2 * scale)
 
 
 class _PolynomialSign(torch.autograd.Function):
-    # copysign and these few passes are many times quicker than torch.where on a CPU.
+    # copysign and these few operations are many times faster than torch.where on a CPU.
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
@@ -81,17 +81,17 @@ class _ClipSign(torch.autograd.Function):
 
 
 def _without_special_signs(x: Tensor) -> Tensor:
-    """Make NaN and -0.0 positive, so that the sign bit says what ``x < 0`` says."""
+    """Make NaN and -0.0 positive, so that the sign bit equals ``x < 0``."""
     return torch.fmin(x, torch.full((), torch.inf, dtype=x.dtype, device=x.device)) + 0.0
 
 
 def sign(x: Tensor, surrogate: str = "polynomial") -> Tensor:
-    """Sign with two values: +1 where ``x >= 0`` and -1 elsewhere.
+    """Return the two-valued sign: +1 where ``x >= 0`` and -1 elsewhere.
 
     Forward, BiDense Eq. 1: ``sign(0) = +1`` (``torch.sign`` gives 0, which would make a network
     ternary). ``-0.0`` and NaN give +1 as well.
 
-    Backward, the derivative that stands in for the sign's:
+    Backward, the surrogate gradient:
 
     - ``"polynomial"`` (ApproxSign, Bi-Real Net, used for activations): ``(2 - 2|x|)`` where
       ``|x| < 1``, else 0.
@@ -125,8 +125,8 @@ def scaled_sign(x: Tensor, scale: Tensor) -> Tensor:
     """``scale * sign(x)`` with the polynomial surrogate, in one pass over ``x``.
 
     Args:
-        x: Floating-point tensor. The sign bit decides, so that -0.0 counts as negative here: the
-            caller sees to it that there is none.
+        x: Floating-point tensor. The sign bit decides, so -0.0 counts as negative: the caller must
+            ensure that there is none.
         scale: Positive scale of the same dtype that broadcasts to ``x`` without enlarging it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Hard values forward, the gradient of something soft backward.
+"""Straight-through estimators: hard values forward, the gradient of a soft function backward.
 
 Shapes: every function works element-wise on tensors of any shape.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["clip", "error_decay", "hard_sign", "straight_through"]
 
-# IR-Net's estimator goes from the identity to the sign's own shape: log10 of its steepness.
+# IR-Net's estimator changes from the identity to the sign's shape: log10 of its steepness.
 _LOG_T_MIN, _LOG_T_MAX = -3.0, 1.0
 
 
@@ -27,17 +27,17 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """Return ``hard`` to the last bit; gradients go to ``soft`` as if that had been returned.
+    """Return ``hard`` exactly; gradients go to ``soft`` as if that had been returned.
 
     Args:
-        hard: Values; no gradient reaches what they were computed from.
+        hard: Values; their inputs get no gradient.
         soft: Tensor of the same shape and dtype.
     """
     return _StraightThrough.apply(hard, soft)
 
 
 def clip(x: Tensor, low: Any, high: Any) -> Tensor:
-    """``torch.clamp`` whose gradient is 1 at the bounds too, with every version of torch.
+    """``torch.clamp`` whose gradient is 1 at the bounds too, in every version of torch.
 
     Args:
         x: Tensor of any shape.
@@ -54,7 +54,7 @@ def hard_sign(x: Tensor) -> Tensor:
 
 
 def error_decay(x: Tensor, done: Tensor) -> Tensor:
-    r"""The function whose derivative stands in for the sign's in IR-Net (Eqs. 9-11).
+    r"""Return the function whose derivative is IR-Net's surrogate gradient (Eqs. 9-11).
 
     .. math::
         k \tanh(t x), \qquad t = 10^{-3 + 4 \cdot \mathrm{done}}, \qquad k = \max(1 / t, 1)
@@ -64,7 +64,7 @@ def error_decay(x: Tensor, done: Tensor) -> Tensor:
 
     Args:
         x: Tensor of any shape.
-        done: Share of the training that is done, 0 to 1, one element.
+        done: Training progress, 0 to 1, one element.
     """
     t = torch.pow(10.0, _LOG_T_MIN + (_LOG_T_MAX - _LOG_T_MIN) * done)
     k = (1 / t).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: no request to anywhere, and readable without scripts."""
+"""Self-contained HTML pages that send no requests and are readable without scripts."""
 
 from binarize.page.document import Section, document, figure_image, write_page
 from binarize.page.graph import Node, flow_chart

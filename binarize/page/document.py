@@ -1,4 +1,4 @@
-"""The frame of a page: style, script, sections; and its file."""
+"""Page layout (style, script, sections), and writing it to a file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from binarize.errors import FileError
 from binarize.page.markup import Markup, element
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Section", "document", "figure_image", "write_page"]
 
-# The browser itself then refuses every request, whatever the page contains.
+# The browser then blocks every request, whatever the page contains.
 _SECURITY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 )
@@ -27,12 +27,12 @@ _SECURITY = (
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page with a heading of its own.
+    """A part of a page with its own heading.
 
     Attributes:
-        id: Its address within the page.
+        id: Its anchor within the page.
         title: Its heading.
-        content: What follows.
+        content: Its content.
     """
 
     id: str
@@ -41,12 +41,12 @@ class Section:
 
 
 def document(title: str, summary: str, sections: Sequence[Section]) -> str:
-    """A whole page.
+    """Build a whole page.
 
     Args:
         title: The page's title.
         summary: A sentence below it.
-        sections: The parts, in order; a navigation bar leads to each.
+        sections: The parts, in order; a navigation bar links to each.
     """
     links = (element("a", section.title, href=f"#{section.id}") for section in sections)
     head = element(
@@ -72,11 +72,11 @@ def document(title: str, summary: str, sections: Sequence[Section]) -> str:
 
 
 def figure_image(figure: Figure, title: str) -> Markup:
-    """A figure as an image inside the page.
+    """Embed a figure as an image.
 
     Args:
         figure: The figure.
-        title: What it shows, for those who cannot see it.
+        title: Alternative text.
     """
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
@@ -85,11 +85,11 @@ def figure_image(figure: Figure, title: str) -> Markup:
 
 
 def write_page(text: str, path: str | Path) -> Path:
-    """Write a page whole or not at all.
+    """Write a page atomically.
 
     Args:
         text: The page.
-        path: Where to; a file that is there is replaced.
+        path: The file; an existing one is replaced.
 
     Returns:
         The file.
@@ -99,14 +99,14 @@ def write_page(text: str, path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileError(
             "path",
             str(path),
             f"cannot be written ({error.strerror or error})",
-            "choose a file name in a folder that can be written to",
+            "choose a file name in a writable folder",
         ) from error
     return path
 

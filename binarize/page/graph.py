@@ -1,4 +1,4 @@
-"""A network as a flow chart: operations from top to bottom, tensors as lines."""
+"""Draw a network as a flow chart: operations from top to bottom, tensors as lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from binarize.page.markup import Markup, element
 __all__ = ["Node", "flow_chart"]
 
 _WIDTH, _HEIGHT, _STEP, _LANE = 330, 26, 44, 356
-# How far lines that pass others bend to the left: by the steps they pass, within a bound.
+# How far lines that skip nodes bend to the left: grows with the steps skipped, up to a limit.
 _BEND, _PER_STEP, _BEND_LIMIT = 22, 7, 300
 _CHARACTERS = 46
 
@@ -20,12 +20,12 @@ class Node:
     """One operation.
 
     Attributes:
-        name: What is written in its box.
-        detail: What is shown beside it when a pointer rests on it.
+        name: Text of its box.
+        detail: Tooltip.
         mark: CSS class of its colour.
-        inputs: Positions of the nodes whose results it takes, all before its own.
+        inputs: Indices of the nodes whose results it takes, all before its own.
         id: Identifies it on the page.
-        link: Address within the page that it leads to.
+        link: Anchor within the page that it links to.
     """
 
     name: str
@@ -39,12 +39,11 @@ class Node:
 def flow_chart(nodes: Sequence[Node], title: str) -> Markup:
     """Draw a flow chart as SVG.
 
-    Each node stands below all that it depends on; nodes that could run at the same time stand
-    side by side.
+    Each node is placed below its dependencies; nodes that could run concurrently are side by side.
 
     Args:
-        nodes: In the order in which they run.
-        title: What it shows, for those who cannot see it.
+        nodes: The nodes in execution order.
+        title: Alternative text.
     """
     depths: list[int] = []
     for node in nodes:
@@ -89,13 +88,13 @@ def flow_chart(nodes: Sequence[Node], title: str) -> Markup:
 
 
 def _lanes(nodes: Sequence[Node], depths: Sequence[int]) -> list[int]:
-    """The column of each node: below its first input where possible, else the first free one."""
+    """Return each node's column: below its first input if possible, else the first free one."""
     last = list(depths)
     for i, node in enumerate(nodes):
         for source in node.inputs:
             last[source] = max(last[source], depths[i] - 1)
     lanes = [0] * len(nodes)
-    # Per column down to which step it is taken, by a node or by a line from it to a later one.
+    # For each column, the step down to which a node or its longest line occupies it.
     taken: dict[int, int] = {}
     for i in sorted(range(len(nodes)), key=lambda i: (depths[i], i)):
         inputs = nodes[i].inputs
@@ -110,7 +109,7 @@ def _lanes(nodes: Sequence[Node], depths: Sequence[int]) -> list[int]:
 
 
 def _passes(depths: Sequence[int], lanes: Sequence[int], a: int, b: int) -> bool:
-    """Whether a straight line between two nodes would run through others."""
+    """Return whether a straight line between two nodes would cross others."""
     return lanes[a] == lanes[b] == 0 and depths[b] - depths[a] > 1
 
 
@@ -126,7 +125,7 @@ def _edge(start: tuple[float, float], end: tuple[float, float], steps: int, pass
         return element("path", d=path, class_="edge long", marker_end="url(#arrow)")
     x, y = start[0] + _WIDTH / 2, start[1] + _HEIGHT
     to, down = end[0] + _WIDTH / 2, end[1]
-    # A branch that ends further down keeps to its own lane until the last step.
+    # A branch that ends further down stays in its own lane until the last step.
     turn = down - _STEP + _HEIGHT if start[0] > end[0] else y
     path = f"M{x:.0f} {y:.0f}V{turn:.0f}" if turn > y else f"M{x:.0f} {y:.0f}"
     middle = (max(turn, y) + min(down, max(turn, y) + _STEP - _HEIGHT)) / 2

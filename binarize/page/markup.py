@@ -10,7 +10,7 @@ _VOID = frozenset({"br", "col", "hr", "img", "input", "meta"})
 
 
 class Markup(str):
-    """Text that is HTML already; every other string is escaped when it enters an element."""
+    """Text that is already HTML; every other string is escaped when it is added to an element."""
 
     __slots__ = ()
 
@@ -20,8 +20,8 @@ def element(name: str, /, *children: str, **attributes: object) -> Markup:
 
     Args:
         name: Name of the tag.
-        *children: What it contains: :class:`Markup` as it is, other strings escaped.
-        **attributes: Its attributes; ``None`` and ``False`` leave one out, ``True`` writes the
+        *children: Its content: :class:`Markup` unchanged, other strings escaped.
+        **attributes: Its attributes; ``None`` and ``False`` omit one, ``True`` writes the
             bare name. A trailing underscore is dropped (``class_``), others become hyphens.
     """
     parts = [name]

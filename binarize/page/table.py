@@ -1,4 +1,4 @@
-"""Tables that a click sorts and a search field filters."""
+"""Tables with sorting by click and a search field."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from binarize.page.markup import Markup, element
 
 __all__ = ["Cell", "table"]
 
-# Text of more characters than this wraps, in a column that is wide enough to be read.
+# Longer text than this wraps, in a column of readable width.
 _LONG = 30
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and what it is sorted by.
+    """A table cell: its text and its sort key.
 
     Attributes:
-        text: What is shown.
+        text: The text.
         value: A number to sort by; ``None`` sorts by the text.
-        numeric: Whether it is set as a number; the default is whether there is one.
+        numeric: Whether it is aligned as a number; by default, whether there is a value.
         mark: CSS class of a coloured tag around the text.
-        link: Address within the page that the text leads to.
+        link: Anchor within the page that the text links to.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Cell:
     link: str | None = None
 
     def markup(self) -> Markup:
-        """The cell as an element."""
+        """Return the cell as an element."""
         inside: str = self.text
         if self.link is not None:
             inside = element("a", inside, href=self.link)
@@ -51,13 +51,13 @@ def table(
     *,
     static: bool = False,
 ) -> Markup:
-    """A table.
+    """Build a table.
 
     Args:
         name: Identifies it on the page.
         heads: Titles of the columns.
-        rows: Of each row its id on the page, or ``None``, and its cells.
-        static: Without the search field and the buttons that sort.
+        rows: For each row its id on the page, or ``None``, and its cells.
+        static: Omit the search field and the sort buttons.
     """
     rows = list(rows)
     body = element(

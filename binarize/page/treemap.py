@@ -1,4 +1,4 @@
-"""Treemaps: areas in proportion to numbers, grouped by the first part of a dotted name."""
+"""Treemaps: areas proportional to numbers, grouped by the first part of a dotted name."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Tile:
 
     Attributes:
         name: Dotted name.
-        size: Its number; nothing is drawn for zero.
-        shown: The number as it is to be read.
+        size: Its number; zero is not drawn.
+        shown: The number as displayed.
         mark: CSS class of its colour.
-        link: Address within the page that it leads to.
+        link: Anchor within the page that it links to.
     """
 
     name: str
@@ -42,7 +42,7 @@ def treemap(tiles: Iterable[Tile], title: str) -> Markup:
 
     Args:
         tiles: The areas.
-        title: What it shows, for those who cannot see it.
+        title: Alternative text.
     """
     groups: dict[str, list[Tile]] = {}
     tiles = [tile for tile in tiles if tile.size > 0]
@@ -73,7 +73,7 @@ def treemap(tiles: Iterable[Tile], title: str) -> Markup:
 
 
 def _shared(tiles: Sequence[Tile]) -> int:
-    """How many first parts of their names all tiles share, at most all but the last."""
+    """Return how many leading name parts all tiles share, at most all but the last."""
     names = [tile.name.split(".") for tile in tiles]
     count = 0
     while names and all(len(n) > count + 1 and n[count] == names[0][count] for n in names):
@@ -82,7 +82,7 @@ def _shared(tiles: Sequence[Tile]) -> int:
 
 
 def _layout(sizes: Sequence[float], box: _Box) -> list[tuple[int, _Box]]:
-    """Boxes for numbers, largest first: the index of each, and its place."""
+    """Lay out boxes for numbers, largest first: each one's index and position."""
     x, y, width, height = box
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     if not order or width <= 0 or height <= 0:
@@ -100,7 +100,7 @@ def _tile(tile: Tile, box: _Box, stem: str) -> Markup:
     ]
     if height > 14 and width > 30:
         parts.append(_label(tile.name.removeprefix(stem), (x + 4, y + 13), width - 8, "name"))
-        # Half a number would be read as another one.
+        # A truncated number would be misread.
         if height > 30 and len(tile.shown) * _CHARACTER < width - 8:
             parts.append(_label(tile.shown, (x + 4, y + 27), width - 8, "size"))
     if tile.link is None:
@@ -111,6 +111,6 @@ def _tile(tile: Tile, box: _Box, stem: str) -> Markup:
 def _label(text: str, at: tuple[float, float], room: float, kind: str) -> Markup:
     length = int(room / _CHARACTER)
     if len(text) > length:
-        # The end of a name says more than its beginning.
+        # The end of a name is more informative than its beginning.
         text = f"…{text[len(text) - length + 1 :]}" if length > 3 else ""
     return element("text", text, x=f"{at[0]:.2f}", y=f"{at[1]:.2f}", class_=kind)

@@ -1,4 +1,4 @@
-"""Policies: which layers become binary, and what the binary unit is made of."""
+"""Policies: which layers become binary, and the parts of the binary unit."""
 
 from binarize.policy.loader import load_policy, policies, policy_files, validate
 from binarize.policy.match import Site, matches, select, with_overrides

@@ -1,4 +1,4 @@
-"""Rule files: find, read, inherit, check."""
+"""Find, read, inherit and validate rule files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["from_dict", "load_policy", "policies", "policy_files", "validate"]
 _TOP = ("name", "summary", "source", "extends", "replace_activations", "unit", "rules")
 _UNIT = tuple(UnitSpec.__dataclass_fields__)
 _RULE = ("match", "action", "unit", "reason")
-# An activation may follow several layers, which rules tell apart.
+# Not per rule: an activation may follow several layers that different rules match.
 _RULE_UNIT = tuple(key for key in _UNIT if not key.startswith("activation"))
 _MATCH = {"name": None, "role": ROLES, "kind": KINDS, "class": None, "position": None}
 _POSITION = re.compile(r"(first|last) [1-9][0-9]*")
@@ -34,8 +34,8 @@ _REPLACE = ("all", "all-but-head", "around", "none")
 
 
 def policy_files() -> dict[str, Path]:
-    """Bundled rule files by policy name, sorted."""
-    # An editable install gives a traversable that is no path, but whose entries are.
+    """Return the bundled rule files by policy name, sorted."""
+    # An editable install gives a traversable that is not a path, but its entries are.
     folder = resources.files("binarize") / "rules"
     if not folder.is_dir():
         folder = Path(__file__).resolve().parents[2] / "rules"
@@ -44,7 +44,7 @@ def policy_files() -> dict[str, Path]:
 
 
 def policies() -> dict[str, Policy]:
-    """All bundled policies by name.
+    """Return all bundled policies by name.
 
     Returns:
         Name to :class:`Policy`, sorted by name.
@@ -53,7 +53,7 @@ def policies() -> dict[str, Policy]:
 
 
 def load_policy(source: str | Path | Policy) -> Policy:
-    """Get a policy by bundled name, from a rule file, or as it is.
+    """Load a policy by bundled name or from a rule file; a :class:`Policy` is returned unchanged.
 
     Args:
         source: Name of a bundled policy, path of a TOML file, or a :class:`Policy`.
@@ -62,7 +62,7 @@ def load_policy(source: str | Path | Policy) -> Policy:
         The policy, ``extends`` resolved.
 
     Raises:
-        PolicyError: No such policy or file, or the file breaks a rule; all findings in one line.
+        PolicyError: No such policy or file, or the file is invalid; lists all problems.
     """
     if isinstance(source, Policy):
         return source
@@ -86,7 +86,7 @@ def validate(path: str | Path) -> list[str]:
         path: Path of a TOML file, or name of a bundled policy.
 
     Returns:
-        All problems found, one line each; empty if the file is good.
+        All problems found, one line each; empty if the file is valid.
 
     Raises:
         PolicyError: There is no such file.
@@ -95,10 +95,10 @@ def validate(path: str | Path) -> list[str]:
 
 
 def from_dict(data: Mapping[str, Any]) -> Policy:
-    """Build a policy from plain data without ``extends``, as :meth:`Policy.to_dict` gives it.
+    """Build a policy from the plain data of :meth:`Policy.to_dict`, without ``extends``.
 
     Raises:
-        PolicyError: The data breaks a rule; all findings in one line.
+        PolicyError: The data is invalid; lists all problems.
     """
     problems: list[str] = []
     policy = _build(data, problems)
@@ -108,7 +108,7 @@ def from_dict(data: Mapping[str, Any]) -> Policy:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Tell the known names, the nearest ones first."""
+    """Suggest the nearest known names, or list all."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
@@ -142,18 +142,20 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Policy | None, list[str]]
         return None, ["rules must be [[rules]] tables and unit a [unit] table"]
     try:
         if not isinstance(base_name, str):
-            raise PolicyError("extends", base_name, "not a name", "give a policy's name or path")
+            raise PolicyError(
+                "extends", base_name, "not a name", "give the name or path of a policy"
+            )
         base_path = _find(path.parent / base_name if base_name.endswith(".toml") else base_name)
     except PolicyError as error:
         return None, [str(error)]
     if base_path in (*seen, path):
-        return None, [f"extends={base_name!r}: the files extend each other in a circle"]
+        return None, [f"extends={base_name!r}: circular inheritance"]
     base, problems = _read(base_path, (*seen, path))
     if base is None:
         return None, problems
     merged = base.to_dict()
     unit = exchanged(merged["unit"], own_unit)
-    # The file's own rules come first, so that they win over the inherited ones.
+    # The file's own rules come first, so that they override the inherited ones.
     rules = [*own_rules, *merged["rules"]]
     merged.update({key: value for key, value in data.items() if key != "extends"})
     merged.update(unit=unit, rules=rules)
@@ -233,7 +235,7 @@ def _rule(number: int, data: Any, unit: UnitSpec | None, problems: list[str]) ->
     _check_rule_unit(where, changes, action, unit, problems)
     if len(problems) > before:
         return None
-    reason = str(data.get("reason") or "asked for by a rule")
+    reason = str(data.get("reason") or "chosen by a rule")
     return Rule(Match(**values), str(action), reason, deepcopy(dict(changes)))
 
 
@@ -249,7 +251,7 @@ def _check_rule_unit(
         return
     if action in TREATMENTS and not TREATMENTS[action].takes_unit:
         made = "kept" if action == "keep" else TREATMENTS[action].title
-        problems.append(f"{where}unit: a layer that is {made} has no unit; leave it out")
+        problems.append(f"{where}unit: a layer that is {made} has no unit; remove it")
     shared = [key for key in changes if key in _UNIT and key not in _RULE_UNIT]
     for key in shared:
         problems.append(

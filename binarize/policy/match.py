@@ -1,4 +1,4 @@
-"""Which rule decides a layer, and the user's overrides as rules."""
+"""Match rules to layers, and turn overrides into rules."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PREFIXES = ("name", "role", "kind", "class", "position")
 
 @dataclass(frozen=True)
 class Site:
-    """What rules may ask of a layer.
+    """The properties of a layer that rules can match.
 
     Attributes:
-        names: The layer's dotted name, and the same with places in lists counted from the end.
+        names: The layer's dotted name, also with list indices counted from the end.
         roles: Keys of ``ROLES``.
         kinds: Keys of ``KINDS``.
-        cls: Name of the layer's class.
+        cls: Class name of the layer.
     """
 
     names: tuple[str, ...]
@@ -37,7 +37,7 @@ class Site:
 
 
 def matches(rule: Rule, site: Site) -> bool:
-    """Whether a rule applies to a layer, its position aside.
+    """Return whether a rule applies to a layer, regardless of its position.
 
     Args:
         rule: The rule.
@@ -56,14 +56,14 @@ def matches(rule: Rule, site: Site) -> bool:
 
 
 def select(rule: Rule, sites: Sequence[Site]) -> set[int]:
-    """Which of a network's layers a rule applies to.
+    """Return the layers of a network that a rule applies to.
 
     Args:
         rule: The rule.
-        sites: All layers, those that run first and in that order.
+        sites: All layers in execution order, those that do not run last.
 
     Returns:
-        Places in ``sites``.
+        Indices into ``sites``.
     """
     found = [i for i, site in enumerate(sites) if matches(rule, site)]
     if not rule.match.position:
@@ -79,7 +79,7 @@ def select(rule: Rule, sites: Sequence[Site]) -> set[int]:
 def with_overrides(
     policy: Policy, overrides: Overrides | None, layers: Mapping[str, Any] | None = None
 ) -> Policy:
-    """Put the user's overrides in front of a policy's rules.
+    """Insert the user's overrides before a policy's rules.
 
     Args:
         policy: The policy.
@@ -87,15 +87,15 @@ def with_overrides(
             (``"decoder.blocks.-1.*"``) or has a prefix (``"kind:depthwise"``, ``"role:tokens"``,
             ``"class:Conv2d"``, ``"position:last 2"``), or a list of rule tables as in a rule
             file. The first wins. A selector, or a table's ``match``, may be a function of a
-            layer's name and module; it is replaced by the names that it chooses.
-        layers: The network's convolutions and linear layers by every name, for such functions.
+            layer's name and module; it is replaced by the names that it selects.
+        layers: The network's convolutions and linear layers by all their names, for functions.
 
     Returns:
         A policy with the overrides as its first rules.
 
     Raises:
         PolicyError: An override is malformed, names an unknown role, kind or action, or is a
-            function that fails or chooses no layer.
+            function that fails or selects no layer.
     """
     if not overrides:
         return policy
@@ -140,7 +140,7 @@ def _table(selector: Any, action: str) -> dict[str, Any]:
 
 
 def _spelled_out(table: Any, layers: Mapping[str, Any]) -> Any:
-    """A rule whose function is replaced by the names that it chooses, so that a plan is data."""
+    """Replace a rule's function by the names that it selects, so that a plan is data."""
     chooses = table.get("match") if isinstance(table, Mapping) else None
     if not callable(chooses):
         return table

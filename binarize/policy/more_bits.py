@@ -1,4 +1,4 @@
-"""What of a policy's unit has more than one bit, for layers of networks by another policy."""
+"""Multi-bit binarizers of a policy, for single layers of networks under another policy."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ class MoreBitsRule:
 
 
 def more_bits_rules(given: MoreBits) -> dict[str, MoreBitsRule]:
-    """Take from policies the binarizers that have more than one bit.
+    """Extract the multi-bit binarizers of policies.
 
-    Group-Net's weights have several, LQ-Nets' weights and activations. All else of a layer's unit
-    (bypass, norm, a binarizer of one bit) stays that of the network's own policy.
+    Group-Net has multi-bit weights, LQ-Nets multi-bit weights and activations. The rest of a
+    layer's unit (bypass, norm, a 1-bit binarizer) stays that of the network's own policy.
 
     Args:
         given: Names of bundled policies, paths of rule files, or policies; one or several.
             ``"int8"`` stands for 8-bit layers.
 
     Returns:
-        By the policy's name, what a rule says.
+        What a rule says, by policy name.
 
     Raises:
-        PolicyError: There is no such policy, or its unit has one bit throughout.
+        PolicyError: There is no such policy, or its unit is entirely 1-bit.
     """
     sources = [given] if isinstance(given, str | Path | Policy) else list(given)
     rules: dict[str, MoreBitsRule] = {}
@@ -78,6 +78,6 @@ def _more_bits(policy: Policy) -> dict[str, Any]:
             "more_bits",
             policy.name,
             "its weights and activations have one bit each",
-            "name a policy of more, such as 'cbnn', 'lqnet' or 'groupnet', or 'int8'",
+            "name a multi-bit policy such as 'cbnn', 'lqnet' or 'groupnet', or 'int8'",
         )
     return changes

@@ -1,4 +1,4 @@
-"""A policy as data: the unit's parts and an ordered list of rules."""
+"""A policy as data: the parts of the binary unit, and an ordered list of rules."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 from binarize.nn.spec import UnitSpec
 from binarize.nn.treatments import TREATMENTS
 
-__all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule", "told_unit"]
+__all__ = ["ACTIONS", "KINDS", "ROLES", "Match", "Policy", "Rule", "format_unit"]
 
 ACTIONS = tuple(TREATMENTS)
 
 ROLES = {
-    "input": "reads the network's input, no other layer comes before it",
-    "prediction": "makes an output of the network, whatever harmless follows it",
-    "coordinates": "makes offsets, masks or a grid by which a map is sampled",
-    "zero": "starts with zeros alone, so that it changes nothing at first",
-    "vector": "works on a map of one position",
-    "gate": "a vector layer whose result gates a map, as in squeeze-excite",
-    "tokens": "linear layer over tokens, such as those of a transformer",
-    "attention": "feeds a product of two computed maps, or takes its result",
+    "input": "reads the network's input; no other layer comes before it",
+    "prediction": "produces an output of the network, possibly through harmless operations",
+    "coordinates": "produces offsets, masks or a grid that sample a feature map",
+    "zero": "has an all-zero weight and bias, so that it has no effect at first",
+    "vector": "works on a 1x1 feature map, as after global pooling",
+    "gate": "a vector layer whose result gates a feature map, as in squeeze-excite",
+    "tokens": "linear layer over tokens, as in a transformer",
+    "attention": "feeds a product of two computed tensors or reads its result",
     "shortcut": "projects the shortcut of a residual block",
-    "finest": "works behind the last upsampling, at the output's scale or near it",
-    "constant": "works on constants of the network alone, such as a table of positions",
-    "training": "is called in training mode only, as an auxiliary head",
+    "finest": "comes after the last upsampling, at or near the output's resolution",
+    "constant": "reads only constants of the network, such as a position table",
+    "training": "runs in training mode only, like an auxiliary head",
     "unused": "is not called by the forward pass",
 }
 
@@ -37,23 +37,23 @@ KINDS = {
     "linear": "linear layer",
     "depthwise": "convolution with as many groups as input channels",
     "grouped": "convolution with more than one group, not depthwise",
-    "strided": "convolution that makes the map smaller, by a stride above 1",
-    "pointwise": "convolution with a kernel of one position",
+    "strided": "convolution that downsamples by a stride above 1",
+    "pointwise": "convolution with a kernel of size 1",
 }
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a rule looks at; every key that is given must hold, one of its values is enough.
+    """Conditions of a rule; every given key must hold, by any of its values.
 
     Attributes:
-        name: Patterns for the layer's dotted name, as in ``fnmatch`` (``*`` also crosses dots). A
-            negative number counts the entries of a list of modules from its end.
+        name: Patterns for the layer's dotted name, as in ``fnmatch`` (``*`` also matches dots). A
+            negative number counts the entries of a module list from its end.
         role: Keys of ``ROLES``.
         kind: Keys of ``KINDS``.
         cls: Names of the float layer's class (``class`` in a rule file).
-        position: ``"first 2"`` or ``"last 2"``: of the layers that all other keys match, in the
-            order in which they run.
+        position: ``"first 2"`` or ``"last 2"``: of the layers that all other keys match, in
+            execution order.
     """
 
     name: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Match:
 
     @property
     def is_specific(self) -> bool:
-        """Whether the rule names layers of one network, so that matching nothing is a mistake."""
+        """Return whether the rule names specific layers, so that matching none is an error."""
         return bool(self.name or self.cls)
 
     def __str__(self) -> str:
@@ -87,11 +87,11 @@ class Rule:
     """What happens to some layers, and why.
 
     Attributes:
-        match: Decides whether the rule applies.
+        match: When the rule applies.
         action: One of ``ACTIONS``.
         reason: Why.
-        unit: Parts of the binary unit that are others for these layers, as in a rule file:
-            exchanged in the policy's unit by :meth:`binarize.nn.UnitSpec.changed`.
+        unit: Parts that override the policy's unit for these layers, as in a rule file; applied
+            by :meth:`binarize.nn.UnitSpec.changed`.
     """
 
     match: Match
@@ -100,34 +100,34 @@ class Rule:
     unit: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.match} -> {self.action}{told_unit(self.unit)}"
+        return f"{self.match} -> {self.action}{format_unit(self.unit)}"
 
 
-def told_unit(unit: Mapping[str, Any] | None) -> str:
-    """What is other in a layer's unit, in words that follow an action; nothing if nothing is."""
+def format_unit(unit: Mapping[str, Any] | None) -> str:
+    """Describe a layer's unit overrides as a suffix of an action; empty without any."""
     words = [
         ", ".join(f"{option}={chosen!r}" for option, chosen in value.items())
         if isinstance(value, Mapping)
         else f"{key}={value!r}"
         for key, value in (unit or {}).items()
     ]
-    told = ", ".join(word for word in words if word)
-    return f" with {told}" if told else ""
+    changes = ", ".join(word for word in words if word)
+    return f" with {changes}" if changes else ""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How a network is made binary.
+    """Which layers of a network become binary, and how.
 
     Attributes:
         name: Short name, as in ``convert(model, policy=name)``.
         summary: One line for lists.
-        source: Where the method comes from.
+        source: Origin of the method.
         unit: Parts of the binary unit.
         rules: Tried in order; the first that matches a layer decides.
-        replace_activations: Which ReLU-like activations after a unit become the unit's:
+        replace_activations: Which ReLU-like activations after a unit become the unit's own:
             ``"all"``, ``"all-but-head"`` (the one before the prediction stays), ``"around"`` (all,
-            and those between a float layer and a binary one) or ``"none"``.
+            plus those between a float layer and a binary one) or ``"none"``.
     """
 
     name: str
@@ -138,23 +138,23 @@ class Policy:
     replace_activations: str = "all"
 
     def save(self, path: str | Path) -> None:
-        """Write a rule file, to read, to edit, and to convert by.
+        """Write a rule file that can be read, edited and used for conversion.
 
-        What a bundled policy has, too, is inherited from it. The policy in the file has the file's
-        name.
+        It inherits what it shares with a bundled policy. The policy in the file is named after the
+        file.
 
         Args:
-            path: Where to, a name that ends in ``.toml``; a file that is there is replaced.
+            path: The file, ending in ``.toml``; an existing file is replaced.
 
         Raises:
-            FileError: It cannot be written, or has another ending.
+            FileError: It cannot be written, or has another suffix.
         """
         from binarize.policy.write import save_policy
 
         save_policy(self, path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in a rule file; :func:`binarize.policy.loader.from_dict` reads it."""
+        """Return plain data as in a rule file, for :func:`binarize.policy.loader.from_dict`."""
         rules: list[dict[str, Any]] = []
         for rule in self.rules:
             match = {

@@ -1,4 +1,4 @@
-"""A policy as a rule file."""
+"""Write policies as rule files."""
 
 from __future__ import annotations
 
@@ -11,42 +11,44 @@ from typing import Any
 from binarize.errors import FileError
 from binarize.policy.loader import policies
 from binarize.policy.schema import Policy
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["save_policy", "to_toml"]
 
 
 def save_policy(policy: Policy, path: str | Path) -> None:
-    """Write a policy to a rule file, which takes the file's name.
+    """Write a policy to a rule file; the policy is named after the file.
 
     Args:
         policy: The policy.
-        path: Where to, a name that ends in ``.toml``; a file that is there is replaced.
+        path: The file, ending in ``.toml``; an existing file is replaced.
 
     Raises:
-        FileError: It cannot be written, or has another ending.
+        FileError: It cannot be written, or has another suffix.
     """
     path = Path(path)
     if path.suffix != ".toml":
-        raise FileError("path", str(path), "a rule file is TOML", "give a name such as mine.toml")
+        raise FileError(
+            "path", str(path), "a rule file must end in .toml", "give a name such as mine.toml"
+        )
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(to_toml(replace(policy, name=path.stem)), encoding="utf-8")
     except OSError as error:
         raise FileError(
             "path",
             str(path),
             f"cannot be written ({error.strerror or error})",
-            "choose a folder that can be written to",
+            "choose a writable folder",
         ) from error
 
 
 def to_toml(policy: Policy, *, inherit: bool = True) -> str:
-    """Text of a rule file.
+    """Return the text of a rule file.
 
     Args:
         policy: The policy.
-        inherit: What a bundled policy has, too, is inherited from it; else all is written out.
+        inherit: Inherit what it shares with a bundled policy; otherwise write everything.
     """
     base = _base(policy) if inherit else None
     data = policy.to_dict()
@@ -65,7 +67,7 @@ def to_toml(policy: Policy, *, inherit: bool = True) -> str:
 
 
 def _base(policy: Policy) -> Policy | None:
-    """The bundled policy that differs in its first rules only, and in as few as possible."""
+    """Return the bundled policy that differs only in its first rules, and in the fewest."""
     alike = [
         known
         for known in policies().values()
@@ -81,5 +83,5 @@ def _value(value: Any) -> str:
         return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]" if len(value) != 1 else _value(value[0])
-    # Strings, numbers and truth are written alike in both, and a key here is always a bare one.
+    # JSON and TOML write strings, numbers and booleans alike, and keys here are always bare.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from binarize.errors import BinarizeError, FileError
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["Frontier", "Point"]
 
@@ -146,10 +146,10 @@ class Frontier:
 
         folder = Path(folder)
         try:
-            with replacing(folder / "frontier.json") as temporary:
+            with atomic_write(folder / "frontier.json") as temporary:
                 text = json.dumps(self.to_dict(), indent=1)
                 temporary.write_text(f"{text}\n", encoding="utf-8")
-            with replacing(folder / "frontier.png") as temporary:
+            with atomic_write(folder / "frontier.png") as temporary:
                 draw(self, temporary)
         except OSError as error:
             cause = error.strerror or error

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from binarize.errors import FileError
 from binarize.report.sensitivity import MODES, Sensitivity, SiteSensitivity
-from binarize.writing import filling
+from binarize.writing import atomic_write_dir
 
 __all__ = ["NAMES", "figure", "write"]
 
@@ -39,7 +39,7 @@ def write(result: Sensitivity, folder: Path) -> tuple[Path, ...]:
     """
     text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        with filling(folder, NAMES) as temporary:
+        with atomic_write_dir(folder, NAMES) as temporary:
             (temporary / NAMES[0]).write_text(text + "\n", encoding="utf-8")
             figure(result).savefig(temporary / NAMES[1], dpi=130)
     except OSError as error:

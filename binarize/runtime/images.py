@@ -1,4 +1,4 @@
-"""Images in and out of a network, in numpy.
+"""Image pre- and post-processing in numpy.
 
 Shape legend: H, W rows and columns; images are (H, W, 3), feature maps (N, C, H, W).
 """
@@ -23,21 +23,19 @@ _NAMED = {
 
 
 def normalisation(name: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel, of values from 0 to 1.
+    """Return mean and standard deviation per channel, for values from 0 to 1.
 
     Raises:
-        DataError: The file names one that is not known.
+        DataError: The file names an unknown normalisation.
     """
     mean, std = _NAMED.get(name, (None, None)) if isinstance(name, str) else name
     if mean is None or std is None:
-        raise DataError(
-            "normalize", name, "is not known", f"use one of {', '.join(sorted(_NAMED))}"
-        )
+        raise DataError("normalize", name, "is unknown", f"use one of {', '.join(sorted(_NAMED))}")
     return np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
 
 def as_image(image: Any) -> np.ndarray:
-    """An RGB image (H, W, 3) of type uint8, from such an array or the path of a file.
+    """Return an RGB image as uint8 (H, W, 3), from such an array or a file's path.
 
     Raises:
         DataError: It is neither, cannot be read, or Pillow is missing.
@@ -68,7 +66,7 @@ def as_image(image: Any) -> np.ndarray:
 
 
 def resize(values: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resize feature maps bilinearly, as torch does with ``align_corners=False``.
+    """Resize feature maps bilinearly, like torch with ``align_corners=False``.
 
     Args:
         values: (N, C, H, W).
@@ -90,7 +88,7 @@ def resize(values: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resize an image bilinearly with antialiasing: every pixel is a mean of those it covers.
+    """Resize an image bilinearly with antialiasing.
 
     Args:
         image: uint8 (H, W, 3).
@@ -105,13 +103,13 @@ def shrink(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     for axis, length in enumerate(size):
         matrix = _triangles(values.shape[axis], length)
         values = np.moveaxis(np.tensordot(matrix, values, (1, axis)), 0, axis)
-        # Whole numbers in between, as a uint8 image has.
+        # Rounded to integers between the passes, like a uint8 image.
         values = np.clip(np.rint(values), 0, 255)
     return values.astype(np.uint8)
 
 
 def _triangles(before: int, after: int) -> np.ndarray:
-    """Weights (after, before) of a triangle filter as wide as a new pixel is."""
+    """Return the weights (after, before) of a triangle filter as wide as a new pixel."""
     scale = max(before / after, 1.0)
     centre = (np.arange(after)[:, None] + 0.5) * (before / after)
     distance = np.abs(np.arange(before)[None] + 0.5 - centre) / scale

@@ -1,4 +1,4 @@
-"""The operator library that ONNX Runtime loads."""
+"""Locate the operator library for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _NAMES = ("libbinarize_ort.so", "libbinarize_ort.dylib", "binarize_ort.dll")
 
 
 def library() -> Path:
-    """Path of the operator library, for ``SessionOptions.register_custom_ops_library``.
+    """Return the operator library's path, for ``SessionOptions.register_custom_ops_library``.
 
-    The environment variable ``BINARIZE_OPERATORS`` names another one, built with sanitizers, say.
+    The environment variable ``BINARIZE_OPERATORS`` overrides it, for example with a sanitizer
+    build.
 
     Raises:
         FileError: The package was installed without it.
     """
     if os.environ.get("BINARIZE_OPERATORS"):
         return Path(os.environ["BINARIZE_OPERATORS"])
-    # An editable install keeps the library apart from the sources.
+    # An editable install keeps the library separate from the sources.
     folders = [Path(path) for path in sys.modules[__package__ or "binarize.runtime"].__path__]
     found = [folder / name for folder in folders for name in _NAMES if (folder / name).is_file()]
     if not found:

@@ -38,20 +38,20 @@ class Session:
 
     Attributes:
         inputs: Names of the inputs, in the order of the network's arguments.
-        settings: What the file says of images and outputs: ``task``, ``size`` (rows, columns),
+        settings: The file's settings for images and outputs: ``task``, ``size`` (rows, columns),
             ``normalize``, ``classes``, ...
         session: The ``onnxruntime.InferenceSession``.
 
     Raises:
-        FileError: The file is missing or damaged, or the operator library or the version of
-            ONNX Runtime does not fit it.
+        FileError: The file is missing, damaged, or incompatible with the operator library or the
+            version of ONNX Runtime.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ModelError("threads", threads, "must be positive", "use 1 or more")
         if not os.path.isfile(path):
-            raise FileError("path", str(path), "there is no such file", "check the path")
+            raise FileError("path", str(path), "no such file", "check the path")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
@@ -68,7 +68,7 @@ class Session:
                 "path",
                 str(path),
                 f"ONNX Runtime {onnxruntime.__version__} cannot load it ({_reason(text)})",
-                "export the network again, or use versions that fit the file",
+                "export the network again, or use compatible versions",
             ) from error
         self.inputs = [given.name for given in self.session.get_inputs()]
         self._types = {given.name: given.type for given in self.session.get_inputs()}
@@ -82,7 +82,7 @@ class Session:
 
         Args:
             *args: Arrays in the order of the network's arguments; nested lists, tuples and mappings
-                of arrays are taken apart.
+                of arrays are flattened.
             **kwargs: Arrays by the names in ``inputs``.
 
         Returns:
@@ -122,7 +122,7 @@ class Session:
     def _array(self, name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
         wanted = _TYPES.get(self._types[name])
-        # Floats of another precision are as good; an image of bytes is a mistake.
+        # Floats of another precision are converted; a uint8 image is an error.
         same_kind = wanted is not None and np.issubdtype(array.dtype, np.floating) == np.issubdtype(
             wanted, np.floating
         )
@@ -136,28 +136,28 @@ class Session:
         return np.ascontiguousarray(array, wanted)
 
     def segment(self, image: Any) -> np.ndarray:
-        """Classes of an image's pixels.
+        """Return the class of each pixel.
 
-        The image is resized and normalised as the file says, the network's map is resized to the
+        The image is resized and normalised as the file specifies, and the output is resized to the
         image's size.
 
         Args:
             image: RGB, uint8 of shape (H, W, 3), or the path of an image file.
 
         Returns:
-            uint8 (H, W), the index of the class; int64 where there are more than 256 classes. With
-            one class 1 where its logit is at least 0.
+            Class indices, uint8 (H, W); int64 with more than 256 classes. With
+            one class, 1 where its logit is at least 0.
 
         Raises:
-            DataError: It is no such image.
-            ModelError: The network does not return one map (N, classes, H, W).
+            DataError: It is not such an image.
+            ModelError: The network does not return one tensor (N, classes, H, W).
         """
         logits = self._dense(image, "segmentation")
         found = logits[0].argmax(0) if logits.shape[1] > 1 else logits[0, 0] >= 0
         return found.astype(np.uint8 if logits.shape[1] <= 256 else np.int64)
 
     def depth(self, image: Any) -> np.ndarray:
-        """Depth of an image's pixels in metres.
+        """Return the depth of each pixel in metres.
 
         Args:
             image: As for :meth:`segment`.
@@ -166,8 +166,8 @@ class Session:
             float32 (H, W).
 
         Raises:
-            DataError: It is no such image.
-            ModelError: The network does not return one map (N, 1, H, W).
+            DataError: It is not such an image.
+            ModelError: The network does not return one tensor (N, 1, H, W).
         """
         dense = self._dense(image, "depth")[0]
         if dense.shape[0] != 1:
@@ -184,7 +184,7 @@ class Session:
     def _dense(self, image: Any, task: str) -> np.ndarray:
         known = self.settings.get("task", task)
         if known != task:
-            raise ModelError("task", task, f"the file is of a network for {known}", f"call {known}")
+            raise ModelError("task", task, f"the network was trained for {known}", f"call {known}")
         picture = as_image(image)
         size = tuple(self.settings.get("size") or picture.shape[:2])
         mean, std = normalisation(self.settings.get("normalize") or "imagenet")
@@ -199,7 +199,10 @@ class Session:
             output = output[:, None]
         if output.ndim != 4:
             raise ModelError(
-                "output", output.shape, "is no map (N, C, H, W)", "call the session with arrays"
+                "output",
+                output.shape,
+                "is not of shape (N, C, H, W)",
+                "call the session with arrays",
             )
         return resize(output, picture.shape[:2])
 
@@ -218,12 +221,12 @@ def _flatten(values: Any) -> Any:
             yield value
         else:
             raise DataError(
-                "input", type(value).__name__, "is no numpy array", "convert it: numpy.asarray"
+                "input", type(value).__name__, "is not a numpy array", "convert it: numpy.asarray"
             )
 
 
 def _reason(text: str) -> str:
-    """The part of ONNX Runtime's message that says what is wrong."""
+    """Extract the relevant part of ONNX Runtime's message."""
     text = text.rpartition("Status Message: ")[2]
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     return text.removesuffix(" Please fix either the inputs/outputs or the model.").rstrip(".")[

@@ -1,4 +1,4 @@
-"""How a file tells the structure of a network's output: JSON in which tensors have numbers."""
+"""The structure of a network's output in a file: JSON in which tensors are numbers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 __all__ = ["TENSOR", "fill"]
 
 TENSOR = "__tensor__"
-"""Key of a mapping that stands for an output; its value is the position among the outputs."""
+"""Key of a mapping that represents an output; its value is the output's index."""
 
 
 def fill(structure: Any, output: Callable[[int], Any]) -> Any:
-    """Put outputs into their structure.
+    """Arrange outputs in their structure.
 
     Args:
-        structure: What ``export_onnx`` wrote.
-        output: Gives an output by its position.
+        structure: The structure written by ``export_onnx``.
+        output: Returns an output by index.
 
     Returns:
         Outputs in nested lists and dictionaries, or a single one.

@@ -1,4 +1,4 @@
-"""Which layers hurt: binarize one at a time, and measure what that does to the output."""
+"""Find the sensitive layers: binarize one at a time and measure the effect on the output."""
 
 from binarize.sensitivity.measure import Study, sensitivity
 

@@ -1,4 +1,4 @@
-"""Run a network over some batches and compare its output with the float network's.
+"""Compare a network's output with the float network's over some batches.
 
 Shape legend: N samples, C channels of the output, H, W rows and columns.
 """
@@ -19,21 +19,21 @@ from binarize.train.batches import batch_image, batch_pair
 from binarize.train.outputs import dense_output
 from binarize.train.task import Task
 
-__all__ = ["Jury", "Outcome", "compare", "error_of_mean"]
+__all__ = ["Comparator", "EvalResult", "compare", "error_of_mean"]
 
-# The same threshold as that of the depth metric δ1.
+# The threshold of the depth metric δ1.
 _FAR = math.log(1.25)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a network came to.
+class EvalResult:
+    """The results of one network.
 
     Attributes:
         metric: The task's metric over all batches; ``None`` without a task.
-        metrics: The same batch by batch; () without a task.
-        distances: Distance to the reference's output, batch by batch.
-        disagreements: Disagreement with it, batch by batch.
+        metrics: The same per batch; () without a task.
+        distances: Distance to the reference's output, per batch.
+        disagreements: Disagreement with it, per batch.
     """
 
     metric: float | None
@@ -43,28 +43,27 @@ class Outcome:
 
     @property
     def distance(self) -> float:
-        """Mean over the batches."""
+        """The mean over the batches."""
         return fmean(self.distances)
 
     @property
     def disagreement(self) -> float:
-        """Mean over the batches."""
+        """The mean over the batches."""
         return fmean(self.disagreements)
 
 
-class Jury:
-    """Judges networks by the same batches, against the output of one of them.
+class Comparator:
+    """Compares networks with a reference network on the same batches.
 
     Args:
-        reference: The network that the others are compared with. Its output for all batches is
-            kept in memory.
+        reference: The reference network. Its output for all batches is kept in memory.
         batches: Images and targets, or without a task images; at least one batch.
-        task: Whose metric is measured, and which turns an output into the map to compare; without
-            one the output's dimension 1 holds the channels.
-        device: Where the networks are.
+        task: The task, for its metric and to extract predictions from outputs; without
+            one, dimension 1 of the output is the channels.
+        device: The networks' device.
 
     Attributes:
-        reference: How the reference itself does.
+        reference: The reference's own results.
         images: Number of images.
 
     Raises:
@@ -79,11 +78,11 @@ class Jury:
         self._pairs = [self._pair(batch) for batch in batches]
         self._maps: list[Tensor] = []
         self.images = sum(len(image) for image, _ in self._pairs)
-        self.reference = self.judge(reference)
+        self.reference = self.evaluate(reference)
 
     @torch.no_grad()
-    def judge(self, network: nn.Module) -> Outcome:
-        """Run a network, which is left in evaluation mode."""
+    def evaluate(self, network: nn.Module) -> EvalResult:
+        """Evaluate a network, which is left in evaluation mode."""
         network.eval()
         first = not self._maps
         task = self._task
@@ -101,7 +100,7 @@ class Jury:
             pairs.append(compare(self._maps[number], made))
         overall = None if total is None or task is None else _value(total, task)
         distances, disagreements = zip(*pairs, strict=True)
-        return Outcome(overall, tuple(metrics), distances, disagreements)
+        return EvalResult(overall, tuple(metrics), distances, disagreements)
 
     def _pair(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         if self._task is None:
@@ -115,16 +114,16 @@ class Jury:
 
 
 def compare(reference: Tensor, other: Tensor) -> tuple[float, float]:
-    """Distance and disagreement of two maps (N, C, ...), see ``SiteSensitivity``.
+    """Return distance and disagreement of two predictions (N, C, ...), see ``SiteSensitivity``.
 
     Args:
-        reference: The float network's map: logits of C classes, or with C = 1 values.
+        reference: The float network's prediction: logits of C classes, or values if C = 1.
         other: Another network's.
 
     Returns:
         Mean Kullback-Leibler divergence Σ_c p_c·(log p_c − log q_c) of other's classes q from the
-        reference's p and the share of positions with another most likely class. With C = 1 the
-        mean absolute difference, and the share of positions where it is above log 1.25.
+        reference's p and the share of positions whose most likely class differs. With C = 1 the
+        mean absolute difference, and the share of positions where it exceeds log 1.25.
     """
     wide = torch.float64 if reference.device.type != "mps" else torch.float32
     if reference.shape[1] == 1:
@@ -136,20 +135,20 @@ def compare(reference: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def error_of_mean(values: Sequence[float]) -> float | None:
-    """Standard error of a mean, s/√n; ``None`` of less than two values."""
+    """Return the standard error of a mean, s/√n; ``None`` for fewer than two values."""
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _prepare(output: Any, target: Tensor | None, task: Task | None) -> Tensor:
     if task is not None and target is not None:
         return task.prepare(output, (target.shape[-2], target.shape[-1]))
-    # Networks that classify return (N, C).
+    # Classification networks return (N, C).
     flat = isinstance(output, Tensor) and output.ndim == 2
     return output if flat else dense_output(output)
 
 
 def _value(metric: Any, task: Task) -> float:
     with warnings.catch_warnings():
-        # A batch may have no pixel that counts.
+        # A batch may have no pixels that count.
         warnings.simplefilter("ignore")
         return float(metric.compute()[task.monitor])

@@ -1,4 +1,4 @@
-"""Binarize one layer at a time, or all but one, and measure what that costs."""
+"""Binarize one layer at a time, or all but one, and measure the effect."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from binarize.policy import Match, Policy, Rule, load_policy, with_overrides
 from binarize.policy.match import Overrides
 from binarize.policy.more_bits import MoreBits, MoreBitsRule, more_bits_rules
 from binarize.report.sensitivity import MEASURES, MODES, Sensitivity, SiteSensitivity
-from binarize.sensitivity.compare import Jury, Outcome, error_of_mean
-from binarize.sensitivity.graft import graft
+from binarize.sensitivity.compare import Comparator, EvalResult, error_of_mean
+from binarize.sensitivity.copy_state import copy_trained_state
 from binarize.train import Task, recalibrate
 from binarize.train.batches import batch_image
 from binarize.train.recalibrate import has_statistics
@@ -43,41 +43,42 @@ def sensitivity(
     example_inputs: Any = None,
     on_site: Callable[[SiteSensitivity, int, int], None] | None = None,
 ) -> Sensitivity:
-    """Measure what binarizing each layer costs, nothing being trained.
+    """Measure the effect of binarizing each layer, without training.
 
-    For each layer that the policy makes binary, a network is made in which it alone is binary
-    (``mode="alone"``), or all others are (``mode="without"``). Its norms' statistics are measured
-    anew, and its output is compared with that of the float network, whose norms are measured on
-    the same images. So a layer that can be binarized without any change costs exactly nothing.
+    For each layer that the policy binarizes, a network is built in which only this layer is binary
+    (``mode="alone"``), or all others are (``mode="without"``). Its norm statistics are
+    re-estimated, and its output is compared with that of the float network, whose norms are
+    re-estimated on the same images. A layer whose binarization changes nothing has zero loss.
 
-    Layers are told apart before any training, which makes up for much of what is lost, and not for
-    the same share everywhere. In mode ``"without"`` a network that was not trained is mostly too
-    far gone to tell layers apart; give a trained one.
+    Layers are compared before any training, which recovers much of the loss, but not equally
+    everywhere. In mode ``"without"``, an untrained network is mostly too degraded to distinguish
+    layers; give a trained one.
 
     Args:
-        model: The trained float network; or in mode ``"without"`` a trained 1-bit one. Unchanged.
-        data: Batches to measure on, held in memory: images with targets as for the task, or
+        model: The trained float network; in mode ``"without"`` a trained 1-bit one. Unchanged.
+        data: Batches to measure on, kept in memory: images with targets for the task, or
             without a task images (N, C, H, W). A few dozen images are enough to rank layers.
-        task: Whose metric is measured, from :mod:`binarize.train`; ``None`` compares outputs only.
-        policy: How layers become binary: name of a bundled policy, path of a rule file, or a
-            :class:`Policy`. ``None`` is ``"bidense"``, and that of a 1-bit network for it.
+        task: The task whose metric is measured, from :mod:`binarize.train`; ``None`` compares
+            outputs only.
+        policy: The policy: name of a bundled one, path of a rule file, or a
+            :class:`Policy`. ``None`` is ``"bidense"``, or a 1-bit network's own policy.
         mode: ``"alone"`` or ``"without"``.
         overrides: As in :func:`binarize.plan`; layers that they keep are not measured.
-        more_bits: As in :func:`binarize.plan`; each layer is measured with the bits of these
-            policies, or in 8 bits (``"int8"``), too, which takes as long again for each. In mode
-            ``"alone"`` only.
-        calibration: Batches to measure the norms on; ``None`` takes the images of ``data``.
-        teacher: The float network that a 1-bit ``model`` was converted from. A layer that is float
-            in mode ``"without"`` has its weights, norm and activation from here.
+        more_bits: As in :func:`binarize.plan`; each layer is also measured with the multi-bit
+            binarizers of these policies, or in 8 bits (``"int8"``), which takes as long again for
+            each. Only in mode ``"alone"``.
+        calibration: Batches to estimate norm statistics on; ``None`` uses the images of ``data``.
+        teacher: The float network that a 1-bit ``model`` was converted from. In mode
+            ``"without"``, the float layer takes its weights, norm and activation from here.
         example_inputs: As in :func:`binarize.plan`; ``None`` is the first image of ``data``.
-        on_site: Called with (result, layers done, layers in all) after each.
+        on_site: Called with (result, layers done, total layers) after each layer.
 
     Returns:
-        The result: print it, rank it, save it, or give it to :func:`binarize.plan` with a budget.
+        The result, to print, rank, save, or pass to :func:`binarize.plan` with a budget.
 
     Raises:
         PolicyError: As in :func:`binarize.plan`, or the mode is unknown.
-        ModelError: As in :func:`binarize.plan`, or model, mode and teacher do not go together.
+        ModelError: As in :func:`binarize.plan`, or model, mode and teacher do not match.
         DataError: There is no batch, or a batch does not fit the task.
     """
     study = Study(
@@ -101,27 +102,27 @@ def sensitivity(
 
 
 class Study:
-    """What :func:`sensitivity` does, one layer at a time.
+    """:func:`sensitivity`, one layer at a time.
 
     Args:
-        model: See :func:`sensitivity`, as for all others.
-        data: See there.
-        task: See there.
-        policy: See there.
-        mode: See there.
-        overrides: See there.
-        more_bits: See there.
-        calibration: See there.
-        teacher: See there.
-        example_inputs: See there.
+        model: As in :func:`sensitivity`.
+        data: As in :func:`sensitivity`.
+        task: As in :func:`sensitivity`.
+        policy: As in :func:`sensitivity`.
+        mode: As in :func:`sensitivity`.
+        overrides: As in :func:`sensitivity`.
+        more_bits: As in :func:`sensitivity`.
+        calibration: As in :func:`sensitivity`.
+        teacher: As in :func:`sensitivity`.
+        example_inputs: As in :func:`sensitivity`.
 
     Attributes:
-        sites: Names of the layers to measure, in the order in which they run.
+        sites: Names of the layers to measure, in execution order.
 
     Raises:
-        PolicyError: See :func:`sensitivity`.
-        ModelError: See :func:`sensitivity`.
-        DataError: See :func:`sensitivity`.
+        PolicyError: As in :func:`sensitivity`.
+        ModelError: As in :func:`sensitivity`.
+        DataError: As in :func:`sensitivity`.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Study:
             raise PolicyError(
                 "more_bits",
                 ", ".join(self._more),
-                "what a layer gains by them is measured with all others float",
+                "their gain for a layer is measured with all other layers in float",
                 "use mode='alone'",
             )
         model = given_network(model)
@@ -173,18 +174,18 @@ class Study:
             raise ModelError(
                 "model",
                 type(base).__name__,
-                "there is nothing to binarize, so nothing to measure",
+                "there is nothing to binarize, and so nothing to measure",
                 "use another policy, or other overrides",
             )
         self.sites = tuple(self._sites)
         self._calibration = batches if calibration is None else list(calibration)
         self._task = task
-        self._jury = Jury(self._ready(copied(base)), batches, task, self._device)
+        self._comparator = Comparator(self._ready(copied(base)), batches, task, self._device)
         self._trained = None if plan is None else model
-        self._binary: Outcome | None = None
+        self._binary: EvalResult | None = None
         if mode == "without":
             made = self._traced.convert(whole) if self._trained is None else copied(self._trained)
-            self._binary = self._jury.judge(self._ready(made))
+            self._binary = self._comparator.evaluate(self._ready(made))
 
     def measure(self, site: str) -> SiteSensitivity:
         """Measure one layer.
@@ -207,9 +208,9 @@ class Study:
             return replace(row, more=losses)
         network = self._traced.convert(self._plan([site]))
         if self._trained is not None:
-            graft(network, self._trained, site)
-        mended = self._jury.judge(self._ready(network))
-        return self._row(decision, self._binary, mended, mended)
+            copy_trained_state(network, self._trained, site)
+        restored = self._comparator.evaluate(self._ready(network))
+        return self._row(decision, self._binary, restored, restored)
 
     def _alone(self, site: str, more: MoreBitsRule | None = None) -> SiteSensitivity:
         """Measure a layer that alone is treated, as the policy says or with more bits."""
@@ -219,12 +220,12 @@ class Study:
             match = Match(name=(glob.escape(site),))
             own = [Rule(match, more.action, "with more bits", more.unit)]
         plan = self._plan(kept, own)
-        binary = self._jury.judge(self._ready(self._traced.convert(plan)))
+        binary = self._comparator.evaluate(self._ready(self._traced.convert(plan)))
         decision = next(d for d in plan.layers if d.site == site)
-        return self._row(decision, binary, self._jury.reference, binary)
+        return self._row(decision, binary, self._comparator.reference, binary)
 
     def result(self, rows: Sequence[SiteSensitivity]) -> Sensitivity:
-        """Put measured layers together; those that are missing are told as such."""
+        """Combine measured layers; missing ones are reported as such."""
         order = {site: number for number, site in enumerate(self.sites)}
         binary = self._binary
         return Sensitivity(
@@ -233,32 +234,32 @@ class Study:
             mode=self.mode,
             trained=self._trained is not None,
             metric=None if self._task is None else self._task.monitor,
-            float_metric=self._jury.reference.metric,
+            float_metric=self._comparator.reference.metric,
             binary_metric=None if binary is None else binary.metric,
             binary_distance=None if binary is None else binary.distance,
             binary_disagreement=None if binary is None else binary.disagreement,
-            images=self._jury.images,
+            images=self._comparator.images,
             calibration=sum(len(batch_image(batch)) for batch in self._calibration),
             planned=len(self.sites),
             sites=tuple(sorted(rows, key=lambda row: order[row.site])),
         )
 
     def _plan(self, kept: Sequence[str], rules: Sequence[Rule] = ()) -> Plan:
-        """Plan by the policy with some layers kept, after further rules."""
+        """Plan with some layers kept, after further rules."""
         names = tuple(map(glob.escape, kept))
-        keep = [Rule(Match(name=names), "keep", "left out of this step")] if names else []
+        keep = [Rule(Match(name=names), "keep", "not part of this step")] if names else []
         return self._traced.plan(self._policy, with_overrides(self._policy, [*rules, *keep]))
 
     def _ready(self, network: nn.Module) -> nn.Module:
-        """A network with the statistics that its norms have now."""
+        """Re-estimate a network's norm statistics and ranges."""
         if any(map(has_statistics, network.modules())):
             recalibrate(network, self._calibration)
         return network
 
     def _row(
-        self, decision: Decision, binary: Outcome, other: Outcome, made: Outcome
+        self, decision: Decision, binary: EvalResult, other: EvalResult, made: EvalResult
     ) -> SiteSensitivity:
-        """What a network costs over another, in which one layer less is binary."""
+        """Compare a network with another in which one layer less is binary."""
         sign = -1 if self._task is not None and not self._task.higher_is_better else 1
         drops = [sign * (a - b) for a, b in zip(other.metrics, binary.metrics, strict=True)]
         gaps = [a - b for a, b in zip(binary.distances, other.distances, strict=True)]
@@ -292,23 +293,23 @@ def _check(
         raise ModelError(
             "model",
             name,
-            "a packed network cannot be taken apart",
-            "give the one that was packed",
+            "a packed network cannot be modified",
+            "give the network before packing",
         )
     if plan is None:
         if teacher is not None:
             raise ModelError(
                 "teacher",
                 type(teacher).__name__,
-                "it is for a trained 1-bit network, and this one is float",
-                "leave it out, or give the 1-bit network as the model",
+                "it is for a trained 1-bit network, but the model is float",
+                "omit it, or give the 1-bit network as the model",
             )
         return
     if mode == "alone":
         raise ModelError(
             "model",
             name,
-            "it is binary, and layers alone are measured in the float network",
+            "it is binary, but mode 'alone' measures layers in the float network",
             "give the float network, or mode='without'",
         )
     if teacher is None:
@@ -322,19 +323,19 @@ def _check(
         raise PolicyError(
             "policy" if policy is not None else "overrides",
             policy if policy is not None else overrides,
-            f"the network has been converted, by {plan.policy.name!r}",
-            "leave it out, or give the float network as the model",
+            f"the network was already converted by {plan.policy.name!r}",
+            "omit it, or give the float network as the model",
         )
 
 
 def _check_teacher(plan: Plan, own: Plan) -> None:
-    """Refuse a teacher of which the plan would be another."""
+    """Reject a teacher that would get a different plan."""
     ours, theirs = ({d.site: (d.action, d.shape) for d in p.layers} for p in (plan, own))
     if ours != theirs:
         site = next(site for site in {**ours, **theirs} if ours.get(site) != theirs.get(site))
         raise ModelError(
             "teacher",
             site,
-            "this layer is not the same in the network that was converted",
-            "give the float network that the 1-bit one came from",
+            "this layer differs from the network that was converted",
+            "give the float network that the 1-bit one was converted from",
         )

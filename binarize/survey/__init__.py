@@ -1,4 +1,4 @@
-"""The survey: what the pass makes of every network of three libraries, or of a folder of files."""
+"""Survey: convert every network of three libraries, or of a folder of files, and check it."""
 
 from binarize.survey.catalogue import Case, catalogue, select, spread
 from binarize.survey.document import write_document

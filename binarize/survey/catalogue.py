@@ -1,4 +1,4 @@
-"""Which networks there are to survey, and how each is built."""
+"""The networks of the survey, and how to build each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from binarize.errors import ModelError
 __all__ = ["LIBRARIES", "WILD", "Case", "build", "catalogue", "select", "spread"]
 
 LIBRARIES = ("timm", "segmentation_models_pytorch", "torchvision")
-# Networks of anybody's own files.
+# Networks from user files.
 WILD = "wild"
 
 _CLASSES = 10
-# One encoder of each of these timm families meets every decoder through smp's wrapper.
+# One encoder of each of these timm families is combined with every decoder through smp's wrapper.
 _UNIVERSAL = ("resnetv2", "convnext", "mobilenetv3", "regnet", "efficientnet", "vision_transformer")
 
 
@@ -29,7 +29,7 @@ class Case:
 
     Attributes:
         library: One of ``LIBRARIES``, or ``WILD``.
-        family: The group it is told with: timm's module, smp's decoder, torchvision's task.
+        family: Its group: timm's module, smp's decoder, torchvision's task.
         name: The network's name; ``Decoder/encoder`` for smp.
         variant: ``"features"`` (timm's ``features_only=True``), ``"aux"`` (smp's classification
             head) or empty.
@@ -44,13 +44,13 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Its name in the survey, which patterns are matched with."""
+        """Its name in the survey, which patterns match."""
         short = {"segmentation_models_pytorch": "smp"}.get(self.library, self.library)
         return f"{short}:{self.name}" + (f"+{self.variant}" if self.variant else "")
 
 
 def catalogue() -> list[Case]:
-    """Every network of the three libraries that the survey is about, in a fixed order."""
+    """Return every network of the three libraries, in a fixed order."""
     return [*_timm(), *_smp(), *_torchvision()]
 
 
@@ -79,7 +79,7 @@ def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
 
 
 def spread(cases: Sequence[Case]) -> list[Case]:
-    """Order cases so that a survey that is stopped has seen something of every family.
+    """Order cases so that an interrupted survey covers every family.
 
     Args:
         cases: The cases.
@@ -144,7 +144,7 @@ def _timm_families() -> dict[str, list[str]]:
 
 
 def _smallest(names: Sequence[str]) -> str:
-    """A small network of a family, told by its name."""
+    """Return a small network of a family, judging by names."""
     big = (
         "large huge giant xlarge xxlarge gigantic base flexi so400m h14 g14 7b 384 448 512".split()
     )
@@ -177,7 +177,7 @@ def _timm() -> list[Case]:
 
 
 def _encoder_families() -> dict[str, list[str]]:
-    """The encoders that smp has itself, by class and kind."""
+    """Return smp's own encoders, by class and kind."""
     from segmentation_models_pytorch.encoders import encoders
 
     families: dict[str, list[str]] = defaultdict(list)
@@ -199,7 +199,7 @@ def _smp() -> list[Case]:
     encoders = {decoder: list(one_each) for decoder in decoders}
     encoders["Unet"] += [name for names in own.values() for name in names]
     encoders["Unet"] += [f"tu-{_smallest(names)}" for names in timm_families.values()]
-    # The one decoder made for the tokens of a transformer.
+    # The one decoder for transformer tokens.
     encoders["DPT"] += [
         f"tu-{_smallest(timm_families[family])}" for family in ("beit", "deit", "eva", "hiera")
     ]

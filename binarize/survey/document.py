@@ -1,4 +1,4 @@
-"""The survey for people: a Markdown document with the summary on top."""
+"""The survey as a Markdown document, summary first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from binarize.survey.tables import (
     short_name,
     table,
 )
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["write_document"]
 
@@ -27,38 +27,38 @@ _WORDS = """\
 Every network is built with random weights, converted by `binarize.convert(model)` with the default
 policy and no further arguments, and compared with its original:
 
-- *forward*: at the default size the outputs have the original's structure and shapes.
-- *train*: so they have in training mode at a second size, odd where the original accepts an odd
+- *forward*: at the default size, outputs have the original's structure and shapes.
+- *train*: the same in training mode at a second size, odd where the original accepts an odd
   one, and every binary parameter gets a gradient where the original's weight does.
-- *reload*: the plan read from JSON and carried out on a fresh network gives the same tensors.
-- *real*, for one small network of every family: all of it with values, on a small image: finite
-  gradients, and the same outputs after `save` and `load`. The others are run on tensors without
-  storage, where a shape is a shape and a value is none.
+- *reload*: the plan, read back from JSON and applied to a fresh network, gives the same tensors.
+- *real*, for one small network of every family: all of this with values, on a small image, plus
+  finite gradients and the same outputs after `save` and `load`. Other networks run on the meta
+  device, which checks shapes only.
 
-Networks with `+features` (timm's `features_only=True`) and `+aux` (smp's `aux_params`) are examined
-like the others. What the columns say:
+Networks with `+features` (timm's `features_only=True`) and `+aux` (smp's `aux_params`) are checked
+like the others. The columns:
 
-- *checks*: `all` are forward, train and reload, with the second size behind them (`one size`: the
-  original takes its own only); `real` where values were checked too. What fails is in bold.
-- *of all*: share of the float network's parameters that are binary afterwards. Weights of
-  projection shortcuts, which a bypass without weights replaces, count nowhere.
-- *of convolutions*: the same, of the weights of convolutions and of linear layers used as such on
-  maps. *Convolutional* networks are those with more than half of their weights there.
-- *on maps*: the same without the layers that only see one position (squeeze-excite, a head behind
-  global pooling): there a convolution is a fully connected layer, and the sign of one value against
-  its own mean says nothing.
-- *kept*: what is left in float: number of layers by what they do (`rules/README.md` lists these
-  roles; `other` layers have a forward of their own), and their weights. The JSON file has the
-  reasons: a row's `kept` are a number in its table `reasons`, layers, weights, and how many of
-  these count as convolutions.
+- *checks*: `all` means forward, train and reload, followed by the second size (`one size`: the
+  original accepts only its own); `real` where values were checked too. Failures are in bold.
+- *of all*: fraction of the float network's parameters that become binary. Weights of
+  projection shortcuts that a weightless bypass replaces are not counted.
+- *of convolutions*: the same for the weights of convolutions and pointwise linear layers.
+  *Convolutional* networks have more than half of their weights there.
+- *on maps*: the same without layers on 1×1 feature maps (squeeze-excite, a head after global
+  pooling): there a convolution is a fully connected layer, and the sign of a single value relative
+  to its own mean carries no information.
+- *kept*: layers left in float, counted by role (`rules/README.md` lists the roles; `other` layers
+  have a custom forward), and their weights. The JSON file has the reasons: each entry of a row's
+  `kept` is an index into the table `reasons`, layers, weights, and how many of these weights count
+  as convolutions.
 - *forwards*: module forwards that were rewritten, and those that could not be ("+2 opaque": they
   run as written; the JSON file has the causes).
 - *Params* and *OPs*: as the paper counts them (float + binary / 32, float + binary / 64), before
-  and after, one image of the default size; `?`: not known, an operation in it cannot be counted.
+  and after, for one image of the default size; `?`: an operation cannot be counted.
 
-A network without a layer that the policy makes binary (a pure transformer: its linear layers over
-tokens and its attention are left alone unless a rule asks for them) gets an error that says so, and
-is counted under *nothing to do*. *Original fails*: the library itself refuses to build or run it.
+A network without any layer that the policy binarizes (a pure transformer: its linear layers over
+tokens and its attention stay in float unless a rule asks for them) raises an error that says so,
+and is counted under *nothing to do*. *Original fails*: the library itself cannot build or run it.
 """
 
 
@@ -66,13 +66,13 @@ def write_document(path: Path, rows: Sequence[Row], planned: int, command: str) 
     """Write the document.
 
     Args:
-        path: Where to.
+        path: The file to write.
         rows: The rows, in the order of the catalogue.
-        planned: How many networks there were to be.
-        command: The command that made it, for the reader.
+        planned: Number of networks in the whole survey.
+        command: The command that was run, to be shown.
     """
     lines = _lines(rows, planned, command, path.with_suffix(".json").name)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -83,21 +83,22 @@ def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterat
     yield ""
     wild = all(row.library == WILD for row in rows) and rows
     what = "the networks in a folder" if wild else "every network of three libraries"
-    yield f"What the default policy makes of {what}. Written by"
+    yield f"What the default policy does with {what}. Written by"
     yield f"`{command}` in {count(summary.seconds / 60)} minutes of processor time, with"
     yield f"{using}."
-    yield f"`{data}` holds the same for programs, with all layers and causes."
+    yield f"`{data}` has the same data for programs, with all layers and causes."
     if len(rows) < planned:
         yield ""
-        yield f"**Not finished: {len(rows)} of {planned} networks were examined so far.**"
-        yield "The command goes on where it stopped; a small network of every family comes first."
+        yield f"**Unfinished: {len(rows)} of {planned} networks so far.**"
+        yield "The command continues where it stopped; a small network of every family comes first."
     if summary.light:
         yield ""
         full = count(sum("train" in row.checks for row in rows))
-        yield "With `--light` one small network of every family is examined in full; the others are"
-        yield "converted, and compared in the shapes of their outputs."
-        yield f"{full} networks went through all checks; {count(summary.light)} say `forward` under"
-        yield "*checks*, and have no numbers after conversion."
+        yield "With `--light` one small network of every family is checked in full; for the others,"
+        yield "only the output shapes after conversion are compared."
+        light = count(summary.light)
+        yield f"{full} networks went through all checks; {light} have `forward` under *checks* and"
+        yield "no numbers after conversion."
     yield from _summary(rows, summary)
     yield from ("", "## How to read it", "", _WORDS.rstrip())
     yield from _families(rows)
@@ -167,7 +168,7 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def _families(rows: Sequence[Row]) -> Iterator[str]:
-    yield from ("", "## Families", "", "Shares are the lowest and the highest in the family.")
+    yield from ("", "## Families", "", "Fractions are the lowest and the highest in the family.")
     yield ""
     groups = _grouped(rows)
     yield from table(_FAMILY, [family_line(*key, members) for key, members in groups.items()])
@@ -179,12 +180,13 @@ def _kept(rows: Sequence[Row]) -> Iterator[str]:
         for row in rows
         if row.status == CONVERTED and row.convolutional and row.dense_share < TARGET
     ]
-    yield from ("", f"## Convolutional networks under {TARGET:.0%} of their convolutions", "")
+    title = f"## Convolutional networks with less than {TARGET:.0%} of their convolutions binary"
+    yield from ("", title, "")
     if not below:
         yield "None."
         return
     single = sum(row.map_share >= TARGET for row in below)
-    yield f"{len(below)} networks; in {single} of them what is missing works on one position."
+    yield f"{len(below)} networks; {single} of them miss it only by layers on 1×1 feature maps."
     yield ""
     yield from table(
         ["family", "networks", "of convolutions", "on maps", "convolution weights kept, by role"],
@@ -192,30 +194,30 @@ def _kept(rows: Sequence[Row]) -> Iterator[str]:
     )
     left = [row for row in below if row.map_share < TARGET]
     if left:
-        yield from ("", "Under it on maps too:", "")
+        yield from ("", "Also less on larger feature maps:", "")
         for row in left:
             why = ", ".join(f"{percent(share)} {reason}" for reason, share in _lost(row))
             yield f"- `{row.key}`, {percent(row.map_share)}: {why}"
 
 
 def _lost(row: Row) -> list[tuple[str, float]]:
-    """Reasons for what is kept on maps, with its share of the convolutions, the largest first."""
+    """Why layers on feature maps are kept, with their share of the convolutions, largest first."""
     lost: dict[str, float] = defaultdict(float)
     for group in row.kept:
         if "vector" not in group["roles"]:
             lost[group["reason"]] += group["dense"] / row.dense
-    told = [(reason, share) for reason, share in lost.items() if share >= 0.001]
-    return sorted(told, key=lambda pair: -pair[1])
+    shown = [(reason, share) for reason, share in lost.items() if share >= 0.001]
+    return sorted(shown, key=lambda pair: -pair[1])
 
 
 def _original(rows: Sequence[Row]) -> Iterator[str]:
     lost = [row for row in rows if row.status == ORIGINAL]
-    yield from ("", "## What the library itself refuses", "")
+    yield from ("", "## Networks that the library itself cannot build or run", "")
     if not lost:
         yield "None."
     causes: dict[str, list[str]] = defaultdict(list)
     for row in lost:
-        # What the message repeats of the network's name would set each apart.
+        # Messages that repeat the network's name would each be a cause of their own.
         encoder = row.name.partition("/")[2]
         causes[row.cause.replace(encoder, "...") if encoder else row.cause].append(row.key)
     for cause, keys in causes.items():
@@ -223,5 +225,5 @@ def _original(rows: Sequence[Row]) -> Iterator[str]:
     nothing = Counter(row.family for row in rows if row.status == NOTHING)
     if nothing:
         yield from ("", "## Nothing to do", "")
-        yield "Networks without a layer that the default policy makes binary, by family:"
+        yield "Networks without any layer that the default policy binarizes, by family:"
         yield ", ".join(f"{family} {number}" for family, number in nothing.items()) + "."

@@ -1,4 +1,4 @@
-"""Examine one network: convert it, and compare what comes out with the original."""
+"""Examine one network: convert it and compare it with the original."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ _CONVS = (nn.modules.conv._ConvNd,)
 def examine(case: Case, *, light: bool = False) -> Row:
     """Convert a network and check the result against the original.
 
-    All of it happens on the meta device, where tensors are shapes without values, if the network
-    can be built and run there. Samples are examined once more with real, random weights.
+    This happens on the meta device, where tensors have shapes but no values, if the network
+    can be built and run there. Samples are examined again with real, random weights.
 
     Args:
-        case: Which network.
-        light: Convert and compare the outputs' shapes only.
+        case: The network.
+        light: Only convert and compare output shapes.
 
     Returns:
-        Its row; nothing is raised.
+        Its row; errors are recorded, not raised.
     """
     row = Row(case.key, case.library, case.family, case.name, case.variant)
     start = time.process_time()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        # What a network of a library warns about is no affair of the survey's.
+        # Warnings of the libraries' networks are irrelevant here.
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
             _examine(case, row, light)
         except Exception as error:
-            row.status, row.cause = FAILED, told(error)
+            row.status, row.cause = FAILED, describe_error(error)
     row.seconds = round(time.process_time() - start, 2)
     return row
 
@@ -62,7 +62,7 @@ def _examine(case: Case, row: Row, light: bool) -> None:
     try:
         teacher, x, expected = _original(case)
     except Exception as error:
-        row.status, row.cause = ORIGINAL, told(error)
+        row.status, row.cause = ORIGINAL, describe_error(error)
         return
     row.size = list(x.shape[2:])
     row.params = sum(parameter.numel() for parameter in teacher.parameters())
@@ -70,7 +70,7 @@ def _examine(case: Case, row: Row, light: bool) -> None:
         student = convert(teacher, example_inputs=x if case.library == WILD else None)
     except ModelError as error:
         row.status = NOTHING if "nothing to binarize" in error.rule else FAILED
-        row.cause = told(error)
+        row.cause = describe_error(error)
         row.dense = sum(m.weight.numel() for m in teacher.modules() if isinstance(m, _CONVS))
         return
     row.status = CONVERTED
@@ -78,33 +78,33 @@ def _examine(case: Case, row: Row, light: bool) -> None:
     enter_plan(row, plan)
     row.light = light
     if light:
-        row.checks["forward"] = _told_by(lambda: _compare(expected, _run(student, x)))
+        row.checks["forward"] = _check(lambda: _compare(expected, _run(student, x)))
         return
-    row.checks["forward"] = _told_by(lambda: _count(row, student, x, expected))
+    row.checks["forward"] = _check(lambda: _count(row, student, x, expected))
     other, expected = _other_image(teacher, x)
     row.other_size = list(other.shape[2:]) if other is not x else []
-    row.checks["train"] = _told_by(lambda: _train(teacher, student, other, expected))
-    # Last: the teacher becomes the network that is loaded.
-    row.checks["reload"] = _told_by(lambda: _apply_again(teacher, student, plan))
+    row.checks["train"] = _check(lambda: _train(teacher, student, other, expected))
+    # Last, because the teacher itself becomes the loaded network.
+    row.checks["reload"] = _check(lambda: _apply_again(teacher, student, plan))
     if case.sample:
-        row.checks["real"] = _told_by(lambda: _real(case, x))
+        row.checks["real"] = _check(lambda: _real(case, x))
 
 
-def told(error: BaseException) -> str:
-    """An error in one short line."""
+def describe_error(error: BaseException) -> str:
+    """Format an error as one short line."""
     text = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
 
 
-def _told_by(check: Any) -> str:
+def _check(check: Any) -> str:
     try:
         return check() or "ok"
     except Exception as error:
-        return told(error)
+        return describe_error(error)
 
 
 def _count(row: Row, student: nn.Module, x: Tensor, expected: Any) -> str | None:
-    """The forward, run once by the report that counts it."""
+    """Run the forward pass once, in the report that counts it."""
     outputs: list[Any] = []
     with student.register_forward_hook(lambda _module, _args, output: outputs.append(output)):
         numbers = report(student, x)
@@ -114,7 +114,7 @@ def _count(row: Row, student: nn.Module, x: Tensor, expected: Any) -> str | None
 
 
 def _original(case: Case) -> tuple[nn.Module, Tensor, Any]:
-    """The float network, without storage if possible, an image it accepts, and its output."""
+    """Return the float network, without storage if possible, an image it accepts and its output."""
     first: Exception | None = None
     for model in _builds(case):
         if isinstance(model, Exception):
@@ -131,7 +131,7 @@ def _original(case: Case) -> tuple[nn.Module, Tensor, Any]:
 
 
 def _builds(case: Case) -> Iterator[nn.Module | Exception]:
-    """The network without storage, built so or else made so, and with storage."""
+    """Yield the network built or moved to the meta device, and then with storage."""
     built = False
     try:
         with torch.device("meta"):
@@ -172,8 +172,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _other_image(teacher: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
-    """Two images of another size that the original accepts, and its output when training."""
-    # Running statistics change, where there are any.
+    """Return two images of another size that the original accepts, and its training output."""
+    # Running statistics change, if there are any.
     twin = teacher if x.is_meta else copy.deepcopy(teacher)
     for size in (*other_sizes(tuple(x.shape[2:])), tuple(x.shape[2:])):
         other = torch.randn((2, x.shape[1], *size), device=x.device)
@@ -188,7 +188,7 @@ def _other_image(teacher: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
 
 
 def _apply_again(teacher: nn.Module, student: nn.Module, plan: Plan) -> str | None:
-    """What loading does: the plan from its file, carried out on a fresh network."""
+    """Do what loading does: apply the plan from its file to a fresh network."""
     read = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     if read != plan:
         return "its plan does not survive JSON"
@@ -203,7 +203,7 @@ def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...] | None:
 
 
 def _train(teacher: nn.Module, student: nn.Module, x: Tensor, expected: Any) -> str | None:
-    """A step of training: the shapes of its outputs, and a gradient for all that is binary."""
+    """Run a training step, and check output shapes and the gradients of all binary parameters."""
     x = x if len(x) > 1 else torch.cat([x, x])
     output = _backward(student, x)
     wrong = None if expected is None else _compare(expected, output)
@@ -220,7 +220,7 @@ def _train(teacher: nn.Module, student: nn.Module, x: Tensor, expected: Any) -> 
                 return f"the gradient of {name}.{own} is not finite"
     student.zero_grad(set_to_none=True)
     if lost:
-        # A layer whose result the original does not use either gets none there.
+        # A layer whose result the original does not use gets none there either.
         _backward(teacher, x)
         for name in list(lost):
             weight: Any = teacher.get_submodule(name).weight
@@ -231,9 +231,9 @@ def _train(teacher: nn.Module, student: nn.Module, x: Tensor, expected: Any) -> 
 
 
 def _backward(model: nn.Module, x: Tensor) -> Any:
-    """The outputs in training mode; every parameter that they come of has a gradient then."""
+    """Return the outputs in training mode, after computing all gradients."""
     output = model.train()(x)
-    # Linear in the output, with unequal weights: a plain sum is constant behind a norm.
+    # Linear in the output, with unequal weights: a plain sum is constant after a norm.
     total: Any = sum((torch.randn_like(t) * t).sum() for t in _tensors(output))
     if not isinstance(total, Tensor):
         raise RuntimeError("no output has a gradient")
@@ -247,7 +247,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _real(case: Case, x: Tensor) -> str | None:
-    """All of it with values, at the smallest size the original accepts."""
+    """Check everything with values, at the smallest size that the original accepts."""
     torch.manual_seed(0)
     teacher = build(case).eval()
     for size in small_sizes(tuple(x.shape[2:])):
@@ -271,5 +271,5 @@ def _real(case: Case, x: Tensor) -> str | None:
             if not bool(one.isfinite().all()):
                 return "its output is not finite"
             if not torch.equal(one, other):
-                return "its output is another one after save and load"
+                return "its output differs after save and load"
     return None

@@ -1,4 +1,4 @@
-"""Examine many networks in processes that may crash or hang without harm to the survey."""
+"""Examine networks in worker processes, so that a crash or hang does not stop the survey."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from binarize.survey.row import FAILED, Row
 
 __all__ = ["survey"]
 
-# A worker is replaced after so many networks: what libraries cache would add up.
+# A worker is replaced after this many networks, because the libraries' caches add up.
 _PER_WORKER = 60
 _PRELOAD = ["binarize.survey.examine", "timm", "segmentation_models_pytorch", "torchvision"]
 
@@ -24,16 +24,16 @@ _PRELOAD = ["binarize.survey.examine", "timm", "segmentation_models_pytorch", "t
 def survey(
     cases: Sequence[Case], jobs: int = 1, timeout: float = 300.0, *, light: bool = False
 ) -> Iterator[Row]:
-    """Examine networks, in processes of their own.
+    """Examine networks in worker processes.
 
     Args:
-        cases: Which ones.
-        jobs: How many at a time.
+        cases: The networks.
+        jobs: Number of workers.
         timeout: Seconds after which a network counts as failed.
-        light: Only convert, and compare the shapes of the outputs, but for the samples.
+        light: Only convert and compare output shapes, except for the samples.
 
     Yields:
-        A row for every case, in the order in which they are done.
+        A row for every case, in order of completion.
     """
     context = _context()
     queue = deque(cases)
@@ -59,7 +59,7 @@ def survey(
 
 
 def _context() -> Any:
-    """Processes that start with the libraries imported, where the system can do that."""
+    """Return a context whose processes start with the libraries imported, where supported."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -68,7 +68,7 @@ def _context() -> Any:
 
 
 class _Worker:
-    """A process that examines one network after the other."""
+    """A process that examines one network after another."""
 
     def __init__(self, context: Any, timeout: float, light: bool) -> None:
         self.link, theirs = context.Pipe()
@@ -83,7 +83,7 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can take one more."""
+        """Return whether it can take another network."""
         return self._left > 0 and self._process.is_alive()
 
     def give(self, case: Case) -> None:
@@ -93,7 +93,7 @@ class _Worker:
         self.link.send((case, self._light and not case.sample))
 
     def take(self) -> Row:
-        """The row of the case it was given; of a worker that hangs or has died too."""
+        """Return the row of the given case, also if the worker hangs or has died."""
         assert self._case is not None
         case = self._case
         try:
@@ -122,10 +122,10 @@ def _serve(link: Connection) -> None:
 
     torch.set_num_threads(1)
     prefer_native_shapes()
-    # What was imported stays; networks are cycles, and are cleared one by one.
+    # Imports stay; networks contain reference cycles and are collected one by one.
     gc.freeze()
     gc.disable()
-    # Until whoever asks is gone.
+    # Until the parent process is gone.
     with suppress(EOFError, BrokenPipeError):
         while True:
             case, light = link.recv()

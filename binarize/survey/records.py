@@ -1,4 +1,4 @@
-"""The rows on disk, one JSON line each: a survey that was stopped goes on from them."""
+"""The rows on disk, one JSON line each, from which an interrupted survey continues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from binarize.errors import FileError
 from binarize.survey.catalogue import Case
 from binarize.survey.row import Row
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["Records", "versions"]
 
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "torchvision")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a survey's outcome depends on."""
+    """Return the library versions that affect a survey's results."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -30,16 +30,16 @@ def versions() -> dict[str, str]:
 
 
 class Records:
-    """Rows in a file: the versions in its first line, then a row per line.
+    """Rows in a file: versions in the first line, then one row per line.
 
     Args:
-        path: The file; read if it is there and of these versions, else begun anew.
+        path: The file; read if it exists with the same versions, otherwise started over.
 
     Attributes:
         rows: The rows by key.
 
     Raises:
-        FileError: The file holds something else.
+        FileError: The file is not a survey record.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,19 +53,19 @@ class Records:
                 raise FileError(
                     "output",
                     str(path),
-                    f"this file is not the record of a survey ({type(error).__name__})",
+                    f"this file is not a survey record ({type(error).__name__})",
                     "move it away, or give another --output",
                 ) from error
 
     def _read(self, text: str) -> None:
-        # Behind the last line break is what a survey that was stopped had begun to write.
+        # Text after the last line break is an interrupted write.
         head, *lines = text.splitlines()[: text.count("\n")]
         rows = [Row.from_dict(json.loads(line)) for line in lines]
         if dict(json.loads(head)["versions"]) == versions():
             self.rows = {row.key: row for row in rows}
 
     def add(self, row: Row) -> None:
-        """Keep a row, in memory and in the file."""
+        """Add a row, in memory and in the file."""
         self.rows[row.key] = row
         if self._open:
             with self.path.open("a", encoding="utf-8") as file:
@@ -76,7 +76,7 @@ class Records:
         self._open = True
 
     def missing(self, cases: Sequence[Case], *, light: bool = False) -> list[Case]:
-        """Cases without a row, or with a light one where more is asked for: always of samples."""
+        """Return cases without a row, or with only a light one where a full one is needed."""
         known = {key: row.light for key, row in self.rows.items()}
         return [
             case
@@ -85,25 +85,25 @@ class Records:
         ]
 
     def of(self, cases: Sequence[Case]) -> list[Row]:
-        """The rows of cases, in their order."""
+        """Return the rows of cases, in their order."""
         return [self.rows[case.key] for case in cases if case.key in self.rows]
 
     def write(self, path: Path, cases: Sequence[Case], summary: Any) -> None:
         """Write the rows of the cases as one JSON document.
 
-        Few reasons keep many layers in float, so that they stand in a table, ``reasons``. What a
-        row keeps is ``[number in the table, layers, weights, dense weights]`` each.
+        As few reasons cover many layers, they are in a table, ``reasons``. A row's kept layers are
+        ``[index into the table, layers, weights, dense weights]`` each.
 
         Args:
-            path: Where to.
-            cases: Whose rows, in their order.
-            summary: What all of them come to, plain data.
+            path: The file to write.
+            cases: The cases whose rows to write, in order.
+            summary: Their summary as plain data.
         """
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(self._document(cases, summary)), encoding="utf-8")
 
     def _document(self, cases: Sequence[Case], summary: Any) -> Iterator[str]:
-        # One row per line: a difference between two surveys is a difference of lines.
+        # One row per line, so that surveys can be compared line by line.
         reasons: dict[str, int] = {}
         rows = [_dense(_short(row.to_dict(), reasons)) for row in self.of(cases)]
         yield f'{{"versions": {json.dumps(versions())},\n"summary": {json.dumps(summary)},\n'
@@ -112,10 +112,10 @@ class Records:
 
 
 def _short(row: dict[str, Any], reasons: dict[str, int]) -> dict[str, Any]:
-    """A row with its reasons as numbers in a table, which grows by those it has first."""
+    """Replace a row's reasons by indices into a table, which grows by new reasons."""
     if "kept" in row:
-        told = [_dense({"roles": g["roles"], "reason": g["reason"]}) for g in row["kept"]]
-        numbers = [reasons.setdefault(one, len(reasons)) for one in told]
+        keys = [_dense({"roles": g["roles"], "reason": g["reason"]}) for g in row["kept"]]
+        numbers = [reasons.setdefault(one, len(reasons)) for one in keys]
         row["kept"] = [
             [number, group["layers"], group["weights"], group["dense"]]
             for number, group in zip(numbers, row["kept"], strict=True)

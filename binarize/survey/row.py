@@ -1,4 +1,4 @@
-"""What the survey finds out about one network."""
+"""The survey's result for one network."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ class Row:
 
     Attributes:
         key: The case's name in the survey.
-        library: Where the network comes from.
-        family: The group it is told with.
+        library: The network's library.
+        family: Its group.
         name: The network's name.
         variant: As in :class:`binarize.survey.Case`.
-        status: ``CONVERTED``, ``NOTHING`` (no layer that the policy makes binary, which an error
-            told), ``ORIGINAL`` (the library itself cannot build or run the network) or ``FAILED``.
+        status: ``CONVERTED``, ``NOTHING`` (an error reported that the policy binarizes no layer),
+            ``ORIGINAL`` (the library itself cannot build or run the network) or ``FAILED``.
         cause: Why it is not converted.
         params: Parameters of the float network.
         gone: Weights of projection shortcuts that the conversion replaces by bypasses.
         binary: Weights that become binary.
-        dense: Weights of convolutions and per-pixel linear layers, those that are gone left out.
+        dense: Weights of convolutions and pointwise linear layers, without those in ``gone``.
         dense_binary: How many of these become binary.
-        single: How many of ``dense`` work on a map of one position (squeeze-excite and the like).
+        single: How many of ``dense`` work on 1x1 feature maps (squeeze-excite and the like).
         kept: Layers left in float: ``{"roles", "reason", "layers", "weights", "dense"}`` each.
         rewritten: Forwards that were traced and rewritten.
         opaque: Causes by path of the forwards that could not be rewritten.
-        size: Height and width (and depth) that it was examined at.
-        other_size: The second size, odd where the original accepts an odd one; empty if it takes
-            one size only.
+        size: Height and width (and depth) of the examination.
+        other_size: The second size, odd if the original accepts an odd one; empty if it accepts
+            only one size.
         checks: ``"ok"`` or the cause of a failure, by name of the check: ``forward`` (shapes of the
             outputs), ``train`` (the same when training, at the second size, and a gradient for
-            every binary parameter), ``reload`` (the plan read from JSON and carried out on a fresh
+            every binary parameter), ``reload`` (the plan read from JSON and applied to a fresh
             network gives the same tensors), ``real`` (with values: finite gradients, and the same
             outputs after save and load).
         effective_params: Effective parameters after conversion.
         ops: Effective operations after conversion, ``None`` if unknown.
         reference_ops: Multiply-accumulates of the float network, ``None`` if unknown.
-        light: Whether only the check ``forward`` was made where there are others.
-        seconds: What examining it took.
+        light: Whether only the check ``forward`` was made.
+        seconds: Duration of the examination.
     """
 
     key: str
@@ -81,34 +81,34 @@ class Row:
 
     @property
     def convolutional(self) -> bool:
-        """Whether more than half of its weights are in convolutions or per-pixel linear layers."""
+        """Whether more than half of its weights are in convolutions or pointwise linear layers."""
         return self.dense > (self.params - self.gone) / 2
 
     @property
     def share(self) -> float:
-        """Share of the remaining parameters that become binary."""
+        """Binary fraction of the remaining parameters."""
         return self.binary / max(self.params - self.gone, 1)
 
     @property
     def dense_share(self) -> float:
-        """Share of the weights of convolutions and per-pixel linear layers."""
+        """Binary fraction of the weights of convolutions and pointwise linear layers."""
         return self.dense_binary / max(self.dense, 1)
 
     @property
     def map_share(self) -> float:
-        """The same, of the layers that work on maps of more than one position."""
+        """The same for layers that work on feature maps larger than 1x1."""
         return self.dense_binary / max(self.dense - self.single, 1)
 
     @property
     def failures(self) -> dict[str, str]:
-        """What went wrong, by name of the check."""
-        found = {name: told for name, told in self.checks.items() if told != "ok"}
+        """Causes of failures, by name of the check."""
+        found = {name: result for name, result in self.checks.items() if result != "ok"}
         if self.status == FAILED:
             found["convert"] = self.cause
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; what is empty is left out."""
+        """Return plain data without empty values."""
         default = Row(self.key, self.library, self.family, self.name)
         given = asdict(self).items()
         return {k: v for k, v in given if v != getattr(default, k) or k in _ALWAYS}

@@ -1,4 +1,4 @@
-"""Shapes without values at the price of C++: for a process that does nothing else."""
+"""Fast shape inference in C++ on the meta device, for dedicated processes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 __all__ = ["prefer_native_shapes"]
 
-# A library that is collected takes its registrations along.
+# Registrations disappear when their library object is collected.
 _kept: list[torch.library.Library] = []
 
 
 def prefer_native_shapes() -> None:
-    """Let torch find shapes on the meta device by its own C++ where it has both.
+    """Make torch use its C++ shape functions on the meta device where it also has Python ones.
 
-    Over many of its C++ kernels for that device torch puts functions in Python, which are there
-    for sizes that are symbols and take up to a millisecond for a single addition. Here all sizes
-    are numbers. It holds for the whole process: not for one in which anybody else works. A
-    version of torch that is built otherwise stays as it is.
+    torch overrides many of its C++ meta kernels by Python functions, which support symbolic sizes
+    and take up to a millisecond for a single addition. Here all sizes are numbers. This affects
+    the whole process, so use it only in a dedicated one. Versions of torch that work differently
+    are left unchanged.
     """
     with suppress(ImportError, AttributeError):
         _uncover()
@@ -44,12 +44,12 @@ def _uncover() -> None:
         name = op.name()
         if f"{name.replace('::', '/', 1)}/Meta" not in covered or has_kernel(name, "Meta"):
             continue
-        # What makes a tensor like another has C++ for all devices in one.
+        # Factory functions like empty_like have one C++ kernel for all devices.
         if not (name.endswith("_like") and has_kernel(name, "CompositeExplicitAutograd")):
             own.impl(op, _SHORTER.get(name, function))
 
 
-# What networks ask for most and has no such C++.
+# The most frequent operators without such C++ kernels.
 
 
 def _relu(x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def _relu(x: Tensor) -> Tensor:
 
 
 def _where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return condition * x + y  # the same sizes, and the same type
+    return condition * x + y  # same shape and dtype
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""From a plan to the shares and the list of kept layers of a row."""
+"""Compute a row's shares and its list of kept layers from a plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["enter_plan"]
 
 
 def enter_plan(row: Row, plan: Plan) -> None:
-    """Fill in what a plan tells.
+    """Fill in a row's numbers from a plan.
 
     Args:
         row: The row.
@@ -50,7 +50,7 @@ def enter_plan(row: Row, plan: Plan) -> None:
 
 
 def _is_dense(layer: Decision) -> bool:
-    """Whether a layer is a convolution, or a linear layer that is used as one on a map."""
+    """Return whether a layer is a convolution or a pointwise linear layer."""
     if len(layer.shape) > 2:
         return True
     return not {"tokens", "attention", "vector", "unused"}.intersection(layer.roles)

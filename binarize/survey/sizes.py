@@ -1,4 +1,4 @@
-"""Sizes of images to try a network with."""
+"""Image sizes to try a network with."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from binarize.survey.catalogue import Case
 __all__ = ["default_sizes", "other_sizes", "small_sizes"]
 
 _SQUARE = (224, 256, 240, 384, 448, 512, 320, 128)
-# Odd ones first; most decoders want multiples of the encoder's stride, windows those of 7 or 8.
+# Odd ones first; most decoders need multiples of the encoder's stride, windows those of 7 or 8.
 _OTHER = ((199, 249), (193, 257), (192, 288), (256, 192), (448, 224), (512, 256), (384, 384))
 _SMALL = (64, 96, 128, 160)
-# The other video networks of torchvision take 112.
+# torchvision's other video networks take 112.
 _LARGE_VIDEOS = ("mvit_v1_b", "mvit_v2_s", "s3d", "swin3d_t", "swin3d_s", "swin3d_b")
 
 
 def default_sizes(case: Case, model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Shapes (1, C, *spatial) of images to try, the network's own default first."""
+    """Yield shapes (1, C, *spatial) to try, the network's default first."""
     if case.family == "video":
         side = 224 if case.name in _LARGE_VIDEOS else 112
         yield (1, 3, 16, side, side)
@@ -32,7 +32,7 @@ def default_sizes(case: Case, model: nn.Module) -> Iterator[tuple[int, ...]]:
 
 
 def other_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Sizes other than a network's default, odd ones first."""
+    """Yield sizes other than a network's default, odd ones first."""
     for height, width in _OTHER:
         other = (*size[:-2], height, width)
         if other != size:
@@ -40,9 +40,9 @@ def other_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def small_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Sizes up to a network's default, small ones first; one above it comes last.
+    """Yield sizes up to a network's default, small ones first; a larger one comes last.
 
-    Some networks need more for training (the second classifier of Inception v3).
+    Some networks need more for training (Inception v3's second classifier).
     """
     for side in _SMALL:
         if side < size[-1]:

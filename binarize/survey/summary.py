@@ -1,4 +1,4 @@
-"""What the rows of a survey come to."""
+"""Summarize the rows of a survey."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from binarize.survey.row import CONVERTED, FAILED, NOTHING, ORIGINAL, Row
 
 __all__ = ["TARGET", "Summary", "summarize"]
 
-# Share of a convolutional network's convolution weights that is to become binary.
+# Target for the binary fraction of a convolutional network's convolution weights.
 TARGET = 0.95
 
 
@@ -20,21 +20,21 @@ class Summary:
 
     Attributes:
         networks: Networks examined.
-        planned: Networks that were to be examined.
+        planned: Networks in the whole survey.
         converted: Networks that are converted.
-        nothing: Networks without a layer that the policy makes binary.
+        nothing: Networks without any layer that the policy binarizes.
         original: Networks that the library itself cannot build or run.
-        failed: Networks that should be converted and are not.
-        checks: Networks that are converted, but fail a check.
-        light: Networks that were only converted and compared in the shapes of their outputs.
-        real: Samples that were run with values too.
+        failed: Networks that could not be converted.
+        checks: Converted networks that fail a check.
+        light: Networks of which only output shapes were compared.
+        real: Samples that were also run with values.
         convolutional: Converted networks with more than half of their weights in convolutions.
         target: How many of these reach ``TARGET`` of all convolution weights.
-        target_on_maps: How many reach it on maps of more than one position.
+        target_on_maps: How many reach it on feature maps larger than 1x1.
         families: Families with a convolutional network.
         families_converted: How many of these have all their convolutional networks converted.
-        seconds: Processor time in all.
-        failures: ``{"network", "check", "cause"}`` of everything that went wrong.
+        seconds: Total processor time.
+        failures: ``{"network", "check", "cause"}`` of all failures.
     """
 
     networks: int = 0
@@ -60,15 +60,15 @@ class Summary:
 
 
 def summarize(rows: Sequence[Row], planned: int) -> Summary:
-    """Count.
+    """Count rows.
 
     Args:
         rows: The rows.
-        planned: How many there were to be.
+        planned: Number of networks in the whole survey.
     """
     counted = {status: sum(row.status == status for row in rows) for status in _STATUSES}
     dense = [row for row in rows if row.convolutional and row.status == CONVERTED]
-    # A network that fails is not known to be no convolutional one.
+    # A failed network may have been a convolutional one.
     bad = {(r.library, r.family) for r in rows if r.failures or _is_lost(r)}
     families = {(r.library, r.family) for r in rows if r.convolutional or r.status == FAILED}
     return Summary(
@@ -99,5 +99,5 @@ _STATUSES = (CONVERTED, NOTHING, ORIGINAL, FAILED)
 
 
 def _is_lost(row: Row) -> bool:
-    """Whether nothing is binary in a network that is made of convolutions."""
+    """Return whether nothing is binary in a convolutional network."""
     return row.status == NOTHING and row.convolutional

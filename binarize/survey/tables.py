@@ -18,7 +18,7 @@ __all__ = [
     "table",
 ]
 
-# Of several roles the one that tells most.
+# The most informative role first.
 _ROLES = (
     "input",
     "prediction",
@@ -34,22 +34,22 @@ _ROLES = (
 
 
 def count(number: float) -> str:
-    """A number with thousands set apart."""
+    """Format a number with thousands separators."""
     return f"{number:,.0f}"
 
 
 def short_name(library: str) -> str:
-    """A library as the networks' keys name it."""
+    """Return a library's name in network keys."""
     return library if library != "segmentation_models_pytorch" else "smp"
 
 
 def percent(share: float) -> str:
-    """A share, never rounded up to the whole."""
+    """Format a fraction, never rounded up to 100%."""
     return f"{min(share, 0.999 if share < 1 else 1):.1%}"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table."""
+    """Yield the lines of a Markdown table."""
     yield "| " + " | ".join(head) + " |"
     yield "|" + " --- |" * len(head)
     for line in lines:
@@ -57,7 +57,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def family_line(library: str, family: str, rows: Sequence[Row]) -> list[str]:
-    """Cells about one family."""
+    """Return the cells of one family."""
     done = [row for row in rows if row.status == CONVERTED]
     return [
         f"{short_name(library)}: {family}",
@@ -85,7 +85,7 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def network_line(row: Row) -> list[str]:
-    """Cells about one network."""
+    """Return the cells of one network."""
     name = f"`{row.name}`" + (f" +{row.variant}" if row.variant else "")
     if row.status != CONVERTED:
         return [name, row.status, *[""] * 7]
@@ -104,7 +104,7 @@ def network_line(row: Row) -> list[str]:
 
 
 def _checks(row: Row) -> str:
-    passed = [name for name, told in row.checks.items() if told == "ok"]
+    passed = [name for name, result in row.checks.items() if result == "ok"]
     words = [f"**{name} fails**" for name in row.checks if name not in passed]
     if {"forward", "train", "reload"}.issubset(passed):
         passed = ["all", *(["real"] if "real" in passed else [])]
@@ -143,7 +143,7 @@ def _size(weights: int) -> str:
 
 
 def kept_by_family(rows: Sequence[Row]) -> Iterator[list[str]]:
-    """A line per family about the convolution weights that its networks keep."""
+    """Yield a line per family on the convolution weights that its networks keep in float."""
     families: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         families[row.library, row.family].append(row)

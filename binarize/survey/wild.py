@@ -1,4 +1,4 @@
-"""Networks of anybody's own files, to survey like those of the libraries."""
+"""Networks from user files, surveyed like those of the libraries."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ _EXAMPLE = "example_inputs"
 
 
 def wild_cases(place: Path) -> list[Case]:
-    """List the factories in a folder of Python files; nothing in them is run.
+    """List the factories in a folder of Python files without running them.
 
-    A factory takes no arguments and is a function that is called ``make...`` or is annotated to
-    return a ``Module``; where a file has none, a class derived from a ``Module``. A function
-    ``example_inputs`` beside it, or a value of that name, is the image, or a tuple of images of one
-    size.
+    A factory is a function without arguments that is named ``make...`` or annotated to
+    return a ``Module``; in files without one, a class derived from a ``Module``. A function or
+    value ``example_inputs`` in the file gives the image, or a tuple of images of one size.
 
     Args:
-        place: A folder, which is searched to its depth, a file, or ``FILE.py:NAME``.
+        place: A folder, searched recursively, a file, or ``FILE.py:NAME``.
 
     Raises:
-        FileError: There is no such place, or no factory in it.
+        FileError: It does not exist, or has no factory.
     """
     head, _, factory = str(place).rpartition(":")
     if head.endswith(".py"):
@@ -43,7 +42,10 @@ def wild_cases(place: Path) -> list[Case]:
         files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
     if not place.exists() or (not place.is_dir() and place.suffix != ".py"):
         raise FileError(
-            "wild", str(place), "is no folder and no Python file", "give FOLDER or FILE.py:NAME"
+            "wild",
+            str(place),
+            "is neither a folder nor a Python file",
+            "give FOLDER or FILE.py:NAME",
         )
     cases = []
     for file in files:
@@ -64,7 +66,7 @@ def _factories(file: Path) -> list[str]:
     try:
         body = ast.parse(file.read_bytes()).body
     except (SyntaxError, ValueError):
-        return [""]  # building it tells what is wrong
+        return [""]  # building it will report the error
     functions = [
         node.name
         for node in body
@@ -106,7 +108,7 @@ def _is_module(node: ast.expr | None) -> bool:
 
 
 def import_file(file: Path) -> ModuleType:
-    """Run a Python file as a module; what lies beside it can be imported by it.
+    """Run a Python file as a module that can import its neighbours.
 
     Raises:
         Exception: Whatever the file raises.
@@ -125,9 +127,9 @@ def import_file(file: Path) -> ModuleType:
 
 
 def build_wild(case: Case) -> nn.Module:
-    """Build a network; several inputs become one, of their channels together.
+    """Build a network; several inputs are concatenated to one along the channels.
 
-    Its attribute ``pretrained_cfg`` tells the shape of an image, as timm's do.
+    Its attribute ``pretrained_cfg`` holds the image shape, as in timm.
 
     Raises:
         Exception: Whatever the file or the factory raises.
@@ -136,11 +138,13 @@ def build_wild(case: Case) -> nn.Module:
     module = import_file(Path(file))
     make = getattr(module, factory, None)
     if not callable(make):
-        raise ModelError("wild", case.name, f"there is no {factory!r} in it", "correct the name")
+        raise ModelError("wild", case.name, f"has no {factory!r}", "correct the name")
     model = make()
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise ModelError("wild", case.name, f"gave a {kind}, no Module", "return the network")
+        raise ModelError(
+            "wild", case.name, f"returned a {kind}, not a Module", "return the network"
+        )
     example = getattr(module, _EXAMPLE, None)
     if example is not None:
         return _with_example(case, model, example() if callable(example) else example)
@@ -156,11 +160,17 @@ def _with_example(case: Case, model: nn.Module, example: Any) -> nn.Module:
     images: Sequence[Any] = [example] if isinstance(example, Tensor) else example
     if not isinstance(images, list | tuple) or not all(isinstance(x, Tensor) for x in images):
         raise ModelError(
-            "wild", case.name, f"{_EXAMPLE} gave no tensors", "return a tensor or a tuple of them"
+            "wild",
+            case.name,
+            f"{_EXAMPLE} returned no tensors",
+            "return a tensor or a tuple of them",
         )
     if len({x.shape[2:] for x in images}) != 1:
         raise ModelError(
-            "wild", case.name, f"{_EXAMPLE} gave images of several sizes", "survey one size"
+            "wild",
+            case.name,
+            f"{_EXAMPLE} returned images of several sizes",
+            "return images of one size",
         )
     channels = [x.shape[1] for x in images]
     if len(images) > 1:
@@ -172,7 +182,7 @@ def _with_example(case: Case, model: nn.Module, example: Any) -> nn.Module:
 
 
 class _OneInput(nn.Module):
-    """A network of several images, which are given as one of all their channels."""
+    """A network with several image inputs, called with one image of all their channels."""
 
     def __init__(self, network: nn.Module, channels: Sequence[int]) -> None:
         super().__init__()

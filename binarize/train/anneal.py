@@ -1,4 +1,4 @@
-"""How the weight of a loss falls during a training."""
+"""Schedules for the weight of a loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def anneal(schedule: str, done: float) -> float:
-    """Factor of the weight after the share ``done`` of the training: 1 at first, 0 at the end."""
+    """Return the weight's factor at training progress ``done``: 1 at first, 0 at the end."""
     if schedule == "constant":
         return 1.0
     if schedule == "linear":

@@ -1,4 +1,4 @@
-"""Take image and target out of a batch, and refuse what no network could train on."""
+"""Extract image and target from a batch, and reject what no network could train on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = [
     "batch_image",
     "batch_pair",
     "batch_parts",
-    "refuse_single_value",
+    "reject_single_value",
     "target_size",
 ]
 
 LABELLED = "labelled"
-"""Key of the batches that says of each image whether its target means anything."""
+"""Batch key that says which images have a valid target."""
 
 
 def batch_image(batch: Any) -> Tensor:
@@ -59,7 +59,7 @@ def batch_pair(batch: Any, key: str) -> tuple[Tensor, Tensor]:
     """Return images and targets of a batch: (image, target), or ``batch["image"], batch[key]``.
 
     Raises:
-        DataError: One of them is missing, or the images are unfit.
+        DataError: One of them is missing, or the images are invalid.
     """
     image = batch_image(batch)
     target: Any = None
@@ -80,16 +80,16 @@ def batch_pair(batch: Any, key: str) -> tuple[Tensor, Tensor]:
 def batch_parts(
     batch: Any, key: str, *, taught: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return images, targets, and which of them have a target; None for none, and for all.
+    """Return images, targets (None without any) and which images have one (None: all).
 
     Args:
-        batch: (image, target), or a mapping with "image" and ``key``. With "labelled" (N,)
-            too, only those images have a target of which it is true.
+        batch: (image, target), or a mapping with "image" and ``key``. If it has "labelled" (N,),
+            only the images where that is true have a target.
         key: Key of the target.
-        taught: There is a teacher, so that images alone will do.
+        taught: There is a teacher, so images alone suffice.
 
     Raises:
-        DataError: Something is missing, or the images are unfit.
+        DataError: Something is missing, or the images are invalid.
     """
     alone = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and key not in batch)
     if taught and (alone or (isinstance(batch, Sequence) and len(batch) == 1)):
@@ -104,17 +104,17 @@ def batch_parts(
 
 
 def target_size(image: Tensor, target: Tensor | None) -> tuple[int, int]:
-    """Rows and columns of a dense target, or of the images where the target has none (labels)."""
+    """Return rows and columns of a dense target, or of the images if the target is a label."""
     dense = image if target is None or target.ndim < 3 else target
     return (dense.shape[-2], dense.shape[-1])
 
 
-def refuse_single_value(error: ValueError, image: Tensor) -> None:
-    """Tell the one bad choice of a batch size that torch reports from deep inside a network.
+def reject_single_value(error: ValueError, image: Tensor) -> None:
+    """Report the batch size that BatchNorm cannot train on, which torch reports from deep inside.
 
     Args:
-        error: What the network raised.
-        image: The images it was given.
+        error: The network's error.
+        image: Its input images.
 
     Raises:
         DataError: A BatchNorm had one value per channel to take statistics of.
@@ -123,6 +123,6 @@ def refuse_single_value(error: ValueError, image: Tensor) -> None:
         raise DataError(
             "batch size",
             image.shape[0],
-            "a BatchNorm on a map of one pixel needs two images or more",
+            "a BatchNorm on a 1x1 feature map needs at least two images",
             "use larger batches, and drop_last=True in the loader",
         ) from error

@@ -1,8 +1,8 @@
-"""What may happen after each epoch: stop early, write a table, whatever a user wants.
+"""Callbacks after each epoch: early stopping, a CSV log, or your own.
 
-A callback is called with the trainer and the epoch's entry of the history when the epoch's
-checkpoint is written, by all processes; the training ends early when it returns True. Callbacks
-keep no state that a resumed run would miss: all that they need is in ``trainer.history``.
+All processes call a callback with the trainer and the epoch's history entry once the epoch's
+checkpoint is written; training stops early if it returns True. Callbacks keep no state that a
+resumed run would miss: everything they need is in ``trainer.history``.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 from binarize.errors import FileError
 from binarize.train.checks import check_positive
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["CSVLog", "Callback", "EarlyStopping"]
 
 Callback = Callable[[Any, dict[str, Any]], "bool | None"]
-"""(trainer, the epoch's entry of the history) → whether to stop."""
+"""(trainer, the epoch's history entry) → whether to stop."""
 
 
 class EarlyStopping:
-    """Stop when the best validation is ``patience`` epochs ago.
+    """Stop when validation has not improved for ``patience`` epochs.
 
     Args:
-        patience: Epochs to wait for something better.
+        patience: Epochs to wait for an improvement.
 
     Raises:
         BinarizeError: It is not positive.
@@ -38,12 +38,12 @@ class EarlyStopping:
         self.patience = patience
 
     def __call__(self, trainer: Any, record: dict[str, Any]) -> bool:
-        """Return whether it is time."""
+        """Return whether to stop."""
         return trainer.best is not None and record["epoch"] - trainer.best["epoch"] >= self.patience
 
 
 class CSVLog:
-    """Write the history as a table, a row for each epoch; resumed runs go on with it.
+    """Write the history as a CSV table, one row per epoch; resumed runs continue it.
 
     Args:
         path: The file.
@@ -53,7 +53,7 @@ class CSVLog:
         self.path = Path(path).expanduser()
 
     def __call__(self, trainer: Any, record: dict[str, Any]) -> None:
-        """Write the whole file anew, by the main process only.
+        """Rewrite the whole file, in the main process only.
 
         Raises:
             FileError: It cannot be written.
@@ -70,7 +70,7 @@ class CSVLog:
         table.writeheader()
         table.writerows(rows)
         try:
-            with replacing(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text(text.getvalue(), encoding="utf-8")
         except OSError as error:
             raise FileError(

@@ -1,4 +1,4 @@
-"""Write and read the state of a training, so that a killed run goes on as if nothing happened."""
+"""Write and read the training state, so that a killed run resumes as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from typing import Any
 import torch
 
 from binarize.errors import FileError
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
 FORMAT = "binarize training state"
 VERSION = 1
-# Of a state from inside an epoch, which versions that know epochs only would go on with wrongly.
+# For states saved within an epoch, which versions that only know whole epochs would resume wrongly.
 VERSION_INSIDE = 2
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors and plain values; the file is whole or not there at all.
+    """Write a state of tensors and plain values atomically: a complete file or none.
 
     Raises:
         FileError: The folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             version = VERSION_INSIDE if "part" in state else VERSION
             torch.save({"format": FORMAT, "version": version, **state}, file)
     except (OSError, RuntimeError) as error:
-        # On a full disk torch's archive writer notices that bytes are missing, and says so in its
-        # own way while the cause goes by.
+        # On a full disk torch's archive writer only reports missing bytes and hides the cause.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
@@ -51,7 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a state without running any code from the file.
 
     Raises:
-        FileError: The file is missing, damaged, or no training state of this version.
+        FileError: The file is missing, damaged, or not a training state of this version.
     """
     if not path.is_file():
         raise FileError("resume", str(path), "no such file", "give a checkpoint, or 'auto'")
@@ -59,7 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise FileError(
-            "resume", str(path), "cannot be read as a checkpoint", "start again without resume"
+            "resume", str(path), "cannot be read as a checkpoint", "start over without resume"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise FileError(

@@ -1,4 +1,4 @@
-"""Refuse arguments that no training could run with."""
+"""Validate training arguments."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from binarize.errors import BinarizeError, DataError, ModelError
 
 __all__ = [
     "check_devices",
+    "check_features",
     "check_name",
     "check_not_negative",
     "check_positive",
     "check_targets",
     "loader_length",
-    "refuse_features",
     "teachers_of",
 ]
 
 
 def check_positive(remedy: str = "choose a larger value", /, **values: float) -> None:
-    """Refuse values that are not greater than zero.
+    """Reject values that are not greater than zero.
 
     Args:
         remedy: What to do about it.
         **values: The values by their arguments' names.
 
     Raises:
-        BinarizeError: One of them is not; NaN is not either.
+        BinarizeError: One of them is not positive, or NaN.
     """
     for name, value in values.items():
         if not value > 0:
@@ -37,14 +37,14 @@ def check_positive(remedy: str = "choose a larger value", /, **values: float) ->
 
 
 def check_not_negative(remedy: str = "use 0 to turn it off", /, **values: float) -> None:
-    """Refuse values below zero.
+    """Reject values below zero.
 
     Args:
         remedy: What to do about it.
         **values: The values by their arguments' names.
 
     Raises:
-        BinarizeError: One of them is; NaN is refused, too.
+        BinarizeError: One of them is negative, or NaN.
     """
     for name, value in values.items():
         if not value >= 0:
@@ -52,14 +52,14 @@ def check_not_negative(remedy: str = "use 0 to turn it off", /, **values: float)
 
 
 def check_name(known: Sequence[str], /, **values: str) -> None:
-    """Refuse names that are not known.
+    """Reject unknown names.
 
     Args:
-        known: The names there are.
-        **values: The names given, by their arguments' names.
+        known: The known names.
+        **values: The given names, by their arguments' names.
 
     Raises:
-        BinarizeError: One of them is not.
+        BinarizeError: One of them is unknown.
     """
     for name, value in values.items():
         if value not in known:
@@ -67,10 +67,10 @@ def check_name(known: Sequence[str], /, **values: str) -> None:
 
 
 def check_devices(student: nn.Module, teacher: nn.Module | None) -> None:
-    """Refuse networks that are not each on one device, the same for both.
+    """Reject networks that are not entirely on one common device.
 
     Raises:
-        ModelError: They are spread, or apart.
+        ModelError: One is spread over devices, or they are on different ones.
     """
     devices = []
     for name, network in (("student", student), ("teacher", teacher)):
@@ -90,10 +90,10 @@ def check_devices(student: nn.Module, teacher: nn.Module | None) -> None:
 
 
 def teachers_of(teacher: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
-    """The teachers as a list.
+    """Return the teachers as a list.
 
     Raises:
-        ModelError: One of them is no network.
+        ModelError: One of them is not a network.
     """
     if teacher is None:
         return []
@@ -101,13 +101,13 @@ def teachers_of(teacher: nn.Module | Sequence[nn.Module] | None) -> list[nn.Modu
     for one in found:
         if not isinstance(one, nn.Module):
             raise ModelError(
-                "teacher", type(one).__name__, "is no network", "give an nn.Module, or several"
+                "teacher", type(one).__name__, "is not a network", "give an nn.Module, or several"
             )
     return found
 
 
-def refuse_features(features: Any, teachers: Sequence[nn.Module], compiled: bool) -> None:
-    """Refuse a loss between feature maps that nobody could be asked for.
+def check_features(features: Any, teachers: Sequence[nn.Module], compiled: bool) -> None:
+    """Reject a feature-map loss that cannot be computed.
 
     Raises:
         BinarizeError: There is no teacher, or the networks are compiled.
@@ -118,7 +118,7 @@ def refuse_features(features: Any, teachers: Sequence[nn.Module], compiled: bool
         raise BinarizeError("features", "given", "needs a teacher", "give the Trainer a teacher")
     if compiled:
         raise BinarizeError(
-            "compile", True, "feature maps cannot be read in compiled networks", "leave it out"
+            "compile", True, "feature maps cannot be read in compiled networks", "omit it"
         )
 
 
@@ -126,7 +126,7 @@ def loader_length(loader: Any, name: str) -> int:
     """Return the number of batches of a loader, at least 1.
 
     Raises:
-        DataError: It has none, or does not know.
+        DataError: It has none, or no length.
     """
     try:
         length = len(loader)
@@ -134,7 +134,7 @@ def loader_length(loader: Any, name: str) -> int:
         raise DataError(
             name,
             type(loader).__name__,
-            "does not know its length, which the learning rate's schedule needs",
+            "has no length, which the learning-rate schedule needs",
             "use a map-style data set",
         ) from None
     if length == 0:
@@ -143,7 +143,7 @@ def loader_length(loader: Any, name: str) -> int:
 
 
 def check_targets(loader: Any) -> None:
-    """Refuse a data set with nothing to learn, if it can tell and reads its samples once anyway.
+    """Reject a data set with nothing to learn, if it can tell and reads its samples anyway.
 
     Raises:
         DataError: A class has no labelled pixel, or no depth is in range.

@@ -22,9 +22,9 @@ __all__ = ["Classification", "ClassificationDistillation", "ClassificationMetric
 
 
 class ClassificationMetric(Metric):
-    """Share of images whose class is the first guess (``top1``), or among five (``top5``).
+    """Fraction of images whose class is predicted first (``top1``) or in the top five (``top5``).
 
-    With fewer than five classes ``top5`` looks at all of them. Ignored images count nowhere.
+    With fewer than five classes ``top5`` looks at all of them. Ignored images are not counted.
 
     Args:
         ignore_index: Label of images that do not count.
@@ -50,7 +50,7 @@ class ClassificationMetric(Metric):
         self.count += (label != self.ignore_index).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all images seen so far; NaN when there were none."""
+        """Return the metrics of all images so far; NaN without any."""
         count = self.count.to(wide(self.count.device))
         return {"top1": self.first / count, "top5": self.five / count}
 
@@ -90,7 +90,7 @@ class ClassificationDistillation:
     def __call__(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, done: float
     ) -> Tensor:
-        """Return the loss after the share ``done`` of the training, a scalar.
+        """Return the scalar loss at training progress ``done``.
 
         Without labels (``target`` None) every image counts.
         """
@@ -105,9 +105,9 @@ class ClassificationDistillation:
 
 
 class Classification:
-    """One class per image, by logits (N, C).
+    """Image classification from logits (N, C).
 
-    The loss is the mean cross-entropy over the images that are not ignored.
+    The loss is the mean cross-entropy over images that are not ignored.
 
     Args:
         num_classes: C.
@@ -157,7 +157,7 @@ class Classification:
         return logits.float() if logits.element_size() < 4 else logits
 
     def check(self, target: Tensor) -> None:
-        """Refuse labels that are neither a class nor ignored.
+        """Reject labels that are neither a class nor ignored.
 
         Raises:
             DataError: There is such a label, or labels are not whole numbers of shape (N,).
@@ -179,7 +179,7 @@ class Classification:
             )
 
     def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy over the images that count; 0 when there are none."""
+        """Return the mean cross-entropy over the images that count; 0 without any."""
         total = F.cross_entropy(
             prepared,
             target.long(),

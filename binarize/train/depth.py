@@ -1,4 +1,4 @@
-"""Monocular depth: SILog and the usual nine metrics.
+"""Monocular depth estimation: SILog and the nine standard metrics.
 
 Shape legend: N samples, H, W rows and columns.
 """
@@ -24,11 +24,11 @@ __all__ = ["Depth"]
 
 
 class Depth:
-    """Depth in metres from one picture.
+    """Depth in metres from one image.
 
-    The convention: the network has one output channel x, and its depth is
-    ``max_depth`` · sigmoid(x); with ``output="metres"`` the output already is the depth (a
-    network that ends in its own sigmoid and factor). Outputs of another size are resized
+    By convention the network has one output channel x, and its depth is
+    ``max_depth`` · sigmoid(x); with ``output="metres"`` the output is already the depth (the
+    network ends in its own sigmoid and factor). Outputs of another size are resized
     bilinearly, before the sigmoid. Pixels count where 0 < truth ≤ ``max_depth``.
 
     Args:
@@ -77,7 +77,7 @@ class Depth:
         return math.log(self.max_depth) + F.logsigmoid(dense)
 
     def check(self, target: Tensor) -> None:
-        """Refuse depth that is no map in metres.
+        """Reject targets that are not depth maps in metres.
 
         Raises:
             DataError: The shape is not (N, 1, H, W), or a value is negative or not finite.
@@ -96,11 +96,11 @@ class Depth:
             )
 
     def valid(self, target: Tensor) -> Tensor:
-        """Return where the truth counts, boolean."""
+        """Return where the ground truth counts, boolean."""
         return (target > 0) & (target <= self.max_depth)
 
     def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
-        """SILog over the pixels that count; 0 when there are none."""
+        """Return SILog over the pixels that count; 0 without any."""
         valid = self.valid(target)
         return silog_loss(prepared - torch.where(valid, target, 1).log(), valid, self.focus)
 

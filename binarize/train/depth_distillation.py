@@ -18,7 +18,7 @@ __all__ = ["DepthDistillation", "gradient_loss"]
 def gradient_loss(difference: Tensor, scales: int = 3) -> Tensor:
     """Mean |∂x| + |∂y| of a log-depth difference over ``scales`` halvings (Li, Snavely 2018).
 
-    It asks for the teacher's edges and slopes and leaves the overall level alone.
+    It matches the teacher's edges and slopes and ignores the overall level.
 
     Args:
         difference: (N, 1, H, W).
@@ -41,13 +41,12 @@ class DepthDistillation:
 
     Loss = f(t) · (``weight`` · mean(c·|s − t|) + ``gradient_weight`` · gradient(s − t)), where s
     and t are log-depths, f is the ``schedule`` and c = exp(−|t − truth| / ``tolerance``)
-    lowers the voice of a teacher that contradicts the truth (1 where there is no truth: there
-    the teacher is all there is).
+    reduces the weight of a teacher that contradicts the ground truth (1 where there is none).
 
     Args:
         weight: Weight of the values.
         gradient_weight: Weight of the gradients; 0 turns them off.
-        tolerance: Log-depth error of the teacher at which it counts for 1/e; None: always 1.
+        tolerance: Log-depth error of the teacher at which its weight is 1/e; None: always 1.
         scales: Resolutions of the gradient term.
         schedule: "cosine", "linear" or "constant".
 
@@ -77,9 +76,9 @@ class DepthDistillation:
     def __call__(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, done: float
     ) -> Tensor:
-        """Return the loss after the share ``done`` of the training, a scalar.
+        """Return the scalar loss at training progress ``done``.
 
-        Without labels (``target`` None) nothing contradicts the teacher.
+        Without labels (``target`` None) the teacher is fully trusted.
         """
         factor = anneal(self.schedule, done)
         loss = student.new_zeros(())

@@ -1,4 +1,4 @@
-"""The usual nine numbers of monocular depth estimation (Eigen, Puhrsch, Fergus 2014)."""
+"""The nine standard metrics of monocular depth estimation (Eigen, Puhrsch, Fergus 2014)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class DepthMetric(Metric):
     δk = share with max(d/t, t/d) < 1.25^k; AbsRel = mean(|d − t|/t); SqRel = mean((d − t)²/t);
     RMSE = sqrt(mean((d − t)²)); RMSElog = sqrt(mean(g²)); log10 = mean(|log10 d − log10 t|);
     SILog = 100 · sqrt(mean(g²) − mean(g)²). Images without a valid pixel are left out.
-    Averaging per image is what published NYUv2 and KITTI tables do; RMSE over the pooled pixels
-    of a whole set is larger.
+    Published NYUv2 and KITTI tables also average per image; RMSE over the pooled pixels of a whole
+    set is larger.
 
     Args:
         dtype: Type of the sums.
@@ -56,7 +56,7 @@ class DepthMetric(Metric):
             valid: Boolean, same shape.
         """
         count = valid.flatten(1).sum(1)
-        # Pixels that are not valid get d = t = 1, which adds nothing to any sum but δ's.
+        # Invalid pixels get d = t = 1, which adds nothing to any sum but δ's.
         truth = torch.where(valid, truth, 1)
         depth = torch.where(valid, depth, 1)
         gap = depth - truth
@@ -81,6 +81,6 @@ class DepthMetric(Metric):
         self.images += seen.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all images seen so far; NaN when there were none."""
+        """Return the metrics of all images so far; NaN without any."""
         means = self.totals / self.images
         return dict(zip(DEPTH_METRICS, means.unbind(), strict=True))

@@ -1,4 +1,4 @@
-"""A running average of a network's weights, which often does better than the last of them."""
+"""A running average of a network's weights, which often beats the final weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["WeightAverage", "applied"]
 class WeightAverage:
     """Exponential moving average of parameters and floating buffers, in single precision or wider.
 
-    After update n the average moves by 1 − min(``decay``, (1 + n)/(10 + n)) to the weights: at
-    first it follows quickly, and forgets the start. Norm statistics are averaged too, as they
-    belong to the weights.
+    Update n moves the average by 1 − min(``decay``, (1 + n)/(10 + n)) towards the weights: it
+    follows quickly at first, to forget the initial weights. Norm statistics are averaged too,
+    because they belong to the weights.
 
     Args:
         network: The network.
-        decay: Share of the average that stays, between 0 and 1.
+        decay: Fraction of the average that is kept, between 0 and 1.
 
     Raises:
         BinarizeError: The decay is not between 0 and 1.
@@ -38,13 +38,13 @@ class WeightAverage:
         self.average = {name: _wide(value) for name, value in self.live().items()}
 
     def live(self) -> dict[str, Tensor]:
-        """The network's own tensors that are averaged, by name."""
+        """Return the network's tensors that are averaged, by name."""
         state = self.network.state_dict()
         return {name: value for name, value in state.items() if value.is_floating_point()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights of now into the average."""
+        """Update the average with the current weights."""
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, value in self.live().items():
@@ -52,16 +52,16 @@ class WeightAverage:
 
     @torch.no_grad()
     def copy_to_network(self) -> None:
-        """Give the network the averaged weights."""
+        """Copy the averaged weights into the network."""
         for name, value in self.live().items():
             value.copy_(self.average[name])
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
+        """Return the state for a checkpoint."""
         return {"updates": self.updates, "average": self.average}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.updates = state["updates"]
         for name, value in state["average"].items():
             self.average[name].copy_(value)
@@ -69,7 +69,7 @@ class WeightAverage:
 
 @contextmanager
 def applied(average: WeightAverage | None) -> Iterator[None]:
-    """Let the network have the averaged weights for a while, if there is an average."""
+    """Use the averaged weights inside this context, if there is an average."""
     if average is None:
         yield
         return

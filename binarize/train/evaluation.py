@@ -1,4 +1,4 @@
-"""Run a network over a data set and measure it."""
+"""Evaluate a network on a data set."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     on_batch: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure a network on batches of images and targets, in evaluation mode.
+    """Evaluate a network on batches of images and targets, in evaluation mode.
 
     Args:
-        model: The network; its training flags are put back afterwards.
-        task: What to measure.
+        model: The network; its training flags are restored afterwards.
+        task: The task, which defines the metrics.
         batches: An iterable of images and targets.
-        device: Where the network is.
-        channels_last: Hand the images over in the channels-last memory format.
+        device: The network's device.
+        channels_last: Pass the images in the channels-last memory format.
         autocast: Makes the context of the forward pass.
-        on_batch: Called with (batches done, batches in all or None).
+        on_batch: Called with (batches done, total batches or None).
 
     Returns:
         The task's metrics and ``loss`` (mean over the batches), over all processes, as floats,
@@ -55,7 +55,7 @@ def evaluate(
     count = len(batches) if hasattr(batches, "__len__") else None
     with training_flags(model):
         model.eval()
-        # Always under epoch 0: whatever validation data draw, they are the same data each time.
+        # Always as epoch 0: random validation data are then the same each time.
         for index, batch in enumerate(read_batches(batches, "loader", 0)):
             image, target = batch_pair(batch, task.target)
             image, target = image.to(device), target.to(device)
@@ -75,7 +75,7 @@ def evaluate(
     if losses[1] == 0:
         raise DataError("loader", 0, "has no batches", "give a data set with at least one sample")
     with warnings.catch_warnings():
-        # A process may have had no share of a small set; the others' sums still count.
+        # A process may get no part of a small set; the others' sums still count.
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
         values = metric.compute()
     numbers = {name: value.tolist() for name, value in values.items()}
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def is_better(value: float, best: dict[str, Any] | None, higher: bool) -> bool:
-    """Whether a metric beats the best so far; NaN does not, and neither does a tie."""
+    """Return whether a metric beats the best so far; neither NaN nor a tie does."""
     if math.isnan(value):
         return False
     if best is None:

@@ -1,4 +1,4 @@
-"""Learn from what a teacher has inside: its feature maps, or where in the image it looks.
+"""Distillation from a teacher's feature maps: feature matching and attention transfer.
 
 Shape legend: N samples, C channels, H, W rows and columns; feature maps (N, C, H, W).
 """
@@ -26,10 +26,10 @@ _EPSILON = 1e-5
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of feature maps that are divided by their root mean square.
+    """Mean squared difference of feature maps, each divided by its root mean square.
 
-    The scale of a network's features means nothing to the layers behind a norm, hence the division,
-    one number per sample. From 0 (the same up to a factor) to 4 (opposite).
+    The scale of features has no meaning for layers that follow a norm, hence the division, by one
+    number per sample. Ranges from 0 (equal up to a factor) to 4 (opposite).
 
     Args:
         student: Feature maps.
@@ -41,8 +41,8 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Attention transfer (Zagoruyko, Komodakis 2017, Eq. 2, with squares).
 
-    A map's attention is the mean over the channels of its squares: one number per position,
-    whatever the number of channels. Both are divided by their root mean square over the positions.
+    A feature map's attention is the mean of its squares over the channels: one number per position,
+    for any number of channels. Both are divided by their root mean square over the positions.
 
     Args:
         student: Feature maps (N, any, H, W).
@@ -53,24 +53,24 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    # The small number under the root keeps the gradient finite where all is zero.
+    # The small number under the root keeps the gradient finite where everything is zero.
     return x * (x.square().mean((1, 2, 3), keepdim=True) + _EPSILON).rsqrt()
 
 
 class FeatureDistillation:
-    """A teacher's feature maps as further targets, beside its output.
+    """A teacher's feature maps as additional targets besides its output.
 
     Loss = f(t) · mean over the layers of (``features`` · :func:`feature_loss` + ``attention`` ·
     :func:`attention_loss`), with f the ``schedule``. Other sizes are resized to the teacher's.
-    Where the numbers of channels differ, feature matching learns a 1x1 convolution from the
-    student's to the teacher's, which is not part of the student; attention needs none. Labels have
-    no part in it: unlabelled images count like others.
+    Where channel counts differ, feature matching learns a 1x1 convolution from the student's
+    channels to the teacher's, which is not part of the student; attention needs none. Labels are
+    not used: unlabelled images count like others.
 
     Args:
         features: Weight of feature matching; 0 turns it off.
         attention: Weight of attention transfer; 0 turns it off.
         layers: Names of the modules whose outputs are compared; "a=b" compares the student's a with
-            the teacher's b. None: the ends of the stages, found from where the resolution changes.
+            the teacher's b. None: the ends of the stages, where the resolution changes.
         schedule: "constant", "linear" or "cosine".
 
     Raises:
@@ -101,7 +101,7 @@ class FeatureDistillation:
         self.schedule = schedule
 
     def open(self, student: nn.Module, teacher: nn.Module, image: Tensor) -> FeatureTerm:
-        """Find the layers in both networks, and read along from now on.
+        """Find the layers in both networks and start reading their outputs.
 
         Args:
             student: The student.
@@ -120,7 +120,7 @@ class FeatureTerm:
     Attributes:
         student: Reads the student's feature maps.
         teacher: Reads the teacher's.
-        projections: What is learnt beside the student: a 1x1 convolution for each layer whose
+        projections: Learnable 1x1 convolutions outside the student, one for each layer whose
             channels differ.
     """
 
@@ -162,7 +162,7 @@ class FeatureTerm:
             with self.teacher.listening():
                 teacher(taught)
         if not self.settings.features:
-            self.student.maps(), self.teacher.maps()  # refuses what is no feature map
+            self.student.maps(), self.teacher.maps()  # rejects what is not a feature map
             return
         generator = torch.Generator().manual_seed(0)
         for index, (x, y) in enumerate(zip(self.student.maps(), self.teacher.maps(), strict=True)):
@@ -173,7 +173,7 @@ class FeatureTerm:
                 self.projections[str(index)] = made.to(image.device)
 
     def loss(self, done: float) -> Tensor:
-        """The loss between the feature maps of the last runs, after the share ``done``."""
+        """Return the loss between the last runs' feature maps at training progress ``done``."""
         factor = anneal(self.settings.schedule, done)
         ours, theirs = self.student.maps(), self.teacher.maps()
         total = ours[0].new_zeros((), dtype=torch.float32)
@@ -191,11 +191,11 @@ class FeatureTerm:
         return factor * total / len(ours)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is learnt beside the student."""
+        """Return the learnable parameters outside the student."""
         return list(self.projections.parameters())
 
     def synchronise(self) -> None:
-        """Average the projections' gradients over all processes, as those of the student are."""
+        """Average the projections' gradients over all processes, like those of the student."""
         if not is_distributed():
             return
         for parameter in self.projections.parameters():
@@ -204,14 +204,14 @@ class FeatureTerm:
                 parameter.grad /= dist.get_world_size()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
+        """Return the state for a checkpoint."""
         return dict(self.projections.state_dict())
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.projections.load_state_dict(state)
 
     def close(self) -> None:
-        """Leave both networks as they were."""
+        """Remove all hooks from both networks."""
         self.student.close()
         self.teacher.close()

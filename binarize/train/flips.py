@@ -1,4 +1,4 @@
-"""How many binary weights change their sign from one epoch to the next."""
+"""Count the binary weights that change sign between epochs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Flips"]
 
 
 class Flips:
-    """The share of binary weights whose sign differs from the last time, for each layer.
+    """Fraction of binary weights whose sign has changed since the last measurement, per layer.
 
-    A training in which hardly any sign changes has come to rest, or its rate is too low; with many
-    changes to the end its rate is too high. Layers count that have a method ``binary_weight``.
+    If hardly any sign changes, training has converged or the learning rate is too low; many changes
+    until the end mean that it is too high. Covers layers with a ``binary_weight`` method.
 
     Args:
         network: The network.
@@ -30,7 +30,7 @@ class Flips:
         self.bits = {name: _bits(layer) for name, layer in self.layers.items()}
 
     def measure(self) -> dict[str, Any]:
-        """Return ``flip_ratio`` of all layers together and ``flips`` by layer, and start anew."""
+        """Return ``flip_ratio`` over all layers and ``flips`` per layer, and start over."""
         changed: dict[str, int] = {}
         counts: dict[str, int] = {}
         for name, layer in self.layers.items():
@@ -43,17 +43,17 @@ class Flips:
         return {"flip_ratio": ratio, "flips": flips}
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold."""
+        """Return the state for a checkpoint."""
         return dict(self.bits)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the state of a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.bits.update(state)
 
 
 @torch.no_grad()
 def _bits(layer: Any) -> Tensor:
-    """The layer's signs: packed eight to a byte where it can, else a byte each."""
+    """Return the layer's signs: packed eight to a byte if it can, else one byte each."""
     if callable(getattr(layer, "packed_weight", None)):
         bits: Tensor = layer.packed_weight()[0]
         return bits.clone()

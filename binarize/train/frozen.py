@@ -1,4 +1,4 @@
-"""Norms that a training must not touch."""
+"""Norms that training must leave unchanged."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["frozen_norms"]
 
 
 def frozen_norms(network: nn.Module) -> list[nn.Module]:
-    """Return the batch norms whose statistics must stay as they are.
+    """Return the batch norms whose statistics must not change.
 
-    Those none of whose parameters is trained, and those that somebody has put into evaluation mode
-    inside a network that is in training mode.
+    These are norms without any trainable parameter, and norms that were set to evaluation mode
+    inside a network in training mode.
 
     Args:
-        network: The network, with the training flags that its owner gave it.
+        network: The network, with its user's training flags.
     """
     found: list[nn.Module] = []
     for module in network.modules():

@@ -1,4 +1,4 @@
-"""How a training joins the processes that Accelerate has launched."""
+"""Join the processes that Accelerate has launched."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ def open_accelerator() -> Accelerator:
     """Return the accelerator of this process.
 
     Mixed precision is left to the trainer: Accelerate would rebind the student's forward for it.
-    Data parallelism assumes a graph that stays the same, which lets networks have layers that
-    their forward never calls.
+    Data parallelism assumes a static graph, which allows layers that forward never calls.
 
     Raises:
-        BinarizeError: The process has an accelerator with mixed precision already.
+        BinarizeError: The process already has an accelerator with mixed precision.
     """
     try:
         return Accelerator(
@@ -33,16 +32,16 @@ def open_accelerator() -> Accelerator:
         raise BinarizeError(
             "Accelerator",
             "mixed_precision",
-            "this process has made an Accelerator with mixed precision already",
-            "make none before the Trainer, and give the Trainer bf16=True",
+            "this process already has an Accelerator with mixed precision",
+            "create none before the Trainer, and pass bf16=True to the Trainer",
         ) from error
 
 
 def launched_bf16() -> bool:
-    """Whether ``accelerate launch`` was asked for bfloat16.
+    """Return whether ``accelerate launch`` requested bfloat16.
 
     Raises:
-        BinarizeError: It was asked for a precision other than "no" and "bf16".
+        BinarizeError: It requested a precision other than "no" and "bf16".
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", "bf16"):
@@ -56,10 +55,10 @@ def launched_bf16() -> bool:
 
 
 def launched_accumulation() -> int:
-    """How many batches ``accelerate launch`` was asked to put into one update.
+    """Return how many batches per update ``accelerate launch`` requested.
 
     Raises:
-        BinarizeError: It is no whole number, or below 1.
+        BinarizeError: It is not a whole number, or below 1.
     """
     asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if not asked.isdecimal() or int(asked) < 1:

@@ -1,4 +1,4 @@
-"""Data loaders as the trainer reads them: shared out, seeded per sample, with readable errors."""
+"""Data loaders for the trainer: split over processes, seeded per sample, with readable errors."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _KINDS = {kind.__name__: kind for kind in (DataError, FileError, ModelError)}
 
 
 class Relayed(RuntimeError):
-    """An error of this package on its way out of a worker process, which passes on text only."""
+    """An error of this package crossing a worker process's border, which only passes text."""
 
 
 class SeededSamples(Dataset[Any]):
-    """A data set whose samples draw their random numbers from (seed, epoch, index) alone.
+    """A data set whose samples depend on (seed, epoch, index) only.
 
-    The number of workers, their persistence, the number of processes and the order of reading then
-    change nothing about a sample. A data set with ``set_epoch`` is set in the workers as well.
+    Samples then do not depend on the number or persistence of workers, the number of processes or
+    the reading order. ``set_epoch`` of a data set that has it is called in the workers too.
 
     Args:
         dataset: The data set, with ``__getitem__``.
         seed: Seed of the run.
-        shared: Worker processes read it, which have to learn of the epoch.
+        shared: Worker processes read it and need to know the epoch.
     """
 
     def __init__(self, dataset: Any, seed: int, *, shared: bool = False) -> None:
@@ -43,16 +43,16 @@ class SeededSamples(Dataset[Any]):
         self._epoch = torch.zeros((), dtype=torch.int64)
         if shared:
             self._epoch.share_memory_()
-        self._told: int | None = None
+        self._sent_epoch: int | None = None
         inner = dataset.dataset if isinstance(dataset, Subset) else dataset
         if callable(getattr(inner, "__getitems__", None)):
-            # Reads whole batches at once: its samples cannot be seeded one by one.
+            # Reads whole batches at once: samples cannot be seeded individually.
             self.__getitems__ = self._read_many
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the samples that are read from now on belong to an epoch."""
+        """Set the epoch of the samples read from now on."""
         self._epoch.fill_(epoch)
-        self._tell(epoch)
+        self._send_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -62,7 +62,7 @@ class SeededSamples(Dataset[Any]):
         return self._read(index, self.dataset.__getitem__, index)
 
     def __getattr__(self, name: str) -> Any:
-        """Pass on what a worker's set-up asks the data set for."""
+        """Forward attributes that a worker's set-up reads from the data set."""
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -72,7 +72,7 @@ class SeededSamples(Dataset[Any]):
 
     def _read(self, key: Any, read: Any, index: Any) -> Any:
         epoch = int(self._epoch)
-        self._tell(epoch)
+        self._send_epoch(epoch)
         try:
             with seeded(sample_seed(self.seed, epoch, key)):
                 return read(index)
@@ -84,21 +84,21 @@ class SeededSamples(Dataset[Any]):
             parts = [error.argument, value, error.rule, error.remedy]
             raise Relayed(json.dumps([type(error).__name__, *parts])) from error
 
-    def _tell(self, epoch: int) -> None:
-        if self._told != epoch and hasattr(self.dataset, "set_epoch"):
+    def _send_epoch(self, epoch: int) -> None:
+        if self._sent_epoch != epoch and hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
-        self._told = epoch
+        self._sent_epoch = epoch
 
 
 def open_loader(loader: Any, device: torch.device, seed: int, *, training: bool) -> Any:
-    """This process's part of a loader, on its device.
+    """Return this process's part of a loader, on its device.
 
     Args:
-        loader: The user's loader; left alone.
-        device: Where batches go.
-        seed: Seed of what the samples draw.
-        training: Fill up the last batches so that all processes have as many; otherwise each sample
-            is read once.
+        loader: The user's loader; unchanged.
+        device: The batches' device.
+        seed: Seed of the samples' randomness.
+        training: Fill up the last batches so that all processes have equally many; otherwise each
+            sample is read exactly once.
 
     Returns:
         A loader with ``set_epoch``.
@@ -107,7 +107,7 @@ def open_loader(loader: Any, device: torch.device, seed: int, *, training: bool)
     if dataset is not None and not isinstance(dataset, IterableDataset):
         workers = getattr(loader, "num_workers", 0)
         loader = copy.copy(loader)
-        # Around __setattr__, which refuses: nothing has been read through this copy.
+        # Bypasses __setattr__, which would raise: nothing has been read through this copy yet.
         vars(loader)["dataset"] = SeededSamples(dataset, seed, shared=workers > 0)
     return prepare_data_loader(
         loader,
@@ -120,7 +120,7 @@ def open_loader(loader: Any, device: torch.device, seed: int, *, training: bool)
 
 
 def read_batches(loader: Any, argument: str, epoch: int) -> Iterator[Any]:
-    """Iterate over a loader of :func:`open_loader`, with errors that tell whose they are.
+    """Iterate over a loader from :func:`open_loader`, with errors that name their source.
 
     Args:
         loader: The loader.
@@ -128,11 +128,11 @@ def read_batches(loader: Any, argument: str, epoch: int) -> Iterator[Any]:
         epoch: Number of the epoch.
 
     Raises:
-        BinarizeError: What a data set raised, also in a worker process; images of a batch that
-            differ in size; a worker that failed or was killed.
+        BinarizeError: The data set raised an error, in a worker process or not; images of a batch
+            differ in size; a worker failed or was killed.
     """
     if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch)  # Accelerate would count from 0, whatever was resumed
+        loader.set_epoch(epoch)  # Accelerate would count from 0 even in a resumed run
     if isinstance(getattr(loader, "dataset", None), SeededSamples):
         loader.dataset.set_epoch(epoch)
     batches = iter(loader)
@@ -142,10 +142,10 @@ def read_batches(loader: Any, argument: str, epoch: int) -> Iterator[Any]:
         except StopIteration:
             return
         except Exception as error:
-            told = _explain(error, argument)
-            if told is None:
+            explained = _explain(error, argument)
+            if explained is None:
                 raise
-            raise told from error
+            raise explained from error
         yield batch
 
 
@@ -154,14 +154,14 @@ def _explain(error: Exception, argument: str) -> BinarizeError | None:
     if isinstance(error, Relayed):
         name, *parts = json.loads(text.strip().splitlines()[-1].partition(": ")[2])
         return _KINDS.get(name, BinarizeError)(*parts)
-    # The second is how worker processes, which stack into shared memory, come to say it.
+    # The second is the message of worker processes, which stack into shared memory.
     unequal = ("stack expects each tensor to be equal size", "resize storage that is not resizable")
     if any(words in text for words in unequal):
         sizes = text[text.index("got") :].split("\n")[0] if "got" in text else "several sizes"
         return DataError(
             argument,
             sizes,
-            "the samples of a batch must have one size",
+            "all samples of a batch must have the same size",
             "give the data set a size, use batch_size=1, or a collate_fn that pads",
         )
     last = " ".join(text.strip().rpartition("\n")[2].split())[:200]
@@ -171,13 +171,13 @@ def _explain(error: Exception, argument: str) -> BinarizeError | None:
             "data",
             raised[1],
             f"the data set raised an error: {last}",
-            "with num_workers=0 the traceback shows where; mend the data set",
+            "fix the data set; with num_workers=0 the traceback shows where",
         )
     if "DataLoader worker" in text:
         return DataError(
             argument,
             last,
             "a loader process failed",
-            "if it was killed for its memory, use fewer of them (num_workers)",
+            "if it ran out of memory, use fewer workers (num_workers)",
         )
     return None

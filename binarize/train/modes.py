@@ -1,4 +1,4 @@
-"""Put networks' training flags back after a change."""
+"""Restore networks' training flags after a change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["training_flags"]
 
 @contextmanager
 def training_flags(*networks: nn.Module | None) -> Iterator[None]:
-    """Restore each module's ``training`` flag on leaving, whatever happens inside."""
+    """Restore each module's ``training`` flag on exit, also after an error."""
     flags = [
         (module, module.training)
         for network in networks

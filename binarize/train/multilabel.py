@@ -1,4 +1,4 @@
-"""Several labels at a pixel: binary cross-entropy for each class on its own.
+"""Several labels per pixel: binary cross-entropy for each class.
 
 Shape legend: N samples, C classes, H, W rows and columns.
 """
@@ -22,11 +22,11 @@ __all__ = ["MultiLabel", "MultiLabelMetric"]
 
 
 class MultiLabelMetric(Metric):
-    """Intersection over union of each class, and the share of right answers.
+    """Intersection over union of each class, and the share of correct predictions.
 
-    Sums are over the whole set, and over all processes, before anything is divided.
+    Counts are summed over the whole set and all processes before dividing.
     IoU_c = TP_c / (TP_c + FP_c + FN_c); ``mIoU`` is its mean over the classes that occur in the
-    targets or in the predictions. Ignored pixels count nowhere.
+    targets or in the predictions. Ignored pixels are not counted.
     """
 
     full_state_update = False
@@ -61,7 +61,7 @@ class MultiLabelMetric(Metric):
 
 
 class MultiLabel:
-    """Segmentation where a pixel may be of several classes, or of none.
+    """Segmentation where a pixel may have several classes, or none.
 
     The network returns logits (N, C, H, W); a class is predicted where its logit is above 0.
     Targets are 0 or 1 for each class, (N, C, H, W) of any integer type or boolean. The loss is
@@ -119,7 +119,7 @@ class MultiLabel:
         return resize_to(logits, size)
 
     def check(self, target: Tensor) -> None:
-        """Refuse targets that are not 0, 1 or ignored, one for each class.
+        """Reject targets that are not 0, 1 or ignored, one for each class.
 
         Raises:
             DataError: There is another value, or the shape is not (N, C, H, W).
@@ -131,7 +131,7 @@ class MultiLabel:
                 f"{target.dtype} {shape}",
                 f"must be whole numbers of shape (N, {self.num_classes}, H, W), 0 or 1 for each "
                 "class",
-                "convert with mask.long(), and give each class a channel",
+                "convert with mask.long(), with one channel per class",
             )
         target = target.long()
         bad = (target != 0) & (target != 1) & (target != self.ignore_index)
@@ -140,11 +140,11 @@ class MultiLabel:
                 "label",
                 int(target[bad][0]),
                 f"must be 0 or 1, or {self.ignore_index} (ignored)",
-                "say with 1 where a class is",
+                "mark a class with 1",
             )
 
     def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
-        """Mean binary cross-entropy over the values that count; 0 when there are none."""
+        """Return the mean binary cross-entropy over the values that count; 0 without any."""
         target = target.long()
         weights = self._weights
         if weights is not None:

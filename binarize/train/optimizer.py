@@ -30,25 +30,25 @@ def parameter_groups(
     latent_weight_decay: float = 0.0,
     lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Split a network's trainable parameters by the weight decay they get.
+    """Group a network's trainable parameters by weight decay.
 
-    Weights of float layers get ``weight_decay``. Latent weights, the ``weight`` of a module that
-    has a ``binary_weight`` method, get ``latent_weight_decay``: only their sign is used, and
-    decay pulls them to zero where signs flip at random (Liu et al. 2021). Nothing else decays:
-    norms, biases, thresholds, scales, shifts and PReLU slopes, that is everything with one
-    number per channel or less, and everything inside a module's ``binarizer``.
+    Weights of float layers get ``weight_decay``. Latent weights (the ``weight`` of a module with a
+    ``binary_weight`` method) get ``latent_weight_decay``: only their sign is used, and
+    decay pulls them towards zero, where signs flip at random (Liu et al. 2021). Nothing else
+    decays: norms, biases, thresholds, scales, shifts and PReLU slopes, that is everything with at
+    most one number per channel, and everything inside a module's ``binarizer``.
 
     Args:
         model: The network.
         weight_decay: For weights of float layers.
         latent_weight_decay: For latent weights.
-        lr_factors: What the learning rate is multiplied by for "latent" weights, for "thresholds"
-            (all that binary layers learn about where and how to binarize: thresholds, scales,
-            shifts), which get a group of their own then, and for the "rest"; 1 where not given.
+        lr_factors: Learning-rate multipliers for "latent" weights, for "thresholds" (the learned
+            parameters of activation binarizers: thresholds, scales, shifts), which then get their
+            own group, and for the "rest"; 1 where not given.
 
     Returns:
-        Groups with ``name``, ``params`` and ``weight_decay``, with ``lr_factors`` ``factor`` too,
-        those without parameters left out.
+        Groups with ``name``, ``params`` and ``weight_decay``, and ``factor`` with ``lr_factors``;
+        empty groups are omitted.
 
     Raises:
         BinarizeError: A factor has an unknown name, or is not positive.
@@ -124,7 +124,10 @@ def _factors(given: Mapping[str, float] | None) -> dict[str, float]:
             )
         if not isinstance(value, int | float) or not value > 0:
             raise BinarizeError(
-                f"lr_factors[{name!r}]", value, "must be positive", "freeze what is not to change"
+                f"lr_factors[{name!r}]",
+                value,
+                "must be positive",
+                "freeze parameters to keep them fixed",
             )
         factors[name] = float(value)
     return factors
@@ -139,16 +142,16 @@ def make_optimizer(
     extra: Sequence[nn.Parameter] = (),
     lr_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Make the optimizer over :func:`parameter_groups`.
+    """Create the optimizer over :func:`parameter_groups`.
 
     Args:
         model: The network.
         lr: Learning rate.
         weight_decay: For weights of float layers.
         latent_weight_decay: For latent weights.
-        factory: Makes it from the groups and ``lr``; None is AdamW, in its fused form where the
-            device has one.
-        extra: Parameters beside the network's, which do not decay.
+        factory: Creates it from the groups and ``lr``; None is AdamW, fused where the device
+            supports it.
+        extra: Additional parameters without weight decay.
         lr_factors: See :func:`parameter_groups`.
     """
     groups = parameter_groups(model, weight_decay, latent_weight_decay, lr_factors)
@@ -169,14 +172,14 @@ def make_scheduler(
     warmup: float,
     factory: SchedulerFactory | None = None,
 ) -> Any:
-    """Make the scheduler of the learning rate.
+    """Create the learning-rate scheduler.
 
     Args:
-        optimizer: Whose rate it is.
-        lr: The peak.
-        steps: Updates of the whole training.
-        warmup: Share of them until the peak.
-        factory: Makes it from the optimizer and ``steps``; None is OneCycle.
+        optimizer: The optimizer.
+        lr: The peak learning rate.
+        steps: Total number of updates.
+        warmup: Fraction of them until the peak.
+        factory: Creates it from the optimizer and ``steps``; None is OneCycle.
     """
     if factory is not None:
         return factory(optimizer, steps)

@@ -1,4 +1,4 @@
-"""Take the dense map out of whatever a network returns, at the size of the target."""
+"""Extract the dense prediction from a network's output, at the target's size."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _KEYS = ("out", "logits", "masks", "mask", "depth", "predicted_depth")
 
 
 def dense_output(output: Any) -> Tensor:
-    """Return the dense map (N, C, H, W) of a network's output.
+    """Return the dense prediction (N, C, H, W) in a network's output.
 
     Args:
-        output: The map itself, a list or tuple that starts with it (segmentation_models_pytorch
+        output: The tensor itself, a list or tuple that starts with it (segmentation_models_pytorch
             with a classification head), or a mapping that holds it under one of ``out``,
             ``logits``, ``masks``, ``mask``, ``depth``, ``predicted_depth``, or as its first value
-            (torchvision, transformers). A map (N, H, W) gets a channel dimension.
+            (torchvision, transformers). A tensor (N, H, W) gets a channel dimension.
 
     Raises:
         ModelError: There is no such tensor.
@@ -40,14 +40,14 @@ def dense_output(output: Any) -> Tensor:
         raise ModelError(
             "output",
             shown,
-            "the network must return a map of shape (N, C, H, W)",
+            "the network must return a tensor of shape (N, C, H, W)",
             "return it directly, first in a tuple, or under 'out' or 'logits'",
         )
     return found
 
 
 def class_scores(output: Any) -> Tensor:
-    """Return the logits (N, C) of a network's output.
+    """Return the logits (N, C) in a network's output.
 
     Args:
         output: The logits, a list or tuple that starts with them, or a mapping that holds them
@@ -74,7 +74,7 @@ def class_scores(output: Any) -> Tensor:
 
 
 def resize_to(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps (N, C, h, w) to ``size`` bilinearly, when they differ, as float32 or better."""
+    """Resize (N, C, h, w) to ``size`` bilinearly if sizes differ, as float32 or better."""
     values = values.float() if values.element_size() < 4 else values
     if tuple(values.shape[-2:]) == tuple(size):
         return values

@@ -8,5 +8,5 @@ __all__ = ["wide"]
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on Apple's GPUs, which have nothing wider."""
+    """Return float64, or float32 on Apple GPUs, which support nothing wider."""
     return torch.float32 if device.type == "mps" else torch.float64

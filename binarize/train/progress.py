@@ -1,4 +1,4 @@
-"""Show how a training goes: a live display on a terminal, a line per epoch elsewhere."""
+"""Training progress: a live display on a terminal, a line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = [
     "report_note",
 ]
 
-# The numbers of an epoch that are missed least, the last one first: the others tell the same.
+# The most dispensable numbers of an epoch, last one first: the others say the same.
 _LEAST = ("val_loss", "distillation")
 # Characters beside a bar itself, with room for 999,999 steps.
 _BESIDE = 60
 
 
 class Progress(Protocol):
-    """What the trainer reports while it runs; every method is called by the main process only.
+    """What the trainer reports while it runs, in the main process only.
 
-    Two more methods are called where a display has them: ``images(count)`` before each step, with
-    the number of images of all processes, and ``note(text)`` with a line for the user.
+    Two optional methods: ``images(count)`` is called before each step with
+    the number of images over all processes, ``note(text)`` with a line for the user.
     """
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
-        """A training of ``epochs`` epochs of ``steps`` steps starts after ``done`` epochs."""
+        """Training of ``epochs`` epochs of ``steps`` steps starts, ``done`` epochs are done."""
         ...
 
     def step(self, epoch: int, step: int, loss: float | None) -> None:
@@ -43,21 +43,21 @@ class Progress(Protocol):
         ...
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """An epoch is done; ``record`` is its entry of the history."""
+        """An epoch is done; ``record`` is its history entry."""
         ...
 
     def end(self) -> None:
-        """The training is over, or was stopped by an error."""
+        """Training is over, or was stopped by an error."""
         ...
 
 
 def describe(record: Mapping[str, Any], width: int | None = None) -> str:
-    """One line of an epoch's numbers: "loss 0.512  mIoU 0.431 ... 12.3 s".
+    """Format an epoch's numbers as one line: "loss 0.512  mIoU 0.431 ... 12.3 s".
 
     Args:
-        record: The epoch's entry of the history.
-        width: Characters that the line may have. What does not fit is left out, parts of the loss
-            before metrics, and metrics from the last on; None leaves out nothing.
+        record: The epoch's history entry.
+        width: Maximum number of characters. What does not fit is omitted: parts of the loss
+            first, then metrics from the last on; None omits nothing.
     """
     numbers = {
         name: f"{name} {value:.4g}  "
@@ -76,21 +76,21 @@ def describe(record: Mapping[str, Any], width: int | None = None) -> str:
 
 
 def report_images(show: Any, count: int) -> None:
-    """Tell a display how many images the next step has, if it asks."""
+    """Report the number of images of the next step, if the display supports it."""
     images = getattr(show, "images", None)
     if images is not None:
         images(count)
 
 
 def report_note(show: Any, text: str) -> None:
-    """Give a display a line for the user, if it takes any."""
+    """Report a line for the user, if the display supports it."""
     note = getattr(show, "note", None)
     if note is not None:
         note(text)
 
 
 class _Clock:
-    """Images per second, and the seconds that a training still takes."""
+    """Images per second, and the remaining training time."""
 
     def __init__(self, epochs: int, steps: int, done: int) -> None:
         self.steps = steps
@@ -104,19 +104,19 @@ class _Clock:
         """Count the images of a step."""
         self.count += count
         passed = time.monotonic() - self.mark
-        if passed >= 1:  # of the last second or so: an epoch's mean would hide a stall
+        if passed >= 1:  # over the last second or so: an epoch's mean would hide a stall
             self.rate, self.count, self.mark = self.count / passed, 0, time.monotonic()
 
     def pause(self) -> None:
-        """Leave out the time until now: something else was done."""
+        """Exclude the time until now, which was spent on something else."""
         self.count, self.mark = 0, time.monotonic()
 
     def step(self, epoch: int, step: int) -> None:
-        """Note that a step is done."""
+        """Record a finished step."""
         self.done = (epoch - 1) * self.steps + step
 
     def left(self) -> float | None:
-        """Seconds until the end, validations included; None before the first step."""
+        """Return the seconds until the end, including validation; None before the first step."""
         if self.done == self.start:
             return None
         passed = time.monotonic() - self.started
@@ -150,11 +150,11 @@ class SilentProgress:
 
 
 class LineProgress(SilentProgress):
-    """One line per epoch, for logs, and in long epochs a line now and then.
+    """One line per epoch, for logs, and occasional lines within long epochs.
 
     Args:
-        stream: Where to write; None is the standard error stream.
-        every: Seconds between two lines inside an epoch.
+        stream: The output stream; None is standard error.
+        every: Seconds between two lines within an epoch.
     """
 
     def __init__(self, stream: TextIO | None = None, every: float = 60.0) -> None:
@@ -175,7 +175,7 @@ class LineProgress(SilentProgress):
         self._clock.images(count)
 
     def step(self, epoch: int, step: int, loss: float | None) -> None:
-        """Write a line when the last one is long ago."""
+        """Write a line if the last one was long ago."""
         clock = self._clock
         clock.step(epoch, step)
         if time.monotonic() - self._last < self.every:
@@ -191,7 +191,7 @@ class LineProgress(SilentProgress):
         self.note("  ".join(parts))
 
     def evaluate(self, batch: int, batches: int | None) -> None:
-        """Leave the time out of the speed."""
+        """Exclude the time from the speed."""
         self._clock.pause()
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -205,7 +205,7 @@ class LineProgress(SilentProgress):
 
 
 class RichProgress:
-    """Bars for the training and the current epoch, with time left, loss and metrics.
+    """Progress bars for training and the current epoch, with time left, loss and metrics.
 
     Args:
         console: A rich console; None is one on the standard error stream.
@@ -231,7 +231,7 @@ class RichProgress:
         self._part = self._bars.add_task("epoch", total=steps, note="")
 
     def _open(self) -> Any:
-        # Imported here: training without a terminal does without rich.
+        # Imported here: without a terminal, rich is not needed.
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -270,7 +270,7 @@ class RichProgress:
             self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, epoch: int, step: int, loss: float | None) -> None:
-        """Move both bars."""
+        """Advance both bars."""
         if step == 1:
             self._bars.reset(self._part)
         note = {} if loss is None else {"note": f"loss {loss:.4g}"}
@@ -308,7 +308,7 @@ class RichProgress:
 
 
 def open_progress(progress: Progress | bool | None) -> Progress:
-    """The display asked for: an object, False for none, None or True for what fits the stream."""
+    """Return the requested display: an object, False for none, None or True to fit the stream."""
     if progress is False:
         return SilentProgress()
     if progress is None or progress is True:

@@ -1,4 +1,4 @@
-"""Estimate BatchNorm statistics and ranges anew, after the layers before them have changed."""
+"""Re-estimate BatchNorm statistics and ranges after the layers before them have changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize.errors import DataError, ModelError
-from binarize.train.batches import batch_image, refuse_single_value
+from binarize.train.batches import batch_image, reject_single_value
 from binarize.train.modes import training_flags
 
 __all__ = ["has_statistics", "recalibrate"]
@@ -27,25 +27,25 @@ def recalibrate(
 ) -> nn.Module:
     """Replace the running statistics of every BatchNorm by averages over some batches.
 
-    The ranges of 8-bit layers' inputs are observed anew in the same way.
+    The input ranges of 8-bit layers are re-estimated in the same way.
 
-    Conversion changes what a layer hands to its norm, and pretrained files may carry folded
-    norms: in either case the stored means and variances are wrong until they are measured again.
-    They become the plain average over the batches, all of which count the same. Everything but
-    the BatchNorms runs in evaluation mode, no gradient is made, no parameter changes.
+    Conversion changes a norm's input, and pretrained files may contain folded norms: in both cases
+    the stored means and variances are wrong until they are re-estimated. They become the plain
+    average over the batches, equally weighted. Everything but the BatchNorms runs in evaluation
+    mode, without gradients; parameters do not change.
 
     Args:
         model: The network; changed in place.
         batches: Images as tensors (N, C, H, W), or tuples that start with them, or dicts with
             "image": a data loader, or a list.
-        device: Where to run; None is where the network is. The network is not moved.
+        device: Where to run; None is the network's device. The network is not moved.
 
     Returns:
         The same network, each module's training flag as it was.
 
     Raises:
         ModelError: There is no BatchNorm with running statistics.
-        DataError: There is no batch, or its images are unfit. The statistics are as before.
+        DataError: There is no batch, or its images are invalid. Statistics are then unchanged.
     """
     norms: list[Any] = [module for module in model.modules() if has_statistics(module)]
     if not norms:
@@ -53,7 +53,7 @@ def recalibrate(
             "model",
             type(model).__name__,
             "has no BatchNorm with running statistics, and no 8-bit layer",
-            "leave recalibrate out, there is nothing to estimate",
+            "omit recalibrate; there is nothing to estimate",
         )
     if device is None:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
@@ -74,7 +74,7 @@ def recalibrate(
                 try:
                     model(image)
                 except ValueError as error:
-                    refuse_single_value(error, image)
+                    reject_single_value(error, image)
                     raise
                 done = True
         if not done:

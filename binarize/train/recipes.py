@@ -1,4 +1,4 @@
-"""Recipes: how to train, as data. Named TOML files, and the one that is the default."""
+"""Training recipes: named TOML files, one of them the default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT = "cnn-dense"
 
 _TEXTS = ("name", "purpose", "source", "command", "result")
 _WHOLE = ("epochs", "batch_size")
-# Name, and the smallest and largest value; the smallest itself is refused where it is marked.
+# Name, and the smallest and largest value; a marked smallest value is itself rejected.
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "epochs": (1, math.inf, False),
     "batch_size": (1, math.inf, False),
@@ -43,18 +43,19 @@ _TABLES: dict[str, Any] = {**_LOSSES, "features": FeatureDistillation}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Training settings with their measured result.
 
     Attributes:
-        name: Its name, that of its file.
+        name: Its name, which is also its file's.
         purpose: What it is good for.
-        source: Where it is from.
-        command: What it was measured with.
-        result: What came of that.
+        source: Its origin.
+        command: The command that measured it.
+        result: The measured result.
         training: ``epochs``, ``batch_size``, ``lr``, ``weight_decay``, ``latent_weight_decay``,
-            ``warmup`` and ``balance`` (rare classes weigh more, by the power of their share).
+            ``warmup`` and ``balance`` (the power of class frequency by which rare classes weigh
+            more).
         distillation: Settings of the distillation loss by task ("segmentation", "depth"), and of
-            the loss between feature maps ("features"), which there is only with such a table.
+            the feature-map loss ("features"), which is off without such a table.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Recipe:
         """Return a task's default distillation loss with this recipe's settings.
 
         Args:
-            default: The loss that the task gives; losses of one's own are left as they are.
+            default: The task's default loss; custom losses are returned unchanged.
         """
         for task, cls in _LOSSES.items():
             if type(default) is cls and self.distillation.get(task):
@@ -85,14 +86,14 @@ class Recipe:
         return default
 
     def make_features(self) -> FeatureDistillation | None:
-        """Return the loss between feature maps, if the recipe has one."""
+        """Return the feature-map loss, if the recipe has one."""
         settings = self.distillation.get("features")
         return FeatureDistillation(**settings) if settings else None
 
 
 def recipe_files() -> dict[str, Path]:
     """Bundled recipe files by name, sorted."""
-    # An editable install gives a traversable that is no path, but whose entries are.
+    # An editable install gives a traversable that is not a path, but its entries are.
     folder = resources.files("binarize") / "recipes"
     if not folder.is_dir():
         folder = Path(__file__).resolve().parents[2] / "recipes"
@@ -101,15 +102,15 @@ def recipe_files() -> dict[str, Path]:
 
 
 def load_recipe(source: str | Path | Recipe | None = None) -> Recipe:
-    """Get a recipe by bundled name, from a file, or as it is.
+    """Load a recipe by bundled name or from a file; a :class:`Recipe` is returned unchanged.
 
     Args:
         source: Name of a bundled recipe, path of a TOML file, or a :class:`Recipe`; None is the
-            default. What a file leaves out is as in the default.
+            default. What a file omits is taken from the default.
 
     Raises:
         FileError: There is no such recipe or file, or it cannot be read.
-        BinarizeError: The file breaks a rule; all findings in one line.
+        BinarizeError: The file is invalid; lists all problems in one line.
     """
     if isinstance(source, Recipe):
         return source
@@ -137,7 +138,7 @@ def load_recipe(source: str | Path | Recipe | None = None) -> Recipe:
 
 
 def validate_recipe(source: str | Path) -> list[str]:
-    """Return all that is wrong with a recipe, nothing for a good one.
+    """Return all problems of a recipe, an empty list for a valid one.
 
     Args:
         source: Name of a bundled recipe, or path of a TOML file.
@@ -158,14 +159,16 @@ def _read(path: Path) -> dict[str, Any]:
             "recipe", str(path), f"cannot be read ({error.strerror})", "check the path"
         ) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FileError("recipe", str(path), f"is no TOML file ({error})", "correct it") from error
+        raise FileError(
+            "recipe", str(path), f"is not valid TOML ({error})", "correct it"
+        ) from error
 
 
 def _problems(data: Mapping[str, Any], path: Path) -> list[str]:
     found = [
         f"unknown key {key!r}" for key in data if key not in (*_TEXTS, "training", "distillation")
     ]
-    found += [f"{key} must be a text" for key in _TEXTS if not isinstance(data.get(key, ""), str)]
+    found += [f"{key} must be a string" for key in _TEXTS if not isinstance(data.get(key, ""), str)]
     found += [f"{key} is missing" for key in ("name", "purpose") if key not in data]
     if data.get("name", path.stem) != path.stem:
         found.append(f"name is {data['name']!r}, the file is {path.name}")

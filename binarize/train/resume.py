@@ -1,4 +1,4 @@
-"""Find a checkpoint and put its state into a training."""
+"""Find a checkpoint and restore the training state from it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 from binarize.errors import FileError
 from binarize.train.run_settings import differences
 
-__all__ = ["checkpoint_path", "refuse_other_run", "restore", "stamp"]
+__all__ = ["checkpoint_path", "reject_other_run", "restore", "stamp"]
 
-# What may differ: it changes where things lie or how fast they go, but not what is learnt.
+# May differ: these affect file locations or speed, but not what is learnt.
 _FREE = ("root", "bf16", "compile", "val_every")
 
 
 def checkpoint_path(resume: str | Path | None, output_dir: Path | None) -> Path | None:
-    """Return the file to resume from, None to start anew.
+    """Return the file to resume from, or None to start from scratch.
 
     Args:
         resume: None, "auto" (``last.pt`` of the output folder, if there is one), a file, or a
@@ -42,8 +42,8 @@ def checkpoint_path(resume: str | Path | None, output_dir: Path | None) -> Path 
     return path
 
 
-def refuse_other_run(output_dir: Path) -> None:
-    """Refuse to begin a run in the folder of another one.
+def reject_other_run(output_dir: Path) -> None:
+    """Refuse to start a run in the folder of another one.
 
     Raises:
         FileError: There is a checkpoint in it.
@@ -53,7 +53,7 @@ def refuse_other_run(output_dir: Path) -> None:
             "output_dir",
             str(output_dir),
             "holds the checkpoints of another run",
-            "give resume='auto' to go on, overwrite=True to begin again, or another folder",
+            "give resume='auto' to continue, overwrite=True to start over, or another folder",
         )
 
 
@@ -65,18 +65,18 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> list[str]:
-    """Put a checkpoint's state into the student, the optimizer and the scheduler.
+    """Restore student, optimizer and scheduler from a checkpoint.
 
     Returns:
-        A line for each setting that differs from the checkpoint's and is applied as it is now.
+        A line for each setting that differs from the checkpoint's and takes its new value.
 
     Raises:
-        FileError: It is of another task, schedule, seed, teacher, data or network; nothing has
+        FileError: It has another task, schedule, seed, teacher, data or network; nothing is
             changed then.
     """
     if "optimizer" not in state:
         raise FileError(
-            "resume", str(path), "has the weights only", "give the last.pt of the training"
+            "resume", str(path), "contains weights only", "give the last.pt of the training"
         )
     applied = []
     for name, before, value in differences(state["settings"], settings):
@@ -85,9 +85,9 @@ def restore(
                 "resume",
                 str(path),
                 f"was made with {name}={_shown(before)}, this run has {_shown(value)}",
-                f"use the same {name}, or start again without resume",
+                f"use the same {name}, or start over without resume",
             )
-        applied.append(f"{name} is {_shown(value)} from here on, it was {_shown(before)}")
+        applied.append(f"{name} changes from {_shown(before)} to {_shown(value)}")
     ours, theirs = student.state_dict(), state["student"]
     for key in (*ours, *theirs):
         if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape:
@@ -95,7 +95,7 @@ def restore(
                 "resume",
                 str(path),
                 f"does not fit the network at {key}",
-                "build the network as it was, or start again without resume",
+                "build the network as it was, or start over without resume",
             )
     try:
         optimizer.load_state_dict(state["optimizer"])
@@ -104,7 +104,7 @@ def restore(
             "resume",
             str(path),
             "was made with other trainable parameters",
-            "freeze the same layers, or start again without resume",
+            "freeze the same layers, or start over without resume",
         ) from error
     scheduler.load_state_dict(state["scheduler"])
     student.load_state_dict(theirs)
@@ -112,12 +112,12 @@ def restore(
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
-    """What tells a file from one that takes its place; None without a file."""
+    """Return what distinguishes a file from its replacement; None without a file."""
     try:
-        told = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return told.st_ino, told.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def _shown(value: Any) -> str:

@@ -40,15 +40,15 @@ def run(
     frozen: list[nn.Module],
     term: FeatureTerm | None,
 ) -> list[dict[str, Any]]:
-    """Train for all epochs, from a checkpoint on if there is one.
+    """Train for all epochs, resuming from a checkpoint if there is one.
 
     Args:
-        trainer: Says how, and gets the history.
+        trainer: Holds the settings, and receives the history.
         train_loader: As for :meth:`~binarize.train.trainer.Trainer.fit`.
         val_loader: As there.
         task: What to learn.
         frozen: Norms that stay in evaluation mode.
-        term: The loss between feature maps, or None.
+        term: The feature-map loss, or None.
 
     Returns:
         The history.
@@ -79,7 +79,7 @@ def run(
         after = f"epoch {len(trainer.history)} of {trainer.epochs}"
         if "part" in state:
             after += f", and step {state['part']['step']} of {steps} of the next"
-        for line in (f"going on after {after}", *notes):
+        for line in (f"resuming after {after}", *notes):
             report_note(show, line)
     average = None if trainer.ema is None else WeightAverage(trainer.student, trainer.ema)
     if average is not None and "ema" in state:
@@ -134,7 +134,7 @@ def run(
     try:
         with training_flags(trainer.student, *trainer.teachers):
             show.begin(trainer.epochs, steps, len(trainer.history))
-            # Again after a resume: the run may have come to its early end before.
+            # Also after a resume: the run may have stopped early before.
             stop = bool(trainer.history) and trainer._call_back()
             for epoch in range(len(trainer.history), trainer.epochs):
                 if stop:
@@ -178,6 +178,6 @@ def run(
             two.end()
     if average is not None:
         average.copy_to_network()
-    if trainer.keep == "best" and trainer.best is not None and trainer.output_dir is not None:
+    if trainer.select == "best" and trainer.best is not None and trainer.output_dir is not None:
         trainer.student.load_state_dict(read_checkpoint(trainer.output_dir / "best.pt")["student"])
     return trainer.history

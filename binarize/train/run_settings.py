@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the run that it goes on with."""
+"""Settings that a resumed run must share with the original run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MISSING = object()
 def describe_run(
     trainer: Any, task: Any, distillation: Any, loader: Any, steps: int
 ) -> dict[str, Any]:
-    """Describe all that a resumed run must have in common with this one, as plain values.
+    """Return all settings that a resumed run must share with this one, as plain values.
 
     Args:
         trainer: The trainer, for its arguments.
         task: Its task.
         distillation: Its distillation loss.
-        loader: The user's loader of training data.
-        steps: Batches of an epoch, of this process.
+        loader: The user's training data loader.
+        steps: Batches per epoch in this process.
     """
     names = (
         *("epochs", "seed", "lr", "weight_decay", "latent_weight_decay", "warmup", "clip"),
@@ -55,12 +55,12 @@ def describe_run(
 
 
 def describe_object(value: Any) -> Any:
-    """Describe a task or a loss by its class and the settings that its constructor takes."""
+    """Describe a task or a loss by its class and constructor arguments."""
     if value is None or isinstance(value, str):
         return value
     if inspect.isfunction(value) or inspect.ismethod(value) or inspect.isclass(value):
         return value.__qualname__
-    told = {"class": type(value).__qualname__}
+    described = {"class": type(value).__qualname__}
     try:
         names = list(inspect.signature(type(value)).parameters)
     except (TypeError, ValueError):
@@ -69,26 +69,26 @@ def describe_object(value: Any) -> Any:
         for attribute in (name, f"_{name}", f"_{name.rpartition('_')[2]}"):
             plain = _plain(getattr(value, attribute, _MISSING))
             if plain is not _MISSING:
-                told[name] = plain
+                described[name] = plain
                 break
-    return told
+    return described
 
 
 def describe_data(loader: Any) -> dict[str, Any]:
-    """Describe what a loader reads: its data set's class, count and settings."""
+    """Describe a loader's data set: class, count and settings."""
     dataset: Any = getattr(loader, "dataset", None)
-    told: dict[str, Any] = {"class": type(dataset).__qualname__}
+    described: dict[str, Any] = {"class": type(dataset).__qualname__}
     if hasattr(dataset, "__len__"):
-        told["count"] = len(dataset)
+        described["count"] = len(dataset)
     for name in _DATA:
         plain = _plain(getattr(dataset, name, _MISSING))
         if plain is not _MISSING:
-            told[name] = plain
-    return told
+            described[name] = plain
+    return described
 
 
 def fingerprint(network: nn.Module | None) -> str | None:
-    """A few characters that tell networks of different weights apart."""
+    """Return a short hash of a network's weights."""
     if network is None:
         return None
     sum_ = 0
@@ -101,9 +101,9 @@ def fingerprint(network: nn.Module | None) -> str | None:
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Names of settings with another value than before, and both values.
+    """Return the settings that have changed: name, old and new value.
 
-    What one of the two does not know is not compared: earlier versions wrote down less.
+    Settings that only one side has are not compared, because earlier versions recorded fewer.
     """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return [
@@ -116,7 +116,7 @@ def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, A
 
 
 def _plain(value: Any) -> Any:
-    """A value as numbers, strings, lists and dicts; ``_MISSING`` for everything else."""
+    """Convert a value to numbers, strings, lists and dicts; ``_MISSING`` for everything else."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""When a training is saved, and what is kept of it: after each epoch, and between steps."""
+"""Write checkpoints after each epoch and between steps, and delete old ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from binarize.errors import BinarizeError, FileError
 from binarize.train.checkpoint import write_checkpoint
 from binarize.train.ema import WeightAverage, applied
 from binarize.train.synchronise import is_distributed
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 __all__ = ["Saver", "parse_every"]
 
@@ -50,18 +50,18 @@ def parse_every(every: str | int | None) -> tuple[float | None, int | None]:
 
 
 class Saver:
-    """Write the checkpoints of a training.
+    """Write the checkpoints of a training run.
 
-    ``last.pt`` is the newest state, written after each epoch and, where asked for, between two
-    steps; ``best.pt`` the network of the best validation; ``epoch-0012.pt`` and the like the newest
-    epochs, where more than one is kept. Every file is whole or not there at all.
+    ``last.pt`` is the newest state, written after each epoch and optionally between steps;
+    ``best.pt`` the network with the best validation metric; ``epoch-0012.pt`` and so on the newest
+    epochs, if more than one is kept. All files are written atomically.
 
     Args:
-        folder: Where they go; None writes nothing.
-        accelerator: Knows the other processes.
-        state: Gives settings, history, best and the student's weights.
-        parts: What else a resumed run needs, by name.
-        every: Seconds or batches between checkpoints inside an epoch, see :func:`parse_every`.
+        folder: Output folder; None writes nothing.
+        accelerator: Gives access to the other processes.
+        state: Returns settings, history, best and the student's weights.
+        parts: Other state that a resumed run needs, by name.
+        every: Seconds or batches between checkpoints within an epoch, see :func:`parse_every`.
         keep: How many epochs to keep.
     """
 
@@ -84,7 +84,7 @@ class Saver:
         self.mark = time.monotonic()
         self.passed = 0
         if folder is not None and folder.is_dir() and accelerator.is_main_process:
-            for file in folder.glob(".*.pt.*.part"):  # of a run that was killed while it wrote
+            for file in folder.glob(".*.pt.*.part"):  # left by a run that was killed while writing
                 file.unlink(missing_ok=True)
 
     def after_update(self, batches: int, part: Mapping[str, Any], sums: Tensor) -> None:
@@ -92,7 +92,7 @@ class Saver:
 
         Args:
             batches: Batches of this update.
-            part: How far the epoch is, plain values.
+            part: Progress within the epoch, as plain values.
             sums: This process's sums of losses.
         """
         if self.folder is None or not self._due(batches):
@@ -111,7 +111,7 @@ class Saver:
         due = time.monotonic() - self.mark >= self.seconds
         if not is_distributed():
             return due
-        # The first process's clock is everybody's: all of them have to add up their losses.
+        # The first process's clock decides for all: they have to sum their losses together.
         flag = torch.tensor([int(due)], device=self.accelerator.device)
         torch.distributed.broadcast(flag, 0)
         return bool(flag.item())
@@ -124,8 +124,8 @@ class Saver:
 
         Args:
             epoch: Its number, from 1.
-            improved: It is the best.
-            average: The running average of the weights: what is kept as the best.
+            improved: It is the best so far.
+            average: The running average of the weights, which is saved as the best.
         """
         if self.folder is None:
             return
@@ -143,12 +143,12 @@ class Saver:
         write_checkpoint(path, {**self.state(), **parts, **more})
 
     def _keep(self, epoch: int) -> None:
-        """Keep the epoch's checkpoint beside the newest ones, and no older ones."""
+        """Keep the epoch's checkpoint and delete the oldest beyond the limit."""
         if self.keep < 2 or self.folder is None:
             return
         last, path = self.folder / "last.pt", self.folder / f"epoch-{epoch:04}.pt"
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.unlink(missing_ok=True)
                 try:
                     os.link(last, temporary)  # last.pt is replaced, never written to

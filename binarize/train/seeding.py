@@ -1,4 +1,4 @@
-"""Randomness that depends on the seed, the epoch, the step or the sample, and on nothing else."""
+"""Randomness that depends only on the seed, the epoch, the step or the sample."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 
 __all__ = ["sample_seed", "seed_epoch", "seed_step", "seeded"]
 
-# What a seed is for. SeedSequence pads with zeros, so these tell sequences of two lengths apart.
+# A seed's purpose. SeedSequence pads with zeros, so these also separate sequences by length.
 _STEP, _SAMPLE = 1, 2
 
 
 def seed_epoch(seed: int, epoch: int, process: int, loader: Any) -> None:
-    """Seed every generator that an epoch draws from.
+    """Seed every generator that an epoch uses.
 
-    A run that resumes before epoch k then draws what an uninterrupted run draws in epoch k,
-    without any state of generators being stored. Shuffling is seeded alike in all processes,
-    which each take their part of one order.
+    A run that resumes before epoch k then draws the same numbers as an uninterrupted run in epoch
+    k, without storing generator states. Shuffling has the same seed in all processes, each of
+    which takes its part of one order.
 
     Args:
         seed: Seed of the run.
@@ -38,7 +38,7 @@ def seed_epoch(seed: int, epoch: int, process: int, loader: Any) -> None:
     samplers = _samplers(loader)
     for sampler in samplers:
         if getattr(sampler, "generator", 0) is None:
-            # Its own generator makes the order the same for any number of processes.
+            # With its own generator, the order is the same for any number of processes.
             sampler.generator = torch.Generator()
     generators = {
         id(generator): generator
@@ -53,13 +53,13 @@ def seed_epoch(seed: int, epoch: int, process: int, loader: Any) -> None:
 
 
 def seed_step(seed: int, epoch: int, step: int, process: int) -> None:
-    """Seed what a network draws in one step (dropout), differently in each process."""
+    """Seed a network's randomness in one step (dropout), differently in each process."""
     words = np.random.SeedSequence([seed, epoch, step, process, _STEP]).generate_state(1, np.uint64)
     _seed_all(int(words[0]) % 2**63)
 
 
 def sample_seed(seed: int, epoch: int, index: Any) -> int:
-    """Seed of what a data set draws for one sample, whoever reads it and in whichever order."""
+    """Return the seed of one sample, independent of reader and order."""
     key = int(index) % 2**63 if isinstance(index, int) else zlib.crc32(repr(index).encode())
     words = np.random.SeedSequence([seed, epoch, key, _SAMPLE]).generate_state(1, np.uint64)
     return int(words[0]) % 2**63
@@ -67,8 +67,8 @@ def sample_seed(seed: int, epoch: int, index: Any) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from freshly seeded generators (Python's, NumPy's, torch's on the CPU), then go on."""
-    # Not torch.manual_seed: a device's generator belongs to the networks.
+    """Seed Python, NumPy and torch (CPU) inside this context, and restore them afterwards."""
+    # Not torch.manual_seed: device generators belong to the networks.
     kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -88,7 +88,7 @@ def _seed_all(seed: int) -> None:
 
 
 def _samplers(loader: Any) -> list[Any]:
-    """The loader's samplers, each once."""
+    """Return the loader's samplers without duplicates."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     found = (
         getattr(loader, "sampler", None),

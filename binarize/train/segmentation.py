@@ -1,4 +1,4 @@
-"""Semantic segmentation: cross-entropy, pixAcc and mIoU; one class alone by binary cross-entropy.
+"""Semantic segmentation: cross-entropy, pixAcc and mIoU; binary cross-entropy for one class.
 
 Shape legend: N samples, C classes, H, W rows and columns.
 """
@@ -25,7 +25,7 @@ __all__ = ["Segmentation", "SegmentationMetric", "binary_loss"]
 def binary_loss(
     logits: Tensor, target: Tensor, valid: Tensor, weights: Tensor | None, smoothing: float = 0.0
 ) -> Tensor:
-    """Mean binary cross-entropy between logits and 0 or 1 over the values that count.
+    """Mean binary cross-entropy between logits and targets of 0 or 1 over the values that count.
 
     Args:
         logits: Any shape.
@@ -50,9 +50,9 @@ def binary_loss(
 class SegmentationMetric(MulticlassConfusionMatrix):
     """Pixel accuracy and mean intersection over union, from one confusion matrix.
 
-    The matrix is summed over the whole set (and over all processes) before anything is divided.
+    The matrix is summed over the whole set (and over all processes) before dividing.
     IoU_c = TP_c / (TP_c + FP_c + FN_c); mIoU is its mean over the classes that occur in the
-    targets or in the predictions. Ignored pixels count nowhere.
+    targets or in the predictions. Ignored pixels are not counted.
 
     ``compute`` returns ``pixAcc``, ``mIoU`` and ``IoU`` (C,), NaN where a class does not occur.
     """
@@ -61,7 +61,7 @@ class SegmentationMetric(MulticlassConfusionMatrix):
         super().__init__(num_classes, ignore_index=ignore_index, validate_args=False)
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """Return the metrics of all pixels seen so far; NaN when there were none."""
+        """Return the metrics of all pixels so far; NaN without any."""
         matrix = self.confmat.to(wide(self.confmat.device))
         hits, truth, guessed = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         iou = hits / (truth + guessed - hits)
@@ -69,7 +69,7 @@ class SegmentationMetric(MulticlassConfusionMatrix):
 
 
 class Segmentation:
-    """Semantic segmentation on maps of class indices.
+    """Semantic segmentation with masks of class indices.
 
     The network returns logits (N, C, H, W); other sizes are resized bilinearly to the target's.
     The loss is the mean cross-entropy over all pixels that are not ignored, weighted by
@@ -82,7 +82,7 @@ class Segmentation:
     Args:
         num_classes: C.
         ignore_index: Label of pixels that do not count.
-        class_weights: One weight per class; with one class two, the background's first.
+        class_weights: One weight per class; with one class two, the background first.
         label_smoothing: Share of the target spread evenly over all classes.
 
     Raises:
@@ -135,10 +135,10 @@ class Segmentation:
         return resize_to(logits, size)
 
     def check(self, target: Tensor) -> None:
-        """Refuse labels that are neither a class nor ignored.
+        """Reject labels that are neither a class nor ignored.
 
         Raises:
-            DataError: There is such a label, or the map is not an integer one of (N, H, W).
+            DataError: There is such a label, or the mask is not an integer tensor (N, H, W).
         """
         if target.ndim != 3 or target.is_floating_point():
             raise DataError(
@@ -147,7 +147,7 @@ class Segmentation:
                 "must be class indices of shape (N, H, W)",
                 "convert with mask.long() and remove the channel dimension",
             )
-        target = target.long()  # of any integer type; no label of one wraps round in another
+        target = target.long()  # any integer type, without wrap-around
         bad = (target < 0) | (target >= self.labels)
         bad &= target != self.ignore_index
         if bool(bad.any()):
@@ -159,7 +159,7 @@ class Segmentation:
             )
 
     def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy over the pixels that count; 0 when there are none."""
+        """Return the mean cross-entropy over the pixels that count; 0 without any."""
         weights = self._weights
         if weights is not None:
             weights = weights.to(prepared.device, prepared.dtype)
@@ -200,5 +200,5 @@ class Segmentation:
 
 
 def _labels(logits: Tensor) -> Tensor:
-    """The label of each pixel: the largest logit's; of one logit, 1 where it is above 0."""
+    """Return the label of each pixel: the largest logit; for one logit, 1 where it is above 0."""
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)

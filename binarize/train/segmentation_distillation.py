@@ -1,4 +1,4 @@
-"""Learn segmentation from a teacher's logits without learning its mistakes.
+"""Distil segmentation from a teacher's logits without copying its errors.
 
 Shape legend: N samples, C classes, H, W rows and columns; logits (N, C, H, W).
 """
@@ -37,7 +37,7 @@ def pixel_wise_loss(
         trusted: Boolean (N, H, W).
         temperature: T.
         truth: Labels (N, H, W); read where trusted only.
-        share: Part of the label in the mixture.
+        share: Weight of the label in the mixture.
 
     Returns:
         Scalar; 0 when no pixel is trusted.
@@ -61,9 +61,9 @@ def channel_wise_loss(
 ) -> Tensor:
     """Channel-wise distillation (Shu, Liu, Gao, Yan, Shen 2021, Eq. 3 to 5).
 
-    Each channel's map becomes a distribution over the positions, softmax(x/T), and the loss is
-    T² times the mean over samples and channels of KL(teacher ‖ student). Every class weighs the
-    same however few pixels it has. Positions that are not valid have no part in either.
+    Each channel becomes a distribution over the positions, softmax(x/T), and the loss is
+    T² times the mean over samples and channels of KL(teacher ‖ student). Every class has the same
+    weight, however few pixels it has. Invalid positions are excluded from both.
 
     Args:
         student: Logits.
@@ -87,13 +87,13 @@ def channel_wise_loss(
 class SegmentationDistillation:
     """A teacher's logits as a second target, with safeguards.
 
-    Plain distillation on every pixel was measured to hurt: it hands on the teacher's errors on
-    rare classes and what it imagines in ignored regions. Hence: ignored pixels never count, the
-    pixel-wise term listens to the teacher only where it deserves it (``trust``), the
-    channel-wise term weighs all classes alike, and the weight falls to nothing towards the end
-    of the training, when the labels have the last word.
+    Plain distillation on every pixel was measured to hurt: it passes on the teacher's errors on
+    rare classes and its arbitrary predictions in ignored regions. Hence: ignored pixels never
+    count, the pixel-wise term trusts the teacher only where it is reliable (``trust``), the
+    channel-wise term weights all classes equally, and the weight decays to zero towards the end
+    of training, where only the labels count.
 
-    Images without labels count with every pixel, and there the teacher is believed.
+    Images without labels count with every pixel, and there the teacher is fully trusted.
 
     Loss = f(t) · (``weight`` · pixel-wise + ``channel_weight`` · channel-wise), with f the
     ``schedule``. The cross-entropy with the labels is added by the trainer.
@@ -105,10 +105,10 @@ class SegmentationDistillation:
         channel_temperature: Its temperature.
         trust: "agree": only pixels where the teacher's class is the label; "mix": all labelled
             pixels, with the label mixed in by ``truth_share``; "all": all labelled pixels.
-        truth_share: Part of the label in "mix".
+        truth_share: Weight of the label in "mix".
         schedule: "cosine", "linear" or "constant".
         ignore_index: Label of pixels that do not count.
-        multilabel: Each class is a question of its own.
+        multilabel: Treat each class as a separate binary problem.
 
     Raises:
         BinarizeError: A value is out of range or a name unknown.
@@ -150,14 +150,14 @@ class SegmentationDistillation:
     def __call__(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, done: float
     ) -> Tensor:
-        """Return the loss after the share ``done`` of the training, a scalar.
+        """Return the scalar loss at training progress ``done``.
 
         Args:
             student: Logits.
             teacher: Logits, same shape.
             target: Labels (N, H, W), or (N, C, H, W) with several labels per pixel; None for images
                 without labels.
-            done: Share of the training that is done.
+            done: Training progress, from 0 to 1.
         """
         if self.multilabel or (target is not None and target.ndim == 4):
             student, teacher = (x.flatten(0, 1).unsqueeze(1) for x in (student, teacher))
@@ -190,5 +190,5 @@ class SegmentationDistillation:
 
 
 def _two_classes(logits: Tensor) -> Tensor:
-    """Logits of background and class with the sigmoid of the one logit as their softmax."""
+    """Return two logits, background and class, whose softmax is the sigmoid of the one logit."""
     return torch.cat([torch.zeros_like(logits), logits], 1)

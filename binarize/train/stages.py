@@ -1,4 +1,4 @@
-"""Find where the stages of a network end, and read the feature maps that pass there.
+"""Find where the stages of a network end, and read the feature maps there.
 
 Shape legend: N samples, C channels, H, W rows and columns; feature maps (N, C, H, W).
 """
@@ -21,7 +21,7 @@ __all__ = ["Point", "Reader", "pair_stages", "stage_ends"]
 
 
 class Point(NamedTuple):
-    """A place in a network where a feature map passes: what a module is given, or what it returns.
+    """A place in a network to read a feature map: a module's input or output.
 
     Attributes:
         module: The module's name.
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A feature map that passed a point; ``map`` tells which points share it."""
+    """A feature map seen at a point; ``map`` identifies points that share it."""
 
     point: Point
     size: tuple[int, int]
@@ -41,7 +41,7 @@ class _Seen(NamedTuple):
 
 
 class _Run:
-    """What passed where in one run of a network."""
+    """The feature maps of one run of a network, and where they were seen."""
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
         self.image = image
@@ -62,7 +62,7 @@ class _Run:
         finally:
             for hook in hooks:
                 hook.remove()
-        # A module that is called twice has no one feature map.
+        # A module that is called twice has no unique feature map.
         self.seen = [one for one in self.seen if self.calls[one.point.module] == 1]
 
     def _note(self, point: Point, value: Any) -> bool:
@@ -90,7 +90,7 @@ class _Run:
         return hook
 
     def ends(self) -> dict[tuple[str, tuple[int, int]], _Seen]:
-        """The last map of each size, on the way down and on the way up."""
+        """Return the last feature map of each size, on the way down and on the way up."""
         seen = self.seen
         ends = [
             (index, one)
@@ -105,7 +105,7 @@ class _Run:
         turn = max(index for index, one in ends if one.size == smallest)
         found: dict[tuple[str, tuple[int, int]], _Seen] = {}
         for index, one in ends:
-            if index < turn:  # the first: later ones are shortcuts that start from the same map
+            if index < turn:  # the first: later ones are shortcuts from the same feature map
                 found.setdefault(("down", one.size), self._whole(one, turn))
             elif index == turn:
                 found["down", smallest] = one
@@ -114,11 +114,11 @@ class _Run:
         return found
 
     def _whole(self, last: _Seen, turn: int) -> _Seen:
-        """What the module that makes this size smaller is given, from outside its block.
+        """Return the input of the downsampling block, as seen from outside.
 
-        The last map of a size may lie inside a block, between its layers. The block itself, the
-        outermost of the modules that make the map smaller by as little as it gets, is given what
-        the stage before has made.
+        The last feature map of a size may lie inside a block, between its layers. The block itself,
+        the outermost of the modules that downsample by the smallest step, gets the previous stage's
+        output.
         """
         smaller = [
             (self.left[one.point.module], -index)
@@ -131,16 +131,15 @@ class _Run:
 
 
 def stage_ends(network: nn.Module, image: Tensor) -> dict[tuple[str, tuple[int, int]], Point]:
-    """The last feature map of each resolution, on the way down and on the way up again.
+    """Return the last feature map of each resolution, on the way down and on the way up.
 
-    Found by a run: wherever one module sees another size than the module before, a stage has ended.
-    Maps of one pixel are left out (pooled branches inside a stage), as are the image itself, what
-    goes on inside a binary layer, and the last stage of a network with a dense output, which the
-    output speaks for.
+    They are found by a run: a stage ends where a module sees another size than the module before.
+    Excluded are 1x1 feature maps (pooled branches inside a stage), the image itself, the inside of
+    binary layers, and the last stage of a network with a dense output, which the output covers.
 
     Args:
-        network: The network; its training flags are put back.
-        image: Images to run it on (N, C, H, W).
+        network: The network; its training flags are restored.
+        image: Input images (N, C, H, W).
 
     Returns:
         The points by direction ("down", "up") and size (H, W), in the order of the forward pass.
@@ -151,20 +150,20 @@ def stage_ends(network: nn.Module, image: Tensor) -> dict[tuple[str, tuple[int, 
 def pair_stages(
     student: nn.Module, teacher: nn.Module, image: Tensor, taught: Tensor | None = None
 ) -> list[tuple[Point, Point]]:
-    """The teacher's stage ends, and where the student has the same.
+    """Pair the teacher's stage ends with the student's.
 
-    A map passes several points, the end of one module and the start of the next. Of them one is
-    taken that the student has by the same name and size, as a converted network does; else the
-    student's own end of a stage, by direction and size.
+    A feature map is seen at several points, such as one module's output and the next one's input.
+    If the student has a point of the same name and size, as a converted network does, that one is
+    used; otherwise the student's own stage end of the same direction and size.
 
     Args:
-        student: One network.
-        teacher: The other.
-        image: Images to run both on.
-        taught: The images in the teacher's number type; None: the same.
+        student: The student.
+        teacher: The teacher.
+        image: Input images.
+        taught: The images in the teacher's dtype; None: the same.
 
     Returns:
-        Pairs of a student's and a teacher's point.
+        Pairs of student and teacher points.
 
     Raises:
         ModelError: They have no stage in common.
@@ -192,7 +191,7 @@ def pair_stages(
 
 
 class Reader:
-    """Read the feature maps at some points of a network while it runs.
+    """Read feature maps at given points of a network while it runs.
 
     Args:
         network: The network.
@@ -237,7 +236,7 @@ class Reader:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Read what passes while this is entered."""
+        """Read feature maps inside this context."""
         self._maps.clear()
         self._listening = True
         try:
@@ -246,33 +245,33 @@ class Reader:
             self._listening = False
 
     def maps(self) -> list[Tensor]:
-        """The feature maps of the last run, in the order of the points; they are given up.
+        """Return the feature maps of the last run in the order of the points, and release them.
 
         Raises:
-            ModelError: A layer was not called, or gave no feature map.
+            ModelError: A layer was not called, or did not return a feature map.
         """
         maps, self._maps = self._maps, {}
         for point in self.points:
             value = maps.get(point)
             if not isinstance(value, Tensor) or value.ndim != 4:
-                told = "was not called" if value is None else "gives no feature map (N, C, H, W)"
+                why = "was not called" if value is None else "returns no feature map (N, C, H, W)"
                 raise ModelError(
                     self.argument,
                     point.module,
-                    f"this layer {told}",
+                    f"this layer {why}",
                     "choose another layer to compare",
                 )
         return [maps[point] for point in self.points]
 
     def close(self) -> None:
-        """Leave the network as it was."""
+        """Remove all hooks from the network."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
 
 def _outer_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules by name, without the network itself and the parts of binary layers."""
+    """Yield all modules by name, except the network itself and the parts of binary layers."""
     inside: tuple[str, ...] = ()
     for name, module in network.named_modules():
         if not name or name.startswith(inside):

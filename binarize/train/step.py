@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, ModelError
-from binarize.train.batches import batch_parts, refuse_single_value, target_size
+from binarize.train.batches import batch_parts, reject_single_value, target_size
 from binarize.train.features import FeatureTerm
 from binarize.train.loading import read_batches
 from binarize.train.progress import Progress, report_images
@@ -30,25 +30,24 @@ class TrainStep:
     """Forward, loss, backward and update of one batch.
 
     Args:
-        student: The network as the process group runs it (wrapped, compiled or plain).
+        student: The network as it is run (wrapped for several processes, compiled or plain).
         parameters: The student's parameters, for clipping.
-        teachers: The teachers in evaluation mode; the student learns from the mean of their
-            predictions.
-        task: What to learn.
+        teachers: The teachers in evaluation mode; their mean prediction is distilled.
+        task: The task.
         distillation: Loss between student and teacher.
         optimizer: Steps once per update.
         scheduler: Steps once per update.
-        accelerator: Knows the device and the other processes.
-        clip: Largest norm of the gradient, or None.
-        scheduled: Modules whose behaviour follows the training, by a method
-            ``set_progress(done)`` that takes the share that is done.
-        autocast: Makes the context of the networks' forward passes.
-        channels_last: Hand the images over in the channels-last memory format.
-        norms: Makes the context in which the student's norms work.
-        accumulate: Batches whose gradients make one update.
-        no_sync: Makes the context of a backward pass that no update follows.
+        accelerator: Gives access to the device and the other processes.
+        clip: Maximum gradient norm, or None.
+        scheduled: Modules with a method ``set_progress(done)``, which gets the training progress
+            from 0 to 1.
+        autocast: Returns the context of the networks' forward passes.
+        channels_last: Pass the images in the channels-last memory format.
+        norms: Returns the context of the student's norms.
+        accumulate: Batches per update.
+        no_sync: Returns the context of a backward pass without an update.
         after_update: Called after each update.
-        features: The loss between the networks' feature maps, or None.
+        features: The feature-map loss, or None.
     """
 
     def __init__(
@@ -93,13 +92,13 @@ class TrainStep:
     def forward(
         self, image: Tensor, target: Tensor | None, labelled: Tensor | None, done: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the whole loss and the distillation's part of it, scalars.
+        """Return the total loss and the distillation's part of it, scalars.
 
         Args:
             image: (N, 3, H, W).
-            target: The task's target; None where no image has one.
+            target: The task's target; None if no image has one.
             labelled: Which images have one, boolean (N,); None: all.
-            done: Share of the training that is done.
+            done: Training progress, from 0 to 1.
         """
         for module in self.scheduled:
             module.set_progress(done)
@@ -120,7 +119,7 @@ class TrainStep:
         return loss + extra, extra
 
     def _loss(self, prepared: Tensor, target: Tensor | None, labelled: Tensor | None) -> Tensor:
-        """The task's loss over the images that have a target."""
+        """Return the task's loss over the images that have a target."""
         if target is not None and labelled is not None:
             prepared, target = prepared[labelled], target[labelled]
         if target is None or len(target) == 0:
@@ -135,7 +134,7 @@ class TrainStep:
         labelled: Tensor | None,
         done: float,
     ) -> Tensor:
-        """The distillation's loss, images with and without a target weighed by their number."""
+        """Return the distillation loss over images with and without a target, weighted by count."""
         if target is None or labelled is None:
             return self.distillation(prepared, wanted, target, done)
         free = ~labelled
@@ -145,7 +144,7 @@ class TrainStep:
         return share * known + (1 - share) * unknown
 
     def _teach_all(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """The mean of what the teachers say; feature maps are the first one's."""
+        """Return the teachers' mean prediction; feature maps are the first one's."""
         reading = nullcontext() if self.features is None else self.features.teacher.listening()
         with reading:
             first = self._teach(*self.teachers[0], image, size)
@@ -162,7 +161,7 @@ class TrainStep:
         image: Tensor,
         size: tuple[int, int],
     ) -> Tensor:
-        """A teacher's prediction; what it cannot do is its own fault."""
+        """Return a teacher's prediction; errors name the teacher."""
         if dtype is not None:
             image = image.to(dtype)
         try:
@@ -183,20 +182,20 @@ class TrainStep:
                 "teacher",
                 f"images {tuple(image.shape)}",
                 f"does not accept them ({' '.join(str(error).split())[:200]})",
-                "give a teacher for the student's images",
+                "give a teacher that accepts the student's images",
             ) from error
 
     def backward(self, loss: Tensor, *, first: bool, last: bool) -> None:
-        """Add the gradient of ``loss`` to what there is, and update the weights if it is the last.
+        """Accumulate the gradient of ``loss``, and update the weights after the last batch.
 
         Args:
-            loss: The batch's loss, divided by the number of batches of the update.
-            first: There is no gradient yet; what is left of the last update goes.
-            last: An update follows; until then processes need not exchange gradients.
+            loss: The batch's loss, divided by the number of batches per update.
+            first: Discard the gradient of the last update first.
+            last: An update follows; until then processes do not exchange gradients.
         """
         if first:
             self.optimizer.zero_grad(set_to_none=True)
-        # Not accelerator.backward, which divides by what the launcher was asked to accumulate.
+        # Not accelerator.backward, which divides by the launcher's accumulation steps.
         if not last:
             with self.no_sync():
                 loss.backward()
@@ -222,17 +221,17 @@ def train_epoch(
     part: Mapping[str, Any] | None = None,
     saver: Saver | None = None,
 ) -> dict[str, Any]:
-    """Run all steps of an epoch and return its entry of the history, without validation.
+    """Run all steps of an epoch and return its history entry, without validation.
 
     Args:
-        step: The step; its networks are in the right modes.
+        step: The step; its networks are in the right mode.
         loader: Batches on the right device.
         epoch: Number of the epoch, from 0.
-        epochs: Number of all epochs.
-        show: Where progress goes.
+        epochs: Total number of epochs.
+        show: Progress display.
         seed: Seed of the run.
-        part: What a checkpoint from inside this epoch says about it: its first batches are read
-            again, for the order of those that follow, and left alone.
+        part: State of a checkpoint from within this epoch: the finished batches are read again, to
+            restore the order of the rest, and skipped.
         saver: May save after each update.
 
     Raises:
@@ -246,7 +245,7 @@ def train_epoch(
     done, before_that = 0, 0.0
     if part is not None:
         done, before_that = part["step"], part["seconds"]
-        if step.accelerator.is_main_process:  # the sums are those of all processes
+        if step.accelerator.is_main_process:  # sums are over all processes
             sums += torch.tensor(part["sums"], device=device)
     before: Tensor | None = None
     steps = len(loader)
@@ -262,10 +261,10 @@ def train_epoch(
         try:
             loss, extra = step.forward(*parts, (epoch + index / steps) / epochs)
         except ValueError as error:
-            refuse_single_value(error, image)
+            reject_single_value(error, image)
             raise
-        # A CPU looks at the loss before it is used. Elsewhere that would leave the device
-        # without work: look at the last step's, which is there by now.
+        # A CPU checks the loss before using it. On other devices that would stall the queue: check
+        # the previous step's, which is ready by now.
         value = None
         if on_cpu:
             value = _finite(loss, epoch, index)
@@ -281,8 +280,8 @@ def train_epoch(
         report_images(show, image.shape[0] * processes)
         if saver is not None and last and index + 1 < steps:
             seconds = before_that + time.perf_counter() - started
-            told = {"step": index + 1, "seconds": seconds}
-            saver.after_update(together, told, sums)
+            progress = {"step": index + 1, "seconds": seconds}
+            saver.after_update(together, progress, sums)
         show.step(epoch + 1, index + 1, value)
     means = step.accelerator.reduce(sums / steps, "mean")
     _finite(means[0], epoch, steps - 1)
@@ -296,7 +295,7 @@ def train_epoch(
 
 
 def _dtype(network: Any) -> torch.dtype | None:
-    """The floating type of a network that is not in single precision, else None."""
+    """Return the dtype of a network that is not in single precision, else None."""
     parameters = getattr(network, "parameters", None)
     if parameters is None:
         return None
@@ -311,6 +310,6 @@ def _finite(loss: Tensor, epoch: int, index: int) -> float:
             "loss",
             value,
             f"is not finite at epoch {epoch + 1}, step {index + 1}",
-            "lower lr, set clip=1.0, or look for NaN in the images and the start weights",
+            "lower lr, set clip=1.0, or look for NaN in the images and the initial weights",
         )
     return value

@@ -1,4 +1,4 @@
-"""Batch norms over all processes, and the same buffers in each of them.
+"""Batch norms synchronised over all processes, and equal buffers in all of them.
 
 Shape legend: N samples, C channels.
 """
@@ -19,21 +19,21 @@ __all__ = ["SynchronisedNorms", "equalise", "is_distributed"]
 
 
 def is_distributed() -> bool:
-    """Whether several processes train together."""
+    """Return whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class SynchronisedNorms(TorchFunctionMode):
-    """While it is entered, batch norms in training mode take their statistics over all processes.
+    """Context in which batch norms in training mode use statistics over all processes.
 
-    It takes the place of the function, not of modules: every class of norm is covered, on every
-    device, and the network stays as it is.
+    It replaces the function, not modules, so that it covers every class of norm on every device
+    and leaves the network unchanged.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Compute batch norms by ourselves, and everything else as ever."""
+        """Replace batch norms, and leave everything else unchanged."""
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
@@ -78,9 +78,9 @@ def _batch_norm(
 
 @torch.no_grad()
 def equalise(buffers: Iterable[Tensor]) -> None:
-    """Give all processes the same buffers: the mean of floating ones, the first process's others.
+    """Make buffers equal in all processes: the mean of floating-point ones, else the first's.
 
-    What is measured afterwards, by all processes together, is the network that one of them saves.
+    All processes then evaluate the same network that one of them saves.
 
     Args:
         buffers: The tensors; changed in place.

@@ -12,16 +12,16 @@ from torchmetrics import Metric
 __all__ = ["Distillation", "Task"]
 
 Distillation = Callable[[Tensor, Tensor, Any, float], Tensor]
-"""(student's map, teacher's map, target, share of the training done) → loss, a scalar.
+"""(student's prediction, teacher's prediction, target, training progress) → scalar loss.
 
-The target is None for images without labels, of which there are only those that the data set gives.
+The target is None for images without labels.
 """
 
 
 class Task(Protocol):
-    """Loss, metrics and decoding of one kind of dense prediction.
+    """Loss, metrics and decoding for one kind of prediction.
 
-    The trainer calls :meth:`prepare` once on a network's output and hands the result to all
+    The trainer calls :meth:`prepare` once on a network's output and passes the result to all
     other methods: logits for segmentation, log-depth for depth.
     """
 
@@ -29,15 +29,15 @@ class Task(Protocol):
     target: str
     """Key of the target in a batch."""
     monitor: str
-    """The metric that says which epoch is best."""
+    """The metric that selects the best epoch."""
     higher_is_better: bool
 
     def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
-        """Turn a network's output into the map that loss and metrics work on."""
+        """Convert a network's output to the tensor that loss and metrics use."""
         ...
 
     def check(self, target: Tensor) -> None:
-        """Refuse a target with values out of range."""
+        """Reject a target with values out of range."""
         ...
 
     def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
@@ -49,11 +49,11 @@ class Task(Protocol):
         ...
 
     def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
-        """Count a batch into the metric."""
+        """Add a batch to the metric."""
         ...
 
     def decode(self, output: Any, size: tuple[int, int] | None = None) -> Tensor:
-        """Turn a network's output into the prediction a user looks at."""
+        """Convert a network's output to the final prediction."""
         ...
 
     def distillation(self) -> Distillation:

@@ -32,11 +32,11 @@ def open_task(
     class_weights: Any = None,
     max_depth: float | None = None,
 ) -> Task:
-    """Return the task of a name, with the arguments that concern it.
+    """Return a task by name, with the arguments that apply to it.
 
     Args:
         name: "segmentation", "multilabel", "depth" or "classification".
-        num_classes: Needed for all but depth.
+        num_classes: Required for all but depth.
         ignore_index: For segmentation.
         class_weights: For segmentation.
         max_depth: For depth, metres; None is 10.
@@ -64,7 +64,7 @@ def open_task(
 def output_channels(
     model: nn.Module, loader: Any, device: torch.device, *, dense: bool = True
 ) -> int:
-    """Return how many channels or classes a network gives, by a run on one sample of a loader.
+    """Return a network's number of output channels or classes, from a run on one sample.
 
     Raises:
         DataError: The loader has no batch.
@@ -81,11 +81,11 @@ def output_channels(
 
 
 def weigh_classes(dataset: Any, num_classes: int | None, power: float) -> list[float] | None:
-    """One weight per class by its share of a data set's pixels; None where that is not known.
+    """Return class weights from class frequencies in a data set; None if those are unknown.
 
     Args:
-        dataset: A data set; only those with ``class_counts`` know.
-        num_classes: Number of classes; one class alone has nothing to be weighed against.
+        dataset: A data set; frequencies are known if it has ``class_counts``.
+        num_classes: Number of classes; a single class needs no weight.
         power: See :func:`binarize.data.balanced_weights`.
     """
     keys = getattr(dataset, "keys", None)

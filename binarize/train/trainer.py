@@ -1,4 +1,4 @@
-"""Train a network, alone or from a teacher, on one or many processes."""
+"""Train a network, with or without a teacher, in one or many processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from binarize.train.batches import batch_image
 from binarize.train.callbacks import Callback
 from binarize.train.checks import (
     check_devices,
+    check_features,
     check_not_negative,
     check_positive,
     check_targets,
     loader_length,
-    refuse_features,
     teachers_of,
 )
 from binarize.train.evaluation import evaluate, is_better
@@ -33,7 +33,7 @@ from binarize.train.optimizer import (
 )
 from binarize.train.progress import Progress, open_progress
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
-from binarize.train.resume import checkpoint_path, refuse_other_run, stamp
+from binarize.train.resume import checkpoint_path, reject_other_run, stamp
 from binarize.train.run import run
 from binarize.train.saving import parse_every
 from binarize.train.task import Distillation, Task
@@ -43,85 +43,85 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Train ``student`` on dense targets, with AdamW and OneCycle, and optionally a teacher.
+    """Train ``student`` with AdamW and OneCycle, optionally by distillation from a teacher.
 
     Loss = task loss with the labels + distillation loss with the teacher's prediction on the
     same augmented images. Built on Accelerate: the same script runs in one process, or in
-    several through ``accelerate launch``. Everything random is derived from ``seed`` and the
-    numbers of epoch, step and sample, so a resumed run repeats what an uninterrupted one does, with
-    any number of loader workers. Several processes take the statistics of batch norms together.
-    Before every step, modules of the student with a method ``set_progress(done)`` get the share of
-    the training that is done (annealed surrogates). Batch norms without a trainable parameter,
+    several through ``accelerate launch``. All randomness is derived from ``seed`` and the
+    numbers of epoch, step and sample, so a resumed run matches an uninterrupted one, with
+    any number of loader workers. Batch norm statistics are synchronised over processes.
+    Before every step, student modules with a method ``set_progress(done)`` receive the training
+    progress from 0 to 1 (annealed surrogates). Batch norms without a trainable parameter,
     and those in evaluation mode inside a network in training mode, keep their statistics.
 
     Args:
         student: The network to train; trained in place.
-        teacher: A network with the same kind of output, several of them (the student learns from
-            the mean of their outputs), or None. Kept in evaluation mode and never changed. With a
-            teacher, images without labels can be trained on, too.
+        teacher: A network with the same kind of output, several of them (their mean output is
+            distilled), or None. Kept in evaluation mode and never changed. With a
+            teacher, images without labels can be used, too.
         task: "segmentation", "multilabel", "depth", "classification" or a
             :class:`~binarize.train.task.Task`.
-        recipe: What all arguments that are None below are taken from: a bundled name
+        recipe: Supplies all arguments below that are None: a bundled name
             (``binarize recipes ls``), a file, or a :class:`~binarize.train.recipes.Recipe`. The
             default is the one with the best measured result.
         epochs: Number of passes over the training data; None: the recipe's.
         lr: Peak learning rate; None: the recipe's.
-        weight_decay: For weights of float layers, none for norms, biases and the like; None: the
+        weight_decay: For weights of float layers (not norms, biases and the like); None: the
             recipe's.
         latent_weight_decay: For the latent weights of binary layers; None: the recipe's.
-        warmup: Share of the steps until the peak learning rate; None: the recipe's.
-        clip: Largest norm of the gradient, or None.
-        accumulate: Batches whose gradients make one update; None follows ``accelerate launch
+        warmup: Fraction of the steps until the peak learning rate; None: the recipe's.
+        clip: Maximum gradient norm, or None.
+        accumulate: Batches per update; None follows ``accelerate launch
             --gradient_accumulation_steps``.
-        ema: Decay of a running average of the weights, 0.999 say: what is validated, kept as the
-            best, and in the student after :meth:`fit`. None: no average.
-        lr_factors: What the learning rate is multiplied by for "latent" weights of binary layers,
+        ema: Decay of a running average of the weights, such as 0.999. The average is validated,
+            saved as the best, and in the student after :meth:`fit`. None: no average.
+        lr_factors: Learning-rate multipliers for "latent" weights of binary layers,
             their "thresholds" (and scales), and the "rest"; see
-            :func:`~binarize.train.optimizer.parameter_groups`. None: one rate for all.
-        two_steps: Share of the training in which binary layers have binary activations and float
-            weights; then both are binary, and latent weights no longer decay. What is validated
-            meanwhile is the network with float weights, which is never kept as the best. None:
-            both from the start.
-        flips: Add to the history which share of the binary weights changed sign in each epoch:
-            ``flip_ratio``, and by layer ``flips``.
-        optimizer: Makes the optimizer from (parameter groups, ``lr``); None is AdamW. The groups
+            :func:`~binarize.train.optimizer.parameter_groups`. None: 1 for all.
+        two_steps: Fraction of the training in which binary layers have binary activations and float
+            weights; then both are binary, and latent weights no longer decay. Validation in the
+            first step uses the float weights and never counts as the best. None:
+            both binary from the start.
+        flips: Record in the history the fraction of binary weights that changed sign in each epoch:
+            ``flip_ratio``, and per layer ``flips``.
+        optimizer: Creates the optimizer from (parameter groups, ``lr``); None is AdamW. The groups
             have their ``weight_decay``.
-        scheduler: Makes the scheduler from (optimizer, number of updates), and steps once per
+        scheduler: Creates the scheduler from (optimizer, number of updates), which steps once per
             update; None is OneCycle.
-        callbacks: Called after each epoch with (trainer, its entry of the history); see
+        callbacks: Called after each epoch with (trainer, its history entry); see
             :mod:`binarize.train.callbacks`.
         distillation: The loss between student and teacher; None is the recipe's for the task, see
             :class:`~binarize.train.segmentation_distillation.SegmentationDistillation` and
             :class:`~binarize.train.depth_distillation.DepthDistillation`.
-        features: The loss between feature maps of the student and the (first) teacher; None is the
+        features: The loss between feature maps of student and (first) teacher; None is the
             recipe's, usually none.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch
             --mixed_precision``. Losses and metrics are always float32.
         compile: Compile the networks with ``torch.compile``.
         channels_last: Use the channels-last memory format (faster convolutions).
         output_dir: Folder for ``last.pt`` (the whole state, each epoch) and ``best.pt``.
-        save_every: Write ``last.pt`` inside epochs, too: after a time ("90s", "10min", "1h") or a
-            number of batches, at the next update. A run that goes on from there gives the same
-            weights and history as one that was never stopped.
+        save_every: Also write ``last.pt`` within epochs: after a time ("90s", "10min", "1h") or a
+            number of batches, at the next update. Resuming from there gives the same
+            weights and history as an uninterrupted run.
         keep_checkpoints: How many epochs to keep; with 2 and more, the newest are ``epoch-0001.pt``
             and so on, and ``resume`` takes any of them.
-        resume: "auto" to go on from ``output_dir`` if there is something, or a file. Settings that
-            differ from the checkpoint's are refused where they change what is learnt.
-        overwrite: Begin anew in an ``output_dir`` that holds a run.
-        settings: More that a resumed run must have in common with the first, as plain values by
-            name (the policy, say); written into the checkpoints.
+        resume: "auto" to continue from ``output_dir`` if it has a checkpoint, or a file. Settings
+            that affect what is learnt must match the checkpoint's.
+        overwrite: Start over in an ``output_dir`` that holds a run.
+        settings: Further settings that a resumed run must share, as plain values by
+            name (such as the policy); written into the checkpoints.
         seed: Seed of shuffling, augmentation and dropout.
         num_classes: Number of classes; None asks the data set, then the network.
         ignore_index: Label of pixels that do not count.
         class_weights: One weight per class for the cross-entropy.
-        balance: Without ``class_weights``, weigh the classes of a data set that has
-            ``class_counts`` by their share of the pixels to the power −``balance``; 0: all alike;
+        balance: Without ``class_weights``, weight the classes of a data set that has
+            ``class_counts`` by their frequency to the power −``balance``; 0: equal weights;
             None: the recipe's.
         max_depth: Largest depth in metres; None asks the data set, then takes 10.
         val_every: Validate after every so many epochs (and after the last).
-        keep: Whose weights the student has after :meth:`fit`: "last" epoch's, or those of the
+        select: The student's weights after :meth:`fit`: of the "last" epoch, or of the
             "best" validation (read from ``output_dir``).
-        progress: A display, False for none, None for what fits the error stream.
+        progress: A display, False for none, None to fit the error stream.
 
     Raises:
         BinarizeError: A value is out of range, teacher and student are on different devices,
@@ -167,7 +167,7 @@ class Trainer:
         balance: float | None = None,
         max_depth: float | None = None,
         val_every: int = 1,
-        keep: str = "last",
+        select: str = "last",
         progress: Progress | bool | None = None,
     ) -> None:
         self.recipe = load_recipe(recipe)
@@ -185,16 +185,16 @@ class Trainer:
         self.teachers = teachers_of(teacher)
         for one in (None, *self.teachers):
             check_devices(student, one)
-        if keep not in ("last", "best") or (keep == "best" and output_dir is None):
+        if select not in ("last", "best") or (select == "best" and output_dir is None):
             raise BinarizeError(
-                "keep", keep, "must be 'last', or 'best' with an output_dir", "give the folder"
+                "select", select, "must be 'last', or 'best' with an output_dir", "give the folder"
             )
         self.factories = optimizer, scheduler
         self.callbacks = list(callbacks)
         self.student = student
         self.teacher = next(iter(self.teachers), None)
         self.features = self.recipe.make_features() if features is None else features
-        refuse_features(self.features if self.teachers else features, self.teachers, compile)
+        check_features(self.features if self.teachers else features, self.teachers, compile)
         self.epochs: int = chosen["epochs"]
         self.lr: float = chosen["lr"]
         self.weight_decay: float = chosen["weight_decay"]
@@ -223,7 +223,7 @@ class Trainer:
         self.settings = dict(settings or {})
         self.seed = seed
         self.val_every = val_every
-        self.keep = keep
+        self.select = select
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self._task = task
@@ -234,7 +234,7 @@ class Trainer:
         self._max_depth = max_depth
         self._distillation = distillation
         self._progress = progress
-        # What lies there already is not of this run.
+        # Existing files are not from this run.
         self._found = None if self.output_dir is None else stamp(self.output_dir / "last.pt")
         self.accelerator = open_accelerator()
         self.device = self.accelerator.device
@@ -246,7 +246,7 @@ class Trainer:
             train_loader: Batches of (image, target), or dicts with "image" and "mask" or
                 "depth"; with a teacher also images alone, and dicts whose "labelled" (N,) says
                 which images have a target (:class:`binarize.data.PartlyLabelled`). Its
-                batch size is per process; it is shared out among the processes, so it needs no
+                batch size is per process; it is split over the processes, without a
                 distributed sampler.
             val_loader: The same for validation, or None.
 
@@ -263,7 +263,7 @@ class Trainer:
         if self.output_dir is not None and not (
             self.overwrite or self.resume or self.has_checkpoint
         ):
-            refuse_other_run(self.output_dir)
+            reject_other_run(self.output_dir)
         check_targets(train_loader)
         frozen = frozen_norms(self.student)
         task = self._open_task(train_loader, training=True)
@@ -276,7 +276,7 @@ class Trainer:
                 term.close()
 
     def evaluate(self, loader: Any) -> dict[str, Any]:
-        """Measure the student, in float32, over all processes.
+        """Evaluate the student in float32, over all processes.
 
         Args:
             loader: Batches as for :meth:`fit`.
@@ -306,7 +306,7 @@ class Trainer:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether ``output_dir`` holds a checkpoint of this run to go on from."""
+        """Return whether ``output_dir`` holds a checkpoint to resume from."""
         if self.output_dir is None:
             return False
         now = stamp(self.output_dir / "last.pt")
@@ -325,7 +325,7 @@ class Trainer:
         return {"val_loss": values.pop("loss"), **values}
 
     def _remember(self, record: dict[str, Any], task: Task) -> bool:
-        """Add an epoch to the history; whether it is the best so far."""
+        """Add an epoch to the history, and return whether it is the best so far."""
         self.history.append(record)
         value = record.get(task.monitor)
         if value is None or "float_weights" in record:  # what is saved is the binary form
@@ -336,7 +336,7 @@ class Trainer:
         return improved
 
     def _call_back(self) -> bool:
-        """Call all callbacks; whether one of them wants to stop."""
+        """Call all callbacks, and return whether one of them wants to stop."""
         answers = [call(self, self.history[-1]) for call in self.callbacks]
         return any(answers)
 
@@ -362,7 +362,7 @@ class Trainer:
         )
 
     def _weights(self, dataset: Any, num_classes: int | None) -> Any:
-        """The classes' weights: those given, or by their shares of the data trained on."""
+        """Return the class weights: those given, or from frequencies in the training data."""
         if self._class_weights is not None:
             return self._class_weights
         if self._task == "segmentation" and self.balance:
@@ -382,7 +382,7 @@ class Trainer:
         return self.features.open(self.student, self.teacher, image)
 
     def _share(self, loader: Any) -> Any:
-        """This process's part of a loader: each sample once, none repeated to fill up."""
+        """Return this process's part of a loader: each sample once, none repeated to fill up."""
         return open_loader(loader, self.device, self.seed, training=False)
 
     def _open_progress(self) -> Progress:

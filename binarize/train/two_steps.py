@@ -1,4 +1,4 @@
-"""Binary activations first, binary weights later."""
+"""Two-step training: binary activations first, binary weights later."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["TwoSteps"]
 
 
 class TwoSteps:
-    """Switch the weights of binary layers from float to binary after a share of the training.
+    """Switch the weights of binary layers from float to binary after a fraction of the training.
 
-    Layers take part that have a method ``use_float_weights(on)``. In the first step latent weights
-    are float weights, and decay like those of float layers; in the second they do not decay, as
+    Applies to layers with a method ``use_float_weights(on)``. In the first step latent weights act
+    as float weights and decay like those of float layers; in the second they do not decay, because
     only their signs are used (Martinez, Yang, Bulat, Tzimiropoulos 2020, section 4.2; Liu et al.
     2021).
 
     Args:
         network: The student.
-        share: Share of the training with float weights, between 0 and 1.
+        share: Fraction of the training with float weights, between 0 and 1.
         optimizer: Its group "latent" gets the weight decay of each step.
         weight_decay: For weights of float layers.
 
@@ -50,7 +50,7 @@ class TwoSteps:
                 "student",
                 type(network).__name__,
                 "has no binary layer for two_steps",
-                "convert it first, or leave two_steps out",
+                "convert it first, or omit two_steps",
             )
         self.share = share
         self.optimizer = optimizer
@@ -58,7 +58,7 @@ class TwoSteps:
         self.first = False
 
     def set_progress(self, done: float) -> None:
-        """Switch as it is due after the share ``done`` of the training."""
+        """Switch if it is due at training progress ``done``."""
         first = done < self.share
         if first != self.first:
             self._switch(first)
@@ -72,5 +72,5 @@ class TwoSteps:
             layer.use_float_weights(first)
 
     def end(self) -> None:
-        """Leave the network with binary weights, wherever the training has come to."""
+        """Switch to binary weights, wherever training has ended."""
         self._switch(False)

@@ -1,8 +1,8 @@
-"""Give folded norms their scale back, so that a pretrained network can be trained.
+"""Unfold norms that were folded into convolutions, so that a pretrained network can be trained.
 
-Files for inference often carry norms that are folded into the convolutions: weight 1, mean 0,
+Files for inference often have norms folded into the convolutions: weight 1, mean 0,
 variance 1, and the folded bias. In evaluation mode nothing is lost. In training mode such a norm
-takes each batch's own mean and deviation out and puts nothing back: the pretrained features are
+removes each batch's mean and deviation and restores nothing: the pretrained features are
 gone before the first step.
 """
 
@@ -22,19 +22,19 @@ __all__ = ["has_folded_norms", "unfold_norms"]
 
 
 def unfold_norms(network: nn.Module, batches: Iterable[Any]) -> int:
-    """Turn folded norms into ordinary ones that compute the same.
+    """Turn folded norms into ordinary, equivalent ones.
 
-    With m and s the mean and the deviation of what a norm reads, measured over the batches, a
+    With m and s the mean and deviation of a norm's input over the batches, a
     folded norm x + b becomes s·(x − m)/s + (m + b): weight s, bias m + b, running mean m and
-    running variance s². Evaluation mode gives the same as before, and now training mode does too.
+    running variance s². Outputs in evaluation mode are unchanged, and training mode now agrees.
 
     Args:
         network: The network; changed in place.
         batches: Images as tensors (N, C, H, W), or tuples that start with them, or dicts with
-            "image". Norms that see none of them are left alone.
+            "image". Norms that none of them reach are left unchanged.
 
     Returns:
-        Number of norms that have their scale back.
+        Number of norms that were unfolded.
 
     Raises:
         DataError: A batch has no images.
@@ -74,7 +74,7 @@ def unfold_norms(network: nn.Module, batches: Iterable[Any]) -> int:
 
 
 def has_folded_norms(network: nn.Module) -> bool:
-    """Whether a network has norms for :func:`unfold_norms` to turn into ordinary ones."""
+    """Return whether a network has norms for :func:`unfold_norms`."""
     return any(_is_folded(module) for module in network.modules())
 
 

@@ -1,9 +1,9 @@
-// Segments an image by a 1-bit network: PPM in, PGM out whose grey values are the classes.
+// Segments an image with a 1-bit network: PPM in, PGM out with class indices as grey values.
 //
 //   segment NETWORK.onnx libbinarize_ort.so IMAGE.ppm MASK.pgm
 //
-// The network comes from `binarize export FILE --runtime binarize`. Images are normalised as
-// ImageNet's; the network runs at the size of the image.
+// NETWORK.onnx comes from `binarize export FILE --runtime binarize`. Images are normalised with
+// ImageNet statistics; the network runs at the image's size.
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdio>
@@ -18,12 +18,12 @@ static std::vector<unsigned char> read_ppm(const char* path, int64_t& width, int
   int most = 0;
   file >> magic >> width >> height >> most;
   if (!file || magic != "P6" || most != 255 || width < 1 || height < 1) {
-    throw std::runtime_error(std::string(path) + ": is no binary PPM file of 8 bits");
+    throw std::runtime_error(std::string(path) + ": not a binary 8-bit PPM file");
   }
   file.get();
   std::vector<unsigned char> pixels(3 * width * height);
   file.read(reinterpret_cast<char*>(pixels.data()), (std::streamsize)pixels.size());
-  if (!file) throw std::runtime_error(std::string(path) + ": is cut off");
+  if (!file) throw std::runtime_error(std::string(path) + ": file is truncated");
   return pixels;
 }
 

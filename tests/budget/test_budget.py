@@ -349,7 +349,7 @@ def test_overrides_and_layers_the_policy_keeps_stay() -> None:
     decided = {d.site: d for d in plan.layers}
     assert decided["thin"].action == "binarize"
     assert decided["grouped"].reason == "override 'grouped'"
-    assert decided["wide"].reason.startswith("makes the map smaller")
+    assert decided["wide"].reason.startswith("downsamples")
 
 
 def test_what_sensitivities_may_be(tmp_path: Path) -> None:
@@ -468,8 +468,8 @@ def test_mistakes(budget: Any, known: Any, text: str) -> None:
         ({"more_bits": "grupnet", "budget": SOME}, "did you mean 'groupnet'"),
         (
             {"more_bits": "bnn", "budget": SOME},
-            "more_bits='bnn': its weights and activations have one bit each; name a policy of "
-            "more, such as 'cbnn', 'lqnet' or 'groupnet'",
+            "more_bits='bnn': its weights and activations have one bit each; name a multi-bit "
+            "policy such as 'cbnn', 'lqnet' or 'groupnet'",
         ),
     ],
 )
@@ -486,7 +486,9 @@ def test_any_policy_can_be_written(tmp_path: Path) -> None:
         one = odd if policy.name.startswith("bi") else policy
         one.save(path)
         assert load_policy(path) == replace(one, name="x")
-    with pytest.raises(FileError, match="a rule file is TOML; give a name such as mine.toml"):
+    with pytest.raises(
+        FileError, match="a rule file must end in .toml; give a name such as mine.toml"
+    ):
         policy.save(tmp_path / "x.json")
     with pytest.raises(FileError, match="cannot be written"):
         policy.save(tmp_path / "none" / "x.toml")

@@ -25,7 +25,7 @@ def test_the_plan_is_told_by_decision_and_reason(run) -> None:
     answer = run("convert", *NET, "--plan-only")
     assert answer.code == 0, answer.err
     assert "keep 1 layer: reads the image" in answer.out
-    assert "binarize 4 layers: convolution or per-pixel linear layer" in answer.out
+    assert "binarize 4 layers: convolution or pointwise linear layer" in answer.out
     assert re.search(r"^    down\.0\.conv1 +Conv2d +16×8×3×3$", answer.out, re.M)
     assert "relu#0" not in answer.out
     assert "down.0:relu#0" in run("convert", *NET, "--plan-only", "--all").out
@@ -52,9 +52,9 @@ def test_the_plan_tells_units_of_other_parts(run, tmp_path: Path) -> None:
     assert re.search(
         r"^binarize \d layers? with weight='binary-bases', bases=3: it hurts$", answer.out, re.M
     )
-    assert "convolution or per-pixel linear layer" in answer.out
+    assert "convolution or pointwise linear layer" in answer.out
     text = " ".join(answer.out.split())
-    assert re.search(r"4 layers become binary \(\d with units of other parts\), ", text)
+    assert re.search(r"4 layers become binary \(\d with modified units\), ", text)
 
 
 def test_the_plan_for_a_program(run) -> None:

@@ -25,7 +25,7 @@ def test_document_and_data(run, tmp_path: Path) -> None:
     data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert [row["key"] for row in data["rows"]] == list(NAMES)
     assert data["rows"][0]["checks"] == {"forward": "ok"}
-    assert "0 networks went through all checks; 1 say `forward`" in text
+    assert "0 networks went through all checks; 1 have `forward`" in text
     # A finished survey leaves nothing to go on with.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["few.json", "few.md"]
 
@@ -33,7 +33,7 @@ def test_document_and_data(run, tmp_path: Path) -> None:
 def test_no_time_writes_what_there_is(run, tmp_path: Path) -> None:
     path = tmp_path / "none.md"
     assert run("coverage", *NAMES, "-o", path, "--minutes", 0).code == 0
-    assert "Not finished: 0 of 2" in path.read_text(encoding="utf-8")
+    assert "Unfinished: 0 of 2" in path.read_text(encoding="utf-8")
 
 
 def test_a_finished_part_leaves_the_record_of_the_rest(run, tmp_path: Path) -> None:
@@ -100,7 +100,10 @@ def test_networks_of_a_folder(run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("--minutes", -1), "minutes=-1.0: must be at least 0"),
         (("-o", "missing/c.md"), "its folder does not exist"),
         (("-o", "c.json"), "is the document"),
-        (("--wild", "nowhere"), "wild='nowhere': is no folder and no Python file; give FOLDER"),
+        (
+            ("--wild", "nowhere"),
+            "wild='nowhere': is neither a folder nor a Python file; give FOLDER",
+        ),
         (("--wild", "."), "wild='.': has no factory: "),
     ],
 )

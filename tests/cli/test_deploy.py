@@ -144,8 +144,8 @@ def test_what_cannot_be_packed(
     for words, says in (
         ((float_run / "float.safetensors", "-o", file), "this is a float network"),
         ((deployed["programs"], "-o", file), "is packed already"),
-        ((lonely, "-o", lonely), "is the file that is read"),
-        ((lonely, "-o", tmp_path), "this is a folder"),
+        ((lonely, "-o", lonely), "is the input file"),
+        ((lonely, "-o", tmp_path), "is a folder"),
         ((lonely, "-o", tmp_path / "none" / "x"), "its folder does not exist"),
         ((lonely, "-o", file, "--batch-size", 0), "batch-size=0: must be positive"),
         ((lonely, "-o", file, "--size", "0x0"), "must be positive"),
@@ -162,7 +162,7 @@ def test_what_cannot_be_packed(
 def test_export_says_that_it_is_slower(run, lonely: Path, tmp_path: Path) -> None:
     answer = run("export", lonely, "-o", tmp_path / "a.onnx")
     assert (
-        "slower than the float network; for speed: --runtime binarize, or binarize pack"
+        "but slower than the float network; for speed, use --runtime binarize or binarize pack"
         in answer.err
     )
 

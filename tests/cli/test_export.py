@@ -97,7 +97,7 @@ def test_mistakes(run, binary_run: Path, float_run: Path, tmp_path: Path) -> Non
     cases = {
         "export a float network": (
             (float_run / "float.safetensors", "-o", path),
-            "this is a float network, and only 1-bit networks are exported",
+            "this is a float network, but only 1-bit networks can be exported",
         ),
         "no folder": ((file, "-o", tmp_path / "none" / "net.onnx"), "its folder does not exist"),
         "no batch": ((file, "-o", path, "--batch-size", 0), "batch-size=0: must be positive"),

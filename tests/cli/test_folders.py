@@ -65,7 +65,7 @@ def test_one_class(run, photos: Path, tmp_path: Path) -> None:
     assert pixels(tmp_path / "out" / "legend.png").shape[0] > 36  # background and block
     answer = run("eval", file, "--data", "folder", "--root", photos)
     assert answer.code == 0, answer.err
-    assert "all of its images are measured" in answer.err
+    assert "all images are used" in answer.err
     assert "IoU background" in answer.out
     assert "IoU block" in answer.out
     answer = run("eval", file, "--data", "folder", "--root", photos, "--json", "--quiet")
@@ -81,7 +81,7 @@ def test_what_is_found_and_missing_is_reported(run, photos: Path, tmp_path: Path
     answer = run("train", *NET[:-1], *words, "--classes", 2, "--output", tmp_path / "run")
     assert answer.code == 0, answer.err
     assert "masks hold two values: 0 is class 0, 255 is class 1" in answer.err
-    assert "neither val/ nor test/: nothing is validated" in answer.err
+    assert "without val/ or test/ in the data set, there is no validation" in answer.err
     answer = run("train", *NET, *words, "--classes", 3, "--output", tmp_path / "three")
     assert answer.code == 1
     assert "no pixel is labelled 'class 1', nor 'class 2'" in answer.err

@@ -126,7 +126,7 @@ def test_two_inputs_without_examples(run, tmp_path: Path) -> None:
     ):
         answer = run(words[0], f"{tmp_path}/two.py:make", *words[1:], "--quiet")
         assert answer.code == 1, words
-        assert "define example_inputs() beside the factory in its file" in answer.err, words
+        assert "define example_inputs() next to the factory in its file" in answer.err, words
         assert "torch.zeros" not in answer.err
     (tmp_path / "two.py").write_text(TWO + "def example_inputs():\n    raise OSError('gone')\n")
     answer = run("convert", f"{tmp_path}/two.py:make", "--plan-only")

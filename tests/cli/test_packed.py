@@ -38,6 +38,6 @@ def test_predict_eval_and_report(run, binary_run: Path, tmp_path: Path) -> None:
 def test_float_networks_are_refused(run, float_run: Path, tmp_path: Path) -> None:
     answer = run("report", float_run / "float.safetensors", "--packed")
     assert answer.code != 0
-    assert "this is a float network, and only 1-bit networks are packed" in answer.err
+    assert "this is a float network, but only 1-bit networks can be packed" in answer.err
     answer = run("report", "smp:Unet:resnet18", "--packed")
-    assert "this is a float network, and only 1-bit networks are packed" in answer.err
+    assert "this is a float network, but only 1-bit networks can be packed" in answer.err

@@ -109,7 +109,7 @@ def test_images_are_never_replaced(
     answer = run("predict", float_run / "float.safetensors", photos, "--output", output)
     assert answer.code == 1
     assert answer.out == ""
-    assert "would replace" in answer.err
+    assert "would overwrite" in answer.err
     assert "choose another folder" in answer.err
     assert contents(tmp_path) == before
 

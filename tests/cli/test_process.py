@@ -63,7 +63,7 @@ def test_interruption_leaves_with_130_and_says_how_to_go_on(tmp_path: Path) -> N
     assert process.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1] == "interrupted"
-    assert "--resume goes on from" in err
+    assert "--resume continues from" in err
     assert "Traceback" not in err
 
 
@@ -165,4 +165,4 @@ def test_a_place_that_cannot_be_written_to(run) -> None:
     told = run(*TRAIN, "--epochs", "1", "--count", "8", "--output", "/proc/self/run")
     assert (told.code, told.out) == (1, "")
     assert told.err.count("\n") == 1
-    assert told.err.startswith("error: output='/proc/self/run': cannot be made (")
+    assert told.err.startswith("error: output='/proc/self/run': cannot be created (")

@@ -116,16 +116,16 @@ def test_stops_in_time_and_tells_what_is_missing(run, float_run: Path, tmp_path:
         ("--policy none-such", "none-such"),
         (
             "--mode without --more-bits groupnet",
-            "more_bits='groupnet': what a layer gains by them is "
-            "measured with all others float; use mode='alone'",
+            "more_bits='groupnet': their gain for a layer is "
+            "measured with all other layers in float; use mode='alone'",
         ),
         (
             "--more-bits bnn",
             "more_bits='bnn': its weights and activations have one bit each; name a "
-            "policy of more, such as 'cbnn', 'lqnet' or 'groupnet'",
+            "multi-bit policy such as 'cbnn', 'lqnet' or 'groupnet'",
         ),
         ("--mode without --teacher {there}", "it is for a trained 1-bit network"),
-        ("--keep *", "there is nothing to binarize, so nothing to measure"),
+        ("--keep *", "there is nothing to binarize, and so nothing to measure"),
     ],
 )
 def test_mistakes_are_one_line(run, float_run: Path, tmp_path: Path, more: str, text: str) -> None:

@@ -120,7 +120,7 @@ def test_differences_agree_or_are_explained(told: Any) -> None:
 
 def test_the_document_says_the_same(told: Any, written: Path) -> None:
     text = written.read_text(encoding="utf-8")
-    assert text.startswith("# The paper's tables, counted\n")
+    assert text.startswith("# The paper's tables, recounted\n")
     for row in told["rows"]:
         assert f"| {row['method']} |" in text
         assert f"{row['params']:,.1f}" in text

@@ -86,7 +86,7 @@ def test_resume_goes_on_as_if_nothing_had_happened(run, tmp_path: Path) -> None:
         patch.setattr(saving, "write_checkpoint", stop)
         stopped = run(*words, "--output", parts)
     assert stopped.code == 130
-    assert f"--resume goes on from {parts}/last.pt" in " ".join(stopped.err.split())
+    assert f"--resume continues from {parts}/last.pt" in " ".join(stopped.err.split())
     assert not (parts / "float.safetensors").exists()
     resumed = run(*words, "--output", parts, "--resume")
     assert resumed.code == 0
@@ -126,8 +126,8 @@ def test_a_folder_that_holds_a_run(run, tmp_path: Path) -> None:
     refused = run(*words, "--lr", 0.1)
     assert refused.code == 1
     assert refused.err.splitlines() == [
-        f"error: output='{tmp_path}': holds a run already (last.pt); give --resume to go on with "
-        "it, --overwrite to begin again, or another folder"
+        f"error: output='{tmp_path}': already holds a run (last.pt); give --resume to continue "
+        "it, --overwrite to start over, or another folder"
     ]
     changed = run(*words, "--lr", 0.1, "--resume")
     assert changed.code == 1
@@ -135,7 +135,7 @@ def test_a_folder_that_holds_a_run(run, tmp_path: Path) -> None:
     assert "this run has 0.1; use the same lr" in changed.err
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == kept
     both = run(*words, "--resume", "--overwrite")
-    assert (both.code, "leave one of the two options out" in both.err) == (1, True)
+    assert (both.code, "omit one of them" in both.err) == (1, True)
     again = run(*words, "--lr", 0.1, "--overwrite")
     assert again.code == 0, again.err
     assert "IoU floor" in again.out  # each class by its name

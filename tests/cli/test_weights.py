@@ -128,12 +128,14 @@ def test_lightning_ema_and_other_wrappers(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_none_names_its_keys(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "config": {"a": 1}}, tmp_path / "w.pt")
-    with pytest.raises(FileError, match="holds no weights by name under epoch, config; give"):
+    with pytest.raises(FileError, match="contains no named weights under epoch, config; give"):
         load_weights(block(), tmp_path / "w.pt")
     torch.save({"a.weight": torch.zeros(2), "b.weight": torch.zeros(3)}, tmp_path / "w.pt")
     with pytest.raises(FileError, match="no tensor fits: the file has a.weight, b.weight, the net"):
         load_weights(block(), tmp_path / "w.pt")
     two = {f"{prefix}.{k}": v for prefix in "ab" for k, v in block().state_dict().items()}
     torch.save(two, tmp_path / "w.pt")  # which of the two is meant is not known
-    with pytest.raises(FileError, match="both fit: names that begin with a. and with b."):
+    with pytest.raises(
+        FileError, match="two fitting networks, with names that start with a. and with b."
+    ):
         load_weights(block(), tmp_path / "w.pt")

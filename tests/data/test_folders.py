@@ -112,8 +112,11 @@ def test_sixteen_bit_labels_are_checked(pairs: Path) -> None:
         ("no folder", r"images='.*images': no such folder; give the path of the data set"),
         ("a file", r"masks='.*masks': is not a folder; give the path of the data set"),
         ("empty", r"images='.*images': has no images; check the folder"),
-        ("colours", r"file='.*0\.png': a map needs one number per pixel, this file has 3 channels"),
-        ("size", r"masks='.*0\.png': its size \(5, 5\) is not the image's \(12, 16\); make"),
+        (
+            "colours",
+            r"file='.*0\.png': a mask needs one number per pixel, this file has 3 channels",
+        ),
+        ("size", r"masks='.*0\.png': its size \(5, 5\) is not the image's \(12, 16\); save"),
         ("cut off", r"file='.*0\.png': cannot be read as an image; replace the file"),
         ("vanished", r"file='.*0\.png': no such file; complete the data set, or check its folder"),
     ],
@@ -271,7 +274,7 @@ def test_balanced_weights() -> None:
     half = balanced_weights(counts, 0.5).double()
     assert (half * counts).sum() / 1000 == pytest.approx(1)
     assert half[1] / half[0] == pytest.approx(3)
-    with pytest.raises(DataError, match=r"counts=.*: count no pixel; use a set with labels"):
+    with pytest.raises(DataError, match=r"counts=.*: contain no pixel; use a set with labels"):
         balanced_weights(torch.zeros(3))
     with pytest.raises(DataError, match="power=2: must be from 0 to 1"):
         balanced_weights(counts, 2)

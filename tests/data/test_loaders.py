@@ -42,7 +42,7 @@ def trainer() -> Trainer:
 def test_a_data_set_of_one_s_own(workers: int, call: str) -> None:
     for fault, says in (
         ("raises", "'label'"),
-        ("sizes", "the samples of a batch must have one size; give the data set a size"),
+        ("sizes", "all samples of a batch must have the same size; give the data set a size"),
     ):
         loader = DataLoader(Own(fault), 2, num_workers=workers)
         # In this process the error itself shows best where it comes from.
@@ -61,7 +61,9 @@ def test_a_folder_of_mixed_sizes(tmp_path: Path, workers: int) -> None:
             values[0] = 0
             Image.fromarray(values).save(tmp_path / folder / f"{index}.png")
     data = ImageMaskFolder(tmp_path / "images", tmp_path / "masks", classes=2)
-    says = r"loader='got .*': the samples of a batch must have one size; give the data set a size"
+    says = (
+        r"loader='got .*': all samples of a batch must have the same size; give the data set a size"
+    )
     with pytest.raises(DataError, match=says):
         trainer().fit(DataLoader(data, 2, num_workers=workers))
     (tmp_path / "masks" / "1.png").write_bytes(b"damaged")

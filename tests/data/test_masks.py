@@ -74,7 +74,9 @@ def test_values_that_are_said(tmp_path: Path) -> None:
     assert (labels(tmp_path, classes=3, mask_values=[7, 3, 200]) == wanted).all()
     void = labels(tmp_path, classes=2, mask_values=[7, 3], mask_ignore=[200])
     assert (void == np.where(wanted == 2, 255, wanted)).all()
-    with pytest.raises(DataError, match=r"masks='.*: \d.*%.*': hold 3 values for two classes; say"):
+    with pytest.raises(
+        DataError, match=r"masks='.*: \d.*%.*': hold 3 values for two classes; specify"
+    ):
         open_dataset("folder", tmp_path, classes=2)
     with pytest.raises(DataError, match="label=7: .* has a label outside 3, 200 and 255"):
         labels(tmp_path, classes=2, mask_values=[3, 200])
@@ -103,9 +105,9 @@ def test_colours_by_the_table(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"this file has 3 channels; its colours are \(.*classes"):
         labels(tmp_path)
     for text, says in (
-        ("road 1 2 3\nsky\n", "1 of 2 classes have a colour; give all of them one, or none"),
-        ("road 1 2 3\nsky 1 2 3\n", "two lines have one colour"),
-        ("road 1 2 300\n", "a colour is three numbers to 255"),
+        ("road 1 2 3\nsky\n", "1 of 2 classes have a colour; give all of them a colour, or none"),
+        ("road 1 2 3\nsky 1 2 3\n", "two lines have the same colour"),
+        ("road 1 2 300\n", "a colour is three numbers up to 255"),
     ):
         (tmp_path / "classes.txt").write_text(text)
         with pytest.raises(DataError, match=re.escape(says)):
@@ -186,7 +188,7 @@ def test_depth_in_millimetres_and_in_metres(tmp_path: Path) -> None:
     assert torch.allclose(data[0]["depth"][0].double(), torch.from_numpy(metres), atol=1e-3)
     assert data.max_depth == 10
     data.check_targets()
-    with pytest.raises(DataError, match="depth_scale=None: the maps are whole numbers, and their"):
+    with pytest.raises(DataError, match="depth_scale=None: the depth maps are integers in an"):
         open_dataset("folder", png, task="depth")
     metres[0, 0], metres[0, 1] = np.nan, np.inf
     npy = depth_folder(tmp_path / "npy", [metres.astype(np.float32)], "npy")
@@ -204,7 +206,7 @@ def test_depth_in_millimetres_and_in_metres(tmp_path: Path) -> None:
 def test_depth_in_the_wrong_unit_is_refused(tmp_path: Path) -> None:
     depth_folder(tmp_path, [np.full((6, 8), 2500, np.uint16)])
     data = ImageDepthFolder(tmp_path / "images", tmp_path / "depth", depth_scale=1.0)
-    says = r"no depth is from 0 to 10 m: they are 2500 to 2500 m, half below 2500; check the unit"
+    says = r"no depth is from 0 to 10 m: they are 2500 to 2500 m, median 2500; check the unit"
     with pytest.raises(DataError, match=says):
         data.check_targets()
     with pytest.raises(DataError, match=says):
@@ -217,5 +219,5 @@ def test_depth_in_the_wrong_unit_is_refused(tmp_path: Path) -> None:
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
     make(tmp_path, TRUTH.astype(np.uint8))
-    with pytest.raises(DataError, match=r"split='test': .* has no folder test; make it, or use"):
+    with pytest.raises(DataError, match=r"split='test': .* has no folder test; create it, or use"):
         open_dataset("folder", tmp_path, classes=2, split="test")

@@ -63,7 +63,7 @@ def test_program(tmp_path: Path) -> None:
         assert failed.returncode == 1
         return failed.stderr
 
-    assert "is no binary PPM" in told(network, operators, network, tmp_path / "x")
+    assert "not a binary 8-bit PPM file" in told(network, operators, network, tmp_path / "x")
     assert "none.so" in told(network, tmp_path / "none.so", tmp_path / "image.ppm", tmp_path / "x")
     network.write_bytes(network.read_bytes()[:1000])
     assert "failed" in told(network, operators, tmp_path / "image.ppm", tmp_path / "x")

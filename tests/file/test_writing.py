@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from binarize.writing import replacing
+from binarize.writing import atomic_write
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert temporary.parent == tmp_path
         assert path.read_text() == "old"
@@ -27,7 +27,7 @@ def test_after_an_error_all_is_as_before(tmp_path: Path, written: bool) -> None:
     path.write_text("old")
 
     def write() -> None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             if written:
                 temporary.write_text("half")
             raise KeyboardInterrupt
@@ -39,7 +39,7 @@ def test_after_an_error_all_is_as_before(tmp_path: Path, written: bool) -> None:
 
 
 def test_nothing_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.txt"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.txt"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -50,7 +50,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     target, link = tmp_path / "far" / "a.txt", tmp_path / "b.txt"
     target.write_text("old")
     link.symlink_to(target)
-    with replacing(link) as temporary:
+    with atomic_write(link) as temporary:
         temporary.write_text("new")
     assert link.is_symlink()
     assert target.read_text() == "new"

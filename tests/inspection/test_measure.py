@@ -256,7 +256,7 @@ def test_a_converted_network_tells_its_policy() -> None:
     made = binarize.inspect(student, [torch.randn(1, 3, 16, 16)])
     assert (made.network, made.policy) == ("Sequential", "xnor")
     assert [told.binarizer for told in made.layers] == ["magnitude-sign"]
-    with pytest.raises(ModelError, match="PackedNetwork'?: a packed network does not write its"):
+    with pytest.raises(ModelError, match="PackedNetwork'?: a packed network does not store its"):
         binarize.inspect(binarize.pack(student.eval()), [torch.randn(1, 3, 16, 16)])
 
 

@@ -500,7 +500,7 @@ def test_environment_chooses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> Non
     choices = ", ".join([*SETS, "reference"])
     assert str(caught.value) == (
         f"BINARIZE_KERNELS='mmx': this installation on this machine has {choices}; "
-        "set one of them, or unset it to take the first"
+        "set one of them, or unset it to use the first"
     )
 
 
@@ -526,10 +526,10 @@ def test_threads_are_those_of_torch() -> None:
         ({"bypass": "all"}, "bypass='all': must be one of none, contiguous, interleaved"),
         ({"kernel": (9, 9)}, "sources=((1, 6, 4, 4),): must give at least one output"),
         ({"residuals": [torch.zeros(1, 8, 9, 4)]}, "residuals=(1, 8, 9, 4): must have shape"),
-        ({"means": [torch.zeros(1, 6)] * 2}, "means=2: there must be none or one per source"),
+        ({"means": [torch.zeros(1, 6)] * 2}, "means=2: must be empty or have one per source"),
         (
             {"padding_mode": "reflect", "padding": (4, 0, 0, 0)},
-            "padding=(4, 0, 0, 0): must fit into the map, (4, 4), to reflect it",
+            "padding=(4, 0, 0, 0): must be smaller than the feature map, (4, 4), to reflect it",
         ),
     ],
 )

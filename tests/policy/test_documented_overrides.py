@@ -13,7 +13,7 @@ from torch import nn
 import binarize
 
 TEXT = (Path(__file__).resolve().parents[2] / "rules" / "README.md").read_text(encoding="utf-8")
-LINES = dict(re.findall(r"^\| ((?:keep|make) [^|]*) \| `(\{.*\})` \|$", TEXT, re.M))
+LINES = dict(re.findall(r"^\| ((?:keep|binarize) [^|]*) \| `(\{.*\})` \|$", TEXT, re.M))
 KEPT = {"encoder.stem", "head"}
 TOKENS = {"encoder.mlp.0", "encoder.mlp.1"}
 # By wish: what is kept, of the network below.
@@ -25,8 +25,8 @@ EXPECTED = {
     | {"encoder.layer4.0.conv1", "decoder.blocks.1.1"},
     "keep depthwise convolutions": KEPT | TOKENS | {"encoder.layer4.0.conv2"},
     "keep layers of a class": KEPT | TOKENS | {"decoder.blocks.0"},
-    "make linear layers over tokens binary": KEPT,
-    "make all linear layers binary but the classifier": KEPT,
+    "binarize linear layers over tokens": KEPT,
+    "binarize all linear layers but the classifier": KEPT,
     "keep layers that hold few weights": KEPT
     | TOKENS
     | {"encoder.layer4.0.conv2", "decoder.blocks.0", "decoder.blocks.1.1"},

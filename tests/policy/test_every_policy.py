@@ -175,4 +175,4 @@ def test_conservative_keeps_what_it_says() -> None:
     }
     last = [d for path, d in decisions.items() if path.startswith("decoder.blocks.2")]
     assert last
-    assert all("behind the last upsampling" in d.reason for d in last)
+    assert all("after the last upsampling" in d.reason for d in last)

@@ -265,10 +265,10 @@ def test_extends_a_file_beside_it_and_over_two_steps(tmp_path: Path) -> None:
 def test_circles_and_missing_parents(tmp_path: Path) -> None:
     one = write(tmp_path, "one.toml", 'name = "one"\nextends = "two.toml"\n')
     write(tmp_path, "two.toml", 'name = "two"\nextends = "one.toml"\n')
-    assert "circle" in refusal(one)
-    assert "circle" in validate(one)[0]
+    assert "circular" in refusal(one)
+    assert "circular" in validate(one)[0]
     own = write(tmp_path, "own.toml", 'name = "own"\nextends = "own.toml"\n')
-    assert "circle" in refusal(own)
+    assert "circular" in refusal(own)
     orphan = write(tmp_path, "orphan.toml", 'name = "orphan"\nextends = "bidence"\n')
     assert "'bidense'" in refusal(orphan)
     lost = write(tmp_path, "lost.toml", 'name = "lost"\nextends = "nowhere.toml"\n')

@@ -240,4 +240,4 @@ def test_a_layer_that_is_kept_has_no_unit() -> None:
     wrong = {"match": {"name": "one"}, "action": "keep", "unit": FIVE}
     with pytest.raises(PolicyError) as caught:
         binarize.plan(Net(), example_inputs=X, overrides=[wrong])
-    assert "rules[1].unit: a layer that is kept has no unit; leave it out" in str(caught.value)
+    assert "rules[1].unit: a layer that is kept has no unit; remove it" in str(caught.value)

@@ -67,10 +67,10 @@ Net, 1-bit by policy 'bidense', operations for 1×3×32×32
  OPs     1.180 M  475.1 K     493.6 K        1.655 M    3.35×
  File                        {readable(total, "B")}       21.54 KB    {21536 / total:.2f}×
 
-1 keep (1): reads the image, whose few channels carry too little for one bit
-each [role=input -> keep]
-2 binarize (1): convolution or per-pixel linear layer [any layer -> binarize]
-3 keep (1): makes the prediction [role=prediction -> keep]
+1 keep (1): reads the image: too few channels for 1-bit activations [role=input
+-> keep]
+2 binarize (1): convolution or pointwise linear layer [any layer -> binarize]
+3 keep (1): produces the prediction [role=prediction -> keep]
 4 replace (1): follows a binary layer; becomes shifted-prelu [contract]
 activations: 1 replaced, 1 kept""".splitlines()
     )
@@ -84,7 +84,7 @@ def test_in_160_columns(report: Report) -> None:
         body.split()
         == (
             "body.0 Conv2d 32×16×3×3 binarize 1/1 241 18.43 K 1.356 K "
-            "2 convolution or per-pixel linear layer"
+            "2 convolution or pointwise linear layer"
         ).split()
     )
     assert "Kind" in lines[2]

@@ -219,7 +219,7 @@ def image(rows: int, columns: int) -> np.ndarray:
 
 
 def test_segment_does_what_predict_does(unet: tuple[Any, Path], tmp_path: Path) -> None:
-    from binarize.cli.pictures import as_input
+    from binarize.cli.images import as_input
     from binarize.data.dense import IMAGENET
     from binarize.runtime.images import shrink
     from binarize.train import open_task
@@ -263,7 +263,7 @@ def test_depth(exported: Any) -> None:
     with pytest.raises(BinarizeError) as caught:
         session.segment(picture)
     assert str(caught.value) == (
-        "task='segmentation': the file is of a network for depth; call depth"
+        "task='segmentation': the network was trained for depth; call depth"
     )
 
 
@@ -318,7 +318,7 @@ def test_wrong_inputs(unet: tuple[Any, Path]) -> None:
     assert told(lambda: session(x.astype(np.uint8))).startswith("input='x: uint8': must be tensor")
     assert "the network cannot be run on it" in told(lambda: session(x[:, :2]))
     assert told(lambda: session("x")) == (
-        "input='str': is no numpy array; convert it: numpy.asarray"
+        "input='str': is not a numpy array; convert it: numpy.asarray"
     )
     assert "uint8 of shape (H, W, 3)" in told(lambda: session.segment(x))
     assert "cannot be read as an image" in told(lambda: session.segment(__file__))

@@ -248,15 +248,15 @@ def student_of(net: nn.Module) -> nn.Module:
         (
             Net,
             {"mode": "without", "more_bits": "groupnet"},
-            "more_bits='groupnet': what a layer gains by them is measured with all others float; "
-            "use mode='alone'",
+            "more_bits='groupnet': their gain for a layer is measured with all other layers in "
+            "float; use mode='alone'",
         ),
         (Net, {"mode": "solo"}, "mode='solo': no such mode; use alone or without"),
         (Net, {"data": []}, "data=0: has no batches; give at least one batch of images"),
         (
             lambda: student_of(Net()),
             {},
-            "it is binary, and layers alone are measured in the float network; "
+            "it is binary, but mode 'alone' measures layers in the float network; "
             "give the float network, or mode='without'",
         ),
         (
@@ -268,20 +268,24 @@ def student_of(net: nn.Module) -> nn.Module:
         (
             lambda: student_of(Net()),
             {"mode": "without", "teacher": Net(), "policy": "bnn"},
-            "policy='bnn': the network has been converted, by 'bidense'; leave it out",
+            "policy='bnn': the network was already converted by 'bidense'; omit it",
         ),
         (
             lambda: student_of(Net()),
             {"mode": "without", "teacher": nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))},
-            "this layer is not the same in the network that was converted",
+            "this layer differs from the network that was converted",
         ),
         (
             lambda: binarize.pack(student_of(Net())),
             {"mode": "without", "teacher": Net()},
-            "a packed network cannot be taken apart; give the one that was packed",
+            "a packed network cannot be modified; give the network before packing",
         ),
         (Net, {"teacher": Net()}, "teacher='Net': it is for a trained 1-bit network"),
-        (Net, {"overrides": {"*": "keep"}}, "there is nothing to binarize, so nothing to measure"),
+        (
+            Net,
+            {"overrides": {"*": "keep"}},
+            "there is nothing to binarize, and so nothing to measure",
+        ),
         (Net, {"task": Segmentation(2)}, "must be from 0 to 1, or 255"),
     ],
 )

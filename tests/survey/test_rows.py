@@ -87,7 +87,7 @@ def test_the_document_names_what_fails_first(tmp_path: Path) -> None:
     ]
     write_document(tmp_path / "c.md", rows, 5, "binarize coverage")
     text = (tmp_path / "c.md").read_text(encoding="utf-8")
-    assert "Not finished: 4 of 5" in text
+    assert "Unfinished: 4 of 5" in text
     failures = text.partition("### Failures")[2].partition("##")[0]
     assert "`timm:net_b`, forward: gives another shape" in failures
     assert "`timm:net_c`, convert: it | broke" in failures
@@ -135,7 +135,7 @@ def test_checks_are_told_in_few_words(tmp_path: Path) -> None:
 def test_a_finished_document_does_not_say_otherwise(tmp_path: Path) -> None:
     write_document(tmp_path / "c.md", [good("a")], 1, "binarize coverage")
     text = (tmp_path / "c.md").read_text(encoding="utf-8")
-    assert "Not finished" not in text
+    assert "Unfinished" not in text
     assert "None." in text.partition("### Failures")[2]
 
 
@@ -184,7 +184,7 @@ def test_other_versions_start_anew(tmp_path: Path) -> None:
 
 
 def test_a_reason_stands_once_in_the_document(tmp_path: Path) -> None:
-    group = {"roles": ["prediction"], "reason": "makes the prediction", "layers": 1}
+    group = {"roles": ["prediction"], "reason": "produces the prediction", "layers": 1}
     other = {"roles": ["input"], "reason": "reads the image", "layers": 2, "weights": 9, "dense": 9}
     records = Records(tmp_path / "c.jsonl")
     records.add(good("a", kept=[{**group, "weights": 10, "dense": 0}]))
@@ -196,7 +196,7 @@ def test_a_reason_stands_once_in_the_document(tmp_path: Path) -> None:
     assert data["summary"] == {"networks": 3}
     assert data["reasons"] == [
         {"roles": ["input"], "reason": "reads the image"},
-        {"roles": ["prediction"], "reason": "makes the prediction"},
+        {"roles": ["prediction"], "reason": "produces the prediction"},
     ]
     b, c, a = data["rows"]
     assert b["kept"] == [[0, 2, 9, 9], [1, 1, 20, 7]]
@@ -215,5 +215,5 @@ def test_a_foreign_file_is_refused_and_left_alone(text: str, tmp_path: Path, tol
     path.write_text(text, encoding="utf-8")
     with pytest.raises(FileError) as raised:
         Records(path)
-    assert "not the record of a survey" in told(raised.value)
+    assert "not a survey record" in told(raised.value)
     assert path.read_text(encoding="utf-8") == text

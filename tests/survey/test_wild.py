@@ -117,10 +117,10 @@ def test_all_checks(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("def make(): return 3", "gave a int, no Module"),
+        ("def make(): return 3", "returned a int, not a Module"),
         ("def make(): return 1 / 0", "ZeroDivisionError"),
         ("raise RuntimeError('not now')\ndef make(): return Net(3)", "not now"),
-        ("def make(): return Net(3)\ndef example_inputs(): return 3", "gave no tensors"),
+        ("def make(): return Net(3)\ndef example_inputs(): return 3", "returned no tensors"),
         (
             "def make(): return Net(3)\n"
             "def example_inputs(): return torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 4, 4)",
@@ -139,4 +139,4 @@ def test_a_name_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path, "net.py", "def make(): return Net(3)")
     row = examine(wild_cases(Path(f"{path}:other"))[0])
     assert row.status == ORIGINAL
-    assert "there is no 'other'" in row.cause
+    assert "has no 'other'" in row.cause

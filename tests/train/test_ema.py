@@ -84,7 +84,7 @@ def test_a_resumed_run_has_the_same_average(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer(network(), output_dir=tmp_path, progress=_Killed()).fit(loader(), loader(1))
     parts = network()
-    run = trainer(parts, output_dir=tmp_path, resume="auto", keep="best")
+    run = trainer(parts, output_dir=tmp_path, resume="auto", select="best")
     history = run.fit(loader(), loader(1))
     assert history[-1]["val_loss"] == expected[-1]["val_loss"]
     best = torch.load(tmp_path / "best.pt", weights_only=True)

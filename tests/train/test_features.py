@@ -214,5 +214,5 @@ def test_several_teachers_teach_their_mean() -> None:
     ).fit(_loader(4))  # fmt: skip
     assert seen
     assert all(bool((theirs == 3).all()) for theirs in seen)
-    with pytest.raises(ModelError, match="is no network"):
+    with pytest.raises(ModelError, match="is not a network"):
         Trainer(_Net(), teacher=[_Net(), "other"])  # type: ignore[list-item]

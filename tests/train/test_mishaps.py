@@ -50,9 +50,12 @@ def test_teachers_of_other_types(dtype: torch.dtype) -> None:
     ("teacher", "message"),
     [
         (network(classes=4), "the network returns 4 channels; give a teacher with the same kind"),
-        (network(channels=1), "does not accept them .*channels.*; give a teacher for the student"),
-        (nn.Linear(24, 6), "must return a map|the network returns 3 channels"),
-        (nn.Flatten(), "the network must return a map"),
+        (
+            network(channels=1),
+            "does not accept them .*channels.*; give a teacher that accepts the student",
+        ),
+        (nn.Linear(24, 6), "must return a tensor|the network returns 3 channels"),
+        (nn.Flatten(), "the network must return a tensor"),
     ],
 )
 def test_teachers_that_do_not_fit_are_to_blame(teacher: nn.Module, message: str) -> None:

@@ -66,7 +66,7 @@ def test_a_live_display() -> None:
     show.images(8)
     show.step(1, 1, 0.75)
     show.step(1, 2, None)
-    show.note("going on after epoch 0 of 2")
+    show.note("resuming after epoch 0 of 2")
     show.evaluate(1, 4)
     show.epoch({**RECORD, "epoch": 1})
     show.end()
@@ -77,7 +77,7 @@ def test_a_live_display() -> None:
     assert re.search(r"evaluate .* 1/4", shown)
     assert "left" in shown
     assert "img/s" in shown
-    assert "going on after epoch 0 of 2" in shown
+    assert "resuming after epoch 0 of 2" in shown
 
 
 SEGMENTATION = {

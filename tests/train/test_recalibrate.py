@@ -68,7 +68,10 @@ def test_batches_of_all_kinds() -> None:
         ([torch.zeros(2, 3, 4, 4, dtype=torch.uint8)], "image='torch.uint8': images must be"),
         ([torch.zeros(3, 4, 4)], r"image=\(3, 4, 4\): must have shape \(N, C, H, W\); add the"),
         ([{"mask": torch.zeros(1)}], "batch='dict': has no images; give a tensor, a tuple that"),
-        ([torch.zeros(1, 3, 3, 3)], "batch size=1: a BatchNorm on a map of one pixel needs two"),
+        (
+            [torch.zeros(1, 3, 3, 3)],
+            "batch size=1: a BatchNorm on a 1x1 feature map needs at least two",
+        ),
         ([torch.randn(2, 3, 6, 6), ()], "batch='tuple': has no images"),
     ],
 )
@@ -89,8 +92,8 @@ def test_a_network_without_batch_norm() -> None:
     with pytest.raises(ModelError) as caught:
         recalibrate(nn.Conv2d(3, 3, 1), [torch.zeros(1, 3, 2, 2)])
     assert str(caught.value) == (
-        "model='Conv2d': has no BatchNorm with running statistics; "
-        "leave recalibrate out, there is nothing to estimate"
+        "model='Conv2d': has no BatchNorm with running statistics, "
+        "and no 8-bit layer; omit recalibrate; there is nothing to estimate"
     )
     with pytest.raises(ModelError, match="has no BatchNorm with running statistics"):
         recalibrate(nn.BatchNorm2d(3, track_running_stats=False), [torch.zeros(2, 3, 2, 2)])

@@ -142,7 +142,7 @@ def test_classes_are_weighed_by_the_training_data(monkeypatch: pytest.MonkeyPatc
         ("[training]\nwarmupp = 1\n", "unknown key training.warmupp, 'warmup'?"),
         ("training = 3\n", "training must be a table"),
         ("colour = 3\n", "unknown key 'colour'"),
-        ("source = 3\n", "source must be a text"),
+        ("source = 3\n", "source must be a string"),
         ("[distillation.pose]\nweight = 1\n", "unknown table distillation.pose, use one of segm"),
         ("[distillation.depth]\ntrust = 'all'\n", "distillation.depth: .*trust"),
         (
@@ -166,7 +166,7 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(BinarizeError, match="recipe='cnn-dens': no such .*; did you mean 'cnn-d"):
         Trainer(network(), recipe="cnn-dens")
     (tmp_path / "bad.toml").write_text("= 3")
-    assert "is no TOML file" in validate_recipe(tmp_path / "bad.toml")[0]
+    assert "is not valid TOML" in validate_recipe(tmp_path / "bad.toml")[0]
     assert "cannot be read" in validate_recipe(tmp_path / "none.toml")[0]
     other = write(tmp_path, "", "other").rename(tmp_path / "renamed.toml")
     assert "name is 'other', the file is renamed.toml" in validate_recipe(other)

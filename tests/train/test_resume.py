@@ -48,7 +48,7 @@ def weights(run: Trainer) -> list[torch.Tensor]:
 
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "lr": ({"lr": 2e-2}, {}, "lr=0.01, this run has 0.02; use the same lr, or start again"),
+    "lr": ({"lr": 2e-2}, {}, "lr=0.01, this run has 0.02; use the same lr, or start over"),
     "weight_decay": ({"weight_decay": 0.5}, {}, "weight_decay=0.01, this run has 0.5"),
     "latent": ({"latent_weight_decay": 0.5}, {}, "latent_weight_decay=0.0, this run has 0.5"),
     "warmup": ({"warmup": 0.1}, {}, "warmup=0.3, this run has 0.1"),
@@ -107,9 +107,9 @@ def test_what_changes_nothing_is_applied_and_reported(
     run.fit(loader())
     told = capsys.readouterr().err.splitlines()
     assert told == [
-        "going on after epoch 2 of 2",
-        "val_every is 2 from here on, it was 1",
-        "root is '/new' from here on, it was '/old'",
+        "resuming after epoch 2 of 2",
+        "val_every changes from 1 to 2",
+        "root changes from '/old' to '/new'",
     ]
 
 
@@ -134,8 +134,8 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(FileError) as caught:
         trainer(tmp_path, epochs=1).fit(loader())
     assert str(caught.value) == (
-        f"output_dir='{tmp_path}': holds the checkpoints of another run; give resume='auto' to go "
-        "on, overwrite=True to begin again, or another folder"
+        f"output_dir='{tmp_path}': holds the checkpoints of another run; give resume='auto' to "
+        "continue, overwrite=True to start over, or another folder"
     )
     assert (tmp_path / "last.pt").read_bytes() == before
     trainer(tmp_path, epochs=1, seed=1, overwrite=True).fit(loader())
@@ -308,7 +308,7 @@ class _Failing(Dataset[Any]):
     ("kind", "message"),
     [
         ("ours", "^mask=7: is out of range; map it$"),
-        ("sizes", r"loader='.*: the samples of a batch must have one size; give"),
+        ("sizes", r"loader='.*: all samples of a batch must have the same size; give"),
         ("theirs", "data='KeyError': the data set raised an error: .*depth.*; with num_workers=0"),
     ],
 )

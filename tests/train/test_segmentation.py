@@ -124,7 +124,7 @@ def test_what_does_not_fit() -> None:
         "num_classes=3: the network returns 5 channels; "
         "build the network with as many classes as the data has"
     )
-    with pytest.raises(ModelError, match=r"output=\(4, 4\): the network must return a map of"):
+    with pytest.raises(ModelError, match=r"output=\(4, 4\): the network must return a tensor of"):
         task.prepare(torch.zeros(4, 4), (4, 4))
     with pytest.raises(DataError) as refused:
         task.check(torch.tensor([[[0, 2, 255, 3]]]))

@@ -206,7 +206,7 @@ def test_keep_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("binarize.train.trainer.evaluate", scripted)
     network = _network()
-    trainer = _trainer(network, epochs=4, output_dir=tmp_path, keep="best")
+    trainer = _trainer(network, epochs=4, output_dir=tmp_path, select="best")
     trainer.fit(_loader("segmentation", 4), _loader("segmentation", 4, seed=1))
     assert trainer.best == {"epoch": 2, "metric": "mIoU", "value": 0.9}
     assert torch.equal(network.state_dict()["0.weight"], weights[1])
@@ -243,7 +243,7 @@ def test_the_best_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
     before = (tmp_path / "best.pt").read_bytes()
     network = _network()
-    trainer = _trainer(network, resume="auto", keep="best", **options)
+    trainer = _trainer(network, resume="auto", select="best", **options)
     history = trainer.fit(_loader("segmentation"), _loader("segmentation", 4, seed=1))
     assert [record["mIoU"] for record in history] == [0.9, 0.2, 0.5, 0.7]
     assert trainer.best == {"epoch": 1, "metric": "mIoU", "value": 0.9}
@@ -334,7 +334,9 @@ def test_an_accelerator_that_is_there_already() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         Accelerator(mixed_precision="bf16")
-        with pytest.raises(BinarizeError, match="Accelerator='mixed_precision': this process has"):
+        with pytest.raises(
+            BinarizeError, match="Accelerator='mixed_precision': this process already"
+        ):
             _trainer(_network())
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -406,7 +408,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         trainer.fit(_loader("segmentation"))
     assert str(caught.value) == (
         "loss=nan: is not finite at epoch 2, step 2; "
-        "lower lr, set clip=1.0, or look for NaN in the images and the start weights"
+        "lower lr, set clip=1.0, or look for NaN in the images and the initial weights"
     )
     assert all(parameter.isfinite().all() for parameter in network.parameters())
     assert (tmp_path / "last.pt").is_file()
@@ -419,7 +421,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         ({"lr": -1.0}, "lr=-1.0: must be positive; choose a larger value"),
         ({"task": "segmentations"}, "task='segmentations': unknown task; did you mean 'segm"),
         ({"task": "pose"}, "task='pose': unknown task; use one of segmentation, multilabel, depth"),
-        ({"keep": "best"}, "keep='best': must be 'last', or 'best' with an output_dir; give"),
+        ({"keep": "best"}, "select='best': must be 'last', or 'best' with an output_dir; give"),
         ({"resume": "auto"}, "resume='auto': needs output_dir; give the folder of the run"),
         ({"resume": "none.pt"}, "resume='none.pt': no such file; give a checkpoint, or 'auto'"),
         ({"num_classes": 9}, "num_classes=9: the network returns 6 channels; build the"),
@@ -467,7 +469,7 @@ def test_batches_that_do_not_fit(batch: Any, message: str | None) -> None:
 
 def test_a_batch_norm_needs_two_values() -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Conv2d(3, 6, 1))
-    with pytest.raises(DataError, match="batch size=1: a BatchNorm on a map of one pixel needs"):
+    with pytest.raises(DataError, match="batch size=1: a BatchNorm on a 1x1 feature map needs"):
         _trainer(network, num_classes=6).fit(DataLoader([(_IMAGE[:1], _MASK[:1])], batch_size=None))
 
 
@@ -480,7 +482,7 @@ def test_loaders_without_batches() -> None:
         def __iter__(self) -> Any:
             yield {"image": _IMAGE[0], "mask": _MASK[0]}
 
-    with pytest.raises(DataError, match="train_loader='DataLoader': does not know its length"):
+    with pytest.raises(DataError, match="train_loader='DataLoader': has no length"):
         _trainer(_network()).fit(DataLoader(_Stream(), batch_size=1))
 
 
@@ -490,12 +492,12 @@ def test_loaders_without_batches() -> None:
         ("network", r"does not fit the network at 0\.weight; build the network as it was"),
         ("layers", "does not fit the network at extra"),
         ("epochs", "was made with epochs=2, this run has 3; use the same epochs, or start"),
-        ("data", "was made with steps=3, this run has 1; use the same steps, or start again"),
+        ("data", "was made with steps=3, this run has 1; use the same steps, or start over"),
         ("frozen", "was made with other trainable parameters; freeze the same layers"),
-        ("damaged", "cannot be read as a checkpoint; start again without resume"),
+        ("damaged", "cannot be read as a checkpoint; start over without resume"),
         ("foreign", "is not a training state; give the last.pt of a training"),
         ("newer", "has version 99, this package reads up to 2; resume with the version that wrote"),
-        ("weights", "has the weights only; give the last.pt of the training"),
+        ("weights", "contains weights only; give the last.pt of the training"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path, change: str, message: str) -> None:

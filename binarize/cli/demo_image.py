@@ -1,4 +1,4 @@
-"""The image of the demonstration: input, ground truth, float and 1-bit prediction side by side."""
+"""The demo's image: input, ground truth, float and 1-bit prediction side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(
     """Write the image.
 
     Args:
-        path: Where to.
+        path: The file to write.
         data: Scenes for segmentation.
         teacher: The float network.
         student: The 1-bit network.
@@ -58,9 +58,9 @@ def draw(
             network.eval()
             with torch.no_grad():
                 shown.append(colors[network(sample["image"][None])[0].argmax(0)])
-        for column, picture in enumerate(shown):
+        for column, panel in enumerate(shown):
             axis = axes[row, column]
-            axis.imshow(picture.numpy(), interpolation="nearest")
+            axis.imshow(panel.numpy(), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(titles[column], fontsize=11)
@@ -78,6 +78,6 @@ def draw(
 
 
 def _varied(data: DenseDataset, count: int) -> list[int]:
-    """Scenes with several classes, which tell more than empty or crowded ones; a fixed choice."""
+    """Return a fixed choice of scenes with several classes, neither empty nor crowded."""
     kinds = [len(data[i]["mask"].unique()) for i in range(len(data))]
     return sorted(range(len(data)), key=lambda i: (abs(kinds[i] - 5), i))[:count]

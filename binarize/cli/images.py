@@ -1,4 +1,4 @@
-"""Images as inputs, and predictions as images: label maps in colours, depth in a colour map.
+"""Images as inputs, and predictions as images: coloured label maps and depth maps.
 
 Shape legend: H, W rows and columns.
 """
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 __all__ = [
     "as_input",
     "beside",
-    "depth_picture",
-    "find_pictures",
-    "label_picture",
+    "depth_image",
+    "find_images",
+    "label_image",
     "legend",
     "overlaid",
-    "save_picture",
+    "save_image",
 ]
 
 Colors = Sequence[Sequence[int]]
 
 
-def find_pictures(given: Sequence[str]) -> list[Path]:
-    """The image files that were named, each once, and those of folders that were named.
+def find_images(given: Sequence[str]) -> list[Path]:
+    """Return the image files given by name or folder, without duplicates.
 
-    A file that is named may have any ending, if it begins like an image.
+    A file given by name may have any suffix, if its content starts like an image.
 
     Raises:
-        DataError: There is no such file or folder, it is no image, or the folder has none.
+        DataError: There is no such file or folder, it is not an image, or the folder has none.
     """
     from binarize.data.decoding import is_image
     from binarize.data.images import IMAGE_SUFFIXES, image_files
@@ -51,43 +51,45 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
         elif not path.is_file():
             raise DataError("images", name, "no such file or folder", "check the path")
         elif path.suffix.lower() not in IMAGE_SUFFIXES and not is_image(path):
-            raise DataError("images", name, "is no image", "give image files, or folders of them")
+            raise DataError(
+                "images", name, "is not an image", "give image files, or folders of them"
+            )
         else:
             found[path] = None
     return list(found)
 
 
-def as_input(picture: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
-    """A batch (1, 3, H, W) for the network.
+def as_input(image: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
+    """Return an image as a batch (1, 3, H, W) for the network.
 
     Args:
-        picture: uint8 (3, H, W).
-        stats: Mean and standard deviation of the values from 0 to 1, for each channel.
+        image: uint8 (3, H, W).
+        stats: Mean and standard deviation per channel, for values from 0 to 1.
     """
     import torch
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in stats)
-    return ((picture.float() / 255 - mean) / std)[None]
+    return ((image.float() / 255 - mean) / std)[None]
 
 
-def label_picture(labels: Tensor, colors: Colors) -> Image:
-    """A label map as a palette image: its values are the class indices, its look the colours.
+def label_image(labels: Tensor, colors: Colors) -> Image:
+    """Return a label map as a palette image of class indices, shown in the classes' colours.
 
     Args:
-        labels: Integers (H, W), 255 where nothing is known (shown black).
+        labels: Integers (H, W), 255 for unknown (shown black).
         colors: One RGB triple per class.
     """
     import torch
     from PIL import Image
 
-    picture = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
+    image = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
     table = [int(value) for color in colors for value in color][:765]
-    picture.putpalette(table + [0] * (768 - len(table)))  # of a grey picture makes a palette one
-    return picture
+    image.putpalette(table + [0] * (768 - len(table)))  # turns a grey image into a palette image
+    return image
 
 
 def overlaid(labels: Tensor, colors: Colors) -> Image:
-    """Several labels (C, H, W) of 0 and 1 in one image: the mean of their classes' colours."""
+    """Return multi-labels (C, H, W) of 0 and 1 as one image: the mean of their classes' colours."""
     import torch
     from PIL import Image
 
@@ -97,8 +99,8 @@ def overlaid(labels: Tensor, colors: Colors) -> Image:
     return Image.fromarray(mixed.round().to(torch.uint8).numpy())
 
 
-def depth_picture(depth: Tensor, near: float, far: float) -> Image:
-    """A depth map (H, W) in metres in colours, bright and warm where near."""
+def depth_image(depth: Tensor, near: float, far: float) -> Image:
+    """Return a depth map (H, W) in metres in colours, bright and warm where near."""
     from matplotlib import colormaps
     from PIL import Image
 
@@ -106,21 +108,21 @@ def depth_picture(depth: Tensor, near: float, far: float) -> Image:
     return Image.fromarray(colormaps["magma_r"](share.numpy(), bytes=True)[..., :3])
 
 
-def beside(pictures: Sequence[Image], gap: int = 4) -> Image:
-    """Pictures of one height side by side, on white."""
+def beside(images: Sequence[Image], gap: int = 4) -> Image:
+    """Place images of equal height side by side, on white."""
     from PIL import Image
 
-    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
-    row = Image.new("RGB", (width, max(p.height for p in pictures)), "white")
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    row = Image.new("RGB", (width, max(p.height for p in images)), "white")
     left = 0
-    for picture in pictures:
-        row.paste(picture.convert("RGB"), (left, 0))
-        left += picture.width + gap
+    for image in images:
+        row.paste(image.convert("RGB"), (left, 0))
+        left += image.width + gap
     return row
 
 
 def legend(names: Sequence[str], colors: Colors) -> Image:
-    """An image that shows the colour of each class."""
+    """Draw a legend of the classes' colours."""
     from PIL import Image, ImageDraw
 
     height, box = 18, 12
@@ -133,17 +135,17 @@ def legend(names: Sequence[str], colors: Colors) -> Image:
     return sheet
 
 
-def save_picture(picture: Image, path: Path) -> None:
-    """Write a PNG file, whole or not at all.
+def save_image(image: Image, path: Path) -> None:
+    """Write a PNG file atomically.
 
     Raises:
         FileError: It cannot be written.
     """
-    from binarize.writing import replacing
+    from binarize.writing import atomic_write
 
     try:
-        with replacing(path) as temporary:
-            picture.save(temporary, format="PNG")
+        with atomic_write(path) as temporary:
+            image.save(temporary, format="PNG")
     except OSError as error:
         raise FileError(
             "output",

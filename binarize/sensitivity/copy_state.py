@@ -1,19 +1,19 @@
-"""Give a converted network the trained values of another, as far as they are the same network."""
+"""Copy trained state between converted networks that differ in one layer."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-__all__ = ["graft"]
+__all__ = ["copy_trained_state"]
 
 
 @torch.no_grad()
-def graft(network: nn.Module, trained: nn.Module, site: str) -> None:
-    """Take over what a trained 1-bit network learned, but for one layer, which is float here.
+def copy_trained_state(network: nn.Module, trained: nn.Module, site: str) -> None:
+    """Copy the state of a trained 1-bit network, except for one layer, which is float here.
 
-    Everything of the same name and shape is taken over. The float layer keeps its own weights, and
-    so does what belongs to it here and is not there: its norm, its activation.
+    Everything of the same name and shape is copied. The float layer keeps its own weights, and
+    so do its norm and activation if the trained network has none there.
 
     Args:
         network: The network with the float layer; changed in place.

@@ -1,4 +1,4 @@
-"""The chart of a benchmark: latency with its spread, memory and file size of the versions."""
+"""Draw a benchmark chart: latency with its spread, memory and file size of the versions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def draw(path: Path, title: str, rows: Sequence[Measured]) -> None:
     """Write the chart.
 
     Args:
-        path: Where to.
-        title: Above it.
+        path: The file to write.
+        title: The title.
         rows: The versions; those that do not run have empty bars.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
