@@ -314,9 +314,10 @@ def _cpu(*arguments: Any) -> Tensor:
 
 
 def _channels_last(y: Tensor) -> Tensor:
-    """The strides that the fake kernel promises."""
-    dims = (0, *range(2, y.dim()), 1)
-    return y.permute(dims).contiguous().permute(0, y.dim() - 1, *range(1, y.dim() - 1))
+    """The strides that the fake kernel promises, of dimensions of length 1 too."""
+    last = y.movedim(1, -1)
+    y = last.contiguous().view(-1).view(last.shape)
+    return y.permute(0, y.dim() - 1, *range(1, y.dim() - 1))
 
 
 _LIBRARY.impl("int8_layer", _plain, "CompositeExplicitAutograd")
