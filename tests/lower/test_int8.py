@@ -79,6 +79,10 @@ class Shaped(nn.Module):
             x = self.second(F.hardswish(self.second(x)))
         elif self.what == "norm behind":
             x = self.norm(F.relu(x))
+        elif self.what == "two activations":
+            x = F.relu(x), x.clamp(0, 0.1)
+        elif self.what == "normed and not":
+            x = self.norm(x), F.relu(x)
         elif self.what == "norms":
             x = self.other(self.norm(x))
         elif self.what == "silu":
@@ -95,6 +99,7 @@ class Shaped(nn.Module):
 WHAT = [
     *("shared norm", "twice", "one range", "another reader", "residual", "shared layer"),
     *("norm behind", "norms", "silu", "clamp", "resized", "concatenated"),
+    *("two activations", "normed and not"),
 ]
 
 
@@ -191,7 +196,16 @@ def test_what_follows_a_layer(image: Tensor, what: str) -> None:
         assert does[1:] == ["none", "none"]
     else:
         assert not any(codes)
-        assert does[0] == ("none" if what == "concatenated" else "relu")
+        several = ("concatenated", "two activations", "normed and not")
+        assert does[0] == ("none" if what in several else "relu")
+
+
+def test_readers_of_two_ranges(image: Tensor) -> None:
+    network = eight(Shaped("one range"), image)
+    network.third.input_range.limits.mul_(0.5)
+    packed = binarize.pack(network)
+    assert_alike(packed, network, image)
+    assert all(arguments(n)["y_scale"] is None for n in nodes(packed) if is_call(n, int8_layer))
 
 
 def test_bits_and_eight_bits_in_one_network(image: Tensor) -> None:
