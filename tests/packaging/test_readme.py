@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PAGES = {
+FILES = ("README.md", "docs/guide.md", "docs/mixed.md")
+PAGES = {name: (CHECKOUT / name).read_text("utf-8") for name in FILES}
     name: (CHECKOUT / name).read_text("utf-8")
     for name in ("README.md", "docs/guide.md", "docs/mixed.md")
 }
