@@ -1,4 +1,4 @@
-"""The float network in other engines, ONNX Runtime and OpenVINO.
+"""The float network in other engines: ONNX Runtime and OpenVINO.
 
 Both read the same ONNX file. Quantized versions are calibrated on the benchmark's images: speed
 does not depend on the quality of the calibration.
@@ -120,9 +120,9 @@ class Engines:
         """Return a runner in OpenVINO, from an array to an array that the next call overwrites.
 
         Args:
-            threads: CPU threads.
-            precision: "f32", "bf16" or "int8"; OpenVINO chooses the precision of layers that are
-                not quantized in an int8 network.
+            threads: Of the processor.
+            precision: "f32", "bf16" or "int8"; what is not quantized in an int8 network has the
+                precision that OpenVINO chooses.
         """
         openvino = _need("openvino")
         settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}

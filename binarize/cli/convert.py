@@ -117,15 +117,15 @@ def add(commands: Subparsers) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE",
-        help="int8, or a multi-bit policy such as groupnet or lqnet, that --budget may use for "
-        "layers; --sensitivity must have been measured with it",
+        help="what --budget may give to layers beside one bit and float: int8, or the bits of a "
+        "policy, such as groupnet or lqnet; --sensitivity must have been measured with it",
     )
     parser.add_argument(
         "--profile",
         type=Path,
         metavar="FILE",
-        help="latency of the layers for a --budget of time, from binarize profile on this machine "
-        "(default: measured now)",
+        help="latency of the layers for a --budget of time: what binarize profile wrote on this "
+        "machine (default: measured now)",
     )
     parser.add_argument(
         "--save-policy", type=Path, metavar="FILE", help="write the rules, overrides included"

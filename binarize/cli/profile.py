@@ -62,7 +62,7 @@ def add(commands: Subparsers) -> None:
         "--size",
         type=extent,
         metavar="WxH[xD]",
-        help="size of the images (default: what it is made for)",
+        help="size of the images (default: what it was trained on, else 224x224)",
     )
     parser.add_argument(
         "--rounds", type=int, default=9, metavar="N", help="timed runs of each version (default 9)"
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"opening {args.model}"):
         recipe = None if is_file(args.model) else recipe_from(args, args.model)
         source = open_source(args.model, recipe)
-        example = example_for(source.network, source.recipe, args.size)
+        size = args.size or source.size or (224, 224)
+        example = example_for(source.network, source.recipe, size)
     with out.bar("measuring", args.rounds) as move, shell_remedies(args.model):
         made = profile(
             source.network.eval(),

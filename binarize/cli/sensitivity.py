@@ -81,7 +81,7 @@ def add(commands: Subparsers) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE",
-        help="also measure layers in 8 bits (int8), or with a multi-bit policy such as groupnet or "
+        help="also measure layers in 8 bits (int8) or with a multi-bit policy, such as groupnet or "
         "lqnet, for convert --more-bits; each takes as long again",
     )
     parser.add_argument(

@@ -51,9 +51,8 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--budget",
         metavar="LIMIT",
-        help="choose which layers get more than one bit by file size (3MB), latency (12ms), "
-        "operations (5GOPs), the largest drop of the metric (drop=0.02) or the agreement with the "
-        "float network (agreement=0.9)",
+        help="let a size (3MB), a latency (12ms), operations (5GOPs), a loss of the metric "
+        "(drop=0.02) or an agreement (agreement=0.9) decide which layers get more than one bit",
     )
     start.add_argument(
         "--more-bits",
@@ -66,8 +65,8 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "--profile",
         type=Path,
         metavar="FILE",
-        help="latency of the layers for a --budget of time, from binarize profile on this machine "
-        "(default: measured now)",
+        help="latency of the layers for a --budget of time: what binarize profile wrote on this "
+        "machine (default: measured now)",
     )
     start.add_argument(
         "--sensitivity",

@@ -272,8 +272,8 @@ def _decide(
     for name in ("weight", "bias"):
         if hindrance is None and id(getattr(layer.module, name)) in direct:
             hindrance = f"its {name} is used outside of its own forward"
-    if rule.action == "int8" and hindrance is None and is_standardized(layer.module):
-        hindrance = "it standardizes its weight in its own forward"
+    if rule.action == "int8" and hindrance is None:
+        hindrance = _obstacle_to_int8(layer)
     if rule.action != "keep" and hindrance is not None:
         return _Verdict("keep", hindrance, CONTRACT)
     reason = rule.reason
@@ -287,6 +287,18 @@ def _decide(
     if not layer.ops:
         reason += "; the forward pass never calls it"
     return _Verdict(rule.action, reason, str(rule), rule.unit or None)
+
+
+def _obstacle_to_int8(layer: Layer) -> str | None:
+    """Why 8 bits cannot stand in for a layer that one bit could, or ``None``."""
+    if is_standardized(layer.module):
+        return "it standardizes its weight in its own forward"
+    # Without a range nothing could be packed, and recalibration would not give it one.
+    if not layer.ops:
+        return "the forward pass never calls it, so that no range of its input is observed"
+    if "training" in layer.roles:
+        return "only training calls it, so that no range of its input may be observed"
+    return None
 
 
 def _size_of(runs: list[Trace], layer: Layer) -> str:

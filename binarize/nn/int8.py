@@ -179,7 +179,7 @@ class _Int8ConvNd(Int8Layer):
         if not isinstance(self.pre_padding, str):
             return list(self.pre_padding or ())
         conv: Any = self
-        return same_pads(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation)
+        return same_pads(x.shape[-self.spatial :], conv.kernel_size, conv.stride, conv.dilation)
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the layer on feature maps (N, C_in, *spatial)."""

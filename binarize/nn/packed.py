@@ -21,6 +21,7 @@ from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.conv import same_padding
 from binarize.nn.folding import folded_norm, folded_padding, obstacle_to_counting
 from binarize.nn.likeness import WeightOfOld, likeness, make_alike, mixed
+from binarize.nn.treated import TreatedLayer
 from binarize.nn.weight_binarizers import ScaledSign
 from binarize.ops.bits import unpack_bits
 
@@ -61,7 +62,7 @@ def pack_layer(layer: BinaryLayer, bits: Tensor, scale: Tensor) -> nn.Module:
 
 def _float_class(layer: BinaryLayer) -> Any:
     """The class of the float layer that a binary one stands for."""
-    return next(cls for cls in type(layer).__mro__ if not issubclass(cls, BinaryLayer))
+    return next(cls for cls in type(layer).__mro__ if not issubclass(cls, TreatedLayer))
 
 
 def _without_weight(layer: BinaryLayer) -> Any:

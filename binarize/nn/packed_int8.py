@@ -5,8 +5,10 @@ Shapes: those of the layer that a twin stands for.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from binarize.nn.input_range import affine
 from binarize.nn.int8 import Int8Layer
 from binarize.nn.likeness import WeightOfOld, make_alike
 from binarize.nn.packed import Single, fitted_output_padding
+from binarize.nn.treated import TreatedLayer
 
 __all__ = ["PackedInt8", "PackedInt8Linear", "pack_int8"]
 
@@ -32,18 +35,27 @@ def pack_int8(layer: Int8Layer, codes: Tensor, scale: Tensor) -> nn.Module:
         scale: Scales of its weight, likewise.
 
     Raises:
-        ModelError: The range of its input was never observed.
+        ModelError: The range of its input was never observed, or is not finite.
     """
+    name = layer.site or type(layer).__name__
     if not layer.input_range.is_observed:
         raise ModelError(
             "model",
-            layer.site or type(layer).__name__,
+            name,
             "the range of this 8-bit layer's input was never observed",
             "train it, or call binarize.recalibrate(model, batches)",
         )
+    limits = layer.input_range.limits.tolist()
+    if not all(math.isfinite(limit) for limit in limits):
+        raise ModelError(
+            "model",
+            name,
+            f"the range of this 8-bit layer's input, {limits[0]:g} to {limits[1]:g}, is not finite",
+            "call binarize.recalibrate(model, batches)",
+        )
     cls: Any = PackedInt8Linear if isinstance(layer, nn.Linear) else PackedInt8
     twin = cls(layer, codes, scale)
-    kind = next(c for c in type(layer).__mro__ if not issubclass(c, Int8Layer))
+    kind = next(c for c in type(layer).__mro__ if not issubclass(c, TreatedLayer))
     make_alike(twin, layer, kind)
     return twin.eval()
 
@@ -94,8 +106,10 @@ class PackedInt8(WeightOfOld, Single):
         )
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Run the layer on feature maps (N, C_in, *spatial)."""
+        """Run the layer on feature maps (N, C_in, *spatial), or on one without N."""
         check_floating(input)
+        if input.dim() == len(self.stride) + 1:
+            return self(input.unsqueeze(0), output_size).squeeze(0)  # type: ignore[no-any-return]
         extra: Any = self.output_padding
         if output_size is not None:
             extra = fitted_output_padding(self, input, output_size, self.pads)
@@ -105,6 +119,8 @@ class PackedInt8(WeightOfOld, Single):
         """The input, padded where the kernel cannot, and what is left to pad."""
         if self.padding_mode != "zeros":
             first = F.pad(input, self._pre_pads(input)) if self.pre_padding else input
+            if self.padding_mode == "circular":
+                return _wrapped(first, self._around), [0] * len(self.pads)
             return F.pad(first, self._around, mode=self.padding_mode), [0] * len(self.pads)
         if self.pre_padding != "same":
             return input, list(self.pads)
@@ -165,3 +181,13 @@ class PackedInt8Linear(PackedInt8):
         rows = input.reshape(1, -1, input.shape[-1]).transpose(1, 2)
         y = self._run(rows, (rows, [0, 0]), self.output_padding)
         return y.transpose(1, 2).reshape(*input.shape[:-1], self.gain.numel())
+
+
+def _wrapped(x: Tensor, around: list[int]) -> Tensor:
+    """Circular padding; torch's own writes into tensors, which programs cannot have."""
+    for i in range(0, len(around), 2):
+        dim = x.dim() - 1 - i // 2
+        before, after, length = *around[i : i + 2], x.shape[dim]
+        ends = x.narrow(dim, length - before, before), x, x.narrow(dim, 0, after)
+        x = torch.cat(ends, dim)
+    return x

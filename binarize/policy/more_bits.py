@@ -50,7 +50,7 @@ def more_bits_rules(given: MoreBits) -> dict[str, MoreBitsRule]:
             ``"int8"`` stands for 8-bit layers.
 
     Returns:
-        A rule by policy name.
+        What a rule says, by policy name.
 
     Raises:
         PolicyError: There is no such policy, or its unit is entirely 1-bit.

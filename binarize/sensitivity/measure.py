@@ -251,7 +251,7 @@ class Study:
         return self._traced.plan(self._policy, with_overrides(self._policy, [*rules, *keep]))
 
     def _ready(self, network: nn.Module) -> nn.Module:
-        """Re-estimate a network's norm statistics."""
+        """Re-estimate a network's norm statistics and ranges."""
         if any(map(has_statistics, network.modules())):
             recalibrate(network, self._calibration)
         return network

@@ -3,10 +3,11 @@
 Usage, from the top of the checkout, **before** a format changes (the release that changes it has
 to read what this one wrote; a new name keeps the old files)::
 
-    python tests/golden/make_files.py file_format_1
+    python tests/golden/make_files.py file_format_1 [POLICY]
 
 It writes ``<name>.safetensors`` (a 1-bit network), ``<name>_programs.safetensors`` (its packed
 programs) and ``<name>.npz`` (an image, and what both answer). ``network`` builds the float one.
+The policy is bidense; deploy has 8-bit layers, too.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def network() -> nn.Module:
     )
 
 
-def main(name: str) -> None:
+def main(name: str, policy: str = "bidense") -> None:
     torch.manual_seed(0)
     image = torch.randn(1, 3, 10, 14)
-    student = binarize.convert(network(), "bidense", example_inputs=image)
+    student = binarize.convert(network(), policy, example_inputs=image)
     student(image)  # the norms have seen something
     student.eval()
     packed = binarize.pack(student, example_inputs=image)
@@ -58,6 +59,6 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         raise SystemExit(__doc__)
-    main(sys.argv[1])
+    main(*sys.argv[1:])

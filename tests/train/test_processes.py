@@ -123,6 +123,7 @@ INSIDE = """
     from torch.utils.data import DataLoader
     import binarize.train.saving as saving
     from binarize.data import Scenes
+    from binarize.nn import Int8Conv2d
     from binarize.train import FeatureDistillation, Trainer
 
     folder, resume = sys.argv[1], sys.argv[2] or None
@@ -140,7 +141,7 @@ INSIDE = """
         torch.manual_seed(seed)
         return nn.Sequential(
             nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, 6, 1), nn.Upsample(scale_factor=2),
+            Int8Conv2d(width, 6, 1), nn.Upsample(scale_factor=2),  # each observes its own half
         )
 
     student = network(0, 4)
