@@ -40,9 +40,9 @@ _DESCRIPTION = """\
 From one trained float network to a set of trained, saved networks along the frontier of accuracy,
 time and size. Measures sensitivities and latencies, chooses a treatment for each layer within each
 budget, trains each network with the float one as its teacher, then times all of them in turns
-beside the float network in float32, bfloat16 and, where they are installed, int8 of OpenVINO (with
-nncf) and ONNX Runtime. Everything that was finished is kept: the same command goes on where it
-stopped. Takes the options of train for the trainings."""
+beside the float network in float32, bfloat16 (on processors that have it) and, where they are
+installed, int8 of OpenVINO (with nncf) and ONNX Runtime. Everything that was finished is kept: the
+same command goes on where it stopped. Takes the options of train for the trainings."""
 
 _EXAMPLES = [
     (
@@ -438,10 +438,10 @@ def _float_forms(
             result: Tensor = network(x)
         return result
 
-    forms = {
-        name: _Form(_called(network, last), size, lambda: judge(in_float)),
-        f"{name}, bf16": _Form(lambda: in_half(last), size // 2, lambda: judge(in_half)),
-    }
+    forms = {name: _Form(_called(network, last), size, lambda: judge(in_float))}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere it is emulated, and slow
+        half_call = lambda: in_half(last)  # noqa: E731
+        forms[f"{name}, bf16"] = _Form(half_call, size // 2, lambda: judge(in_half))
     if args.no_engines:
         return forms
     threads, quarter = torch.get_num_threads(), size // 4
