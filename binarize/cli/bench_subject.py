@@ -68,7 +68,7 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
 
 def _of_deployed(reference: str, kind: str) -> tuple[Subject, dict[str, Version]]:
     """A file that has one form only."""
-    network: Any = open_source(reference).network
+    network: Any = open_source(reference, deployed=True).network
     size = Path(reference).expanduser().stat().st_size
     name, summary = {
         "programs": ("packed", "1-bit, packed programs"),
