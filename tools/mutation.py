@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib
 import json
 import math
@@ -36,8 +37,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FOLDERS = ("graph", "lower", "file", "train", "report", "policy", "budget")
 CHECKOUT = Path(__file__).resolve().parent.parent
+_MORE = "no test of the first turn sees it"
 _COPY, _SESSION, _REACHED = "copy", "session.sqlite", "reached.json"
 # Imported once and inherited by every run of tests: the package itself must not be among them.
 _PRELOADED = (
@@ -54,7 +58,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300, help="mutants to try (default 300)")
     parser.add_argument("--folders", nargs="+", choices=FOLDERS, default=FOLDERS)
     parser.add_argument(
-        "--seconds", type=float, default=30, help="most seconds of tests per mutant (default 30)"
+        "--seconds", type=float, default=12, help="most seconds of tests per mutant (default 12)"
     )
     parser.add_argument("--again", action="store_true", help="repeat what survived, with new tests")
     parser.add_argument("--results", action="store_true", help="only show the results so far")
@@ -64,6 +68,7 @@ def main() -> int:
     if not args.inside:
         go_on_inside(work, fresh=args.again)
     os.chdir(work / _COPY)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for name in _PRELOADED:
         importlib.import_module(name)
     assert "binarize" not in sys.modules
@@ -90,6 +95,9 @@ def go_on_inside(work: Path, fresh: bool) -> None:
         for folder in json.loads(found.stdout):
             for library in Path(folder).glob("*/*.so"):
                 shutil.copy2(library, copy / "binarize" / library.parent.name)
+        shutil.copytree(copy / "binarize", work / "whole")
+    # A run that was killed may have left a mutant.
+    shutil.copytree(work / "whole", copy / "binarize", dirs_exist_ok=True)
     if fresh:
         shutil.rmtree(copy / "tests")
         shutil.copytree(CHECKOUT / "tests", copy / "tests")
@@ -117,14 +125,17 @@ class Watch:
         self.out = out
         self.cover = coverage.Coverage(data_file=None, source=["binarize"], config_file=False)
         self.tests: dict[str, dict[str, Any]] = {}
+        self.fixtures: dict[str, float] = {}
+        self.running = ""
 
     def pytest_sessionstart(self) -> None:
         self.cover.start()
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         for item in items:
+            indices = item.callspec.indices if hasattr(item, "callspec") else {}
             shared = [
-                _fixture(definition)
+                _fixture(definition, indices.get(name, 0))
                 for name in getattr(item, "fixturenames", ())
                 for definition in item._fixtureinfo.name2fixturedefs.get(name, ())
                 if definition.scope != "function"
@@ -132,14 +143,25 @@ class Watch:
             self.tests[item.nodeid] = {"shared": shared, "seconds": 0.0, "passed": True}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.running = nodeid
         self.cover.switch_context(nodeid)
 
     def pytest_runtest_logfinish(self) -> None:
         self.cover.switch_context("")
 
-    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> None:
-        if fixturedef.scope != "function":
-            self.cover.switch_context(_fixture(fixturedef))
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Any:
+        if fixturedef.scope == "function":
+            return (yield)
+        key = _fixture(fixturedef, request.param_index)
+        self.cover.switch_context(key)
+        start = time.monotonic()
+        try:
+            return (yield)
+        finally:
+            # Whichever test comes first pays for it.
+            self.fixtures[key] = time.monotonic() - start
+            self.tests[self.running]["seconds"] -= self.fixtures[key]
 
     def pytest_runtest_call(self, item: Any) -> None:
         self.cover.switch_context(item.nodeid)
@@ -157,6 +179,7 @@ class Watch:
         for nodeid, test in self.tests.items():
             for fixture in test["shared"]:
                 users[fixture].append(nodeid)
+                test["seconds"] += self.fixtures.get(fixture, 0.0)
         lines: dict[str, dict[int, list[str]]] = {}
         for file in data.measured_files():
             found = lines[str(Path(file).relative_to(Path.cwd()))] = {}
@@ -166,8 +189,8 @@ class Watch:
         self.out.write_text(json.dumps({"tests": self.tests, "lines": lines}))
 
 
-def _fixture(definition: Any) -> str:
-    return f"fixture {definition.baseid}:{definition.argname}"
+def _fixture(definition: Any, place: int) -> str:
+    return f"fixture {definition.baseid}:{definition.argname}[{place}]"
 
 
 class Select:
@@ -192,8 +215,6 @@ def run_tests(arguments: Sequence[str], plugin: Any, limit: float, log: Path) ->
             stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
-            import pytest
-
             options = ["-n0", "-q", "-p", "no:cacheprovider", "--timeout=0"]
             # Plugins that came in with a preloaded package.
             options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *arguments]
@@ -313,24 +334,34 @@ def _compiles(spec: Any) -> bool:
         return False
 
 
-def tests_for(spec: Any, known: dict[str, Any], seconds: float) -> list[str]:
-    """The tests to run, quickest first: those that reach the lines, then those of the file."""
+def tests_for(spec: Any, known: dict[str, Any], seconds: float) -> tuple[list[str], list[str]]:
+    """Tests of both turns, quickest first: some that reach the line; more, and some of the file."""
     lines = known["lines"].get(str(spec.module_path), {})
     span = {str(line) for line in range(spec.start_pos[0], spec.end_pos[0] + 1)}
     names = list(known["tests"])
     near = {names[test] for line in span for test in lines.get(line, ())}
     far = {names[test] for tests in lines.values() for test in tests} - near
-    chosen, used = [], 0.0
-    for group, most in ((near, seconds), (far, seconds + 10)):
+
+    def within(group: set[str], most: float) -> list[str]:
+        chosen, used = [], 0.0
         for test in sorted(group, key=lambda name: known["tests"][name]["seconds"]):
             record = known["tests"][test]
-            if not record["passed"]:
-                continue
-            if chosen and used + record["seconds"] > most:
-                break
-            chosen.append(test)
-            used += record["seconds"]
-    return chosen
+            if record["passed"] and (not chosen or used + record["seconds"] <= most):
+                chosen.append(test)
+                used += record["seconds"]
+        return chosen
+
+    # Importing a file of tests takes longer than many of them: tests of few files are taken.
+    first = _of_few_files(within(near, seconds / 4)[:60], 3)[:40]
+    rest = [test for test in within(near, seconds) if test not in first]
+    return first, _of_few_files(rest, 6) + _of_few_files(within(far, seconds / 3), 2)
+
+
+def _of_few_files(tests: list[str], most: int) -> list[str]:
+    """The tests of those files that have most of them."""
+    files = Counter(test.partition("::")[0] for test in tests)
+    few = dict(files.most_common(most))
+    return [test for test in tests if test.partition("::")[0] in few]
 
 
 def run(work: Path, args: argparse.Namespace) -> int:
@@ -345,21 +376,30 @@ def run(work: Path, args: argparse.Namespace) -> int:
                 WorkItem.single(f"{number:04}", spec) for number, spec in enumerate(chosen)
             )
         if not args.results:
-            known = {folder: reached(work, folder) for folder in args.folders}
-            items = sorted(session.work_items, key=lambda item: item.job_id)
-            results = dict(session.results)
-            for item in items:
-                result = results.get(item.job_id)
-                if result is None or (args.again and not result.is_killed):
-                    spec = item.mutations[0]
-                    known_here = known[spec.module_path.parts[1]]
-                    session.set_result(item.job_id, attempt(work, spec, known_here, args.seconds))
+            known = functools.cache(lambda folder: reached(work, folder))
+            # In random order, but first those whose tests are known already.
+            items = sorted(session.work_items, key=lambda item: (_unknown(work, item), item.job_id))
+            for turn in range(2):
+                results = dict(session.results)
+                for item in items:
+                    result = results.get(item.job_id)
+                    if args.again and turn == 0 and result is not None and not result.is_killed:
+                        result = None
+                    if result is None or (turn == 1 and result.output == _MORE):
+                        spec = item.mutations[0]
+                        tests = known(spec.module_path.parts[1])
+                        tried = attempt(work, spec, tests, args.seconds, turn)
+                        session.set_result(item.job_id, tried)
         show(work, session)
     return 0
 
 
-def attempt(work: Path, spec: Any, known: dict[str, Any], seconds: float) -> Any:
-    """Run the tests on one mutant."""
+def _unknown(work: Path, item: Any) -> bool:
+    return not (work / f"{item.mutations[0].module_path.parts[1]}.{_REACHED}").exists()
+
+
+def attempt(work: Path, spec: Any, known: dict[str, Any], seconds: float, turn: int) -> Any:
+    """Run the tests of a turn on one mutant."""
     import difflib
 
     from cosmic_ray.util import restore_contents
@@ -370,14 +410,14 @@ def attempt(work: Path, spec: Any, known: dict[str, Any], seconds: float) -> Any
     mutant = _mutated(spec)
     assert mutant is not None
     diff = "\n".join(difflib.unified_diff(source.split("\n"), mutant.split("\n"), lineterm="", n=1))
-    tests = tests_for(spec, known, seconds)
+    tests = tests_for(spec, known, seconds)[turn]
     code: int | None = 0
     if tests:
         files = sorted({test.partition("::")[0] for test in tests})
         usual = sum(known["tests"][test]["seconds"] for test in tests)
         with restore_contents(spec.module_path):
             spec.module_path.write_text(mutant, encoding="utf-8")
-            code = run_tests(["-x", *files], Select(tests), 30 + 3 * usual, work / "last.log")
+            code = run_tests(["-x", *files], Select(tests), 60 + 3 * usual, work / "last.log")
     killed = code != 0
     line, name = spec.start_pos[0], spec.operator_name.partition("/")[2]
     said = "killed" if killed else "SURVIVED"
@@ -385,7 +425,7 @@ def attempt(work: Path, spec: Any, known: dict[str, Any], seconds: float) -> Any
     print(f"{said} {spec.module_path}:{line} {name}: {len(tests)} tests, {took:.1f} s", flush=True)
     return WorkResult(
         worker_outcome=WorkerOutcome.NORMAL if tests else WorkerOutcome.NO_TEST,
-        output="time limit" if code is None else f"exit code {code}",
+        output="time limit" if code is None else _MORE if not code + turn else f"exit code {code}",
         test_outcome=TestOutcome.KILLED if killed else TestOutcome.SURVIVED,
         diff=diff,
     )
