@@ -9,7 +9,7 @@ reads, too). Everything happens in `mutants/`: a copy of the checkout, an enviro
 this copy, and a record of which test reaches which line. The same command resumes a run that was
 stopped; `--again` copies the tests anew and repeats what survived.
 
-A mutant is killed when a test of `tests/FOLDER` fails, or takes several times as long as it did. Of
+A mutant is killed when a test of its folder fails, or takes several times as long as it did. Of
 the tests that reach the changed line (then: other lines of its file), the quickest run first, up to
 `--seconds` by their recorded durations. The sample is of places in the source, each with one of its
 possible changes, in proportion to the places of each folder. Not changed is what has no behaviour
@@ -39,7 +39,16 @@ from typing import Any
 
 import pytest
 
-FOLDERS = ("graph", "lower", "file", "train", "report", "policy", "budget")
+# Folders of the package, and those of tests that belong to them.
+FOLDERS = {
+    "graph": ("graph", "file", "page"),
+    "lower": ("lower",),
+    "file": ("file",),
+    "train": ("train",),
+    "report": ("report", "page"),
+    "policy": ("policy",),
+    "budget": ("budget",),
+}
 CHECKOUT = Path(__file__).resolve().parent.parent
 _MORE = "no test of the first turn sees it"
 _COPY, _SESSION, _REACHED = "copy", "session.sqlite", "reached.json"
@@ -56,7 +65,7 @@ def main() -> int:
     parser.add_argument("work", type=Path, help="folder of the copy and the session")
     parser.add_argument("--seed", type=int, default=1, help="seed of the sample (default 1)")
     parser.add_argument("--count", type=int, default=300, help="mutants to try (default 300)")
-    parser.add_argument("--folders", nargs="+", choices=FOLDERS, default=FOLDERS)
+    parser.add_argument("--folders", nargs="+", choices=FOLDERS, default=[*FOLDERS])
     parser.add_argument(
         "--seconds", type=float, default=12, help="most seconds of tests per mutant (default 12)"
     )
@@ -243,7 +252,19 @@ def run_tests(arguments: Sequence[str], plugin: Any, limit: float, log: Path) ->
 
 
 def reached(work: Path, folder: str) -> dict[str, Any]:
-    """Which test of the folder reaches which line: recorded once."""
+    """Which test that belongs to the folder reaches which line."""
+    known: dict[str, Any] = {"tests": {}, "lines": defaultdict(lambda: defaultdict(list))}
+    for tests in FOLDERS[folder]:
+        part, first = _recorded(work, tests), len(known["tests"])
+        known["tests"] |= part["tests"]
+        for file, lines in part["lines"].items():
+            for line, found in lines.items():
+                known["lines"][file][line] += [first + test for test in found]
+    return known
+
+
+def _recorded(work: Path, folder: str) -> dict[str, Any]:
+    """Which test of a folder of tests reaches which line: recorded once."""
     out = work / f"{folder}.{_REACHED}"
     if not out.exists():
         start = time.monotonic()
@@ -395,7 +416,8 @@ def run(work: Path, args: argparse.Namespace) -> int:
 
 
 def _unknown(work: Path, item: Any) -> bool:
-    return not (work / f"{item.mutations[0].module_path.parts[1]}.{_REACHED}").exists()
+    folders = FOLDERS[item.mutations[0].module_path.parts[1]]
+    return not all((work / f"{folder}.{_REACHED}").exists() for folder in folders)
 
 
 def attempt(work: Path, spec: Any, known: dict[str, Any], seconds: float, turn: int) -> Any:
