@@ -71,7 +71,7 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
 
 def _of_deployed(reference: str, kind: str) -> tuple[Subject, dict[str, Version]]:
     """Return the one form of a deployed file."""
-    network: Any = open_source(reference).network
+    network: Any = open_source(reference, deployed=True).network
     size = Path(reference).expanduser().stat().st_size
     name, summary = {
         "programs": ("packed", "1-bit, packed programs"),

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         torch.set_num_threads(args.threads)
     fallback = None if args.model is None else recipe_from(args, args.model)
     with out.step(f"loading {args.file}"):
-        source = open_file(args.file, fallback, packed=args.packed)
+        source = open_file(args.file, fallback, packed=args.packed, deployed=True)
     task = task_of(args, source.settings)
     split, called = held_out(args, out)
     data = open_data(args, split, out, known=source.settings)

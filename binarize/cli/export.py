@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     fallback = None if args.model is None else recipe_from(args, args.model)
     with out.step(f"loading {args.file}"):
-        source = open_file(args.file, fallback)
+        source = open_file(args.file, fallback, deployed=True)
     if not source.binary or source.kind is not None:
         raise ModelError(
             "file",

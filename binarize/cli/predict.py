@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         torch.set_num_threads(args.threads)
     fallback = None if args.model is None else recipe_from(args, args.model)
     with out.step(f"loading {args.file}"):
-        source = open_file(args.file, fallback, packed=args.packed)
+        source = open_file(args.file, fallback, packed=args.packed, deployed=True)
     known = source.settings
     stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
     task = _task(args, known)

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.network is not None:
         fallback = recipe_from(args, args.network)
     with out.step(f"opening {args.model}"):
-        source = open_source(args.model, fallback, packed=args.packed)
+        source = open_source(args.model, fallback, packed=args.packed, deployed=True)
     network: Any = source.network
     if source.kind is not None:
         if args.html is not None:

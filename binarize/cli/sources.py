@@ -75,6 +75,7 @@ def open_source(
     *,
     argument: str = "model",
     packed: bool = False,
+    deployed: bool = False,
 ) -> Source:
     """Open a network by specification or from a file.
 
@@ -83,9 +84,11 @@ def open_source(
         fallback: How to build the network of a file that does not name it.
         argument: Name of the option, for messages.
         packed: Whether to load a binary network packed, for inference only.
+        deployed: Whether packed programs and ONNX files will do, which can only be run.
 
     Raises:
-        ModelError: The specification is invalid or missing, or a float network should be packed.
+        ModelError: The specification is invalid or missing, a float network should be packed, or a
+            deployed file is given where layers are needed.
         FileError: The file is missing, damaged, or does not fit.
     """
     if not is_file(reference):
@@ -96,11 +99,12 @@ def open_source(
     header = read_header(path, argument)
     kind = deployed_kind(path)
     if kind is not None:
-        deployed, known = open_deployed(path, kind)
-        size = deployed.example_shapes[0][2:]
-        if deployed.fixed and len(size) == 2:  # a packed network may have another size
-            known = {**known, "settings": {**known.get("settings", {}), "size": list(size)}}
-        return Source(deployed, None, True, known.get("settings", {}), kind)
+        _check_deployed(deployed, argument, reference, kind)
+        runner, told = open_deployed(path, kind)
+        size = runner.example_shapes[0][2:]
+        if runner.fixed and len(size) == 2:  # a packed network may be of another size
+            told = {**told, "settings": {**told.get("settings", {}), "size": list(size)}}
+        return Source(runner, None, True, told.get("settings", {}), kind)
     known = known_about(path, argument)
     recipe = fallback
     if recipe is None and known.get("recipe"):
@@ -134,7 +138,24 @@ def _check_packed(packed: bool, reference: str) -> None:
         )
 
 
-def open_file(file: str, fallback: Recipe | None = None, *, packed: bool = False) -> Source:
+def _check_deployed(allowed: bool, argument: str, reference: str, kind: str) -> None:
+    if not allowed:
+        what = {"programs": "a file of packed programs", "onnx": "an ONNX file"}[kind]
+        raise ModelError(
+            argument,
+            reference,
+            f"this is {what}, which can be run, but has no layers to look into or to change",
+            "give the file that it was made from (binarize train or binarize convert wrote it)",
+        )
+
+
+def open_file(
+    file: str,
+    fallback: Recipe | None = None,
+    *,
+    packed: bool = False,
+    deployed: bool = False,
+) -> Source:
     """Open the network of a weight file like :func:`open_source`, but accept only files.
 
     Raises:
@@ -148,7 +169,7 @@ def open_file(file: str, fallback: Recipe | None = None, *, packed: bool = False
             "is not a weight file",
             "give a .safetensors, .pt or .onnx file (binarize train writes one)",
         )
-    return open_source(file, fallback, argument="file", packed=packed)
+    return open_source(file, fallback, argument="file", packed=packed, deployed=deployed)
 
 
 def _load_binary(path: Path, recipe: Recipe | None, argument: str, packed: bool) -> nn.Module:

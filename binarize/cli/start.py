@@ -161,7 +161,7 @@ def make_teacher(
     ):
         fallback = None
     with out.step("loading the teacher"):
-        return open_source(args.teacher, fallback, argument="teacher").network
+        return open_source(args.teacher, fallback, argument="teacher", deployed=True).network
 
 
 def _some(loader: Any, batches: int) -> Iterator[Any]:

@@ -5,7 +5,8 @@ Shape legend: H, W rows and columns of the requested size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -182,11 +183,6 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             if progress is not None:
                 progress(index + 1, self._count)
 
-    @property
-    def keeps_samples(self) -> bool:
-        """Return whether samples stay in memory once read."""
-        return self._cache is not None
-
     def class_counts(self) -> Tensor:
         """Count the pixels of each class over the whole set, without augmentation.
 
@@ -203,7 +199,10 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         return counts[: max(2, self.num_classes)]
 
     def check_targets(self) -> None:
-        """Reject targets that nothing can be learnt from; reads all samples.
+        """Reject targets that nothing can be learned from.
+
+        Reads samples, spread over the set, until every class or a depth in range is there: all
+        of them only where something is rare or missing.
 
         Raises:
             DataError: A class has no labelled pixel, all pixels are ignored, or no depth is
@@ -214,20 +213,34 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         if "depth" in self.keys and self.max_depth is not None:
             self._check_depth(self.max_depth)
 
-    def _label_counts(self) -> Tensor:
-        """Count pixels of each of the 256 labels, separately per class for several labels."""
+    def _spread(self) -> Iterator[int]:
+        """All indices, from the start spread over the set: similar samples are often neighbours."""
+        step = max(1, round(0.618 * self._count))
+        while math.gcd(step, self._count) > 1:
+            step += 1
+        return (index * step % self._count for index in range(self._count))
+
+    def _label_counts(self, *, until_all: bool = False) -> Tensor:
+        """Pixels of each of the 256 labels, for each class of its own if there are several.
+
+        Args:
+            until_all: Stop as soon as every class has a pixel.
+        """
         if "mask" not in self.keys or not self.classes:
             raise DataError("task", "depth", "there are no labels", "open it for segmentation")
         several = self.task == "multilabel"
         counts = torch.zeros(self.num_classes if several else 1, IGNORE + 1, dtype=torch.int64)
-        for index in range(self._count):
+        needed = counts[:, 1] if several else counts[0, : max(2, self.num_classes)]
+        for index in self._spread():
             mask = self._stored(index)["mask"]
             for channel, values in enumerate(mask if several else mask[None]):
                 counts[channel] += torch.bincount(values.flatten(), minlength=IGNORE + 1)
+            if until_all and bool(needed.all()):
+                break
         return counts if several else counts[0]
 
     def _check_labels(self) -> None:
-        counts = self._label_counts()
+        counts = self._label_counts(until_all=True)
         names = self.classes
         if self.task == "multilabel":
             missing = [n for n, row in zip(names, counts, strict=True) if not row[1]]
@@ -254,11 +267,13 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         )
 
     def _check_depth(self, largest: float) -> None:
-        seen = [self._stored(i)["depth"].float() * self._depth_scale for i in range(self._count)]
-        inside = sum(int(((d > 0) & (d <= largest)).sum()) for d in seen)
-        if inside:
-            return
-        known = torch.cat([d[d > 0] for d in seen])
+        outside = []
+        for index in self._spread():
+            depth = self._stored(index)["depth"].float() * self._depth_scale
+            if bool(((depth > 0) & (depth <= largest)).any()):
+                return
+            outside.append(depth[depth > 0])
+        known = torch.cat(outside)
         rule = "no pixel has a known depth"
         if len(known):
             sample = known[:: max(1, len(known) // 100_000)]

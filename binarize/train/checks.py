@@ -143,11 +143,11 @@ def loader_length(loader: Any, name: str) -> int:
 
 
 def check_targets(loader: Any) -> None:
-    """Reject a data set with nothing to learn, if it can tell and reads its samples anyway.
+    """Reject a data set with nothing to learn, if it can tell.
 
     Raises:
         DataError: A class has no labelled pixel, or no depth is in range.
     """
-    data: Any = getattr(loader, "dataset", None)
-    if getattr(data, "keeps_samples", False) and not getattr(loader, "num_workers", 0):
-        data.check_targets()
+    check = getattr(getattr(loader, "dataset", None), "check_targets", None)
+    if check is not None:
+        check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -91,6 +92,28 @@ def test_all_commands_take_them(
     assert answer.json["file_bytes"] == file.stat().st_size
     assert answer.json["inputs"]
     assert str(file.stat().st_size) in run("report", file).out.replace(",", "")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "called"), [("programs", "packed programs"), ("free", "ONNX")])
+def test_what_needs_layers_says_so(
+    run, deployed: dict[str, Path], tmp_path: Path, kind: str, called: str
+) -> None:
+    file, output = deployed[kind], tmp_path / "output"
+    for argument, words in (
+        ("model", ("inspect", file, *DATA)),
+        ("model", ("convert", file)),
+        ("file", ("sensitivity", file, *DATA[:-2], "--limit", 2, "--recalibrate", 1)),
+        ("model", ("train", "--model", file, *DATA[:-2], "--size", "32x24", "--batch-size", 4)),
+    ):
+        answer = run(*words, "--output", output, "--quiet")
+        assert answer.code == 1
+        what = f"this is an? (file of )?{called}( file)?, which can be run, but has no layers"
+        says = (
+            rf"error: {argument}='{file}': {what} to look into or to change; give the file that .*"
+        )
+        assert re.fullmatch(says, answer.err.strip()), answer.err
+    assert not output.is_file()
 
 
 def test_programs_need_no_library(deployed: dict[str, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from binarize.data import ImageDepthFolder, ImageMaskFolder, open_dataset
+from binarize.data import DenseDataset, ImageDepthFolder, ImageMaskFolder, open_dataset
 from binarize.errors import DataError
 from binarize.train import Trainer
 
@@ -136,15 +137,56 @@ def test_grey_in_three_channels_and_palettes_of_indices(tmp_path: Path) -> None:
         (TRUTH * 2, "no pixel is labelled 'class 1'"),
     ],
 )
-def test_nothing_to_learn_is_refused(tmp_path: Path, masks: np.ndarray, says: str) -> None:
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_to_learn_is_refused(
+    tmp_path: Path, masks: np.ndarray, says: str, cache: bool, workers: int
+) -> None:
     make(tmp_path, masks.astype(np.uint8))
-    data = open_dataset("folder", tmp_path, classes=3 if masks.max() == 2 else 2)
+    data = open_dataset("folder", tmp_path, classes=3 if masks.max() == 2 else 2, cache=cache)
+    student = nn.Conv2d(3, data.num_classes, 1)
+    before = student.weight.detach().clone()
     with pytest.raises(DataError, match=re.escape(says)):
-        Trainer(nn.Conv2d(3, data.num_classes, 1), epochs=1, progress=False).fit(
-            DataLoader(data, 1)
-        )
+        Trainer(student, epochs=1, progress=False).fit(DataLoader(data, 1, num_workers=workers))
+    assert torch.equal(student.weight, before)
     data.allow_empty = True
     data.check_targets()
+
+
+class Counted(DenseDataset):
+    """Sorted by class, as lists of files often are; counts what is read."""
+
+    def __init__(self, labels: list[int], **options: Any) -> None:
+        super().__init__(len(labels), size=None, cache=False, **options)
+        self.labels = labels
+        self.reads: list[int] = []
+
+    def read(self, index: int) -> dict[str, torch.Tensor]:
+        self.reads.append(index)
+        target = torch.full((2, 2), self.labels[index], dtype=torch.uint8)
+        image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+        return {"image": image, "mask": target, "depth": target[None].float()}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 97, 100])
+def test_targets_are_read_until_all_is_there(count: int) -> None:
+    """A few samples of a good set; all of one where a class is rare, or missing, each once."""
+    halves = [2 * i // count for i in range(count)]
+    rare = [int(i == count - 1) for i in range(count)]
+    for labels, task in ((halves, "segmentation"), (halves, "depth"), (rare, "segmentation")):
+        data = Counted(labels, task=task, classes=("a", "b"), max_depth=5.0)
+        if len(set(labels)) == 2 or (task == "depth" and any(labels)):
+            data.check_targets()
+            assert len(data.reads) <= (count if labels == rare else 4)
+        else:
+            with pytest.raises(DataError):
+                data.check_targets()
+            assert data.reads == [0]
+    for task in ("segmentation", "depth"):
+        data = Counted([0] * count, task=task, classes=("a", "b"), max_depth=5.0)
+        with pytest.raises(DataError, match="'b'" if task == "segmentation" else "no pixel has"):
+            data.check_targets()
+        assert sorted(data.reads) == list(range(count))
 
 
 def test_several_labels(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,3 +81,27 @@ def test_a_policy_that_spares_no_single_position_has_no_note() -> None:
     student = binarize.convert(Pyramid(), "bidense-released", example_inputs=planned)
     notes = binarize.report(student, torch.zeros(1, 3, 128, 128)).notes
     assert not any("planned at" in note for note in notes)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_signals_and_volumes_have_sizes_too(rank: int) -> None:
+    kind, pool = (getattr(nn, f"{name}{rank}d") for name in ("Conv", "AvgPool"))
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.level = kind(3, 8, 3, 2, 1), kind(8, 8, 1)
+            self.mix, self.head = kind(8, 8, 3, padding=1), kind(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            f = F.relu(self.stem(x))
+            f = f + F.interpolate(self.level(pool(4)(f)), f.shape[2:])
+            return self.head(F.relu(self.mix(f)))
+
+    small, large = (torch.zeros(1, 3, *(length,) * rank) for length in (8, 16))
+    for planned, used, what in ((small, large, "binary"), (large, small, "float")):
+        student = binarize.convert(Pooled(), example_inputs=planned)
+        (note,) = [n for n in binarize.report(student, used).notes if "planned at" in n]
+        assert re.search(rf"; at .* level would .*{what}", note)
+        again = binarize.report(student, planned).notes
+        assert not any("planned at" in note for note in again)

@@ -398,6 +398,46 @@ def test_not_a_number_and_infinity() -> None:
     assert y.isnan().any()
 
 
+@pytest.mark.parametrize("channels", [1, 4, 8, 16, 24, 32, 40, 63, 64, 65, 130])
+def test_values_on_their_threshold(channels: int) -> None:
+    """They are +1, zeros of both signs and what is no number too, in every way of packing."""
+    x = torch.randint(-1, 2, (1, 6, 5, channels)).float().movedim(-1, 1)
+    x[0, :, 0, :2] = -0.0
+    x[0, :, 1, :2] = torch.nan
+    threshold = torch.randint(-1, 2, (channels,)).float()
+    for flip in (None, torch.rand(channels) < 0.5):
+        check(plain([x], 9, **SQUARE, threshold=threshold, flip=flip), exact=True)
+
+
+@pytest.mark.parametrize("outputs", [1, 8, 9, 33, 97])
+@pytest.mark.parametrize(
+    ("channels", "taps"), [(64, 6), (70, 6), (8, 9), (256, 3), (1100, 1), (2688, 5)]
+)
+def test_counts_at_their_limits(channels: int, taps: int, outputs: int) -> None:
+    """All bits differ: no counter of 8 or 16 bits may overflow."""
+    x = [nhwc(1, channels, 6, 7).abs()]
+    kernel = (taps, taps)
+    values = plain(x, outputs, kernel, padding=(taps // 2,) * 4, threshold=torch.zeros(channels))
+    weight = pack_weight(
+        -torch.ones(outputs, channels, *kernel),
+        stride=(1, 1),
+        dilation=(1, 1),
+        groups=1,
+        transposed=False,
+    )
+    check(values | {"weight": weight}, exact=True)
+
+
+@pytest.mark.parametrize("width", [511, 512, 513, 700, 1300])
+def test_means_of_long_rows(width: int) -> None:
+    """Threads add up parts of a row."""
+    x = [nhwc(1, 20, 2, width), nhwc(1, 3, 2, width)]
+    values = plain(x, 9, mean_gain=torch.randn(23))
+    wanted = reference.unit(**values)[0]
+    for name in SETS:
+        assert torch.equal(native.select(name)(**values)[0], wanted), name
+
+
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     values = everything(plain([nhwc(2, 64, 40, 41)], 96, **SQUARE), 3)
     values |= {"means": [], "mean_gain": torch.randn(64), "exponent": torch.tensor(0.3)}

@@ -25,6 +25,12 @@ CASES: dict[str, dict[str, Any]] = {
     "one channel": {"channels": (1, 1), "kernel": (1, 1), "padding": (0, 0, 0, 0)},
     "few channels, folded": {"channels": (5, 16), "kernel": (3, 3)},
     "pointwise": {"channels": (96, 24), "kernel": (1, 1), "padding": (0, 0, 0, 0)},
+    "pointwise and strided": {
+        "channels": (32, 24),
+        "kernel": (1, 1),
+        "stride": (2, 2),
+        "padding": (0, 0, 0, 0),
+    },
     "strided": {"channels": (16, 48), "kernel": (3, 3), "stride": (2, 2)},
     "strided unevenly": {"channels": (16, 8), "kernel": (5, 3), "stride": (3, 1)},
     "dilated": {
