@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -10,6 +12,21 @@ __all__ = ["LEVELS", "InputRange", "affine"]
 
 LEVELS = 255
 """The largest code of an activation; codes start at 0."""
+
+
+class _Rounding(torch.autograd.Function):
+    # torch.fake_quantize_per_tensor_affine is the same, but knows no tensors without values.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        codes = (wide * (1 / scale)).round_().add_(zero)
+        ctx.save_for_backward((codes >= 0) & (codes <= LEVELS))
+        return codes.clamp_(0, LEVELS).sub_(zero).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None
 
 
 class InputRange(nn.Module):
@@ -78,7 +95,8 @@ class InputRange(nn.Module):
             low, high = x.detach().aminmax()
             limits = torch.stack((low.clamp(max=0), high.clamp(min=0)))
         scale, zero = affine(limits.float())
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, LEVELS)
+        rounded: Tensor = _Rounding.apply(x, scale, zero)
+        return rounded
 
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import binarize
 from binarize.budget.amount import Budget
+from binarize.budget.costs import before_and_after
 from binarize.errors import BinarizeError
 from binarize.latency import LayerLatency, Profile
 from binarize.latency.measure import machine
@@ -179,3 +180,14 @@ def test_unreachable_costs_say_what_is_reached() -> None:
             profile=profile,
             more_bits="int8",
         )
+
+
+def test_costs_before_and_after_with_8_bits() -> None:
+    """Counted on a network without storage."""
+    net = Net().eval()
+    plan = binarize.plan(net, example_inputs=X, overrides={"body.0": "int8", "body.1": "int8"})
+    costs = before_and_after(net, plan, X)
+    report = binarize.report(binarize.convert(net, plan.policy, example_inputs=X), X)
+    assert costs["ops"] == report.ops
+    assert costs["bytes"] == report.file_bytes
+    assert report.int8_ops == 9 * 11 * 9 * (5 * 6 + 6 * 9)

@@ -403,7 +403,7 @@ def test_a_rule_of_another_unit() -> None:
     with pytest.raises(BinarizeError) as caught:
         from_dict({"name": "p", "extends": "bidense", "rules": [rule]})
     assert str(caught.value) == (
-        "policy='p': rules[1].unit: a layer that is 8-bit has no unit; leave it out; "
+        "policy='p': rules[1].unit: a layer that is 8-bit has no unit; remove it; "
         "correct these keys"
     )
 
