@@ -260,7 +260,7 @@ def _image(args: argparse.Namespace, source: Source) -> Tensor:
     import torch
 
     given = args.bench_size or args.size
-    rows, columns = reversed(given) if given else source.size or (224, 224)
+    rows, columns = given or source.size or (224, 224)
     channels = 3 if source.recipe is None else source.recipe.in_channels
     return torch.randn(1, channels, rows, columns, generator=torch.Generator().manual_seed(0))
 

@@ -27,6 +27,7 @@ def draw(frontier: Frontier, path: str | Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -57,6 +58,8 @@ def draw(frontier: Frontier, path: str | Path) -> None:
             color="black" if on_it else "gray",
         )
     axis.set_xscale("log")
+    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        ticks(FuncFormatter(lambda value, place: f"{value:g}"))
     axis.set_xlabel(f"milliseconds, {frontier.inputs}")
     axis.set_ylabel(f"{frontier.metric}, {split}")
     axis.margins(0.15)

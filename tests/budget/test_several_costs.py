@@ -19,7 +19,7 @@ from binarize.latency.measure import machine
 from binarize.report import Sensitivity, SiteSensitivity
 
 X = torch.randn(1, 3, 9, 11)
-WIDTHS = (6, 9, 14, 8, 11)
+WIDTHS = (6, 14, 8, 11)
 
 
 class Net(nn.Module):
@@ -73,7 +73,7 @@ def loss_of(actions: dict[str, str], known: Sensitivity) -> float:
     return total
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_time_and_size_against_all_choices(seed: int) -> None:
     torch.manual_seed(0)
     net = Net().eval()
@@ -190,4 +190,4 @@ def test_costs_before_and_after_with_8_bits() -> None:
     report = binarize.report(binarize.convert(net, plan.policy, example_inputs=X), X)
     assert costs["ops"] == report.ops
     assert costs["bytes"] == report.file_bytes
-    assert report.int8_ops == 9 * 11 * 9 * (5 * 6 + 6 * 9)
+    assert report.int8_ops == 9 * 11 * 9 * (5 * 6 + 6 * 14)
