@@ -188,7 +188,7 @@ def test_runtime_alone_needs_no_torch(sources: Path, tmp_path: Path) -> None:
     pip("install", "--target", str(site), str(built), folder=tmp_path)
     env = os.environ | {"PYTHONPATH": str(site)}
     told = run([str(environment(tmp_path / "venv")), "-c", RUN, str(site)], tmp_path, env)
-    assert told == "path='none.onnx': there is no such file; check the path\n"
+    assert told == "path='none.onnx': no such file; check the path\n"
 
 
 def test_without_a_compiler_the_wheel_is_pure(sources: Path, tmp_path: Path) -> None:
