@@ -287,4 +287,4 @@ def test_costs_before_and_after(run, tmp_path: Path, budget: tuple[str, ...]) ->
 def test_a_share_of_more_than_all_is_refused(run) -> None:
     answer = run("convert", "demo:UNet", "--plan-only", "--budget", "110%")
     assert answer.code == 1
-    assert "write for example '3MB', '500kB', '10%', '5GOPs'" in answer.err
+    assert "write for example '3MB', '10%', '5GOPs', '12ms'" in answer.err
