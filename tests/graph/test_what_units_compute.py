@@ -345,7 +345,7 @@ def test_stem_gates_and_prediction_are_kept() -> None:
     assert {site for site, d in plan.items() if d.action == "binarize"} == {"1.0.conv"}
     assert "image" in plan["0"].reason
     assert "prediction" in plan["2"].reason
-    assert "one position" in plan["1.0.reduce"].reason
+    assert "1x1 feature map" in plan["1.0.reduce"].reason
     # The gate's own activation has no binary layer before it.
     h = unit(model[0](X), model[1][0].conv, student[1][0].conv.norm)
     gate = model[1][0].expand(F.relu(model[1][0].reduce(h.mean((2, 3), keepdim=True))))

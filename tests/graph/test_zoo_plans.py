@@ -46,7 +46,7 @@ NETWORKS = [
     *(f"features/{name}" for name in TIMM),
 ]
 # What a default policy may keep, and the words its reason is known by.
-REASONS = {"image", "prediction", "one position"}
+REASONS = {"image", "prediction", "1x1 feature map"}
 
 
 def positions(model: nn.Module, x: torch.Tensor, lab: SimpleNamespace) -> dict[str, int]:

@@ -421,7 +421,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         ({"lr": -1.0}, "lr=-1.0: must be positive; choose a larger value"),
         ({"task": "segmentations"}, "task='segmentations': unknown task; did you mean 'segm"),
         ({"task": "pose"}, "task='pose': unknown task; use one of segmentation, multilabel, depth"),
-        ({"keep": "best"}, "select='best': must be 'last', or 'best' with an output_dir; give"),
+        ({"select": "best"}, "select='best': must be 'last', or 'best' with an output_dir; give"),
         ({"resume": "auto"}, "resume='auto': needs output_dir; give the folder of the run"),
         ({"resume": "none.pt"}, "resume='none.pt': no such file; give a checkpoint, or 'auto'"),
         ({"num_classes": 9}, "num_classes=9: the network returns 6 channels; build the"),
