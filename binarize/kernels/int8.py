@@ -141,30 +141,14 @@ def _activated(y: Tensor, activation: str, limits: Sequence[float]) -> Tensor:
     return F.silu(y) if activation == "swish" else y
 
 
-def _native(
-    x: Tensor,
-    x_scale: float,
-    x_zero: int,
-    weight: Tensor,
-    gain: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    transposed: bool,
-    output_padding: Sequence[int],
-    activation: str,
-    limits: Sequence[float],
-    y_scale: float | None,
-    y_zero: int,
-) -> Tensor:
+def _native(*arguments: Any) -> Tensor:
+    """The layer by oneDNN where it can, else as :func:`reference`, whose arguments it takes."""
+    x, x_scale, x_zero, weight, gain, bias, stride, padding, dilation, groups = arguments[:10]
+    transposed, _, activation, limits, y_scale, y_zero = arguments[10:]
     spatial = weight.dim() - 2
-    if transposed or spatial > 2 or not x.numel() or native.codes() is None or not _has_onednn():
-        return reference(
-            *(x, x_scale, x_zero, weight, gain, bias, stride, padding, dilation, groups),
-            *(transposed, output_padding, activation, limits, y_scale, y_zero),
-        )
+    without = transposed or spatial > 2 or not x.numel() or native.codes() is None
+    if without or not _has_onednn():
+        return reference(*arguments)
     kind = torch.float32 if x.dtype == torch.uint8 else x.dtype
     codes = quantized(x if x.dtype == torch.uint8 else x.float(), x_scale, x_zero)
     stride, dilation = list(stride), list(dilation)

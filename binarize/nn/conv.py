@@ -24,8 +24,8 @@ __all__ = [
     "BiConvTranspose1d",
     "BiConvTranspose2d",
     "BiConvTranspose3d",
+    "pre_pads",
     "same_padding",
-    "same_pads",
 ]
 
 
@@ -42,20 +42,19 @@ def same_padding(length: int, reach: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def same_pads(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    """Padding to SAME of all dimensions, as :func:`torch.nn.functional.pad` takes it.
+def pre_pads(conv: Any, size: Sequence[int]) -> list[int]:
+    """Padding before a convolution's own, as :func:`torch.nn.functional.pad` takes it.
 
     Args:
+        conv: A convolution with ``pre_padding``: ``None``, a tuple, or ``"same"``.
         size: Of the feature map.
-        kernel: Of the convolution, as the other two.
-        stride: Per dimension.
-        dilation: Per dimension.
     """
+    if not isinstance(conv.pre_padding, str):
+        return list(conv.pre_padding or ())
     pads: list[int] = []
-    for length, k, s, d in reversed(list(zip(size, kernel, stride, dilation, strict=True))):
-        pads += same_padding(length, d * (k - 1) + 1, s)
+    sides = zip(size, conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    for length, kernel, stride, dilation in reversed(list(sides)):
+        pads += same_padding(length, dilation * (kernel - 1) + 1, stride)
     return pads
 
 
@@ -110,18 +109,11 @@ class _BiConvNd(BinaryLayer):
         depthwise = conv.groups == conv.in_channels
         return (self.binarizer.popcount_exact or depthwise) and self.quantizer.popcount_exact
 
-    def _pads(self, x: Tensor) -> list[int]:
-        """Padding before the convolution's own, as torch.nn.functional.pad takes it."""
-        if not isinstance(self.pre_padding, str):
-            return list(self.pre_padding or ())
-        conv: Any = self
-        return same_pads(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation)
-
     def _geometry(self, x: Tensor) -> Geometry:
         """The convolution with the zeros that it pads."""
         conv: Any = self
         none = (0,) * self.spatial
-        pads, own = self._pads(x), none
+        pads, own = pre_pads(self, x.shape[2:]), none
         if conv.padding_mode == "zeros" and conv.padding == "same":
             around = conv._reversed_padding_repeated_twice
             pads = [a + b for a, b in zip_longest(pads, around, fillvalue=0)]

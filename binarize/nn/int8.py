@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize.nn.base import check_floating
-from binarize.nn.conv import same_pads
+from binarize.nn.conv import pre_pads
 from binarize.nn.input_range import InputRange
 from binarize.nn.treated import StoredParts, TreatedLayer
 
@@ -174,19 +174,12 @@ class _Int8ConvNd(Int8Layer):
         self.pre_padding = pre_padding
         self._start(self.weight, self.bias)
 
-    def pads(self, x: Tensor) -> list[int]:
-        """Padding before the convolution's own, as torch.nn.functional.pad takes it."""
-        if not isinstance(self.pre_padding, str):
-            return list(self.pre_padding or ())
-        conv: Any = self
-        return same_pads(x.shape[-self.spatial :], conv.kernel_size, conv.stride, conv.dilation)
-
     def forward(self, input: Tensor) -> Tensor:
         """Run the layer on feature maps (N, C_in, *spatial)."""
         check_floating(input)
         conv: Any = self
         x = self.input_range(input)
-        pads = self.pads(x)
+        pads = pre_pads(self, x.shape[-self.spatial :])
         x = F.pad(x, pads) if any(pads) else x
         y: Tensor = conv._conv_forward(x, self.rounded_weight(), self.bias)
         return y

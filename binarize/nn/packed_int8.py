@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from binarize.errors import ModelError
 from binarize.kernels.int8 import int8_layer
 from binarize.nn.base import check_floating
-from binarize.nn.conv import same_pads
+from binarize.nn.conv import pre_pads
 from binarize.nn.folding import layer_padding
 from binarize.nn.input_range import affine
 from binarize.nn.int8 import Int8Layer
@@ -118,22 +118,16 @@ class PackedInt8(WeightOfOld, Single):
     def _padded(self, input: Tensor) -> tuple[Tensor, list[int]]:
         """The input, padded where the kernel cannot, and what is left to pad."""
         if self.padding_mode != "zeros":
-            first = F.pad(input, self._pre_pads(input)) if self.pre_padding else input
+            first = F.pad(input, pre_pads(self, input.shape[2:])) if self.pre_padding else input
             if self.padding_mode == "circular":
                 return _wrapped(first, self._around), [0] * len(self.pads)
             return F.pad(first, self._around, mode=self.padding_mode), [0] * len(self.pads)
         if self.pre_padding != "same":
             return input, list(self.pads)
         # Of padding to SAME the last dimension comes first.
-        pads, own = self._pre_pads(input), list(self.pads)
+        pads, own = pre_pads(self, input.shape[2:]), list(self.pads)
         last = len(pads) - 2
         return input, [p + pads[last - i + i % 2 * 2] for i, p in enumerate(own)]
-
-    def _pre_pads(self, input: Tensor) -> list[int]:
-        """Padding before the convolution's own, as torch.nn.functional.pad takes it."""
-        if not isinstance(self.pre_padding, str):
-            return list(self.pre_padding or ())
-        return same_pads(input.shape[2:], self.kernel_size, self.stride, self.dilation)
 
     def _run(self, input: Tensor, padded: tuple[Tensor, list[int]], extra: Any) -> Tensor:
         x, pads = padded
