@@ -161,6 +161,13 @@ def _check_model(model: nn.Module) -> None:
             "it has binary layers already",
             "convert the float network it came from",
         )
+    if "" in all_layers(model):
+        raise ModelError(
+            "model",
+            type(model).__name__,
+            "the network is a single layer",
+            "wrap it: torch.nn.Sequential(layer)",
+        )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(
@@ -208,7 +215,9 @@ def _check_plan(model: nn.Module, plan: Plan, overrides: Sequence[Rule]) -> None
             "overrides" if lost[0] in {str(rule) for rule in overrides} else "policy",
             lost[0],
             "this rule matched no layer",
-            f"correct its pattern; the layers are {names}, ...",
+            f"correct its pattern; the layers are {names}, ..."
+            if names
+            else "leave it out: the network has no convolution or linear layer",
         )
     if not any(d.action in TREATMENTS and d.action != "keep" for d in plan.layers):
         kept: Mapping[str, str] = {d.site: d.reason for d in plan.layers}

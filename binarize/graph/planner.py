@@ -323,7 +323,7 @@ def _names(path: str, modules: Mapping[str, Any]) -> list[str]:
     for part in path.split("."):
         siblings = list(modules[parent]._modules)
         words = [part]
-        if all(name.isdecimal() for name in siblings):
+        if siblings and all(name.isdecimal() for name in siblings):
             words.append(str(siblings.index(part) - len(siblings)))
         names = [f"{name}.{word}" if name else word for name in names for word in words]
         parent = f"{parent}.{part}" if parent else part

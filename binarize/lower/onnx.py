@@ -28,7 +28,7 @@ from binarize.kernels import reference
 from binarize.kernels.activation import reference as activation_reference
 from binarize.kernels.layout import VERSION, Layout, unpack_weight
 from binarize.lower.network import PackedNetwork
-from binarize.lower.onnx_int8 import write_int8_layers
+from binarize.lower.onnx_int8 import cast_weights, write_int8_layers
 from binarize.lower.onnx_operators import (
     DOMAIN,
     fused_module,
@@ -149,6 +149,7 @@ def export_onnx(
         _name_type(node)
     if runtime == "binarize":
         merge_transpositions(onnx.model)
+        cast_weights(onnx.model)
         onnx.model.opset_imports[DOMAIN] = 1
         # Nothing newer is used, and ONNX Runtime 1.17 reads up to 9.
         onnx.model.ir_version = 9

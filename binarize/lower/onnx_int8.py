@@ -1,7 +1,11 @@
-"""8-bit layers as QuantizeLinear and DequantizeLinear around a convolution.
+"""8-bit layers in ONNX's standard operators.
 
-Runtimes know this pattern (QDQ) and compute the convolution in integers, where its result is
-rounded again by the next 8-bit layer.
+A convolution between DequantizeLinear and QuantizeLinear (QDQ) is a pattern that runtimes compute
+in integers, provided that the next layer rounds its result to codes again.
+
+Otherwise ONNX Runtime would convolve in floating point, and round products and sums. It takes as
+long to convolve the codes themselves, as floating-point numbers: their sums are exact, so that a
+1-bit layer sees the same signs as in the packed network.
 """
 
 from __future__ import annotations
@@ -11,32 +15,122 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
-from binarize.kernels.int8 import int8_layer
+from binarize.kernels.int8 import inverse_step
 from binarize.lower.fuse_int8 import fold_int8
 from binarize.lower.record import Recording
+from binarize.lower.units import arguments
 
-__all__ = ["write_int8_layers"]
+__all__ = ["cast_weights", "write_exact_int8_layers", "write_int8_layers"]
 
 
 def write_int8_layers(recording: Recording) -> None:
-    """Exchange the calls of the 8-bit operator for what the exporter translates.
+    """Exchange all calls of the 8-bit operator for the QDQ pattern.
 
     Args:
         recording: An exported module's graph, rewritten in place.
     """
-    fold_int8(recording)
-    for node in recording.graph.find_nodes(op="call_function", target=int8_layer):
-        node.target = _quantized_layer
+    for node in fold_int8(recording):
+        _write(node, _codes, _quantized_layer)
+
+
+def write_exact_int8_layers(recording: Recording) -> None:
+    """As :func:`write_int8_layers`, but a layer has exact sums if its result is not codes.
+
+    Args:
+        recording: An exported module's graph, rewritten in place.
+    """
+    nodes = fold_int8(recording)
+    exact = {node for node in nodes if not node.users.keys() <= set(nodes)}
+    exact = {node for node in exact if _fits_single_precision(recording, node)}
+    pattern = set(nodes) - exact
+    for node in nodes:
+        # The result of a pattern has to be rounded by the operator that belongs to it.
+        codes = _codes if node.args[0] in pattern else _same_codes
+        _write(node, codes, _exact_layer if node in exact else _quantized_layer)
+
+
+def _write(node: fx.Node, codes: Any, layer: Any) -> None:
+    with node.graph.inserting_before(node):
+        made = node.graph.call_function(codes, node.args[:3])
+    node.update_arg(0, made)
+    node.target = layer
+
+
+def _fits_single_precision(recording: Recording, node: fx.Node) -> bool:
+    given = arguments(node)
+    weight = recording.constants[given["weight"].target].int().abs()
+    taps = weight.transpose(0, 1) if given["transposed"] else weight
+    largest_code = max(given["x_zero"], 255 - given["x_zero"])
+    return int(taps.flatten(1).sum(1).max()) * largest_code < 2**24
+
+
+def _codes(x: Tensor, scale: float, zero: int) -> Tensor:
+    return _quantize(x, torch.scalar_tensor(scale), zero)
+
+
+def _same_codes(x: Tensor, scale: float, zero: int) -> Tensor:
+    """By a product, as :func:`binarize.kernels.int8.quantized` does it; runtimes divide."""
+    return _quantize(x * inverse_step(scale), torch.ones(()), zero)
+
+
+def _quantize(x: Tensor, scale: Tensor, zero: int) -> Tensor:
+    limit = torch.scalar_tensor(zero, dtype=torch.uint8)
+    return _symbolic("QuantizeLinear", (x, scale, limit), x.shape, torch.uint8)
 
 
 def _quantized_layer(
-    x: Tensor,
+    codes: Tensor,
     x_scale: float,
     x_zero: int,
     weight: Tensor,
     gain: Tensor,
+    bias: Tensor | None,
+    *others: Any,
+) -> Tensor:
+    """``binarize::int8_layer`` with a floating-point result, as the pattern."""
+    *geometry, activation, limits, _, _ = others
+    *_, groups, transposed, _ = geometry
+    values = _dequantize(codes, torch.scalar_tensor(x_scale), x_zero)
+    y = _convolve(values, _values(weight, gain, groups, transposed), bias, *geometry)
+    return _activate(y, activation, limits)
+
+
+def _exact_layer(
+    codes: Tensor,
+    x_scale: float,
+    x_zero: int,
+    weight: Tensor,
+    gain: Tensor,
+    bias: Tensor | None,
+    *others: Any,
+) -> Tensor:
+    """``binarize::int8_layer`` with a floating-point result, equal to it bit by bit."""
+    *geometry, activation, limits, _, _ = others
+    integers = _dequantize(codes, torch.ones(()), x_zero)
+    sums = _convolve(integers, _unscaled(weight), None, *geometry)
+    zeros, ones = torch.zeros_like(gain), torch.ones_like(gain)
+    # Behind a convolution runtimes fold norms into its weights, but not through a new dimension.
+    y = _symbolic(
+        "BatchNormalization",
+        (
+            sums.unsqueeze(-1),
+            gain * x_scale,
+            zeros if bias is None else bias,
+            zeros,
+            ones,
+        ),
+        (*sums.shape, 1),
+        torch.float32,
+        {"epsilon": 0.0},
+    )
+    return _activate(y.squeeze(-1), activation, limits)
+
+
+def _convolve(
+    values: Tensor,
+    kernel: Tensor,
     bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[Any],
@@ -44,27 +138,20 @@ def _quantized_layer(
     groups: int,
     transposed: bool,
     output_padding: Sequence[int],
-    activation: str,
-    limits: Sequence[float],
-    *codes: Any,
 ) -> Tensor:
-    """``binarize::int8_layer`` with a floating-point result."""
-    scale = torch.scalar_tensor(x_scale, dtype=torch.float32)
-    zero = torch.scalar_tensor(x_zero, dtype=torch.uint8)
-    rounded = _symbolic("QuantizeLinear", (x, scale, zero), x.shape, torch.uint8)
-    values = _symbolic("DequantizeLinear", (rounded, scale, zero), x.shape, torch.float32)
-    kernel = _weight(weight, gain, groups, transposed)
-    spatial = weight.dim() - 2
+    spatial = kernel.dim() - 2
     before, after = list(padding[::2]), list(padding[1::2])
     if transposed:
         run: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
-        y = run(values, kernel, bias, stride, before, output_padding, groups, dilation)
-    else:
-        run = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-        if not all(a is b or a == b for a, b in zip(before, after, strict=True)):
-            pairs = [p for pair in reversed(list(zip(before, after, strict=True))) for p in pair]
-            values, before = F.pad(values, pairs), [0] * spatial
-        y = run(values, kernel, bias, stride, before, dilation, groups)
+        return run(values, kernel, bias, stride, before, output_padding, groups, dilation)  # type: ignore[no-any-return]
+    run = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
+    if not all(a is b or a == b for a, b in zip(before, after, strict=True)):
+        pairs = [p for pair in reversed(list(zip(before, after, strict=True))) for p in pair]
+        values, before = F.pad(values, pairs), [0] * spatial
+    return run(values, kernel, bias, stride, before, dilation, groups)  # type: ignore[no-any-return]
+
+
+def _activate(y: Tensor, activation: str, limits: Sequence[float]) -> Tensor:
     if activation == "relu":
         return y.relu()
     if activation == "hardtanh":
@@ -74,7 +161,7 @@ def _quantized_layer(
     return F.silu(y) if activation == "swish" else y
 
 
-def _weight(codes: Tensor, gain: Tensor, groups: int, transposed: bool) -> Tensor:
+def _values(codes: Tensor, gain: Tensor, groups: int, transposed: bool) -> Tensor:
     # Scales of a transposed weight run along dimension 1, of one group only.
     if transposed and groups > 1:
         per_input = gain.view(groups, 1, -1).expand(-1, codes.shape[0] // groups, -1)
@@ -83,6 +170,37 @@ def _weight(codes: Tensor, gain: Tensor, groups: int, transposed: bool) -> Tenso
     zeros = torch.zeros(gain.shape[0], dtype=torch.int8)
     how = {"axis": int(transposed)}
     return _symbolic("DequantizeLinear", (codes, gain, zeros), codes.shape, torch.float32, how)
+
+
+def _unscaled(codes: Tensor) -> Tensor:
+    # Exporters would store the floats that a cast makes of it; see `cast_weights`.
+    inputs = codes, torch.ones(()), torch.zeros((), dtype=torch.int8)
+    return _symbolic("DequantizeLinear", inputs, codes.shape, torch.float32)
+
+
+def cast_weights(model: Any) -> None:
+    """Let runtimes make floats of the codes of weights once, when they load a file.
+
+    They repeat what is quantized at each call, to see the pattern.
+
+    Args:
+        model: An ``onnx_ir`` model, changed in place.
+    """
+    from onnx_ir import AttrInt64, DataType
+
+    for node in model.graph:
+        if node.op_type != "DequantizeLinear":
+            continue
+        codes, scale, *_ = node.inputs
+        if codes.dtype == DataType.INT8 and not scale.shape:
+            node.op_type = "Cast"
+            node.resize_inputs(1)
+            node.attributes["to"] = AttrInt64("to", int(DataType.FLOAT))
+
+
+def _dequantize(codes: Tensor, scale: Tensor, zero: int) -> Tensor:
+    limit = torch.scalar_tensor(zero, dtype=torch.uint8)
+    return _symbolic("DequantizeLinear", (codes, scale, limit), codes.shape, torch.float32)
 
 
 def _symbolic(

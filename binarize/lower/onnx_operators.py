@@ -20,7 +20,7 @@ from binarize.kernels.geometry import output_size
 from binarize.kernels.layout import VERSION
 from binarize.kernels.ops import unit
 from binarize.lower.fuse import fuse_units
-from binarize.lower.onnx_int8 import write_int8_layers
+from binarize.lower.onnx_int8 import write_exact_int8_layers
 from binarize.lower.record import Recording
 from binarize.lower.units import arguments, is_call, value_of
 
@@ -46,7 +46,7 @@ def fused_module(network: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
 
 
 def _write_operators(recording: Recording) -> None:
-    write_int8_layers(recording)
+    write_exact_int8_layers(recording)
     fuse_units(recording, _enlargement, makers=(unit,))
     for node in recording.graph.find_nodes(op="call_function", target=unit):
         _need_constant_options(node)
@@ -85,6 +85,9 @@ def rewritten_module(
         elif is_call(node, _aten._assert_tensor_metadata.default):
             module.graph.erase_node(node)
         else:
+            if is_call(node, _aten.view.default, _aten._unsafe_view.default):
+                # The copy that let it be seen otherwise may be among what was taken out.
+                node.target = _aten.reshape.default
             node.meta["value"] = node.meta.get("val")
     rewrite(recording)
     module.recompile()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import binarize
-from binarize.errors import ModelError
+from binarize.errors import ModelError, PolicyError
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -63,6 +63,24 @@ def test_nothing_to_binarize(model: nn.Module, refuse: Callable[..., str]) -> No
     message = refuse(model, example_inputs=X)
     assert message.startswith("model=")
     assert "nothing to binarize" in message
+
+
+@pytest.mark.parametrize("how", [{}, {"overrides": {"*": "binarize"}}, {"policy": "deploy"}])
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [(nn.Conv2d(8, 4, 1), torch.ones(1, 8, 2, 2)), (nn.Linear(3, 2), torch.ones(2, 3))],
+)
+def test_a_layer_is_no_network(
+    model: nn.Module, x: Tensor, how: Any, refuse: Callable[..., str]
+) -> None:
+    """Nothing holds it that could hold another in its place."""
+    message = refuse(model, example_inputs=x, **how)
+    assert message.endswith("the network is a single layer; wrap it: torch.nn.Sequential(layer)")
+
+
+def test_an_override_where_there_are_no_layers() -> None:
+    with pytest.raises(PolicyError, match="leave it out: the network has no convolution or"):
+        binarize.plan(nn.Sequential(nn.ReLU()), example_inputs=X, overrides={"*": "keep"})
 
 
 def test_a_transformer_is_told_how_to_convert_its_tokens(refuse: Callable[..., str]) -> None:

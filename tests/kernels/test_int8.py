@@ -372,3 +372,23 @@ def test_kernels_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BinarizeError, match="BINARIZE_KERNELS='mmx'"):
         quantized(torch.zeros(2), 1.0, 0)
     native.codes.cache_clear()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "groups"),
+    [(3, 16, 1), (16, 16, 16), (6, 12, 6), (15, 15, 3), (12, 6, 6), (8, 8, 4), (64, 32, 2)],
+)
+def test_both_ways_scale_alike(
+    c_in: int, c_out: int, groups: int, activation: str, bias: bool
+) -> None:
+    """Sums first, then one product and one sum; on AVX2 the results agree bit by bit."""
+    weight = torch.randint(-63, 64, (c_out, c_in // groups, 3, 3), dtype=torch.int8)
+    gain, constant = torch.rand(c_out) / 100, torch.randn(c_out) if bias else None
+    geometry: Any = [1, 1], [1] * 4, [1, 1], groups, False, [0, 0]
+    given = torch.randn(2, c_in, 9, 7), 0.0313, 97, weight, gain, constant
+    result = int8_layer(*given, *geometry, activation, [], None, 0)
+    wanted = int8.reference(*given, *geometry, activation, [], None, 0)
+    exact = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    torch.testing.assert_close(result, wanted, **({"rtol": 0, "atol": 0} if exact else {}))
