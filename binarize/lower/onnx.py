@@ -214,8 +214,29 @@ def _translations() -> dict[Any, Any]:
     def shift_right(self: Any, other: Any) -> Any:
         return op.BitShift(self, other, direction="RIGHT")
 
+    def sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        count = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+        # Of equal values the one with the lower index comes first.
+        return op.TopK(self, count, axis=dim, largest=int(descending))
+
+    def searchsorted(
+        sorted_sequence: Any,
+        self: Any,
+        out_int32: bool = False,
+        right: bool = False,
+        side: str | None = None,
+        sorter: Any = None,
+    ) -> Any:
+        passed = op.GreaterOrEqual if right or side == "right" else op.Greater
+        values = op.Unsqueeze(self, op.Constant(value_ints=[-1]))
+        limits = op.Unsqueeze(sorted_sequence, op.Constant(value_ints=[-2]))
+        ones = op.Cast(passed(values, limits), to=6 if out_int32 else 7)
+        return op.ReduceSum(ones, op.Constant(value_ints=[-1]), keepdims=0)
+
     aten = torch.ops.aten
     return {
+        aten.searchsorted.Tensor: searchsorted,
+        aten.sort.stable: sort,
         aten.copysign.Tensor: copysign,
         aten.fmin.default: fmin,
         aten.__rshift__.Tensor: shift_right,

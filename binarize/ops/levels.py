@@ -25,7 +25,9 @@ def level_table(basis: Tensor) -> tuple[Tensor, Tensor]:
     """
     bits = basis.shape[1]
     numbers = torch.arange(2**bits, device=basis.device)
-    codes = ((numbers[:, None] >> torch.arange(bits, device=basis.device)) & 1) * 2 - 1
+    # Not by shifts: ONNX has none of signed integers.
+    powers = 2 ** torch.arange(bits, device=basis.device)
+    codes = numbers[:, None] // powers % 2 * 2 - 1
     codes = codes.to(basis.dtype)
     # Term by term, like the reconstruction of a stored weight, so that both round alike.
     levels = codes[:, 0] * basis[:, :1]

@@ -35,7 +35,7 @@ def exported(
 
 
 def assert_same(found: Any, wanted: Tensor) -> None:
-    """Bit by bit where oneDNN is known to scale sums by a product and a sum, as ONNX Runtime does."""
+    """Bit by bit where oneDNN is known to scale sums as ONNX Runtime does."""
     other = torch.from_numpy(found)
     if torch.backends.cpu.get_cpu_capability() == "AVX2":
         assert torch.equal(other, wanted)

@@ -159,7 +159,7 @@ def test_any_network_of_any_size(name: str, exported: Any, pooling_exports: None
         compare(packed, session, *(torch.randn(shape) for _ in inputs))
 
 
-@pytest.mark.parametrize("policy", ["bidense-released", "groupnet"])
+@pytest.mark.parametrize("policy", ["bidense-released", "groupnet", "lqnet"])
 def test_any_policy(policy: str, exported: Any) -> None:
     network = nn.Sequential(
         *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU()),
