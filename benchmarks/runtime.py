@@ -1,8 +1,8 @@
 """Packed networks in ONNX Runtime: agreement with PyTorch, latency, cost of a new input size.
 
-    python benchmarks/runtime.py [--networks unet,resnet50] [--rounds 7] [--threads 1]
+    python benchmarks/runtime.py [--networks unet,resnet50] [--policy deploy] [--rounds 7]
 
-Every network is converted by `bidense` with random weights, packed, and exported with
+Every network is converted by a policy (`bidense`) with random weights, packed, and exported with
 `runtime="binarize"` for all sizes. "agrees" is the share of positions whose largest channel is the
 same as in PyTorch (for one channel: within 1 % of the largest value), on two images whose size
 differs from the export's. Times are processor times in ms, medians of interleaved rounds: the float
@@ -90,6 +90,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--policy", default="bidense")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -98,19 +99,25 @@ def main() -> None:
     for name in args.networks.split(","):
         make, shapes = NETWORKS[name]
         torch.manual_seed(0)
-        measure(name, make().eval(), shapes, args.rounds, args.threads)
+        measure(name, make().eval(), shapes, args)
 
 
 def measure(
-    name: str, network: nn.Module, shapes: tuple[tuple[int, ...], ...], rounds: int, threads: int
+    name: str,
+    network: nn.Module,
+    shapes: tuple[tuple[int, ...], ...],
+    args: argparse.Namespace,
 ) -> None:
     inputs = tuple(torch.randn(shape) for shape in shapes)
-    student = binarize.convert(network, example_inputs=inputs).eval()
+    student = binarize.convert(network, args.policy, example_inputs=inputs)
+    with torch.no_grad():
+        student.train()(*(torch.cat([x, x]) for x in inputs))  # 8-bit layers observe their ranges
+    student.eval()
     packed = binarize.pack(student, inputs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         binarize.export_onnx(packed, path, inputs, runtime="binarize")
-        session = Session(path, threads=threads)
+        session = Session(path, threads=args.threads)
     float_network: Any = network
     if all(x.dim() == 4 for x in inputs):
         float_network = network.to(memory_format=torch.channels_last)
@@ -125,7 +132,7 @@ def measure(
         agree, largest = agreement(packed, session, inputs)
         for call in calls:
             call()
-        times = [[processor_time(call) for call in calls] for _ in range(rounds)]
+        times = [[processor_time(call) for call in calls] for _ in range(args.rounds)]
         medians = [statistics.median(row) for row in zip(*times, strict=True)]
         new = [np.ascontiguousarray(x[..., :-32]) for x in arrays]
         area = new[0].size / arrays[0].size

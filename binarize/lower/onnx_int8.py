@@ -4,8 +4,8 @@ A convolution between DequantizeLinear and QuantizeLinear (QDQ) is a pattern tha
 in integers, provided that the next layer rounds its result to codes again.
 
 Otherwise ONNX Runtime would convolve in floating point, and round products and sums. It takes as
-long to convolve the codes themselves, as floating-point numbers: their sums are exact, so that a
-1-bit layer sees the same signs as in the packed network.
+long to convolve the codes themselves, as floating-point numbers: their sums are exact, so that the
+1-bit layers behind see the same signs as in the packed network.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from binarize.kernels.int8 import inverse_step
+from binarize.kernels.ops import unit
 from binarize.lower.fuse_int8 import fold_int8
 from binarize.lower.record import Recording
 from binarize.lower.units import arguments
@@ -36,19 +37,34 @@ def write_int8_layers(recording: Recording) -> None:
 
 
 def write_exact_int8_layers(recording: Recording) -> None:
-    """As :func:`write_int8_layers`, but a layer has exact sums if its result is not codes.
+    """As :func:`write_int8_layers`, but with exact sums.
+
+    The pattern stays where only 8-bit layers read the result, which gain from it, and no 1-bit
+    layer comes later.
 
     Args:
         recording: An exported module's graph, rewritten in place.
     """
     nodes = fold_int8(recording)
-    exact = {node for node in nodes if not node.users.keys() <= set(nodes)}
+    before_bits = _ancestors(recording.graph.find_nodes(op="call_function", target=unit))
+    exact = {n for n in nodes if n in before_bits or not n.users.keys() <= set(nodes)}
     exact = {node for node in exact if _fits_single_precision(recording, node)}
     pattern = set(nodes) - exact
     for node in nodes:
         # The result of a pattern has to be rounded by the operator that belongs to it.
         codes = _codes if node.args[0] in pattern else _same_codes
         _write(node, codes, _exact_layer if node in exact else _quantized_layer)
+
+
+def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """All that the results of these depend on."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def _write(node: fx.Node, codes: Any, layer: Any) -> None:

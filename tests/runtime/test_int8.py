@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
@@ -101,24 +102,25 @@ def test_results_are_equal_bit_by_bit(kind: str, tmp_path: Path) -> None:
 
 
 class Mixed(nn.Module):
-    """An 8-bit stem and depthwise layer between 1-bit layers, and an 8-bit pair at the end."""
+    """8-bit layers in front of, between and behind 1-bit layers; the first and last are pairs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8))
+        self.next = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.wide = nn.Conv2d(8, 16, 1)
         self.deep = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16))
         self.narrow = nn.Conv2d(16, 8, 1)
         self.join, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
+        x = self.next(F.relu6(self.stem(x))).relu()
         x = x + self.narrow(self.deep(self.wide(x).relu()).relu())
         return self.head(self.join(x).relu())
 
 
 OVERRIDES = {
-    **dict.fromkeys(("stem.0", "deep.0", "join", "head"), "int8"),
+    **dict.fromkeys(("stem.0", "next", "deep.0", "join", "head"), "int8"),
     **dict.fromkeys(("wide", "narrow"), "binarize"),
 }
 
@@ -130,11 +132,11 @@ def test_signs_behind_eight_bits(tmp_path: Path) -> None:
     made = {tensor.name: tensor for tensor in graph.initializer}
     codes = [t for t in made.values() if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
     assert sorted(list(t.dims) for t in codes) == [
-        *([3, 8, 1, 1], [8, 3, 3, 3], [8, 8, 3, 3], [16, 1, 3, 3]),
+        *([3, 8, 1, 1], [8, 1, 3, 3], [8, 3, 3, 3], [8, 8, 3, 3], [16, 1, 3, 3]),
     ]
     kinds = [node.op_type for node in graph.node]
-    # What is read as codes stays in the pattern that ONNX Runtime computes in integers.
-    assert kinds.count("BatchNormalization") == 3
+    # At the end, what is read as codes stays in the pattern that runtimes compute in integers.
+    assert kinds.count("BatchNormalization") == 4
     for size in ((16, 24), (9, 14), (32, 32)):
         x = torch.randn(2, 3, *size)
         assert torch.allclose(torch.from_numpy(session(x.numpy())), packed(x), atol=0.05)
