@@ -13,6 +13,8 @@ __all__ = ["MARK", "model_card"]
 
 MARK = "<!-- Written by binarize, which replaces this page; delete this line to keep your text. -->"
 
+_LONGEST = 200  # arguments of a network that are shown
+
 _PIPELINES = {
     "segmentation": "image-segmentation",
     "depth": "depth-estimation",
@@ -93,6 +95,7 @@ def _facts(plan: Plan | None, origin: Any, described: Mapping[str, Any], size: i
     rows = []
     if origin:
         given = ", ".join(f"{key}={value!r}" for key, value in sorted(origin["arguments"].items()))
+        given = given if len(given) < _LONGEST else "..."  # the whole configuration of transformers
         rows.append(("network", f"`{origin['library']}`: `{origin['name']}({given})`"))
     elif (described.get("recipe") or {}).get("spec"):
         rows.append(("network", f"`{described['recipe']['spec']}`"))

@@ -201,6 +201,12 @@ def test_card_of_a_file_loads_it(
     assert ("`model` is the float network" in text) != known
 
 
+def test_card_does_not_list_a_whole_configuration() -> None:
+    origin = {"library": "transformers", "name": "Net", "arguments": {"a": "x" * 300}}
+    text = card.model_card({"origin": json.dumps(origin)}, 1234, "net")
+    assert "| network | `transformers`: `Net(...)` |" in text
+
+
 @pytest.mark.parametrize("name", ["imagenet", "symmetric", "none"])
 def test_card_and_data_mean_the_same_normalization(name: str) -> None:
     assert card._NORMALIZATIONS[name] == normalisation(name)
