@@ -28,8 +28,8 @@ def save(
     """Save a converted network as one safetensors file, binary weights one bit each.
 
     The file holds all that the network's outputs depend on, and how to build the network if it
-    came from timm, segmentation-models-pytorch or transformers. It does not hold the magnitudes of the latent
-    weights: keep the trainer's checkpoints to go on training where it stopped.
+    came from timm, segmentation-models-pytorch or transformers. It does not hold the magnitudes of
+    the latent weights: keep the trainer's checkpoints to go on training where it stopped.
 
     Of a packed network it holds the programs instead, for inputs of the sizes that it was called
     with: they are loaded in a moment and without the network's library, and compute at once.
