@@ -12,6 +12,7 @@ from binarize.errors import BinarizeError
 if TYPE_CHECKING:
     from binarize import nn, ops
     from binarize.budget.convert import convert, plan
+    from binarize.file.hub import from_pretrained, push_to_hub, save_pretrained
     from binarize.file.load import load
     from binarize.file.save import save
     from binarize.graph.plan import Plan
@@ -40,6 +41,7 @@ __all__ = [
     "Trainer",
     "convert",
     "export_onnx",
+    "from_pretrained",
     "inspect",
     "load",
     "nn",
@@ -49,9 +51,11 @@ __all__ = [
     "policies",
     "prepare_student",
     "profile",
+    "push_to_hub",
     "recalibrate",
     "report",
     "save",
+    "save_pretrained",
     "sensitivity",
 ]
 
@@ -69,6 +73,7 @@ _HOMES = {
     "Trainer": "train",
     "convert": "budget",
     "export_onnx": "lower",
+    "from_pretrained": "file",
     "inspect": "inspection",
     "load": "file",
     "pack": "lower",
@@ -76,9 +81,11 @@ _HOMES = {
     "policies": "policy",
     "prepare_student": "prepare",
     "profile": "latency",
+    "push_to_hub": "file",
     "recalibrate": "train",
     "report": "report",
     "save": "file",
+    "save_pretrained": "file",
     "sensitivity": "sensitivity",
 }
 

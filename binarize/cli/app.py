@@ -26,7 +26,7 @@ examples:
   binarize demo
 
   # preview the conversion of this network, with reasons
-  binarize convert smp:Unet:resnet34 --classes 11 --plan-only
+  binarize convert smp:Unet:resnet34 --classes 11 --dry-run
 
   # train the float network, then the binarized one with it as the teacher
   binarize train --data camvid --root data/camvid --model smp:Unet:resnet18 \\

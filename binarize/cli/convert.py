@@ -25,7 +25,7 @@ binarize report shows its size and cost."""
 
 _EXAMPLES = [
     (
-        "binarize convert smp:Unet:resnet34 --classes 11 --plan-only",
+        "binarize convert smp:Unet:resnet34 --classes 11 --dry-run",
         "preview the conversion: every decision and its reason",
     ),
     (
@@ -39,16 +39,16 @@ _EXAMPLES = [
     ),
     (
         "binarize convert runs/float/float.safetensors --budget 3MB \\\n"
-        "      --sensitivity out/sensitivity.json --save-policy mine.toml --plan-only",
+        "      --sensitivity out/sensitivity.json --save-policy mine.toml --dry-run",
         "keep the most sensitive layers in float within 3 MB; writes rules to edit",
     ),
     (
         "binarize convert runs/float/float.safetensors --budget 3MB --more-bits lqnet \\\n"
-        "      --sensitivity out/sensitivity.json --plan-only",
+        "      --sensitivity out/sensitivity.json --dry-run",
         "the same, and some layers get three bits (also measured with --more-bits)",
     ),
     (
-        "binarize convert nets.py:make --size 256x192 --plan-only --json",
+        "binarize convert nets.py:make --size 256x192 --dry-run --json",
         "your own network; the plan as JSON",
     ),
     (
@@ -65,7 +65,7 @@ def add(commands: Subparsers) -> None:
         "convert",
         run,
         help="binarize a network, or preview the plan",
-        usage="MODEL [-o FILE | --plan-only]",
+        usage="MODEL [-o FILE | --dry-run]",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
@@ -74,10 +74,14 @@ def add(commands: Subparsers) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to save it")
     parser.add_argument(
-        "--plan-only", action="store_true", help="show the decisions; change and write nothing"
+        "--dry-run",
+        "--plan-only",
+        dest="plan_only",
+        action="store_true",
+        help="show the decisions; change and write nothing",
     )
     parser.add_argument(
-        "--all", action="store_true", help="with --plan-only: also list activations and additions"
+        "--all", action="store_true", help="with --dry-run: also list activations and additions"
     )
     parser.add_argument(
         "--policy", default="bidense", metavar="NAME|FILE", help="the rules (default bidense)"
@@ -147,11 +151,9 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
-    """Plan, and unless ``--plan-only`` is given, convert and save."""
+    """Plan, and unless ``--dry-run`` is given, convert and save."""
     if args.output is None and not args.plan_only:
-        raise BinarizeError(
-            "output", None, "is required", "give -o FILE, or --plan-only to preview"
-        )
+        raise BinarizeError("output", None, "is required", "give -o FILE, or --dry-run to preview")
     if args.output is not None and not args.output.parent.is_dir():
         raise FileError("output", str(args.output), "its folder does not exist", "create it first")
     from binarize.budget import Budget, convert, plan

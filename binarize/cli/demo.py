@@ -233,5 +233,5 @@ def _show(answer: dict[str, Any], folder: Path, out: Output) -> None:
         out.print(f"{text:<14} {path}", wrap=False)
     out.print("\nnext, look at every layer, then at your own network:", wrap=False)
     out.print(f"  binarize report {binary}", wrap=False)
-    out.print("  binarize convert smp:Unet:resnet34 --classes 11 --plan-only", wrap=False)
+    out.print("  binarize convert smp:Unet:resnet34 --classes 11 --dry-run", wrap=False)
     out.print("  binarize train --help", wrap=False)

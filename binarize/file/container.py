@@ -28,7 +28,15 @@ from binarize.writing import atomic_write
 _CHECKSUM = "checksum"
 _SUM = re.compile(rb'"checksum":"([^"]{8})"')
 
-__all__ = ["Entry", "check_sum", "check_version", "file_size", "read_file", "write_file"]
+__all__ = [
+    "Entry",
+    "check_sum",
+    "check_version",
+    "file_size",
+    "read_file",
+    "read_metadata",
+    "write_file",
+]
 
 _CODES = {
     torch.float64: "F64",
@@ -213,6 +221,18 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
         raise FileError(
             "path", str(path), f"it cannot be read ({_short(error)})", "check its permissions"
         ) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the header's strings of a safetensors file; of any other none.
+
+    What is wrong with it is for :func:`read_file` to report.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, TypeError, ValueError, SafetensorError):
+        return {}
 
 
 def check_sum(path: str | os.PathLike[str]) -> None:

@@ -8,40 +8,35 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from binarize.errors import FileError, ModelError
-from binarize.file.container import Entry, check_sum, check_version, read_file, write_file
-from binarize.file.contents import DESCRIPTION, decode, encode
+from binarize.file.container import Entry, check_sum, check_version, read_file, read_metadata
+from binarize.file.contents import DESCRIPTION, Contents, decode, encode
 from binarize.kernels import layout
 from binarize.lower import PackedNetwork, PackedPrograms
 from binarize.lower.program import from_data, to_data
 
-__all__ = ["holds_programs", "load_programs", "save_programs"]
+__all__ = ["FORMAT", "holds_programs", "load_programs", "program_contents"]
 
 FORMAT = "binarize-programs"
 VERSION = 1
 
 
-def save_programs(
-    packed: PackedNetwork,
-    path: str | os.PathLike[str],
-    description: Mapping[str, Any] | None = None,
-) -> None:
-    """Save the programs that a packed network has by now.
+def program_contents(
+    packed: PackedNetwork, description: Mapping[str, Any] | None = None
+) -> Contents:
+    """Return what a file of the programs holds that a packed network has by now.
 
-    The file holds their constants, each once, in the kernels' own layout, and what is done with
-    them (JSON, compressed, base64); no code.
+    These are their constants, each once, in the kernels' own layout, and what is done with them
+    (JSON, compressed, base64); no code.
 
     Args:
         packed: A packed network that was called, or packed with example inputs.
-        path: Where to. The file is replaced as a whole, or left as it was.
         description: What else to write into the header, see :func:`binarize.save`.
 
     Raises:
         ModelError: It has no programs, or what they do cannot be stored.
-        FileError: The path cannot be written.
     """
     plain = {key: p for key, p in packed.programs.items() if not _under_autocast(key)}
     if not plain:
@@ -73,20 +68,16 @@ def save_programs(
         description = getattr(packed.network, "binarize_description", None)
     if description:
         metadata[DESCRIPTION] = json.dumps(dict(description), sort_keys=True)
-    write_file(path, entries, metadata)
+    return Contents(tuple(entries), metadata)
 
 
 def holds_programs(path: str | os.PathLike[str]) -> bool:
-    """Whether a file was written by :func:`save_programs`; any other answer is no."""
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            return bool((file.metadata() or {}).get("format") == FORMAT)
-    except (OSError, TypeError, ValueError, SafetensorError):  # told by whoever reads it
-        return False
+    """Whether a file holds :func:`program_contents`; any other answer is no."""
+    return read_metadata(path).get("format") == FORMAT
 
 
 def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
-    """Load what :func:`save_programs` wrote.
+    """Load a file of :func:`program_contents`.
 
     Raises:
         FileError: The file is damaged or of a newer format.

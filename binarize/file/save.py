@@ -10,13 +10,13 @@ from torch import nn
 
 from binarize.errors import ModelError
 from binarize.file.container import write_file
-from binarize.file.contents import network_contents
-from binarize.file.programs import save_programs
+from binarize.file.contents import Contents, network_contents
+from binarize.file.programs import program_contents
 from binarize.graph.given import given_network
 from binarize.graph.plan import Plan
 from binarize.lower import PackedNetwork
 
-__all__ = ["converted_plan", "save"]
+__all__ = ["converted_plan", "model_contents", "save"]
 
 
 def save(
@@ -28,8 +28,8 @@ def save(
     """Save a converted network as one safetensors file, binary weights one bit each.
 
     The file holds all that the network's outputs depend on, and how to build the network if it
-    came from timm or segmentation-models-pytorch. It does not hold the magnitudes of the latent
-    weights: keep the trainer's checkpoints to go on training where it stopped.
+    came from timm, segmentation-models-pytorch or transformers. It does not hold the magnitudes of
+    the latent weights: keep the trainer's checkpoints to go on training where it stopped.
 
     Of a packed network it holds the programs instead, for inputs of the sizes that it was called
     with: they are loaded in a moment and without the network's library, and compute at once.
@@ -48,20 +48,32 @@ def save(
             a file of tensors cannot hold; or it is packed and was not called yet.
         FileError: The path cannot be written.
     """
+    contents = model_contents(model, description)
+    write_file(path, contents.entries, contents.metadata)
+
+
+def model_contents(model: nn.Module, description: Mapping[str, Any] | None = None) -> Contents:
+    """Return what the file of a converted or packed network holds.
+
+    Args:
+        model: As for :func:`save`.
+        description: As for :func:`save`.
+
+    Raises:
+        ModelError: As for :func:`save`.
+    """
     if isinstance(model, PackedNetwork):
-        save_programs(model, path, description)
-        return
+        return program_contents(model, description)
     model, plan = converted_plan(model)
-    if description is not None:
-        described: Any = model
-        described.binarize_description = dict(description)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta":
             raise ModelError(
                 "model", name, "a tensor on the meta device has no values", "load weights first"
             )
-    contents = network_contents(model, plan)
-    write_file(path, contents.entries, contents.metadata)
+    if description is not None:
+        described: Any = model
+        described.binarize_description = dict(description)
+    return network_contents(model, plan)
 
 
 def converted_plan(model: nn.Module) -> tuple[nn.Module, Plan]:

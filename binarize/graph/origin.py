@@ -1,4 +1,4 @@
-"""How to build a network again that came from timm or segmentation-models-pytorch by name."""
+"""How to build a network of timm, segmentation-models-pytorch or transformers again by name."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def find_origin(model: nn.Module) -> dict[str, Any] | None:
         model: A float network.
 
     Returns:
-        ``{"library", "name", "arguments"}`` for networks of segmentation-models-pytorch and timm
-        that are built alike from what is known of their arguments, else ``None``.
+        ``{"library", "name", "arguments"}`` for networks of segmentation-models-pytorch, timm and
+        transformers that are built alike from what is known of their arguments, else ``None``.
     """
     origin = _claimed_origin(model)
     if origin is None:
@@ -34,7 +34,13 @@ def find_origin(model: nn.Module) -> dict[str, Any] | None:
     # tensors, or in what the modules say of themselves.
     ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     theirs = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
-    return origin if ours == theirs and str(model) == str(twin) else None
+    same = ours == theirs and str(model) == str(twin) and _attentions(model) == _attentions(twin)
+    return origin if same else None
+
+
+def _attentions(model: nn.Module) -> list[Any]:
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return [getattr(config, "_attn_implementation", None) for config in configs]
 
 
 def _twin(origin: Mapping[str, Any]) -> nn.Module | None:
@@ -64,7 +70,26 @@ def _claimed_origin(model: nn.Module) -> dict[str, Any] | None:
         name = config.get("architecture") if isinstance(config, Mapping) else None
         if name:
             return {"library": "timm", "name": str(name), "arguments": _timm_arguments(model)}
+    if cls.__module__.startswith("transformers."):
+        return _transformers_origin(model)
     return None
+
+
+def _transformers_origin(model: nn.Module) -> dict[str, Any] | None:
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return None
+    arguments = json.loads(config.to_json_string(use_diff=False))
+    # How attention is computed decides the last bits, and is not among the settings; a backbone may
+    # do it in another way. Its weights are in the file: nothing is to be fetched for them.
+    inner = {key: getattr(config, key, None) for key in getattr(config, "sub_configs", {})}
+    arguments["attn_implementation"] = {
+        "": config._attn_implementation,
+        **{key: value._attn_implementation for key, value in inner.items() if value is not None},
+    }
+    if "use_pretrained_backbone" in arguments:
+        arguments["use_pretrained_backbone"] = False
+    return {"library": "transformers", "name": type(model).__name__, "arguments": arguments}
 
 
 def _timm_arguments(model: nn.Module) -> dict[str, Any]:
@@ -93,7 +118,7 @@ def build_origin(origin: Mapping[str, Any]) -> nn.Module:
     """Build the float network that :func:`find_origin` described, with random weights.
 
     Raises:
-        FileError: The library is not one of the two, or has no such network.
+        FileError: The library is not one of the three, or has no such network.
     """
     library, name, arguments = origin["library"], origin["name"], dict(origin["arguments"])
     try:
@@ -105,6 +130,11 @@ def build_origin(origin: Mapping[str, Any]) -> nn.Module:
             import segmentation_models_pytorch as smp
 
             return getattr(smp, name)(**arguments)
+        if library == "transformers":
+            import transformers
+
+            cls = getattr(transformers, name)
+            return cls(cls.config_class.from_dict(arguments))  # type: ignore[no-any-return]
     except Exception as error:
         raise FileError(
             "path",

@@ -152,9 +152,10 @@ class BiConv2d(_BiConvNd, nn.Conv2d):
     the binarized map; other padding modes repeat binarized values.
 
     Args:
-        *args, **kwargs: ``in_channels, out_channels, kernel_size, stride, padding, dilation,
+        *args: ``in_channels, out_channels, kernel_size, stride, padding, dilation,
             groups, padding_mode, device, dtype`` as in :class:`torch.nn.Conv2d`. There is no
             ``bias``: the norm has one.
+        **kwargs: The same by name.
         unit: The parts by name; BiDense's by default.
         bypass: False leaves out the bypass whatever ``unit`` says.
         pre_padding: Zero padding put around the binarized map before the convolution's own: a
@@ -239,9 +240,10 @@ class BiConvTranspose2d(_BiConvTransposeNd, nn.ConvTranspose2d):
     """2-D binary transposed convolution; its bypass is resampled by nearest neighbour.
 
     Args:
-        *args, **kwargs: ``in_channels, out_channels, kernel_size, stride, padding,
+        *args: ``in_channels, out_channels, kernel_size, stride, padding,
             output_padding, groups, dilation, device, dtype`` as in
             :class:`torch.nn.ConvTranspose2d`. There is no ``bias``: the norm has one.
+        **kwargs: The same by name.
         unit: The parts by name; BiDense's by default.
         bypass: False leaves out the bypass whatever ``unit`` says.
 

@@ -189,7 +189,8 @@ class Int8Conv2d(_Int8ConvNd, nn.Conv2d):
     """2-D convolution in 8 bits; see :class:`Int8Layer`.
 
     Args:
-        *args, **kwargs: As in :class:`torch.nn.Conv2d`.
+        *args: As in :class:`torch.nn.Conv2d`.
+        **kwargs: As there.
         pre_padding: Zero padding before the convolution's own: a tuple as in
             ``torch.nn.functional.pad``, or ``"same"`` for TensorFlow's SAME.
 
@@ -246,7 +247,8 @@ class Int8ConvTranspose2d(_Int8ConvTransposeNd, nn.ConvTranspose2d):
     """2-D transposed convolution in 8 bits; see :class:`Int8Layer`.
 
     Args:
-        *args, **kwargs: As in :class:`torch.nn.ConvTranspose2d`.
+        *args: As in :class:`torch.nn.ConvTranspose2d`.
+        **kwargs: As there.
 
     Raises:
         BinarizeError: The input is not floating point.
@@ -271,7 +273,8 @@ class Int8Linear(Int8Layer, nn.Linear):
     """Linear layer in 8 bits; see :class:`Int8Layer`.
 
     Args:
-        *args, **kwargs: As in :class:`torch.nn.Linear`.
+        *args: As in :class:`torch.nn.Linear`.
+        **kwargs: As there.
 
     Raises:
         BinarizeError: The input is not floating point.

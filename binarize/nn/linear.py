@@ -26,7 +26,7 @@ class BiLinear(BinaryLayer, nn.Linear):
         out_features: C_out.
         unit: The parts by name; BiDense's by default.
         bypass: False leaves out the bypass whatever ``unit`` says.
-        device, dtype: Of the parameters.
+        **kwargs: ``device`` and ``dtype`` of the parameters.
 
     Shapes: (N, *positions, C_in) to (N, *positions, C_out).
 

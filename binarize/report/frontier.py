@@ -131,7 +131,7 @@ class Frontier:
         return cls(**known)
 
     def save(self, folder: str | Path) -> list[str]:
-        """Write ``frontier.json`` and ``frontier.png``.
+        """Write ``frontier.json``, ``frontier.png`` and the page ``frontier.html``.
 
         Args:
             folder: Where to; it exists.
@@ -142,7 +142,8 @@ class Frontier:
         Raises:
             FileError: They cannot be written.
         """
-        from binarize.report.frontier_figure import draw
+        from binarize.report.frontier_figure import figure
+        from binarize.report.frontier_page import frontier_page
 
         folder = Path(folder)
         try:
@@ -150,13 +151,37 @@ class Frontier:
                 text = json.dumps(self.to_dict(), indent=1)
                 temporary.write_text(f"{text}\n", encoding="utf-8")
             with atomic_write(folder / "frontier.png") as temporary:
-                draw(self, temporary)
+                figure(self).savefig(temporary, format="png")
+            with atomic_write(folder / "frontier.html") as temporary:
+                temporary.write_text(frontier_page(self), encoding="utf-8")
         except OSError as error:
             cause = error.strerror or error
             raise FileError(
                 "folder", str(folder), f"cannot be written to ({cause})", "check folder and disk"
             ) from error
-        return ["frontier.json", "frontier.png"]
+        return ["frontier.json", "frontier.png", "frontier.html"]
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page with the figure, the advice and the points; it works offline.
+
+        Args:
+            path: Where to; a file that is there is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        from binarize.page import write_page
+        from binarize.report.frontier_page import frontier_page
+
+        return write_page(frontier_page(self), path)
+
+    def _repr_html_(self) -> str:
+        from binarize.report.frontier_page import notebook_html
+
+        return notebook_html(self)
 
     @classmethod
     def load(cls, path: str | Path) -> Frontier:
@@ -203,11 +228,15 @@ class Frontier:
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"{self.network}, {self.inputs}; {self.machine}",
+                self.headline(),
                 *_aligned(self.rows()),
                 self.advice(),
             ]
         )
+
+    def headline(self) -> str:
+        """The network, the inputs and the machine in one line."""
+        return f"{self.network}, {self.inputs}; {self.machine}"
 
     def advice(self, lost: Sequence[float] = (0.01, 0.03)) -> str:
         """Which point to take, in a line for each loss that may be allowed."""

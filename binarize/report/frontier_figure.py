@@ -1,41 +1,38 @@
-"""The picture of a frontier: metric against latency, bubbles as large as files."""
+"""The figure of a frontier: metric against latency, bubbles as large as files."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from binarize.report.frontier import Frontier
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-__all__ = ["draw"]
+from binarize.report.frontier import Frontier
+
+__all__ = ["TITLES", "figure"]
 
 _COLORS = {"binarized": "tab:green", "float": "tab:gray", "rival": "tab:orange"}
-_TITLES = {
+TITLES = {
     "binarized": "binarized",
     "float": "the float network",
     "rival": "other float networks",
 }
 
 
-def draw(frontier: Frontier, path: str | Path) -> None:
-    """Write the picture.
+def figure(frontier: Frontier) -> Figure:
+    """Draw a frontier.
 
     Args:
-        frontier: What to draw.
-        path: Where to, a PNG file.
+        frontier: Its points.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
-    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis: Any = figure.subplots()
+    made = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(made)
+    axis: Any = made.subplots()
     split, largest = frontier.split, max(point.bytes for point in frontier.points)
     shown = set()
     for point in frontier.points:
-        title = _TITLES[point.kind] if point.kind not in shown else None
+        title = TITLES[point.kind] if point.kind not in shown else None
         shown.add(point.kind)
         on_it = frontier.dominated_by(point) is None
         value = point.metrics[split]
@@ -67,4 +64,4 @@ def draw(frontier: Frontier, path: str | Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="best", fontsize=8, title="bubble: bytes; faded: dominated", title_fontsize=8)
     axis.set_title(f"{frontier.network}; {frontier.machine}", fontsize=9)
-    figure.savefig(path, format="png")
+    return made

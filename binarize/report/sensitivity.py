@@ -198,6 +198,11 @@ class Sensitivity:
 
         return write_page(sensitivity_page(self), path)
 
+    def _repr_html_(self) -> str:
+        from binarize.report.sensitivity_page import notebook_html
+
+        return notebook_html(self)
+
     def __str__(self) -> str:
         lines = [self.headline()]
         heads = ("Layer", "Action", "Distance", "±", "Disagree", "Drop", "±", *self.more)

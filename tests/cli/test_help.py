@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +45,28 @@ def test_the_promised_commands_exist() -> None:
         *("convert", "train", "eval", "predict", "report", "demo", "doctor"),
         *("rules ls", "rules show", "rules cp", "rules validate"),
     }
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("words", "wanted"), [(["con"], "convert"), (["convert", "--dry"], "--dry-run")]
+)
+def test_shells_complete_commands_and_options(
+    words: list[str], wanted: str, tmp_path: Path
+) -> None:
+    shtab = pytest.importorskip(
+        "shtab", reason="shtab is not installed; run `pip install '.[test]'`"
+    )
+    script = tmp_path / "completion.bash"
+    script.write_text(shtab.complete(build_parser(), "bash"), encoding="utf-8")
+    line = f"COMP_WORDS=(binarize {' '.join(words)}); COMP_CWORD={len(words)}; _shtab_binarize"
+    told = subprocess.run(
+        ["bash", "-c", f'source "$0"; {line}; echo "${{COMPREPLY[@]}}"', script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.stdout.split() == [wanted], told.stderr
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -152,7 +152,7 @@ MISTAKES = [
     ("report {float} --size 0x0", "size=.*: must be positive"),
     ("report smp:Unet:resnet18 --policy bidens", "no such policy"),
     ("report {binary} --policy bidense", "binary layers already"),
-    ("convert demo:UNet", "--output: is required; give -o FILE, or --plan-only"),
+    ("convert demo:UNet", "--output: is required; give -o FILE, or --dry-run"),
     ("convert demo:UNet -o {tmp}/none/x.safetensors", "its folder does not exist"),
     ("convert demo:UNet -o {tmp}/empty", "folder"),
     ("convert demo:UNet --plan-only --policy bidens", "did you mean 'bidense'"),

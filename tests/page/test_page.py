@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import binarize
 from binarize.errors import FileError
 from binarize.page import Cell, Markup, Node, Tile, element, flow_chart, table, treemap, write_page
-from binarize.report import Row, Sensitivity, SiteSensitivity
+from binarize.report import Frontier, Point, Row, Sensitivity, SiteSensitivity
 from binarize.report.page import treatment
 
 VOID = {"br", "col", "hr", "img", "input", "meta"}
@@ -158,23 +158,59 @@ def test_inspection_page(tmp_path: Path) -> None:
     assert page.count("img") >= 1
 
 
-@pytest.mark.parametrize("rows", [0, 2])
-def test_sensitivity_page(rows: int, tmp_path: Path) -> None:
+def sensitivity(rows: int) -> Sensitivity:
     sites = tuple(
         SiteSensitivity(f"{NASTY}.{i}", "Conv2d", (8, 8), "binarize", None, None, None, i, None, 0)
         for i in range(rows)
     )
-    result = Sensitivity(
+    return Sensitivity(
         *("Net", "bidense", "alone", False, None, None, None, None, None, 4, 4, 2, sites)
     )
+
+
+def frontier(points: int) -> Frontier:
+    return Frontier(
+        *("Net", "mIoU", True, "1×3×8×8", NASTY),
+        (
+            Point("float", "float", {"val": 0.51, "test": 0.5}, (0.01,), 9_000_000),
+            *(
+                Point(f"{NASTY}.{i}", "binarized", {"test": 0.5 - i}, (0.001 * (i + 1),), 80_000)
+                for i in range(points - 1)
+            ),
+        ),
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_sensitivity_page(rows: int, tmp_path: Path) -> None:
+    result = sensitivity(rows)
     page = self_contained(result.to_html(tmp_path / "page.html").read_text(encoding="utf-8"))
     assert page.count("tr") == 1 + rows
     assert page.count("script") == 1
 
 
+@pytest.mark.parametrize("points", [1, 3])
+def test_frontier_page(points: int, tmp_path: Path) -> None:
+    result = frontier(points)
+    page = self_contained(result.to_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.count("tr") == 1 + points
+    assert page.count("script") == page.count("img") == 1
+    assert all(line in page.text for line in (*result.advice().splitlines(), result.headline()))
+    assert all(cell in page.text for row in result.rows() for cell in row)
+    if points > 1:  # columns sort as numbers, factors too
+        assert {"9.0", "10.0", "112.5"} <= set(page.values("data-value"))
+
+
 def test_notebooks_get_static_tables(report: binarize.Report) -> None:
     plan = binarize.plan(Odd(), example_inputs=torch.zeros(1, 3, 8, 8))
-    for shown, rows in ((report, len(report.layers)), (plan, len(plan.decisions))):
+    for shown, rows in (
+        (report, len(report.layers)),
+        (plan, len(plan.decisions)),
+        (sensitivity(0), 0),
+        (sensitivity(3), 3),
+        (frontier(1), 1),
+        (frontier(3), 3),
+    ):
         text = shown._repr_html_()
         page = Parsed(text)
         assert page.count("tr") >= 1 + rows

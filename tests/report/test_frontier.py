@@ -90,11 +90,13 @@ def test_the_table() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    assert FRONTIER.save(tmp_path) == ["frontier.json", "frontier.png"]
+    assert FRONTIER.save(tmp_path) == ["frontier.json", "frontier.png", "frontier.html"]
     assert binarize.Frontier.load(tmp_path / "frontier.json") == FRONTIER
     with Image.open(tmp_path / "frontier.png") as picture:
         assert picture.size[0] > 600
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+    page = FRONTIER.to_html(tmp_path / "page.html").read_text("utf-8")
+    assert page == (tmp_path / "frontier.html").read_text("utf-8")
     (tmp_path / "frontier.json").write_text('{"format": "other"}')
     with pytest.raises(FileError, match="is not a frontier that can be read"):
         Frontier.load(tmp_path / "frontier.json")
