@@ -37,7 +37,6 @@ from binarize.lower.onnx_operators import (
 )
 from binarize.lower.pack import pack
 from binarize.nn.packed import PackedActivation, PackedUnit, StoredWeight
-from binarize.nn.packed_int8 import PackedInt8
 from binarize.ops.bits import pack_signs
 from binarize.runtime.structure import TENSOR
 from binarize.writing import atomic_write
@@ -215,7 +214,8 @@ def _translations() -> dict[Any, Any]:
         return op.BitShift(self, other, direction="RIGHT")
 
     def sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-        count = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+        place: Any = op.Constant(value_ints=[dim])
+        count: Any = op.Gather(op.Shape(self), place)
         # Of equal values the one with the lower index comes first.
         return op.TopK(self, count, axis=dim, largest=int(descending))
 
@@ -228,10 +228,11 @@ def _translations() -> dict[Any, Any]:
         sorter: Any = None,
     ) -> Any:
         passed = op.GreaterOrEqual if right or side == "right" else op.Greater
-        values = op.Unsqueeze(self, op.Constant(value_ints=[-1]))
-        limits = op.Unsqueeze(sorted_sequence, op.Constant(value_ints=[-2]))
-        ones = op.Cast(passed(values, limits), to=6 if out_int32 else 7)
-        return op.ReduceSum(ones, op.Constant(value_ints=[-1]), keepdims=0)
+        last: Any = op.Constant(value_ints=[-1])
+        before: Any = op.Constant(value_ints=[-2])
+        values, limits = op.Unsqueeze(self, last), op.Unsqueeze(sorted_sequence, before)
+        ones: Any = op.Cast(passed(values, limits), to=6 if out_int32 else 7)
+        return op.ReduceSum(ones, last, keepdims=0)
 
     aten = torch.ops.aten
     return {
@@ -251,9 +252,7 @@ def _plain_module(network: nn.Module, args: Any, kwargs: Any, shapes: Any) -> nn
             _make_plain(module)
         elif isinstance(module, PackedActivation):
             module.kernel = activation_reference
-    if any(isinstance(module, PackedInt8) for module in plain.modules()):
-        return rewritten_module(plain, args, kwargs, shapes, write_int8_layers)
-    return plain
+    return rewritten_module(plain, args, kwargs, shapes, write_int8_layers)
 
 
 def _name_type(node: Any) -> None:

@@ -88,6 +88,9 @@ def rewritten_module(
             if is_call(node, _aten.view.default, _aten._unsafe_view.default):
                 # The copy that let it be seen otherwise may be among what was taken out.
                 node.target = _aten.reshape.default
+            elif is_call(node, *_ADAPTIVE_MEANS):
+                # Exporters write down the windows that the example's size has.
+                node.target = _adaptive_mean
             node.meta["value"] = node.meta.get("val")
     rewrite(recording)
     module.recompile()
@@ -110,6 +113,27 @@ class _Exported(Recording):
         """As every recording, and the module has it too."""
         self.module.register_buffer(f"constant_{len(self.constants)}", value)
         return super().constant(value)
+
+
+_ADAPTIVE_MEANS = (
+    *(getattr(_aten, f"adaptive_avg_pool{d}d").default for d in (1, 2, 3)),
+    *(getattr(_aten, f"_adaptive_avg_pool{d}d").default for d in (2, 3)),
+)
+
+
+def _adaptive_mean(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Adaptive average pooling for all sizes of x: a product by a matrix along each dimension."""
+    for dim, count in enumerate(sizes, x.dim() - len(sizes)):
+        length = x.shape[dim]
+        if statically_known_true(length == count):
+            continue
+        first = torch.arange(count)[:, None] * length // count
+        end = (torch.arange(1, count + 1)[:, None] * length + count - 1) // count
+        at = torch.arange(length)
+        inside = ((at >= first) & (at < end)).to(x.dtype)
+        shares = inside / inside.sum(1, keepdim=True)
+        x = (x.movedim(dim, -1) @ shares.T).movedim(-1, dim)
+    return x
 
 
 def _is_nothing(node: fx.Node) -> bool:

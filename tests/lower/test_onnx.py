@@ -10,12 +10,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import binarize
 from binarize.data import Scenes
 from binarize.errors import BinarizeError
 from binarize.nn import BiConv2d, BiConvTranspose2d, ShiftedPReLU
+from binarize.runtime import Session
 
 
 class Net(nn.Module):
@@ -106,6 +108,37 @@ def test_any_size_of_named_inputs(
     with torch.no_grad():
         wanted = network(**inputs)
     torch.testing.assert_close(torch.from_numpy(result), wanted, atol=1e-4, rtol=1e-4)
+
+
+class Pyramid(nn.Module):
+    """Pools to a few positions, however large the image: windows depend on its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), BiConv2d(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.stem(x).relu())
+        for size in (3, (2, None), (None, 5), 1):
+            x = x + F.interpolate(F.adaptive_avg_pool2d(x, size), x.shape[2:])
+        return self.head(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("runtime", ["standard", "binarize"])
+def test_windows_that_follow_the_size(
+    runtime: str, shop: SimpleNamespace, tmp_path: Path, pooling_exports: None
+) -> None:
+    network, path = shop.train_like(Pyramid()), tmp_path / "net.onnx"
+    binarize.export_onnx(network, path, torch.randn(1, 3, 6, 9), dynamic=True, runtime=runtime)
+    session = Session(path)
+    for shape in ((1, 3, 6, 9), (2, 3, 7, 11), (1, 3, 24, 10), (1, 3, 2, 3)):
+        image = torch.randn(shape)
+        with torch.no_grad():
+            wanted = network(image)
+        found = torch.from_numpy(session(image.numpy()))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 class OneSize(Net):
