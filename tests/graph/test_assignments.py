@@ -153,7 +153,10 @@ def test_all_parts_count() -> None:
         seen.add(index)
         front += run.ops[index].inputs
     assert {"a", "b"} <= {run.ops[i].path for i in seen}
-    assert [op.kind for op in run.ops if op.name == "setitem"] == ["cat", "cat"]
+    filled = [op for op in run.ops if op.name == "setitem"]
+    assert [op.kind for op in filled] == ["cat", "cat"]
+    # Copying multiplies nothing.
+    assert [op.macs for op in filled] == [0, 0]
 
 
 def test_what_gives_back_its_operand_writes_nothing() -> None:
