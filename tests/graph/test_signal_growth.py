@@ -123,8 +123,8 @@ def test_a_sum_over_a_stack_is_an_addition() -> None:
         assert width <= 3 * math.sqrt(n), (name, n, width)
 
 
-class Differences(nn.Module):
-    """Two towers of blocks that subtract, whose additions stay, each with a layer behind."""
+class Gated(nn.Module):
+    """Two towers of gated blocks, whose additions stay, each with a layer behind."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()
@@ -139,14 +139,14 @@ class Differences(nn.Module):
         for tower, end in zip(self.towers, self.ends, strict=True):
             y = x
             for layer in tower:
-                y = y - layer(y)
+                y = y + layer(y) * y.mean((2, 3), keepdim=True).sigmoid()
             made.append(end(y))
         return self.head(made[0] + made[1])
 
 
 def test_a_bypass_stays_where_the_sum_is_small_enough() -> None:
     """After n blocks either tower is about sqrt(n) wide, and so 2 * sqrt(n) is their sum."""
-    plan = binarize.plan(Differences(8), example_inputs=torch.zeros(1, 3, 16, 16))
+    plan = binarize.plan(Gated(8), example_inputs=torch.zeros(1, 3, 16, 16))
     carries = {d.site: d.carries for d in plan.layers if d.action == "binarize"}
     assert len(carries) == 18
     assert {site for site, carried in carries.items() if carried} == {"ends.0", "ends.1"}
