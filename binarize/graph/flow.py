@@ -5,6 +5,7 @@ All functions pass once over the operations, which are in order of execution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -240,8 +241,10 @@ def fed_by(trace: Trace, is_binary: Callable[[Op], bool]) -> list[int]:
             own = -1 if not _has_channels_second(op) else 1
             fed.append(own if is_binary(op) else 0)
             continue
-        dims = [fed[i] for i in op.inputs if fed[i]]
-        dim = dims[0] if dims else 0
+        # The largest operand decides: a vector of a linear layer that is spread over a feature map
+        # has its channels where the feature map has them.
+        sources = [i for i in op.inputs if fed[i]]
+        dim = fed[max(sources, key=lambda i: math.prod(trace.ops[i].shape))] if sources else 0
         if op.kind in ("function-layer", "product", "gate"):
             dim = 0
         elif dim and op.order:

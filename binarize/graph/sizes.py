@@ -46,20 +46,32 @@ def size_notes(plan: Plan, trace: Trace) -> list[str]:
     shapes = tuple(op.shape for op in trace.ops if op.kind == "input")
     if not plan.example or shapes == plan.example:
         return []
-    spared = [r for r in plan.policy.rules if r.action == "keep" and "vector" in r.match.role]
+    keeping = [r for r in plan.policy.rules if r.action == "keep"]
+    spared = [r for r in keeping if "vector" in r.match.role]
+    tokens_stay = any("tokens" in r.match.role for r in keeping)
     wide: dict[str, bool] = {}
     for op in trace.ops:
         if op.kind == "layer" and op.path is not None and len(op.in_shape) > 2:
-            places = op.in_shape[1:-1] if "Linear" in op.name else op.in_shape[2:]
+            linear = "Linear" in op.name
+            if linear and len(op.in_shape) < 4 and tokens_stay:
+                # Of one token or of many, it stays float.
+                continue
+            places = op.in_shape[1:-1] if linear else op.in_shape[2:]
             wide[op.path] = wide.get(op.path, False) or any(length > 1 for length in places)
     rules = {str(rule) for rule in spared}
+    # What a rule before those takes, an override say, it takes at any size.
+    order = [str(rule) for rule in plan.policy.rules]
+    later = set(order[min(map(order.index, rules), default=len(order)) :])
     many, single = [], []
     for layer in plan.layers:
         vector = "vector" in layer.roles
         if layer.action == "keep" and vector and layer.rule in rules and wide.get(layer.site):
             many.append(layer.site)
         elif (
-            layer.action == "binarize" and not vector and spared and not wide.get(layer.site, True)
+            layer.action == "binarize"
+            and not vector
+            and layer.rule in later
+            and not wide.get(layer.site, True)
         ):
             single.append(layer.site)
     planned, used = (" and ".join(map(spelled_size, each)) for each in (plan.example, shapes))

@@ -134,6 +134,12 @@ def test_what_is_assigned_flows_on(base: str, fill: str) -> None:
         assert decided[site] == ("binarize", ()), plan
 
 
+@pytest.mark.parametrize("fill", FILLS)
+def test_what_is_assigned_multiplies_nothing(fill: str) -> None:
+    run = trace(Net("zeros", fill), (X,))
+    assert {op.macs for op in run.ops if op.kind == "cat"} == {0}
+
+
 def test_all_parts_count() -> None:
     class Parts(nn.Module):
         def __init__(self) -> None:

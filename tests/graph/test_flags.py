@@ -114,13 +114,15 @@ class Two(Plain):
 class Wider(Plain):
     """Its other way has activations of other widths at the same place."""
 
-    def __init__(self, *style: Any) -> None:
+    def __init__(self, name: str, *style: Any) -> None:
         super().__init__(*style)
-        self.wide, self.back = conv(8, 12), conv(12, 8)
+        self.name, self.back = name, conv(12, 8)
+        self.add_module(name, conv(8, 12))
 
     def forward(self, x: Tensor, wide: bool = False) -> Any:
         x = self.act(self.stem(x))
-        y = self.back(self.act(self.wide(x))) if wide else self.b(self.act(self.a(x)))
+        other = getattr(self, self.name)
+        y = self.back(self.act(other(x))) if wide else self.b(self.act(self.a(x)))
         return self.head(self.act(y + x) if self.residual else self.act(y))
 
 
@@ -258,13 +260,39 @@ def test_flags_of_parts(cls: type[Plain]) -> None:
 
 
 @pytest.mark.parametrize(("residual", "act"), STYLES)
-def test_what_follows_another_layer_stays_as_it_is(residual: bool, act: Any) -> None:
-    net = variant(Wider, residual, act)
+@pytest.mark.parametrize("name", ["wide", "A"])
+def test_what_follows_another_layer_stays_as_it_is(name: str, residual: bool, act: Any) -> None:
+    net = Wider(name, residual, act)
     student = binarize.convert(net, example_inputs=X).train()
     assert prelus(student) == 2
     for wide in (False, True):
         assert student(X, wide).shape == (2, 2, 12, 12)
         assert student(X, wide=wide).isfinite().all()
+
+
+class Ignores(Plain):
+    def forward(self, x: Tensor, feats: bool = False) -> Any:
+        return self.head(self.body(x))
+
+
+class Passes(Plain):
+    """Calls a part with a flag that has no effect there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Ignores()
+
+    def forward(self, x: Tensor, feats: bool = False) -> Any:
+        return self.part(x, feats)
+
+
+@pytest.mark.parametrize("cls", [Ignores, Passes])
+def test_a_flag_without_effect_takes_any_value(cls: Any) -> None:
+    student = binarize.convert(cls(), example_inputs=X).eval()
+    assert {"replace", "drop"} <= {d.action for d in student.binarize_plan.decisions}
+    with torch.no_grad():
+        for feats in (True, None, "none", 7):
+            assert torch.equal(student(X, feats), student(X))
 
 
 def test_the_example_chooses() -> None:
@@ -309,9 +337,11 @@ class Asks(Plain):
 
 
 def test_causes_name_the_line() -> None:
-    opaque = binarize.plan(variant(Asks, True, F.relu), example_inputs=X).opaque
+    plan = binarize.plan(variant(Asks, True, F.relu), example_inputs=X)
+    opaque = plan.opaque
     assert "test_flags.py:" in opaque[""]
     assert "f.sum()" in opaque[""]
+    assert f"  not traced (root): {opaque['']}" in str(plan).splitlines()
 
 
 class Differs(nn.Module):
@@ -336,6 +366,8 @@ class Caller(nn.Module):
 
 
 def test_causes_of_calls_that_differ_name_the_forward() -> None:
-    opaque = binarize.plan(Caller(), example_inputs=X).opaque
+    plan = binarize.plan(Caller(), example_inputs=X)
+    opaque = plan.opaque
+    assert f"  not traced part: {opaque['part']}" in str(plan).splitlines()
     assert "test_flags.py:" in opaque["part"]
     assert "forward of Differs" in opaque["part"]

@@ -133,6 +133,7 @@ def test_one_block_at_two_widths_keeps_its_activation() -> None:
     student = binarize.convert(ready(TwoWidths(a=conv(8, 8), b=conv(8, 12), act=ActiveBlock())))
     (activation,) = student.binarize_plan.part("activation")
     assert activation.action == "keep"
+    assert (activation.channels, activation.channel_dim) == (0, 1)
     assert type(student.act.act) is nn.ReLU
 
 
@@ -222,3 +223,75 @@ def test_bypasses_stop_at_the_limit_of_growth_and_not_before(
     last = [d for d in plan.layers if d.site.endswith(f".{depth - 1}")]
     assert len(last) == ways
     assert any("would grow" in d.reason for d in last) is stops
+
+
+class Projected(nn.Module):
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.a, self.b = conv(8, 16, stride=stride), conv(16, 16)
+        self.down = conv(8, 16, 1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.b(F.relu(self.a(x))) + self.down(x))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("policy", ["bidense", "bireal"])
+def test_a_projection_has_its_role(stride: int, policy: str) -> None:
+    plan = binarize.plan(ready(Line(layer=Projected(stride))), policy)
+    roles = {d.site: d.roles for d in plan.layers}
+    assert [site for site, each in roles.items() if "shortcut" in each] == ["layer.down"]
+    if policy == "bireal":
+        # Its rules keep projections.
+        (down,) = [d for d in plan.layers if d.site == "layer.down"]
+        assert down.action == "keep"
+
+
+class Context(nn.Module):
+    """The mean of an image beside its feature map; layers and a sigmoid follow far behind."""
+
+    def __init__(self, gates: bool) -> None:
+        super().__init__()
+        self.gates = gates
+        self.context, self.mix, self.mask = conv(8, 8, 1), conv(16, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.context(F.adaptive_avg_pool2d(x, 1))
+        if self.gates:
+            return x * mean.sigmoid()
+        y = torch.cat([x, mean.expand_as(x)], 1)
+        y = F.relu(self.mix(y))
+        return y * self.mask(y).sigmoid()
+
+
+@pytest.mark.parametrize("gates", [True, False])
+def test_a_vector_gates_if_a_vector_reaches_the_gate(gates: bool) -> None:
+    plan = binarize.plan(ready(Line(layer=Context(gates))))
+    (context,) = [d for d in plan.layers if d.site == "layer.context"]
+    assert "vector" in context.roles
+    assert ("gate" in context.roles) is gates
+
+
+class Weighted(nn.Module):
+    """Channels weighted by a binary linear layer, whichever operand comes first."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.conv, self.linear, self.after = conv(8, 8), nn.Linear(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        weights = self.linear(x.mean((2, 3)))[:, :, None, None]
+        return self.after(F.relu(weights * x if self.first else x * weights))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_weighted_map_keeps_its_channels_second(first: bool) -> None:
+    model = ready(Line(layer=Weighted(first)))
+    student = binarize.convert(
+        model, example_inputs=torch.zeros(1, 3, 12, 12), overrides={"layer.linear": "binarize"}
+    )
+    (act,) = student.binarize_plan.part("activation")
+    assert (act.action, act.channels, act.channel_dim) == ("replace", 8, 1)
+    assert student(torch.randn(2, 3, 16, 20)).shape == (2, 2, 16, 20)

@@ -121,3 +121,32 @@ def test_a_sum_over_a_stack_is_an_addition() -> None:
     assert len(found) == 16
     for n, (name, width) in enumerate(found, start=1):
         assert width <= 3 * math.sqrt(n), (name, n, width)
+
+
+class Gated(nn.Module):
+    """Two towers of gated blocks, whose additions stay, each with a layer behind."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(blocks)) for _ in range(2)
+        )
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.ends = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, made = self.stem(x), []
+        for tower, end in zip(self.towers, self.ends, strict=True):
+            y = x
+            for layer in tower:
+                y = y + layer(y) * y.mean((2, 3), keepdim=True).sigmoid()
+            made.append(end(y))
+        return self.head(made[0] + made[1])
+
+
+def test_a_bypass_stays_where_the_sum_is_small_enough() -> None:
+    """After n blocks either tower is about sqrt(n) wide, and so 2 * sqrt(n) is their sum."""
+    plan = binarize.plan(Gated(8), example_inputs=torch.zeros(1, 3, 16, 16))
+    carries = {d.site: d.carries for d in plan.layers if d.action == "binarize"}
+    assert len(carries) == 18
+    assert {site for site, carried in carries.items() if carried} == {"ends.0", "ends.1"}

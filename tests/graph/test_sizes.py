@@ -49,6 +49,16 @@ def test_a_global_pool_leaves_one_position_at_any_size() -> None:
     (level,) = [d for d in plan.layers if d.site == "levels.0.1"]
     assert level.action == "keep"
     assert "64" not in level.reason
+    assert "one position" not in level.reason
+
+
+def test_only_a_layer_kept_for_its_single_position_says_so() -> None:
+    x = torch.zeros(1, 3, 64, 64)
+    plan = binarize.plan(Pyramid(), example_inputs=x, overrides={"levels.1.1": "binarize"})
+    (level,) = [d for d in plan.layers if d.site == "levels.1.1"]
+    assert level.action == "binarize"
+    assert "vector" in level.roles
+    assert "one position" not in level.reason
 
 
 @pytest.mark.parametrize(
@@ -76,11 +86,54 @@ def test_the_report_tells_where_another_size_decides_otherwise(
     assert not any("planned at" in note for note in again)
 
 
-def test_a_policy_that_spares_no_single_position_has_no_note() -> None:
-    planned = torch.zeros(1, 3, 64, 64)
-    student = binarize.convert(Pyramid(), "bidense-released", example_inputs=planned)
-    notes = binarize.report(student, torch.zeros(1, 3, 128, 128)).notes
+@pytest.mark.parametrize(("planned", "used"), [(64, 128), (128, 64)])
+def test_a_policy_that_spares_no_single_position_has_no_note(planned: int, used: int) -> None:
+    x = torch.zeros(1, 3, planned, planned)
+    student = binarize.convert(Pyramid(), "bidense-released", example_inputs=x)
+    notes = binarize.report(student, torch.zeros(1, 3, used, used)).notes
     assert not any("planned at" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("action", "planned", "used"), [("keep", 64, 128), ("keep", 128, 64), ("binarize", 128, 64)]
+)
+def test_a_layer_decided_by_name_has_no_note(action: str, planned: int, used: int) -> None:
+    x = torch.zeros(1, 3, planned, planned)
+    student = binarize.convert(Pyramid(), overrides={"levels.1.1": action}, example_inputs=x)
+    notes = binarize.report(student, torch.zeros(1, 3, used, used)).notes
+    assert not any("planned at" in note for note in notes)
+
+
+class Linears(nn.Module):
+    """A linear layer on as many positions as strides leave: of a feature map, or in a row."""
+
+    def __init__(self, tokens: bool) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.stem, self.mix = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 16, 4, 4)
+        self.linear, self.head = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(F.relu(self.stem(x))).permute(0, 2, 3, 1)
+        if self.tokens:
+            x = x.flatten(1, 2)
+        return self.head(F.relu(self.linear(x)).flatten(1, -2).mean(1))
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize(("planned", "used"), [(16, 32), (32, 16)])
+def test_linear_layers_have_positions_too(planned: int, used: int, tokens: bool) -> None:
+    sizes = {n: torch.zeros(1, 3, n, n) for n in (planned, used)}
+    before, after = (
+        {d.site: d.action for d in binarize.plan(Linears(tokens), example_inputs=x).layers}
+        for x in sizes.values()
+    )
+    student = binarize.convert(Linears(tokens), example_inputs=sizes[planned])
+    notes = [n for n in binarize.report(student, sizes[used]).notes if "planned at" in n]
+    # Over tokens it stays at any size.
+    assert len(notes) == (before["linear"] != after["linear"]) == (not tokens)
+    for note in notes:
+        assert ("linear would be binary" if planned < used else "linear would stay float") in note
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,5 +46,11 @@ def test_overrides_take_every_name(name: str) -> None:
     assert _plan({name: "binarize"}).layers[0].action == "binarize"
 
 
-def _plan(overrides: dict[str, str]) -> binarize.Plan:
+@pytest.mark.parametrize("name", ["conv", "all.0"])
+def test_functions_are_asked_about_every_name(name: str) -> None:
+    chosen = [{"match": lambda path, _module: path == name, "action": "binarize"}]
+    assert _plan(chosen).layers[0].action == "binarize"
+
+
+def _plan(overrides: Any) -> binarize.Plan:
     return binarize.plan(Net(), example_inputs=X, overrides=overrides)

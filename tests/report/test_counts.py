@@ -124,6 +124,19 @@ def test_attention(fused: bool) -> None:
     assert report.ops == 2 * (4 * n * d * d + 2 * n * n * d)
 
 
+def test_a_mask_costs_attention_nothing() -> None:
+    n, others, d = 10, 6, 12
+
+    class Masked(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(q, k, k, mask)
+
+    inputs = torch.zeros(2, n, d), torch.zeros(2, others, d), torch.zeros(n, others)
+    report = binarize.report(Masked(), inputs)
+
+    assert report.ops == 2 * 2 * n * others * d
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_attention_of_torch(batch_first: bool) -> None:
     class Network(nn.Module):
