@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import binarize
 from binarize.errors import FileError, ModelError
+from binarize.file.packed import network_without_values
 from binarize.nn import BinaryLayer, ShiftedPReLU
 from binarize.nn.packed import PackedUnit, StoredWeight
 
@@ -112,3 +113,12 @@ def test_refusals(tmp_path: Path) -> None:
     other.head = nn.Conv2d(8, 3, 1)
     with pytest.raises(ModelError, match="it is not the network that was saved"):
         binarize.load(path, other, packed=True)
+
+
+def test_a_network_without_values_takes_no_memory() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    network.register_buffer("unsaved", torch.arange(3), persistent=False)
+    empty = network_without_values(network, {})
+    assert {value.device.type for value in empty.state_dict().values()} == {"meta"}
+    assert torch.equal(empty.unsaved, network.unsaved)  # no file has it
+    assert {value.device.type for value in network.state_dict().values()} == {"cpu"}

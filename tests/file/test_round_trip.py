@@ -309,3 +309,25 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         )
 
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+
+
+def test_scalars_keep_type_and_value(tmp_path: Path) -> None:
+    class Scaled(nn.Sequential):
+        """A gain and a temperature that are no batch counters, though as small as one."""
+
+        def __init__(self) -> None:
+            layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+            super().__init__(*layers)
+            self.gain = nn.Parameter(torch.tensor(0.3))
+            self.register_buffer("temperature", torch.tensor(1.7, dtype=torch.float64))
+            self.register_buffer("steps", torch.tensor(7, dtype=torch.int32))
+
+    network = Scaled()
+    student = binarize.convert(network, example_inputs=torch.zeros(1, 3, 8, 8))
+    student[1].num_batches_tracked.fill_(2**40 + 1)
+    binarize.save(student, tmp_path / "a.safetensors")
+    loaded = binarize.load(tmp_path / "a.safetensors", network).state_dict()
+    for name in ("gain", "temperature", "steps", "1.num_batches_tracked"):
+        saved = student.state_dict()[name]
+        assert loaded[name].dtype == saved.dtype, name
+        assert loaded[name].item() == saved.item(), name

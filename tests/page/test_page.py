@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import binarize
 from binarize.errors import FileError
 from binarize.page import Cell, Markup, Node, Tile, element, flow_chart, table, treemap, write_page
 from binarize.report import Frontier, Point, Row, Sensitivity, SiteSensitivity
-from binarize.report.page import treatment
+from binarize.report.page import TREATMENTS, _rows, report_page, treatment
 
 VOID = {"br", "col", "hr", "img", "input", "meta"}
 NASTY = "<script>alert(1)</script>&\"'"
@@ -141,6 +142,34 @@ def test_treatments(policy: str, expected: str) -> None:
     assert rows["header and metadata"] == "none"
     assert treatment(Row("a", "layer", "Conv2d", decision="bypass")) == "bypass"
     assert treatment(Row("a", "layer", "Conv2d", decision="remove")) == "none"
+
+
+def test_bars_show_shares_of_the_float_network(report: binarize.Report) -> None:
+    page = report_page(report)
+    bars = [float(width) for width in re.findall(r'<rect width="([^"]*)" height="8"', page)]
+    pairs = (
+        (report.params, report.reference_params),
+        (report.file_bytes, report.reference_bytes),
+        (report.ops, report.reference_ops),
+    )
+    shares = [after / before for after, before in pairs if after and before]
+    assert bars == pytest.approx([100 * min(share, 1) for share in shares], abs=0.006)
+    assert [f"{share:.1%} of the float network" in page for share in shares] == [True] * 3
+    # Without a size of the input, operations are unknown: no bar.
+    page = report_page(binarize.report(Odd()))
+    bars = [float(width) for width in re.findall(r'<rect width="([^"]*)" height="8"', page)]
+    assert bars[0] == 100
+    assert bars[2] == 0
+
+
+def test_the_table_names_treatments(report: binarize.Report) -> None:
+    layers = (
+        replace(report.layers[1], decision="remove"),
+        replace(report.layers[1], decision="binarize"),
+    )
+    removed, kept = _rows(replace(report, layers=layers), links=False)
+    assert "removed" in [cell.text for cell in removed[1]]
+    assert TREATMENTS[treatment(layers[1])] in [cell.text for cell in kept[1]]
 
 
 def test_plan_page_shows_all_decisions(tmp_path: Path) -> None:

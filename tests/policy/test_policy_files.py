@@ -201,6 +201,8 @@ def test_options_of_the_parts_are_checked_with_the_file(
         'name = "mine"\n[[rules]]\nmatch = { role = 3 }\naction = "keep"\n',
         'name = "mine"\n[[rules]]\naction = ["keep"]\n',
         "name = \n",
+        'name = "mine"\nextends = "bidense"\nrules = 3\n',
+        'name = "mine"\nextends = "bidense"\nunit = 3\n',
     ],
 )
 def test_malformed_files_are_refused_and_never_crash(tmp_path: Path, text: str) -> None:

@@ -86,6 +86,7 @@ def test_the_table() -> None:
     text = str(FRONTIER)
     assert text.splitlines()[0] == "net, 1×3×8×8; a machine"
     assert "for at most 0.01 lost: mixed (mixed.x), which loses 0.0050" in text
+    assert "for at most 0.03 lost: mixed (mixed.x), which loses 0.0050" in text
     assert "for at most 0.0001 lost: none; every network loses more" in FRONTIER.advice([0.0001])
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from binarize.errors import FileError
@@ -68,6 +69,17 @@ def test_more_bits_there_and_back(tmp_path: Path) -> None:
 def test_a_figure_of_any_length(rows: tuple[SiteSensitivity, ...], tmp_path: Path) -> None:
     for metric in (None, "mIoU"):
         result(*rows, metric=metric).save(tmp_path)
+
+
+def test_names_in_a_figure_keep_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_yticks", lambda axes, places, names: labels.extend(names))
+    sites = ("", "stem", "d$x", "a" * 40, "encoder." * 5 + "last.conv2")
+    result(*(row(site, 0.1) for site in sites)).save(tmp_path)
+    assert labels[:4] == ["(root)", "stem", r"d\$x", "a" * 40]
+    assert len(labels[4]) == 40
+    assert labels[4].startswith("…")
+    assert labels[4].endswith("encoder.last.conv2")
 
 
 def test_the_text_says_what_was_measured() -> None:

@@ -161,6 +161,19 @@ def test_sums_beyond_single_precision_keep_the_pattern(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(session(x.numpy())), packed(x), rtol=1e-5, atol=0.1)
 
 
+def test_standard_operators_scale_any_transposed_layer(tmp_path: Path) -> None:
+    x, path = torch.randn(2, 6, 5, 4), tmp_path / "net.onnx"
+    network = Branches(
+        nn.ConvTranspose2d(6, 4, 3, 2, groups=2), nn.ConvTranspose2d(6, 5, 2, bias=False)
+    )
+    with torch.no_grad():  # channels of very different scales
+        network.branches[0].weight.mul_(torch.tensor([1.0, 9.0]).view(1, 2, 1, 1))
+        network.branches[0].weight[3:].mul_(4)
+    packed, session = exported(network, x, path, runtime="standard", overrides={"*": "int8"})
+    for one, other in zip(packed(x), session(x.numpy()), strict=True):
+        torch.testing.assert_close(torch.from_numpy(other), one, rtol=1e-3, atol=1e-3)
+
+
 def test_standard_operators_keep_the_pattern(tmp_path: Path) -> None:
     x, path = torch.randn(1, 3, 5, 4), tmp_path / "net.onnx"
     network = nn.Sequential(nn.Conv2d(3, 2, 1))

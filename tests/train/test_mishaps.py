@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from binarize.data import Scenes
 from binarize.errors import ModelError
-from binarize.train import SegmentationDistillation, Trainer
+from binarize.train import SegmentationDistillation, Trainer, synchronise
 from binarize.train.frozen import frozen_norms
 
 
@@ -179,3 +179,20 @@ def test_the_ignored_label_reaches_the_distillation() -> None:
     assert distilled(9.0, ignore=255) != distilled(0.0, ignore=255)
     given = SegmentationDistillation(ignore_index=3)
     assert given.ignore_index == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_synchronised_norms_round_no_more_than_torchs(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over many pixels do not fit half precision, and lose digits of double in single."""
+    x = (torch.randn(2, 3, 64, 64, dtype=torch.float64) + 30).to(dtype)
+    norm = nn.BatchNorm2d(3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    wanted, other = norm(x), nn.BatchNorm2d(3, dtype=norm.weight.dtype)
+    monkeypatch.setattr(synchronise, "all_reduce", lambda sums: sums)  # as one process alone
+    with synchronise.SynchronisedNorms():
+        found = other(x)
+    assert found.dtype == dtype
+    rounding = {torch.float16: 4e-3, torch.float32: 1e-4, torch.float64: 1e-11}[dtype]
+    torch.testing.assert_close(found, wanted, atol=rounding, rtol=0)
+    torch.testing.assert_close(other.running_var, norm.running_var, atol=rounding, rtol=0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from binarize.cli import main
 from binarize.data import Scenes, balanced_weights
@@ -192,3 +194,28 @@ def test_the_command_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["recipes", "validate", str(target)]) == 1
     assert "purpose is missing" in capsys.readouterr().out
     assert main(["recipes", "show", "nothing"]) == 1
+
+
+def test_zero_turns_off_what_can_be_off(tmp_path: Path) -> None:
+    off = ("weight_decay", "latent_weight_decay", "warmup", "balance")
+    text = "[training]\n" + "".join(f"{name} = 0\n" for name in off)
+    run = Trainer(network(), recipe=load_recipe(write(tmp_path, text)))
+    assert [getattr(run, name) for name in off] == [0] * 4
+
+
+def test_only_pixels_are_balanced() -> None:
+    class Counted(Dataset[Any]):
+        """Images with one label each, which are not the classes of pixels."""
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.randn(3, 8, 8), index
+
+        def class_counts(self) -> Any:
+            raise AssertionError("it is asked for counts of pixels")
+
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    run = Trainer(net, task="classification", epochs=1, balance=0.5, progress=False)
+    assert math.isfinite(run.fit(DataLoader(Counted(), 4))[0]["loss"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import random
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
 from binarize.data import Augment, Scenes
 from binarize.errors import DataError, FileError
 from binarize.train import DepthDistillation, Segmentation, SegmentationDistillation, Trainer
+from binarize.train.run_settings import describe_object
+from binarize.train.seeding import seeded
 
 
 def network(classes: int = 6, seed: int = 0) -> nn.Sequential:
@@ -325,3 +328,19 @@ def test_errors_of_data_sets_are_theirs(
     assert "\n" not in str(caught.value)
     del caught
     gc.collect()
+
+
+def test_any_seed_seeds_numpy() -> None:
+    def draws(seed: int) -> tuple[float, float, float]:
+        with seeded(seed):
+            return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    seeds = [*range(12), 2**32 - 1, 2**40 + 77, 2**63 - 2]
+    made = [draws(seed) for seed in seeds]
+    for draw in zip(*made, strict=True):
+        assert len(set(draw)) == len(seeds)
+    assert made == [draws(seed) for seed in seeds]
+
+
+def test_objects_whose_class_has_no_signature() -> None:
+    assert describe_object(functools.partial(max, 1)) == {"class": "partial"}

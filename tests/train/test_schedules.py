@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from binarize import convert
@@ -212,3 +212,18 @@ def test_flips_are_logged(tmp_path: Path) -> None:
     header = (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
     assert "flip_ratio" in header
     assert "flips" not in header
+
+
+def test_flips_of_layers_that_pack_no_bits() -> None:
+    class Plain(nn.Conv2d):
+        def binary_weight(self) -> Tensor:
+            return self.weight.sign()
+
+    layer = Plain(4, 2, 3)
+    with torch.no_grad():
+        layer.weight.fill_(0.5)
+        flips = Flips(layer)
+        layer.weight.mul_(4)  # no other sign
+        assert flips.measure()["flip_ratio"] == 0
+        layer.weight[0].neg_()
+    assert flips.measure()["flip_ratio"] == 0.5

@@ -138,3 +138,9 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(DataError, match=r"mask='torch.float32 \(1, 4, 4\)': must be class"):
         task.check(torch.zeros(1, 4, 4))
     Segmentation(3, ignore_index=-1).check(torch.tensor([[[0, -1]]]))
+
+
+def test_only_the_number_of_classes_goes_without_its_name() -> None:
+    assert Segmentation(num_classes=3, ignore_index=7).ignore_index == 7
+    with pytest.raises(TypeError):
+        Segmentation(3, 7)  # type: ignore[misc]

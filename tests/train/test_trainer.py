@@ -401,13 +401,14 @@ class _Loud(nn.Module):
         return self.inner(x) * (math.nan if self.calls > self.after else 1.0)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    network = _Loud(after=4)
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, step: int) -> None:
+    network = _Loud(after=2 + step)
     trainer = _trainer(network, output_dir=tmp_path)
     with pytest.raises(ModelError) as caught:
         trainer.fit(_loader("segmentation"))
     assert str(caught.value) == (
-        "loss=nan: is not finite at epoch 2, step 2; "
+        f"loss=nan: is not finite at epoch 2, step {step}; "
         "lower lr, set clip=1.0, or look for NaN in the images and the initial weights"
     )
     assert all(parameter.isfinite().all() for parameter in network.parameters())
@@ -554,3 +555,16 @@ def test_modules_are_told_how_far_the_training_is(tmp_path: Path) -> None:
     assert scheduled.told == pytest.approx([i / 6 for i in range(6)])
     saved = torch.load(tmp_path / "last.pt", weights_only=True)["student"]
     assert saved["8.progress"].item() == pytest.approx(5 / 6)
+
+
+def test_the_loss_of_an_evaluation_is_the_mean_over_the_batches() -> None:
+    network, batches = _network().eval(), _loader("segmentation", seed=1)
+    task = Segmentation(6)
+    losses = []
+    for batch in batches:
+        with torch.no_grad():
+            logits = task.prepare(network(batch["image"]), (32, 40))
+        losses.append(task.loss(logits, batch["mask"]).item())
+    assert len(set(losses)) == 3
+    loss = _trainer(network, task=task).evaluate(batches)["loss"]
+    assert loss == pytest.approx(sum(losses) / 3, rel=1e-5)
