@@ -44,7 +44,7 @@ import pytest
 # Folders of the package, and those of tests that belong to them.
 FOLDERS = {
     "graph": ("graph", "report", "file", "page"),
-    "lower": ("lower",),
+    "lower": ("lower", "runtime"),
     "file": ("file",),
     "train": ("train",),
     "report": ("report", "page"),
