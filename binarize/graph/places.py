@@ -91,16 +91,10 @@ class Places:
                 their features by hooks). Those that compute a weight stay.
 
         Raises:
-            ModelError: There is no module at ``path``, or it is the network itself.
+            ModelError: There is no module at ``path``.
         """
         old = find_module(self.model, path)
-        if old is self.model:
-            raise ModelError(
-                "model",
-                type(old).__name__,
-                "the network is a single layer",
-                "wrap it: torch.nn.Sequential(layer)",
-            )
+        assert old is not self.model  # a network that is one layer was refused
         inside = self._below(within) if within else None
         # Popped even where some stay: the identity of a module that is gone may be used again.
         for owner, name in self._owners.pop(id(old)):

@@ -193,7 +193,7 @@ def _native(*arguments: Any) -> Tensor:
 def _has_fast_groups(weight: Tensor, groups: int) -> bool:
     """Whether oneDNN has more than its reference for so many channels in each group.
 
-    That takes 3 to 28 times as long as plain torch (AVX2), and rounds otherwise.
+    The reference is slower than plain torch, and rounds otherwise.
     """
     out, within = weight.shape[0] // groups, weight.shape[1]
     return groups == 1 or out == within == 1 or not (out % 16 or within % 16)

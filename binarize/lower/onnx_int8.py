@@ -33,7 +33,7 @@ def write_int8_layers(recording: Recording) -> None:
         recording: An exported module's graph, rewritten in place.
     """
     for node in fold_int8(recording):
-        _write(node, _codes, _quantized_layer)
+        _write(node, _codes, exact=False)
 
 
 def write_exact_int8_layers(recording: Recording) -> None:
@@ -53,7 +53,7 @@ def write_exact_int8_layers(recording: Recording) -> None:
     for node in nodes:
         # The result of a pattern has to be rounded by the operator that belongs to it.
         codes = _codes if node.args[0] in pattern else _same_codes
-        _write(node, codes, _exact_layer if node in exact else _quantized_layer)
+        _write(node, codes, exact=node in exact)
 
 
 def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
@@ -67,11 +67,11 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _write(node: fx.Node, codes: Any, layer: Any) -> None:
+def _write(node: fx.Node, codes: Any, exact: bool) -> None:
     with node.graph.inserting_before(node):
         made = node.graph.call_function(codes, node.args[:3])
-    node.update_arg(0, made)
-    node.target = layer
+    node.args = (made, *node.args[1:], exact)
+    node.target = _layer
 
 
 def _fits_single_precision(recording: Recording, node: fx.Node) -> bool:
@@ -96,7 +96,7 @@ def _quantize(x: Tensor, scale: Tensor, zero: int) -> Tensor:
     return _symbolic("QuantizeLinear", (x, scale, limit), x.shape, torch.uint8)
 
 
-def _quantized_layer(
+def _layer(
     codes: Tensor,
     x_scale: float,
     x_zero: int,
@@ -105,43 +105,24 @@ def _quantized_layer(
     bias: Tensor | None,
     *others: Any,
 ) -> Tensor:
-    """``binarize::int8_layer`` with a floating-point result, as the pattern."""
-    *geometry, activation, limits, _, _ = others
+    """``binarize::int8_layer`` with a floating-point result: the pattern, or equal bit by bit."""
+    *geometry, activation, limits, _, _, exact = others
     *_, groups, transposed, _ = geometry
-    values = _dequantize(codes, torch.scalar_tensor(x_scale), x_zero)
-    y = _convolve(values, _values(weight, gain, groups, transposed), bias, *geometry)
+    if exact:
+        integers = _dequantize(codes, torch.ones(()), x_zero)
+        y = _scaled(_convolve(integers, _unscaled(weight), None, *geometry), gain * x_scale, bias)
+    else:
+        values = _dequantize(codes, torch.scalar_tensor(x_scale), x_zero)
+        y = _convolve(values, _values(weight, gain, groups, transposed), bias, *geometry)
     return _activate(y, activation, limits)
 
 
-def _exact_layer(
-    codes: Tensor,
-    x_scale: float,
-    x_zero: int,
-    weight: Tensor,
-    gain: Tensor,
-    bias: Tensor | None,
-    *others: Any,
-) -> Tensor:
-    """``binarize::int8_layer`` with a floating-point result, equal to it bit by bit."""
-    *geometry, activation, limits, _, _ = others
-    integers = _dequantize(codes, torch.ones(()), x_zero)
-    sums = _convolve(integers, _unscaled(weight), None, *geometry)
+def _scaled(sums: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
     zeros, ones = torch.zeros_like(gain), torch.ones_like(gain)
     # Behind a convolution runtimes fold norms into its weights, but not through a new dimension.
-    y = _symbolic(
-        "BatchNormalization",
-        (
-            sums.unsqueeze(-1),
-            gain * x_scale,
-            zeros if bias is None else bias,
-            zeros,
-            ones,
-        ),
-        (*sums.shape, 1),
-        torch.float32,
-        {"epsilon": 0.0},
-    )
-    return _activate(y.squeeze(-1), activation, limits)
+    inputs = sums.unsqueeze(-1), gain, zeros if bias is None else bias, zeros, ones
+    shape, how = (*sums.shape, 1), {"epsilon": 0.0}
+    return _symbolic("BatchNormalization", inputs, shape, torch.float32, how).squeeze(-1)
 
 
 def _convolve(

@@ -88,7 +88,7 @@ def rewritten_module(
             if is_call(node, _aten.view.default, _aten._unsafe_view.default):
                 # The copy that let it be seen otherwise may be among what was taken out.
                 node.target = _aten.reshape.default
-            elif is_call(node, *_ADAPTIVE_MEANS):
+            elif is_call(node, *_ADAPTIVE_MEANS) and _has_free_size(node.args[0]):
                 # Exporters write down the windows that the example's size has.
                 node.target = _adaptive_mean
             node.meta["value"] = node.meta.get("val")
@@ -119,6 +119,10 @@ _ADAPTIVE_MEANS = (
     *(getattr(_aten, f"adaptive_avg_pool{d}d").default for d in (1, 2, 3)),
     *(getattr(_aten, f"_adaptive_avg_pool{d}d").default for d in (2, 3)),
 )
+
+
+def _has_free_size(node: Any) -> bool:
+    return not all(isinstance(length, int) for length in node.meta["val"].shape[2:])
 
 
 def _adaptive_mean(x: Tensor, sizes: Sequence[int]) -> Tensor:
