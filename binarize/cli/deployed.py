@@ -103,12 +103,11 @@ class ProgramNetwork(DeployedNetwork):
         programs: Result of :func:`binarize.load`.
     """
 
-    fixed = True
-    fixed_batch = True
-
     def __init__(self, programs: PackedPrograms) -> None:
         super().__init__()
         self.programs = programs
+        self.fixed = not programs.general
+        self.fixed_batch = not any(_any_batch(key) for key, _ in programs.general)
         first = next(iter(programs.programs))
         self.example_shapes = tuple(tuple(x[0]) for x in first[1] if isinstance(x[0], torch.Size))
 
@@ -124,6 +123,11 @@ class ProgramNetwork(DeployedNetwork):
             for _, shapes, _ in self.programs.programs
         )
         return self.run(*args, **kwargs) if given in known else super().forward(*args, **kwargs)
+
+
+def _any_batch(key: Any) -> bool:
+    """Whether the number of samples is free in all that a program of free sizes depends on."""
+    return all(leaf[0][0] is None for leaf in key[1] if len(leaf) == 4)
 
 
 class OnnxNetwork(DeployedNetwork):

@@ -20,7 +20,8 @@ from binarize.lower.program import from_data, to_data
 __all__ = ["FORMAT", "holds_programs", "load_programs", "program_contents"]
 
 FORMAT = "binarize-programs"
-VERSION = 1
+# The first has no programs of free sizes; files without any are still written as such.
+VERSION = 2
 
 
 def program_contents(
@@ -28,7 +29,8 @@ def program_contents(
 ) -> Contents:
     """Return what a file of the programs holds that a packed network has by now.
 
-    These are their constants, each once, in the kernels' own layout, and what is done with them
+    Where the network permits it, programs for all sizes of such arguments are among them. The file
+    holds their constants, each once, in the kernels' own layout, and what is done with them
     (JSON, compressed, base64); no code.
 
     Args:
@@ -38,7 +40,7 @@ def program_contents(
     Raises:
         ModelError: It has no programs, or what they do cannot be stored.
     """
-    plain = {key: p for key, p in packed.programs.items() if not _under_autocast(key)}
+    plain = [(key, p) for key, p in packed.programs.items() if not _under_autocast(key)]
     if not plain:
         raise ModelError(
             "model",
@@ -50,17 +52,20 @@ def program_contents(
         )
     names: dict[int, str] = {}
     entries, strides = [], {}
-    for value in (value for p in plain.values() for value in _constants(p.module)):
+    packed.generalize()
+    general = [(key, p) for key, p in packed.general if not _under_autocast(key)]
+    every = [*plain, *general]
+    for value in (value for _, p in every for value in _constants(p.module)):
         if id(value) in names:
             continue
         name = names[id(value)] = f"constant.{len(names)}"
         entries.append(_entry(name, value))
         if not value.is_contiguous():
             strides[name] = list(value.stride())
-    programs = [to_data(key, program, names) for key, program in plain.items()]
+    programs = [to_data(key, program, names) for key, program in every]
     metadata = {
         "format": FORMAT,
-        "format_version": str(VERSION),
+        "format_version": str(VERSION if general else 1),
         "weight_layout": str(layout.VERSION),
         "programs": encode({"programs": programs, "strides": strides}),
     }
@@ -94,7 +99,10 @@ def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
             # A copy in any case: the kernels want words at multiples of eight bytes.
             fresh = torch.empty_strided(value.shape, stride, dtype=value.dtype)
             constants[name] = fresh.copy_(value)
-        made: Any = PackedPrograms(dict(from_data(data, constants) for data in told["programs"]))
+        found = [from_data(data, constants) for data in told["programs"]]
+        fixed = {key: program for key, program in found if program.conditions is None}
+        general = [each for each in found if each[1].conditions is not None]
+        made: Any = PackedPrograms(fixed, general)
         made.binarize_description = json.loads(metadata.get(DESCRIPTION, "null"))
         return made  # type: ignore[no-any-return]
     except Exception as error:

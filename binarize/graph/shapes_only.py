@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -56,10 +57,13 @@ class ShapesOnly(FakeTensorMode):
     Real are the results of operations without operands (grids, tables, masks), and of those whose
     operands are such results, buffers and other tensors that there were before. Nothing that there
     was before is written to, and no random numbers are drawn.
+
+    Args:
+        sizes: Where sizes of inputs are symbols, their environment.
     """
 
-    def __init__(self) -> None:
-        super().__init__(allow_non_fake_inputs=True)
+    def __init__(self, sizes: ShapeEnv | None = None) -> None:
+        super().__init__(allow_non_fake_inputs=True, shape_env=sizes)
         self._made: list[weakref.ref[Tensor]] = []
         # Memory that this run made, and memory whose values are those of fake tensors by now.
         # Addresses of what was there before are never given to what is made meanwhile.
@@ -89,9 +93,10 @@ class ShapesOnly(FakeTensorMode):
         else:
             self._made += [weakref.ref(x) for x in tree_iter(value) if isinstance(x, FakeTensor)]
 
-    def stand_in(self, value: Tensor) -> Tensor:
-        """A fake tensor with the shape, strides, type and device of a tensor."""
-        shell = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    def stand_in(self, value: Tensor, shape: Any = None, strides: Any = None) -> Tensor:
+        """A fake tensor with the shape, strides, type and device of a tensor, or another shape."""
+        shape, strides = shape or value.shape, strides or value.stride()
+        shell = torch.empty_strided(shape, strides, dtype=value.dtype, device="meta")
         fake: Any = FakeTensor(self, shell, value.device)
         self.made(fake)
         return fake
@@ -104,8 +109,9 @@ class ShapesOnly(FakeTensorMode):
             return super().dispatch(func, types, args, kwargs)
         if func in _LIKE and isinstance(args[0], FakeTensor):
             pattern = args[0]
-            length = pattern.numel() if len(args) < 2 else _length(args[1])
-            if length <= _MANY:
+            free = any(isinstance(n, torch.SymInt) for n in tree_iter((pattern.shape, args[1:])))
+            length = 0 if free else pattern.numel() if len(args) < 2 else _length(args[1])
+            if not free and length <= _MANY:
                 with_values = torch.empty_strided(
                     pattern.shape, pattern.stride(), dtype=pattern.dtype, device=pattern.device
                 )
@@ -149,9 +155,12 @@ class ShapesOnly(FakeTensorMode):
 
     def is_real(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether an operator is run on values."""
-        values = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        operands = list(tree_iter((args, kwargs)))
+        values = [x for x in operands if isinstance(x, Tensor)]
         if not isinstance(func, torch._ops.OpOverload) or not self.knows(values):
             return False
+        if any(isinstance(x, torch.SymInt | torch.SymFloat) for x in operands):
+            return False  # such as a grid of a size that is free
         if torch.Tag.nondeterministic_seeded in func.tags:
             return False
         return all(memory_of(v) in self._own for v in written(func, args, kwargs))

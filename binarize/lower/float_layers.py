@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from binarize.kernels import memory
+from binarize.lower.record import Recording
+from binarize.lower.sizes import example
 from binarize.lower.units import is_call, units, value_of
 
 __all__ = ["convolve_points", "give_memory", "place_last_convolutions"]
@@ -49,7 +51,7 @@ def _is_pointwise(node: fx.Node) -> bool:
         and all(v == 1 for v in (*values[1].shape[2:], *stride))  # type: ignore[misc]
         and all(v.dtype == torch.float32 for v in values)
         and all(v.is_contiguous(memory_format=torch.channels_last) for v in values)
-        and values[0].numel() // values[0].shape[1] >= _PIXELS
+        and example(values[0].numel() // values[0].shape[1]) >= _PIXELS
     )
 
 
@@ -90,21 +92,22 @@ def _steps(height: int, width: int, channels: int) -> tuple[int, int, int, int]:
     return height * width * channels, width * channels, channels, 1
 
 
-def give_memory(graph: fx.Graph) -> None:
+def give_memory(recording: Recording) -> None:
     """Have large results of torch's operators written into memory that is used again.
 
     Args:
-        graph: Of operations on the CPU.
+        recording: Of operations on the CPU.
     """
+    graph = recording.graph
     for node in list(graph.nodes):
         value = node.meta.get("value")
         if node.op != "call_function" or not isinstance(value, Tensor):
             continue
-        out = _writing(node.target) if 4 * value.numel() >= memory.LARGE else None
+        out = _writing(node.target) if 4 * example(value.numel()) >= memory.LARGE else None
         if out is None or "out" in node.kwargs or value.dtype != torch.float32:
             continue
+        sizes = recording.numbers((list(value.shape), list(value.stride())))
         with graph.inserting_before(node):
-            sizes = list(value.shape), list(value.stride())
             node.kwargs = {**node.kwargs, "out": graph.call_function(memory.empty, sizes)}
         node.target = out
 

@@ -7,19 +7,20 @@ reads.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from binarize.kernels.activation import shifted_prelu
 from binarize.kernels.ops import run_unit, unit
 from binarize.lower.float_layers import give_memory, place_last_convolutions
 from binarize.lower.fuse_int8 import fuse_int8
 from binarize.lower.record import Recording
+from binarize.lower.sizes import example, is_free, read_enlarged, whole_factor
 from binarize.lower.units import (
     arguments,
     is_call,
@@ -61,7 +62,7 @@ def fuse(recording: Recording) -> None:
     _overwrite(recording.graph)
     place_last_convolutions(recording.graph)
     if all(value.is_cpu for value in recording.constants.values()):
-        give_memory(recording.graph)
+        give_memory(recording)
     for node in units(recording.graph):
         node.target = run_unit
 
@@ -84,7 +85,7 @@ def fuse_units(
     for node in units(recording.graph):
         _take_tail(recording, node)
     for node in units(recording.graph):
-        _read_parts(node, enlargement or _enlargement)
+        _read_parts(recording, node, enlargement or _enlargement)
     _pass_means(recording, makers)
     recording.graph.eliminate_dead_code()
 
@@ -188,7 +189,9 @@ def _join(recording: Recording, y: fx.Node, user: fx.Node, given: dict[str, Any]
 # What precedes it
 
 
-def _read_parts(node: fx.Node, enlargement: Callable[[fx.Node], int | None]) -> None:
+def _read_parts(
+    recording: Recording, node: fx.Node, enlargement: Callable[[fx.Node], int | None]
+) -> None:
     given = arguments(node)
     pairs = list(zip(given["sources"], given["upsample"], strict=True))
     todo, parts = pairs[::-1], []
@@ -198,6 +201,8 @@ def _read_parts(node: fx.Node, enlargement: Callable[[fx.Node], int | None]) -> 
             todo += [(part, factor) for part in reversed(source.args[0])]
         elif enlarged := enlargement(source):
             todo.append((source.args[0], factor * enlarged))
+        elif factor == 1 and is_call(source, *_NEAREST) and is_free(value_of(source)):
+            parts.append(_decide_later(recording, source, node))
         else:
             parts.append((source, factor))
     if parts != pairs:
@@ -213,37 +218,67 @@ def _joins_channels(node: Any) -> bool:
 
 
 def _enlargement(node: fx.Node) -> int | None:
-    """The whole number by which all sides grow, if there is one."""
+    """The whole number by which all sides grow, if there is one for every size."""
     if not is_call(node, *_NEAREST):
         return None
     small, large = value_of(node.args[0]).shape[2:], value_of(node).shape[2:]  # type: ignore[arg-type]
-    factors = {(b // a if a and b % a == 0 else 0) for a, b in zip(small, large, strict=True)}
-    # A scale that does not fit the size shifts the grid.
-    scales = [s for s in node.args[2:] if s is not None]
-    factor = factors.pop()
-    exact = all(math.isclose(s, factor) for s in scales)  # type: ignore[arg-type]
-    return factor if factor and not factors and exact else None
+    if is_free(value_of(node)):
+        factors = [example(b) // max(1, example(a)) for a, b in zip(small, large, strict=True)]
+        pairs = zip(small, large, factors, strict=True)
+        if any(not statically_known_true(a * factor == b) for a, b, factor in pairs):
+            return None
+        small, large = [1] * len(factors), factors  # type: ignore[assignment]
+    return whole_factor(small, large, node.args[2:])
+
+
+def _decide_later(recording: Recording, source: fx.Node, reader: fx.Node) -> tuple[fx.Node, Any]:
+    """Read a feature map before it is enlarged where the sizes at run time allow it.
+
+    Returns:
+        The node of what is read, and that of the factor by which the unit enlarges it.
+    """
+    graph, (x, size, *scales) = source.graph, source.args
+    exact = "exact" in str(source.target)
+    with graph.inserting_before(reader):
+        call = graph.call_function(read_enlarged, (x, None, size, scales, exact))
+        read, factor = (graph.call_function(operator.getitem, (call, i)) for i in range(2))
+    read.meta["value"] = value_of(x)  # type: ignore[arg-type]
+    return read, factor
 
 
 def _pass_means(recording: Recording, operators: tuple[Any, ...]) -> None:
     graph, empty = recording.graph, None
     for node in units(graph):
         given = arguments(node)
-        makers = [_maker(source, operators) for source in given["sources"]]
+        origins = [_before_enlargement(source) for source in given["sources"]]
+        makers = [_maker(origin, operators) for origin in origins]
         if given["mean_gain"] is None or not any(makers):
             continue
         given["means"] = []
-        for maker in makers:
+        for maker, origin, source in zip(makers, origins, given["sources"], strict=True):
             if maker is not None:
                 of_maker = arguments(maker)
                 of_maker["want_means"] = True
                 set_arguments(maker, of_maker)
-                given["means"].append(result(maker, 1))
+                means = result(maker, 1)
+                if origin is not source:
+                    call = source.args[0]
+                    call.args = (call.args[0], means, *call.args[2:])
+                    with graph.inserting_before(node):
+                        means = graph.call_function(operator.getitem, (call, 2))
+                given["means"].append(means)
             else:
                 with graph.inserting_before(node):
                     empty = empty or recording.constant(torch.empty(0))
                 given["means"].append(empty)  # the kernel takes them itself
         set_arguments(node, given)
+
+
+def _before_enlargement(source: fx.Node) -> Any:
+    """What :func:`_decide_later` may leave as it is; another source as it is."""
+    if is_call(source, operator.getitem) and is_call(source.args[0], read_enlarged):
+        return source.args[0].args[0]  # type: ignore[union-attr]
+    return source
 
 
 def _overwrite(graph: fx.Graph) -> None:

@@ -145,4 +145,7 @@ def _hand_on_codes(node: fx.Node) -> None:
     given = arguments(node)
     given.update(y_scale=scale, y_zero=zero)
     set_arguments(node, given)
-    node.meta["value"] = value_of(node).to(torch.uint8)
+    value = value_of(node)
+    node.meta["value"] = torch.empty_strided(
+        value.shape, value.stride(), dtype=torch.uint8, device="meta"
+    )

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,13 +19,18 @@ from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces
 from binarize.graph.trace import skeleton
 from binarize.kernels.ops import is_watched
 from binarize.lower.fuse import fuse
-from binarize.lower.program import PLAIN, Program, program_key
+from binarize.lower.program import PLAIN, Program, autocast_state, program_key
 from binarize.lower.record import NotRecordable, record
+from binarize.lower.sizes import FreeSizes, dimension_order, form, is_free, strides_of
 
 __all__ = ["PackedNetwork"]
 
-# A network is called with few sizes; each program costs some Python objects.
+# Each program costs some Python objects.
 _PROGRAMS = 16
+# A program of free sizes takes as long to make as those of about ten sizes.
+_FEW = 3
+# Sizes may meet other conditions, such as those of large batches.
+_GENERAL = 4
 
 
 class PackedNetwork(nn.Module):
@@ -73,6 +79,7 @@ class PackedNetwork(nn.Module):
         self.unfused: str | None = None
         self._lock = threading.Lock()
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
+        self._forms: OrderedDict[Hashable, _Form] = OrderedDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network; arguments and result are those of the network that was packed."""
@@ -111,13 +118,66 @@ class PackedNetwork(nn.Module):
                 self._programs.move_to_end(key)
 
     def _first_call(self, key: Hashable, leaves: Sequence[Any], spec: TreeSpec) -> Any:
-        program = _make_program(self.network, leaves, spec)
+        program = self._program_for_sizes(leaves, spec) or _make_program(self.network, leaves, spec)
         output = program(leaves)  # before it is kept: should it fail, the modules run
         with self._lock:
             self._programs[key] = program
             while len(self._programs) > _PROGRAMS:
                 self._programs.popitem(last=False)
         return output
+
+    def _program_for_sizes(self, leaves: Sequence[Any], spec: TreeSpec) -> Program | None:
+        """The program of free sizes for these arguments; ``None`` as long as there were few sizes."""
+        key = form(leaves, spec, autocast_state())
+        if key is None:
+            return None
+        known = self._form(key)
+        for program in known.programs:
+            if program.fits(leaves):
+                return program
+        known.sizes += 1
+        if known.fixed or known.sizes <= _FEW or len(known.programs) >= _GENERAL:
+            return None
+        return self._generalize(known, leaves, spec)
+
+    def _form(self, key: Hashable) -> _Form:
+        with self._lock:
+            known = self._forms.setdefault(key, _Form())
+            self._forms.move_to_end(key)
+            while len(self._forms) > _PROGRAMS:
+                self._forms.popitem(last=False)
+        return known
+
+    def _generalize(self, known: _Form, leaves: Sequence[Any], spec: TreeSpec) -> Program | None:
+        try:
+            program = _make_program(self.network, leaves, spec, FreeSizes())
+            program(leaves)
+        except Exception as error:
+            # A program per size does it, too.
+            known.fixed = _told(error)
+            return None
+        known.programs.append(program)
+        return program
+
+    @property
+    def general(self) -> list[tuple[Hashable, Program]]:
+        """The programs of free sizes so far, each with what it depends on."""
+        return [(key, p) for key, known in self._forms.items() for p in known.programs]
+
+    def generalize(self) -> None:
+        """Record programs of free sizes for arguments like those of every program so far.
+
+        One serves a single sample and one serves several, as a size of one may be broadcast.
+        """
+        for (spec, leaves, autocast), _ in list(self._programs.items()):
+            if autocast != autocast_state():
+                continue
+            for several in (False, True):
+                inputs = [_zeros(leaf, several) for leaf in leaves]
+                key = form(inputs, spec, autocast)
+                known = self._form(key) if key else _Form(fixed="nothing is free")
+                if not known.fixed and not any(p.fits(inputs) for p in known.programs):
+                    self._generalize(known, inputs, spec)
 
     @property
     def programs(self) -> dict[Hashable, Program]:
@@ -145,7 +205,7 @@ class PackedNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_lock", "_programs", "unfused"):
+        for name in ("_forms", "_lock", "_programs", "unfused"):
             del state[name]
         return state
 
@@ -164,7 +224,27 @@ def _blank() -> PackedNetwork:
     return PackedNetwork.__new__(PackedNetwork)
 
 
-def _make_program(network: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Program:
+@dataclass
+class _Form:
+    """Calls that differ in free sizes only.
+
+    Attributes:
+        sizes: How many sizes had to be recorded.
+        programs: Of free sizes, for other conditions each.
+        fixed: Why there can be none.
+    """
+
+    sizes: int = 0
+    programs: list[Program] = field(default_factory=list)
+    fixed: str | None = None
+
+
+def _make_program(
+    network: nn.Module,
+    leaves: Sequence[Any],
+    spec: TreeSpec,
+    sizes: FreeSizes | None = None,
+) -> Program:
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     told: list[Any] = []
     copy = skeleton(network)  # what modules keep of a run without values goes with it
@@ -176,17 +256,39 @@ def _make_program(network: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> 
         args, kwargs = tree_unflatten(filled, spec)
         results, out_spec = tree_flatten(copy(*args, **kwargs))
         _check_plain(results, "a result")
+        if is_free(results):
+            raise NotRecordable("a result is a size")
         told[:] = [out_spec, [None if isinstance(x, Tensor) else (x,) for x in results]]
         return [x for x in results if isinstance(x, Tensor)]
 
-    fake, before = ShapesOnly(), namespaces(network)
+    fake = ShapesOnly(sizes.environment if sizes else None)
+    before = namespaces(network)
     try:
-        recording = record(run, [leaves[i] for i in tensors], fake)
+        recording = record(run, [leaves[i] for i in tensors], fake, sizes)
     finally:
         leave_nothing(fake, network, copy, before)
     fuse(recording)
     recording.graph.lint()
-    return Program(fx.GraphModule(recording.constants, recording.graph), tensors, *told)
+    conditions = None
+    if sizes:
+        if sizes.is_constant:
+            raise NotRecordable("a size decides what it does")
+        conditions = fx.GraphModule({}, sizes.conditions())
+    return Program(fx.GraphModule(recording.constants, recording.graph), tensors, *told, conditions)
+
+
+def _zeros(leaf: Any, several: bool) -> Any:
+    """An argument like that of a program, with two samples in the place of one if so asked."""
+    if not isinstance(leaf[0], torch.Size):
+        return leaf[1]
+    shape, strides, dtype, device = leaf
+    value = torch.empty_strided(shape, strides, dtype=dtype, device=device).zero_()
+    if several and value.dim() >= 3 and len(value) == 1:
+        order = dimension_order(value)
+        doubled = (2, *shape[1:])
+        steps = strides_of(doubled, order) if order else None
+        return torch.empty_strided(doubled, steps, dtype=dtype, device=device).zero_() if steps else value
+    return value
 
 
 def _check_plain(leaves: Sequence[Any], what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from binarize.errors import ModelError
 from binarize.kernels import memory
 from binarize.kernels.ops import run_unit
 from binarize.lower.float_layers import convolve_points
+from binarize.lower.sizes import form, read_enlarged, strides_of
 
 __all__ = ["PackedPrograms", "Program", "from_data", "program_key", "to_data"]
 
@@ -29,18 +31,30 @@ _NAMED: dict[str, Any] = {
     "binarize.unit": run_unit,
     "convolve_points": convolve_points,
     "empty": memory.empty,
-}
+    "read_enlarged": read_enlarged,
+    # Arithmetic of sizes.
+    **{f"operator.{name}": getattr(operator, name) for name in (
+        "add", "sub", "mul", "floordiv", "mod", "truediv", "pow", "neg",
+        "lt", "le", "gt", "ge", "eq", "ne", "and_", "or_", "xor",
+    )},
+    **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
+    **{f"torch.{name}": getattr(torch, name) for name in (
+        "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not",
+    )},
+}  # fmt: skip
 _OF_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 
 
 class Program:
-    """What to do for inputs of one size.
+    """What to do for inputs of one size, or of all sizes that meet its conditions.
 
     Args:
         module: Computes tensors from tensors.
         tensors: Which of the flattened arguments are given to it.
         spec: Structure of the result.
         others: Per flattened result ``None`` for a tensor, or a tuple of the value it always has.
+        conditions: For a program of free sizes: computes from the same tensors a list of what has to
+            be true.
     """
 
     def __init__(
@@ -49,8 +63,10 @@ class Program:
         tensors: Sequence[int],
         spec: TreeSpec,
         others: Sequence[tuple[Any] | None],
+        conditions: fx.GraphModule | None = None,
     ) -> None:
         self.module = module
+        self.conditions = conditions
         self.tensors = tensors
         self.spec = spec
         self.others = others
@@ -61,6 +77,11 @@ class Program:
         filled = [next(results) if other is None else other[0] for other in self.others]
         return tree_unflatten(filled, self.spec)
 
+    def fits(self, leaves: Sequence[Any]) -> bool:
+        """Whether a program of free sizes is valid for flattened arguments of its form."""
+        assert self.conditions is not None
+        return all(self.conditions(*(leaves[i] for i in self.tensors)))
+
 
 def program_key(leaves: Sequence[Any], spec: TreeSpec) -> Hashable:
     """What a program depends on: structure, sizes and types of the arguments, and autocast."""
@@ -68,26 +89,36 @@ def program_key(leaves: Sequence[Any], spec: TreeSpec) -> Hashable:
         (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
         for x in leaves
     )
-    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-    return spec, shapes, autocast
+    return spec, shapes, autocast_state()
+
+
+def autocast_state() -> tuple[bool, torch.dtype]:
+    """Whether autocast is enabled, and its type."""
+    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
 
 class PackedPrograms(nn.Module):
     """The programs of a packed network without the network, as a file holds them.
 
-    It is called as the network, with arguments of the sizes that it has programs for.
+    It is called as the network, with arguments of sizes that it has a program for.
 
     Args:
-        programs: By what they depend on, see :func:`program_key`.
+        programs: For one size each, by what they depend on, see :func:`program_key`.
+        general: Of free sizes, each with what it depends on, see :func:`binarize.lower.sizes.form`.
 
     Raises:
-        ModelError: The arguments are of other sizes.
+        ModelError: No program fits the arguments.
     """
 
-    def __init__(self, programs: Mapping[Any, Program]) -> None:
+    def __init__(
+        self,
+        programs: Mapping[Any, Program],
+        general: Sequence[tuple[Any, Program]] = (),
+    ) -> None:
         super().__init__()
         self.training = False
         self.programs: dict[Any, Program] = dict(programs)
+        self.general = list(general)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program for these arguments."""
@@ -98,19 +129,16 @@ class PackedPrograms(nn.Module):
             return self._find(key, leaves) if program is None else program(leaves)
 
     def _find(self, key: Any, leaves: Sequence[Any]) -> Any:
-        """Run a program for arguments in another order of memory, which are copied."""
+        """Run a program for arguments in another order of memory, which are copied, or of free sizes."""
         wanted = _without_strides(key)
         for known, program in self.programs.items():
             if _without_strides(known) == wanted:
-                shapes = known[1]
-                return program(
-                    [
-                        torch.empty_strided(s[0], s[1], dtype=s[2], device=s[3]).copy_(x)
-                        if isinstance(x, Tensor)
-                        else x
-                        for x, s in zip(leaves, shapes, strict=True)
-                    ]
-                )
+                return program(_in_order(leaves, [x[1] if _is_tensor(x) else None for x in known[1]]))
+        for known, program in self.general:
+            ordered = _in_form(leaves, known)
+            found = form(ordered, key[0], key[2]) if ordered else None
+            if found == known and program.fits(ordered):
+                return program(ordered)
         given = ", ".join(_size(x) for x in leaves if isinstance(x, Tensor))
         raise ModelError(
             "input",
@@ -122,11 +150,14 @@ class PackedPrograms(nn.Module):
     @property
     def sizes(self) -> list[str]:
         """Sizes and types of the arguments, one text for each program."""
-        shells = [
-            [torch.empty(x[0], dtype=x[2], device="meta") for x in shapes if _is_tensor(x)]
-            for _, shapes, _ in self.programs
+        shapes = [
+            [(x[0], x[2]) for x in leaves if _is_tensor(x)] for _, leaves, _ in self.programs
         ]
-        return list(dict.fromkeys(", ".join(map(_size, each)) for each in shells))
+        shapes += [
+            [(_lettered(x[0]), x[2]) for x in leaves if len(x) == 4]
+            for (_, leaves, _), _ in self.general
+        ]
+        return list(dict.fromkeys(", ".join(_text(*each) for each in one) for one in shapes))
 
     def train(self, mode: bool = True) -> PackedPrograms:
         """Refuse training mode."""
@@ -149,8 +180,45 @@ def _without_strides(key: Any) -> Hashable:
     return spec, tuple((x[0], *x[2:]) if _is_tensor(x) else x for x in shapes), autocast
 
 
+def _in_order(leaves: Sequence[Any], strides: Sequence[Any]) -> list[Any]:
+    """Copy the tensors among the arguments that have other strides."""
+    return [
+        x if s is None or x.stride() == s
+        else torch.empty_strided(x.shape, s, dtype=x.dtype, device=x.device).copy_(x)
+        for x, s in zip(leaves, strides, strict=True)
+    ]  # fmt: skip
+
+
+def _in_form(leaves: Sequence[Any], known: Any) -> list[Any]:
+    """The arguments in the order of memory of a form; empty if they are no such arguments."""
+    forms = known[1]
+    if len(forms) != len(leaves):
+        return []
+    strides: list[Any] = []
+    for x, leaf in zip(leaves, forms, strict=True):
+        if isinstance(x, Tensor) != (len(leaf) == 4):
+            return []
+        if isinstance(x, Tensor):
+            if x.dim() != len(leaf[1]):
+                return []
+            strides.append(strides_of(x.shape, leaf[1]))
+        else:
+            strides.append(None)
+    return _in_order(leaves, strides)
+
+
+def _lettered(sizes: Sequence[int | None]) -> list[Any]:
+    spatial = {1: "L", 2: "HW", 3: "DHW"}.get(len(sizes) - 2, "?" * len(sizes))
+    letters = ["N", "C", *spatial]
+    return [letters[d] if n is None else n for d, n in enumerate(sizes)]
+
+
 def _size(x: Tensor) -> str:
-    return f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}"
+    return _text(x.shape, x.dtype)
+
+
+def _text(sizes: Sequence[Any], dtype: torch.dtype) -> str:
+    return f"{'x'.join(map(str, sizes))} {str(dtype).removeprefix('torch.')}"
 
 
 # As plain data
@@ -167,34 +235,21 @@ def to_data(key: Any, program: Program, names: Mapping[int, str]) -> dict[str, A
     Raises:
         ModelError: It has arguments that JSON cannot say.
     """
-    spec, shapes, _ = key
-    nodes = []
-    for node in program.module.graph.nodes:
-        target: Any = node.target
-        if node.op == "get_attr":
-            target = names[id(getattr(program.module, target))]
-        elif node.op == "call_function":
-            known = [name for name, value in _NAMED.items() if value is target]
-            target = known[0] if known else str(target)
-            _operator(target)
-        nodes.append([node.op, node.name, str(target), _encode(node.args), _encode(node.kwargs)])
-    leaves = [
-        {"shape": list(x[0]), "stride": list(x[1]), "type": _encode(x[2]), "on": str(x[3])}
-        if _is_tensor(x)
-        else {"value": _encode(x[1])}
-        for x in shapes
-    ]
+    spec, leaves, _ = key
     try:
         structure = treespec_dumps(spec), treespec_dumps(program.spec)
     except Exception as error:
         raise _unsayable(f"{type(error).__name__}: {error}") from error
-    return {
-        "nodes": nodes,
-        "given": leaves,
+    data = {
+        "nodes": _nodes(program.module, names),
+        "given": [_leaf_to_data(leaf) for leaf in leaves],
         "structure": structure,
         "tensors": list(program.tensors),
         "others": [None if other is None else [_encode(other[0])] for other in program.others],
     }
+    if program.conditions is not None:
+        data["conditions"] = _nodes(program.conditions, {})
+    return data
 
 
 def from_data(data: Mapping[str, Any], constants: Mapping[str, Tensor]) -> tuple[Hashable, Program]:
@@ -210,26 +265,57 @@ def from_data(data: Mapping[str, Any], constants: Mapping[str, Tensor]) -> tuple
     Raises:
         Exception: The data is not what :func:`to_data` made.
     """
+    into, out = map(treespec_loads, data["structure"])
+    others = [None if other is None else (_decode(other[0], {}),) for other in data["others"]]
+    conditions = _module(data["conditions"], {}) if "conditions" in data else None
+    module = _module(data["nodes"], constants)
+    program = Program(module, data["tensors"], out, others, conditions)
+    leaves = tuple(_leaf_from_data(leaf) for leaf in data["given"])
+    return (into, leaves, (False, torch.get_autocast_dtype("cpu"))), program
+
+
+def _leaf_to_data(leaf: Any) -> dict[str, Any]:
+    if len(leaf) == 2:
+        return {"value": _encode(leaf[1])}
+    order = "stride" if _is_tensor(leaf) else "order"
+    sizes, steps, kind, device = leaf
+    return {"shape": list(sizes), order: list(steps), "type": _encode(kind), "on": str(device)}
+
+
+def _leaf_from_data(leaf: Mapping[str, Any]) -> tuple[Any, ...]:
+    if "value" in leaf:
+        value = _decode(leaf["value"], {})
+        return type(value), value
+    rest = _decode(leaf["type"], {}), torch.device(leaf["on"])
+    if "order" in leaf:
+        return tuple(leaf["shape"]), tuple(leaf["order"]), *rest
+    return torch.Size(leaf["shape"]), tuple(leaf["stride"]), *rest
+
+
+def _nodes(module: fx.GraphModule, names: Mapping[int, str]) -> list[Any]:
+    nodes = []
+    for node in module.graph.nodes:
+        target: Any = node.target
+        if node.op == "get_attr":
+            target = names[id(getattr(module, target))]
+        elif node.op == "call_function":
+            known = [name for name, value in _NAMED.items() if value is target]
+            target = known[0] if known else str(target)
+            _operator(target)
+        nodes.append([node.op, node.name, str(target), _encode(node.args), _encode(node.kwargs)])
+    return nodes
+
+
+def _module(nodes: Sequence[Any], constants: Mapping[str, Tensor]) -> fx.GraphModule:
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     used = {}
-    for op, name, target, args, kwargs in data["nodes"]:
+    for op, name, target, args, kwargs in nodes:
         called: Any = _operator(target) if op == "call_function" else target
         if op == "get_attr":
             used[target] = constants[target]
         made[name] = graph.create_node(op, called, _decode(args, made), _decode(kwargs, made), name)
-    into, out = map(treespec_loads, data["structure"])
-    others = [None if other is None else (_decode(other[0], {}),) for other in data["others"]]
-    program = Program(fx.GraphModule(used, graph), data["tensors"], out, others)
-    shapes: list[Any] = []
-    for leaf in data["given"]:
-        if "shape" in leaf:
-            sizes = torch.Size(leaf["shape"]), tuple(leaf["stride"])
-            shapes.append((*sizes, _decode(leaf["type"], {}), torch.device(leaf["on"])))
-        else:
-            value = _decode(leaf["value"], {})
-            shapes.append((type(value), value))
-    return (into, tuple(shapes), (False, torch.get_autocast_dtype("cpu"))), program
+    return fx.GraphModule(used, graph)
 
 
 def _operator(name: str) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from binarize.graph.shapes_only import ShapesOnly, written
+from binarize.lower.sizes import FreeSizes, Interpolation
 
 __all__ = ["NotRecordable", "Recording", "record"]
 
@@ -38,10 +40,12 @@ class Recording:
             empty tensor of its result's shape and type on the meta device (a tuple of such where
             there are several results).
         constants: What the graph's ``get_attr`` nodes name: parameters, buffers, other tensors.
+        numbers: Replaces sizes in a structure by nodes where they are free.
     """
 
     graph: fx.Graph = field(default_factory=fx.Graph)
     constants: dict[str, Tensor] = field(default_factory=dict)
+    numbers: Callable[[Any], Any] = field(default=lambda value: value)
 
     def constant(self, value: Tensor) -> fx.Node:
         """A new node for a tensor that is known, at the graph's insertion point."""
@@ -56,6 +60,7 @@ def record(
     run: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor],
     fake: ShapesOnly | None = None,
+    sizes: FreeSizes | None = None,
 ) -> Recording:
     """Record what a function does with its arguments, by one run on fake tensors.
 
@@ -64,6 +69,7 @@ def record(
             does next.
         inputs: Its arguments; only shapes, strides, types and devices matter.
         fake: The mode of the run, for those who look at what it leaves.
+        sizes: For a graph that serves inputs of other sizes too; ``fake`` has its environment.
 
     Returns:
         The graph, with a placeholder per argument and a list as its output.
@@ -80,11 +86,15 @@ def record(
     graph = recorder.recording.graph
     # In inference mode, and from tensors made there, composite operators would be recorded whole.
     with torch.inference_mode(False), torch.no_grad():
-        given = [fake.stand_in(value) for value in inputs]
+        if sizes is None:
+            given = [fake.stand_in(value) for value in inputs]
+        else:
+            given = [fake.stand_in(v, *sizes.shape(v, i)) for i, v in enumerate(inputs)]
+            recorder.recording.numbers = sizes.numbers(graph)
         for index, value in enumerate(given):
             recorder.nodes[value] = node = graph.placeholder(f"input_{index}")
             node.meta["value"] = _shell(value)
-        with fake, recorder:
+        with fake, recorder, Interpolation() if sizes else nullcontext():
             results = list(run(*given))
         graph.output([recorder.node(value) for value in results])
     return recorder.recording
@@ -138,14 +148,14 @@ class _Recorder(TorchDispatchMode):
             read = {name: value for name, value in kwargs.items() if name not in outs}
             target = kwargs[outs[0]] if len(outs) == 1 else values[0]
             recorded, aliases = self._out_of_place(func, outs, target, values)
-        operands = tree_map_only(Tensor, self.node, (args, read))
+        operands = self.recording.numbers(tree_map_only(Tensor, self.node, (args, read)))
         result = func(*args, **kwargs)
         node = self.recording.graph.call_function(recorded, *operands)
         node.meta["value"] = _shell(result)
         if isinstance(result, Tensor):
             self.nodes[result] = node
             for alias in aliases:
-                shape = list(alias.shape)
+                shape = self.recording.numbers(list(alias.shape))
                 view = self.recording.graph.call_function(_VIEW, (node, shape))
                 view.meta["value"] = _shell(alias)
                 self.nodes[alias] = view

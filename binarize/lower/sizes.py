@@ -1,0 +1,323 @@
+"""Free sizes: one recorded program for inputs of every size.
+
+Sizes of the inputs are symbols while the network runs without values. Whatever the run makes of them
+is an expression, which becomes nodes of the graph, and every decision that it takes by one (a Python
+``if``, a fusion) becomes a condition on the sizes for which the program is valid. Both are torch's own
+machinery: :class:`torch.fx.experimental.symbolic_shapes.ShapeEnv`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import sympy
+import torch
+import torch.nn.functional as F
+from torch import SymBool, SymFloat, SymInt, Tensor, fx
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.proxy import GraphAppendingTracer
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+__all__ = [
+    "FreeSizes",
+    "Interpolation",
+    "Numbers",
+    "dimension_order",
+    "example",
+    "form",
+    "is_free",
+    "read_enlarged",
+    "strides_of",
+    "whole_factor",
+]
+
+_SYMBOLIC = (SymInt, SymFloat, SymBool)
+
+
+def is_free(value: Any) -> bool:
+    """Whether a tensor's sizes, or any of the values in a structure, depend on free sizes."""
+    values = value.shape if isinstance(value, Tensor) else tree_iter(value)
+    return any(isinstance(x, _SYMBOLIC) for x in values)
+
+
+def example(value: Any) -> Any:
+    """The number that an expression has for the example's sizes; other values as they are.
+
+    For decisions about speed, which must not become conditions.
+    """
+    if not isinstance(value, SymInt):
+        return value
+    environment: Any = value.node.shape_env
+    return int(value.node.expr.xreplace(environment.examples))
+
+
+def dimension_order(value: Tensor) -> tuple[int, ...] | None:
+    """A dense tensor's dimensions from the slowest to the fastest; ``None`` if it is not dense."""
+    order = sorted(range(value.dim()), key=lambda d: -value.stride(d))
+    dense = strides_of(value.shape, order) == value.stride()
+    return tuple(order) if dense else None
+
+
+def strides_of(shape: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
+    """The strides of a dense tensor, in elements.
+
+    Args:
+        shape: Its sizes, numbers or expressions.
+        order: Its dimensions from the slowest to the fastest.
+    """
+    strides, step = [1] * len(shape), 1
+    for d in reversed(order):
+        strides[d], step = step, step * shape[d]
+    return tuple(strides)
+
+
+def form(leaves: Sequence[Any], spec: Any, autocast: Hashable) -> Hashable | None:
+    """What a program of free sizes depends on beside its conditions.
+
+    Free are the number of samples and the spatial sizes of tensors of three dimensions and more, and the
+    number of rows of matrices, where they are at least two: a size of one may be broadcast.
+
+    Returns:
+        Structure, layouts and types of the arguments, and autocast; ``None`` if an argument is not
+        dense or nothing is free.
+    """
+    described: list[Any] = []
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            described.append((type(leaf), leaf))
+            continue
+        order = dimension_order(leaf)
+        if order is None:
+            return None
+        sizes = tuple(None if _may_vary(leaf, d) else n for d, n in enumerate(leaf.shape))
+        described.append((sizes, order, leaf.dtype, leaf.device))
+    free = any(isinstance(x, Tensor) and None in d[0] for x, d in zip(leaves, described, strict=True))
+    return (spec, tuple(described), autocast) if free else None
+
+
+def _may_vary(value: Tensor, dim: int) -> bool:
+    return value.dim() >= 2 and dim != 1 and value.shape[dim] >= 2
+
+
+class _Environment(ShapeEnv):
+    """Symbols with the values that they have in the example."""
+
+    def __init__(self) -> None:
+        super().__init__(duck_shape=False)
+        self.examples: dict[sympy.Symbol, int] = {}
+
+
+class FreeSizes:
+    """The symbols of one recording.
+
+    Attributes:
+        environment: Of the fake tensors.
+    """
+
+    def __init__(self) -> None:
+        self.environment = _Environment()
+        # Each symbol is a dimension of an input.
+        self._places: dict[sympy.Symbol, tuple[int, int]] = {}
+
+    def shape(self, value: Tensor, index: int) -> tuple[list[Any], tuple[Any, ...]]:
+        """Return sizes and strides of an input, with symbols for what may vary.
+
+        Args:
+            value: The example, dense.
+            index: Which input it is.
+        """
+        sizes: list[Any] = list(value.shape)
+        for d, length in enumerate(value.shape):
+            if not _may_vary(value, d):
+                continue
+            source = ConstantSource(f"input_{index}_size_{d}")
+            symbol = self.environment.create_symbol(length, source, DimDynamic.DYNAMIC)
+            self.environment.examples[symbol] = length
+            self._places[symbol] = index, d
+            sizes[d] = self.environment.create_symintnode(symbol, hint=length, source=source)
+        order = dimension_order(value)
+        assert order is not None
+        return sizes, strides_of(sizes, order)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether a size turned out to have one value only."""
+        return any(
+            self.environment.replacements.get(symbol, symbol).is_number for symbol in self._places
+        )
+
+    def numbers(self, graph: fx.Graph) -> Numbers:
+        """Return what turns expressions into nodes of a graph, whose placeholders are the inputs."""
+        return Numbers(graph, self._places)
+
+    def conditions(self) -> fx.Graph:
+        """Return a graph from the inputs to a list of what has to be true of their sizes."""
+        graph = fx.Graph()
+        count = 1 + max(index for index, _ in self._places.values())
+        for index in range(count):
+            graph.placeholder(f"input_{index}")
+        numbers = self.numbers(graph)
+        known = [sympy.Ge(symbol, 2) for symbol in self._places]
+        found = dict.fromkeys([*known, *(guard.expr for guard in self.environment.guards)])
+        graph.output([numbers.node(each) for each in found if each is not sympy.true])
+        return graph
+
+
+class Numbers:
+    """Expressions of free sizes as nodes of a graph, which stand behind its placeholders.
+
+    Args:
+        graph: A graph with its placeholders. Its nodes may be erased meanwhile.
+        places: Input and dimension of each symbol.
+    """
+
+    def __init__(self, graph: fx.Graph, places: dict[sympy.Symbol, tuple[int, int]]) -> None:
+        self._graph = graph
+        self._places = places
+
+    def __call__(self, value: Any) -> Any:
+        """Replace the expressions in a structure by nodes, or by numbers where they are constant."""
+        return tree_map_only(_SYMBOLIC, lambda each: self.node(each.node.expr), value)
+
+    def node(self, expression: Any) -> Any:
+        """Return the node, or the number, of an expression."""
+        inputs, known, last = [], {}, None
+        for node in self._graph.nodes:
+            if node.op == "placeholder":
+                inputs.append(node)
+            elif "expression" not in node.meta:
+                break
+            else:
+                known[node.meta["expression"]] = node
+            last = node
+        if expression in known:
+            return known[expression]
+        tracer = _Tracer(self._graph, last)
+        symbols = {}
+        for symbol in sorted(expression.free_symbols, key=str):
+            if symbol not in known:
+                index, dim = self._places[symbol]
+                size = torch.ops.aten.sym_size.int
+                known[symbol] = tracer.create_node("call_function", size, (inputs[index], dim), {})
+                known[symbol].meta["expression"] = symbol
+            symbols[symbol] = fx.Proxy(known[symbol], tracer)
+        made = sympy_interp(PythonReferenceAnalysis, symbols, expression)
+        if not isinstance(made, fx.Proxy):
+            return made
+        made.node.meta["expression"] = expression
+        return made.node
+
+
+class _Tracer(GraphAppendingTracer):
+    """Appends nodes behind a node, and each behind the one before."""
+
+    def __init__(self, graph: fx.Graph, last: Any) -> None:
+        super().__init__(graph)
+        self._last = last
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        with self.graph.inserting_after(self._last):
+            node = super().create_node(*args, **kwargs)
+        node.meta["expression"] = None
+        self._last = node
+        return node
+
+
+class Interpolation(TorchFunctionMode):
+    """Calls the operators of :func:`torch.nn.functional.interpolate`, whose own way needs plain sizes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.interpolate:
+            bound = _INTERPOLATE.bind(*args, **(kwargs or {}))
+            bound.apply_defaults()
+            found = bound.arguments
+            if is_free((found["input"], found["size"])) or is_free(found["input"]):
+                return _interpolate(**found)
+        return func(*args, **(kwargs or {}))
+
+
+_INTERPOLATE = inspect.signature(F.interpolate)
+_NAMES = {
+    "nearest": "upsample_nearest{}d",
+    "nearest-exact": "_upsample_nearest_exact{}d",
+    "linear": "upsample_linear{}d",
+    "bilinear": "upsample_bilinear{}d",
+    "bicubic": "upsample_bicubic{}d",
+    "trilinear": "upsample_trilinear{}d",
+}
+
+
+def _interpolate(
+    input: Tensor,
+    size: Any,
+    scale_factor: Any,
+    mode: str,
+    align_corners: bool | None,
+    recompute_scale_factor: bool | None,
+    antialias: bool,
+) -> Tensor:
+    dims = input.dim() - 2
+    scales: Any = [None] * dims
+    if size is None:
+        scales = scale_factor if isinstance(scale_factor, list | tuple) else [scale_factor] * dims
+        size = [
+            n * int(s) if s == int(s) else torch.sym_int(n * s)
+            for n, s in zip(input.shape[2:], scales, strict=True)
+        ]
+        if recompute_scale_factor:
+            scales = [None] * dims
+    elif not isinstance(size, list | tuple):
+        size = [size] * dims
+    if mode == "area":
+        return getattr(F, f"adaptive_avg_pool{dims}d")(input, size)
+    name = _NAMES[mode].format(dims) + ("_aa" if antialias else "")
+    operator = getattr(torch.ops.aten, "_" + name if antialias else name).default
+    corners = [] if mode.startswith("nearest") else [bool(align_corners)]
+    return operator(input, list(size), *corners, *scales)
+
+
+def whole_factor(small: Sequence[int], large: Sequence[int], scales: Sequence[Any]) -> int | None:
+    """The whole number by which nearest neighbour enlarges all sides of a feature map, if there is one.
+
+    Args:
+        small: Spatial sizes of the feature map.
+        large: Those of the result.
+        scales: The given factor per side, or ``None``: one that does not fit the size shifts the grid.
+    """
+    factors = {(b // a if a and b % a == 0 else 0) for a, b in zip(small, large, strict=True)}
+    factor = factors.pop()
+    exact = all(math.isclose(s, factor) for s in scales if s is not None)
+    return factor if factor and not factors and exact else None
+
+
+def read_enlarged(
+    x: Tensor, means: Tensor | None, size: Sequence[int], scales: Sequence[Any], exact: bool
+) -> tuple[Tensor, int, Tensor]:
+    """Enlarge a feature map by nearest neighbour, or leave that to the unit that reads it.
+
+    Args:
+        x: (N, C, *spatial).
+        means: Its means per sample and channel, if known.
+        size: Spatial sizes of the result.
+        scales: See :func:`whole_factor`.
+        exact: ``nearest-exact`` instead of ``nearest``.
+
+    Returns:
+        What the unit reads, the factor by which it enlarges that, and the means of what it reads, empty
+        if unknown.
+    """
+    factor = whole_factor(x.shape[2:], size, scales)
+    if factor:
+        return x, factor, x.new_empty(0) if means is None else means
+    name = f"{'_upsample_nearest_exact' if exact else 'upsample_nearest'}{len(size)}d"
+    y = getattr(torch.ops.aten, name).default(x, list(size), *scales)
+    return y, 1, x.new_empty(0)
