@@ -14,8 +14,9 @@ from binarize.errors import BinarizeError, ModelError
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Write the packed programs of a 1-bit network, which run on XNOR-popcount kernels for images of one
-size, to one file. It loads in an instant, without the network's code or library, with
+Write the packed programs of a 1-bit network, which run on XNOR-popcount kernels, to one file. It runs
+images of --size fastest, and images of any other size that the network accepts, unless the network
+computes with the size in a way that cannot be recorded. It loads in an instant, without the network's code or library, with
 binarize.load(FILE) and with predict, eval, report and bench. The file includes size, normalisation,
 classes and their colours. The size is the training's unless --size is given."""
 
@@ -24,7 +25,7 @@ _EXAMPLES = [
     (
         "binarize pack runs/binary/binary.safetensors -o unet.packed --size 480x352 \\\n"
         "      --batch-size 4",
-        "for batches of four images of another size",
+        "recorded for batches of four images of 480x352",
     ),
     ("binarize predict unet.packed photos/ --output out", "run the packed file"),
 ]

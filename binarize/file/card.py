@@ -41,7 +41,7 @@ packed = binarize.from_pretrained({source}, packed=True)  # runs on 1-bit kernel
 _PROGRAMS = """\
 import binarize
 
-packed = binarize.from_pretrained({source})  # compiled programs, for the sizes they were saved for
+packed = binarize.from_pretrained({source})  # compiled programs
 """
 
 

@@ -14,12 +14,13 @@ import gc
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import BuiltinFunctionType, CellType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_iter, tree_map_only
@@ -28,6 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = [
     "ShapesOnly",
     "forget",
+    "forget_sizes",
     "leave_nothing",
     "memory_of",
     "namespaces",
@@ -131,8 +133,11 @@ class ShapesOnly(FakeTensorMode):
             # The mode itself would write to a real number, and go on with its value.
             args, kwargs = tree_map_only(Tensor, self._without_value, (args, kwargs))
         self._inside = True
+        # Shapes of expressions need the operators' implementations in Python.
+        ready = nullcontext() if self.shape_env is None else enable_python_dispatcher()
         try:
-            result = super().dispatch(func, types, args, kwargs)
+            with ready:
+                result = super().dispatch(func, types, args, kwargs)
         finally:
             self._inside = False
         self.made(result)
@@ -250,6 +255,32 @@ def namespaces(model: nn.Module) -> dict[int, tuple[Any, Any]]:
                 if type(value) in (list, dict) and id(value) not in found:
                     found[id(value)] = value, value.copy()
     return found
+
+
+def forget_sizes(before: Mapping[int, tuple[Any, Any]]) -> None:
+    """Give variables their values back that hold expressions of free sizes by now.
+
+    Args:
+        before: From :func:`namespaces`.
+    """
+    for owner, old in before.values():
+        contents = _contents(owner) or {}
+        if isinstance(owner, list):
+            if any(map(_holds_size, owner)):
+                owner[:] = old
+            continue
+        for key in [key for key, value in contents.items() if _holds_size(value)]:
+            if isinstance(owner, dict):
+                owner.pop(key)
+                owner.update({key: old[key]} if key in old else {})
+            elif key in old:
+                setattr(owner, key, old[key])
+            else:
+                delattr(owner, key)
+
+
+def _holds_size(value: Any) -> bool:
+    return any(isinstance(x, torch.SymInt | torch.SymFloat) for x in tree_iter(value))
 
 
 def forget(leaked: Sequence[Any], before: Mapping[int, tuple[Any, Any]]) -> None:

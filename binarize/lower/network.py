@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from binarize.errors import ModelError, SlowWarning
-from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces
+from binarize.graph.shapes_only import ShapesOnly, forget_sizes, leave_nothing, namespaces
 from binarize.graph.trace import skeleton
 from binarize.kernels.ops import is_watched
 from binarize.lower.fuse import fuse
@@ -38,10 +38,11 @@ class PackedNetwork(nn.Module):
 
     It is called as the network it was made of. The first call with inputs of some size records
     what is computed, by a run of a copy on tensors without values; from then on a program is run
-    for inputs of this size that leaves out what need not be done (see
-    :mod:`binarize.lower.fuse`), for the sixteen sizes that were used last. Python code
-    and hooks of the modules do not run in programs. Under ``torch.compile`` and ``torch.export``,
-    and where ``unfused`` gives a reason, the modules run one by one.
+    for inputs of this size that leaves out what need not be done (see :mod:`binarize.lower.fuse`).
+    From the fourth size on, one program serves all sizes for which the network does the same (see
+    :mod:`binarize.lower.sizes`). Python code and hooks of the modules do not run in programs. Under
+    ``torch.compile`` and ``torch.export``, and where ``unfused`` gives a reason, the modules run one
+    by one.
 
     Args:
         network: The network with packed twins in the place of its binary layers.
@@ -267,6 +268,8 @@ def _make_program(
         recording = record(run, [leaves[i] for i in tensors], fake, sizes)
     finally:
         leave_nothing(fake, network, copy, before)
+        if sizes:
+            forget_sizes(before)
     fuse(recording)
     recording.graph.lint()
     conditions = None

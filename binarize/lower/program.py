@@ -35,12 +35,10 @@ _NAMED: dict[str, Any] = {
     # Arithmetic of sizes.
     **{f"operator.{name}": getattr(operator, name) for name in (
         "add", "sub", "mul", "floordiv", "mod", "truediv", "pow", "neg",
-        "lt", "le", "gt", "ge", "eq", "ne", "and_", "or_", "xor",
+        "lt", "le", "gt", "ge", "eq", "ne", "and_", "or_", "xor", "not_",
     )},
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
-    **{f"torch.{name}": getattr(torch, name) for name in (
-        "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not",
-    )},
+    **{f"builtins.{value.__name__}": value for value in (float, max, min)},
 }  # fmt: skip
 _OF_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -208,11 +209,55 @@ class Numbers:
                 known[symbol] = tracer.create_node("call_function", size, (inputs[index], dim), {})
                 known[symbol].meta["expression"] = symbol
             symbols[symbol] = fx.Proxy(known[symbol], tracer)
-        made = sympy_interp(PythonReferenceAnalysis, symbols, expression)
+        made = sympy_interp(_Arithmetic, symbols, expression)
         if not isinstance(made, fx.Proxy):
             return made
         made.node.meta["expression"] = expression
         return made.node
+
+
+def _traced(function: Any) -> Any:
+    """A function of numbers that becomes a node where one of them is a node's."""
+
+    def call(*values: Any) -> Any:
+        proxy = next((v for v in values if isinstance(v, fx.Proxy)), None)
+        if proxy is None:
+            return function(*values)
+        return proxy.tracer.create_proxy("call_function", function, values, {})
+
+    return call
+
+
+class _Arithmetic(PythonReferenceAnalysis):  # type: ignore[misc]
+    """Python's functions, which :class:`torch.fx.Proxy` does not pass on by itself."""
+
+    @staticmethod
+    def floor_to_int(x: Any, dtype: Any) -> Any:
+        return _traced(math.floor)(x)
+
+    @staticmethod
+    def ceil_to_int(x: Any, dtype: Any) -> Any:
+        return _traced(math.ceil)(x)
+
+    @staticmethod
+    def trunc_to_int(x: Any, dtype: Any) -> Any:
+        return _traced(math.trunc)(x)
+
+    @staticmethod
+    def to_dtype(x: Any, dtype: Any) -> Any:
+        return _traced(float)(x)
+
+    @staticmethod
+    def minimum(a: Any, b: Any) -> Any:
+        return _traced(min)(a, b)
+
+    @staticmethod
+    def maximum(a: Any, b: Any) -> Any:
+        return _traced(max)(a, b)
+
+    @staticmethod
+    def not_(a: Any) -> Any:
+        return _traced(operator.not_)(a)
 
 
 class _Tracer(GraphAppendingTracer):
