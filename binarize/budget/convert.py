@@ -15,7 +15,7 @@ from binarize.file import float_contents
 from binarize.graph import Plan
 from binarize.graph import convert as convert_by
 from binarize.graph import plan as plan_by
-from binarize.graph.given import given_network
+from binarize.graph.model_input import unwrap_model
 from binarize.latency import Profile
 from binarize.latency import profile as profile_by
 from binarize.latency.measure import machine
@@ -153,7 +153,7 @@ def _policy(
                     "give a budget too, such as '3MB'",
                 )
         return policy
-    network = given_network(model)
+    network = unwrap_model(model)
     limits = Budget.parse(budget)
     known = None
     if any(limit.kind.startswith("time") for limit in limits):

@@ -13,7 +13,7 @@ from binarize.errors import ModelError
 from binarize.file import float_contents, network_contents
 from binarize.graph import Plan, Traced
 from binarize.graph.flow import all_layers
-from binarize.graph.given import copied
+from binarize.graph.model_input import deepcopy_model
 from binarize.graph.rewrite import apply_plan
 from binarize.latency import Profile
 from binarize.policy import Policy, with_overrides
@@ -121,7 +121,7 @@ def before_and_after(
 def _outline(model: nn.Module) -> nn.Module:
     """The network without storage."""
     bare = {id(tensor): _bare(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    return copied(model, bare)
+    return deepcopy_model(model, bare)
 
 
 def _bare(value: Any) -> Any:

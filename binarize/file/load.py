@@ -14,7 +14,7 @@ from binarize.file.packed import fill_packed, network_without_values
 from binarize.file.programs import holds_programs, load_programs
 from binarize.file.slots import Slot, find_slots
 from binarize.file.stored import Stored, read_stored
-from binarize.graph.given import copied, given_network
+from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.graph.origin import build_origin
 from binarize.graph.plan import Plan
 from binarize.graph.rewrite import apply_plan
@@ -49,7 +49,7 @@ def load(
         return load_programs(path)
     stored = read_stored(path)
     if model is not None:
-        model = given_network(model)
+        model = unwrap_model(model)
         _check_model(model)
     elif stored.plan.origin is None:
         raise FileError(
@@ -61,7 +61,9 @@ def load(
     if packed:
         student = network_without_values(model, stored.plan.origin or {})
     else:
-        student = copied(model) if model is not None else build_origin(stored.plan.origin or {})
+        student = (
+            deepcopy_model(model) if model is not None else build_origin(stored.plan.origin or {})
+        )
     if stored.description is not None:
         described: Any = student
         described.binarize_description = stored.description

@@ -12,7 +12,7 @@ from binarize.errors import ModelError
 from binarize.file.container import write_file
 from binarize.file.contents import Contents, network_contents
 from binarize.file.programs import program_contents
-from binarize.graph.given import given_network
+from binarize.graph.model_input import unwrap_model
 from binarize.graph.plan import Plan
 from binarize.lower import PackedNetwork
 
@@ -82,7 +82,7 @@ def converted_plan(model: nn.Module) -> tuple[nn.Module, Plan]:
     Raises:
         ModelError: It is not a converted network.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     plan = getattr(model, "binarize_plan", None)
     if not isinstance(plan, Plan):
         raise ModelError(

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from binarize.errors import ModelError
 from binarize.graph import Plan, Traced
 from binarize.graph.flow import all_layers
-from binarize.graph.given import copied, given_network
 from binarize.graph.inputs import arguments
+from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.graph.sizes import spelled_size
 from binarize.kernels import native
 from binarize.latency.numbers import LayerLatency, Machine, Profile
@@ -63,7 +63,7 @@ def profile(
         ModelError: The network cannot be converted, or it cannot be recorded as a program.
         PolicyError: As in :func:`binarize.plan`.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     chosen = with_overrides(load_policy(policy), overrides, all_layers(model))
     args, kwargs = arguments(example_inputs)
     training = model.training
@@ -76,7 +76,7 @@ def profile(
     if open_:
         plans["int8"] = traced.plan(with_overrides(chosen, [eight]))
         networks["int8"] = _packed(traced, plans["int8"])
-    networks["keep"] = finish(copied(model).eval(), {})
+    networks["keep"] = finish(deepcopy_model(model).eval(), {})
     model.train(training)
     layers = {d.site: d for d in plan.layers}
     runs = {name: _Run(network, list(layers), args, kwargs) for name, network in networks.items()}

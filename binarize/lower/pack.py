@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from binarize.errors import ModelError
-from binarize.graph.given import given_network
 from binarize.graph.inputs import arguments
+from binarize.graph.model_input import unwrap_model
 from binarize.lower.network import PackedNetwork
 from binarize.nn import ShiftedPReLU
 from binarize.nn.packed import PackedActivation
@@ -42,7 +42,7 @@ def pack(model: nn.Module, example_inputs: Any = None) -> PackedNetwork:
         ModelError: The network has no binary layers, is packed already, is in training mode, has
             no values (meta device), or does not accept the example inputs.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     _check(model)
     twins: dict[int, Any] = {}
     for module in model.modules():

@@ -7,8 +7,8 @@ from typing import Any, overload
 from torch import nn
 
 from binarize.file import float_contents, network_contents
-from binarize.graph.given import given_network
 from binarize.graph.inputs import run_example
+from binarize.graph.model_input import unwrap_model
 from binarize.graph.plan import Plan
 from binarize.graph.sizes import size_notes, spelled_size
 from binarize.graph.trace import Trace
@@ -47,7 +47,7 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report | PackedRepor
     Raises:
         ModelError: ``model`` is no network, or does not accept the example inputs.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     if isinstance(model, PackedNetwork):
         return packed_report(model)
     plan = getattr(model, "binarize_plan", None)

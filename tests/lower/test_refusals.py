@@ -55,7 +55,7 @@ def test_example_inputs_that_do_not_fit(shop: SimpleNamespace) -> None:
     student = shop.student(shop.UNet())
     with pytest.raises(ModelError, match="the network does not accept them .RuntimeError: Given"):
         binarize.pack(student, example_inputs=torch.zeros(1, 7, 8, 8))
-    with pytest.raises(ModelError, match="neither tensor, tuple nor mapping"):
+    with pytest.raises(ModelError, match="must be a tensor, a tuple or a mapping"):
         binarize.pack(student, example_inputs=3)
 
 

@@ -357,7 +357,7 @@ def test_inputs_by_name_and_in_a_tuple() -> None:
     [
         (torch.zeros(1, 4, 10, 14), "the network's forward does not accept them"),
         (torch.zeros(1, 3, 10, 14, dtype=torch.int64), "images must be floating point"),
-        ("image", "neither tensor, tuple nor mapping"),
+        ("image", "must be a tensor, a tuple or a mapping"),
     ],
 )
 def test_inputs_that_do_not_fit(inputs: object, words: str) -> None:
