@@ -159,8 +159,8 @@ def _last_upsampling(trace: Trace) -> int:
     after = _any_after(trace)
     found = -1
     for op in trace.ops:
-        enlarges = op.kind == "up" or (op.kind == "layer" and "Transpose" in op.name)
-        if enlarges and after[op.index]:
+        upsamples = op.kind == "up" or (op.kind == "layer" and "Transpose" in op.name)
+        if upsamples and after[op.index]:
             found = op.index
     return found
 

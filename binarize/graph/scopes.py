@@ -132,7 +132,7 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
         raise ModelError(
             "model",
             type(module).__name__,
-            f"its forward has {lost[0]} number {lost[1]} in eval mode, but not when training "
+            f"its forward has {lost[0]} number {lost[1]} in eval mode, but not in training "
             f"({place_of(module)})",
             "its forward stays unchanged",
         )

@@ -1,4 +1,4 @@
-"""A packed network: twins of the layers, and a fused program per size of the input."""
+"""A packed network: packed layers, and a fused program for each input size."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from binarize.lower.record import NotRecordable, record
 
 __all__ = ["PackedNetwork"]
 
-# A network is called with few sizes; each program costs some Python objects.
+# A network is called with few sizes; each program takes some Python objects.
 _PROGRAMS = 16
 
 
 class PackedNetwork(nn.Module):
     """A 1-bit network for inference, made by :func:`binarize.pack`.
 
-    It is called as the network it was made of. The first call with inputs of some size records
-    what is computed, by a run of a copy on tensors without values; from then on a program is run
-    for inputs of this size that leaves out what need not be done (see
-    :mod:`binarize.lower.fuse`), for the sixteen sizes that were used last. Python code
-    and hooks of the modules do not run in programs. Under ``torch.compile`` and ``torch.export``,
-    and where ``unfused`` gives a reason, the modules run one by one.
+    It is called like the network that it was packed from. The first call with inputs of a new
+    size records what is computed, by running a copy on tensors without values. From then on, inputs
+    of this size run a fused program without unnecessary steps (see :mod:`binarize.lower.fuse`).
+    Programs for the sixteen most recently used sizes are kept. Python code and hooks of the
+    modules do not run in programs. Under ``torch.compile`` and ``torch.export``, and where
+    ``unfused`` gives a reason, the modules run one by one.
 
     Args:
-        network: The network with packed twins in the place of its binary layers.
+        network: The network with packed layers in place of its binary layers.
 
     Attributes:
-        network: As given: its modules and methods (``forward_features``, say) can be used.
-        unfused: Why no program can be made, or ``None``.
+        network: That network: its modules and methods (such as ``forward_features``) can be used.
+        unfused: Why no program can be made, else ``None``.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -51,13 +51,13 @@ class PackedNetwork(nn.Module):
         self.training = False
         plan = getattr(network, "binarize_plan", None)
         object.__setattr__(self, "binarize_plan", plan)
-        self._settle()
+        self._adopt_signature()
 
-    def _settle(self) -> None:
-        """Take on the signature of the network, which exporters and people read."""
+    def _adopt_signature(self) -> None:
+        """Adopt the signature of the network, which exporters and people read."""
         theirs = inspect.signature(self.network.forward)
         given = list(theirs.parameters.values())
-        # No argument of the network's comes before its own that are for positions only.
+        # Positional-only arguments come before the network's own.
         own = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
 
         def forward(self: PackedNetwork, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ class PackedNetwork(nn.Module):
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network; arguments and result are those of the network that was packed."""
+        """Run the network; arguments and result are those of the original network."""
         if torch.compiler.is_compiling():
             return self.network(*args, **kwargs)
         with torch.no_grad():
@@ -83,7 +83,7 @@ class PackedNetwork(nn.Module):
                 return self.network(*args, **kwargs)
             leaves, spec = tree_flatten((args, kwargs))
             if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves):
-                return self.network(*args, **kwargs)  # nothing to record, and nothing to give up
+                return self.network(*args, **kwargs)  # do not record
             try:
                 _check_plain(leaves, "an argument")
                 key = program_key(leaves, spec)
@@ -92,9 +92,9 @@ class PackedNetwork(nn.Module):
                     return self._first_call(key, leaves, spec)
                 self._use(key)
             except Exception as error:
-                # Whatever is wrong with the call itself is told by the network.
+                # If the call itself is wrong, the network reports it.
                 output = self.network(*args, **kwargs)
-                self.unfused = _told(error)
+                self.unfused = _describe(error)
                 warnings.warn(
                     "this packed network runs module by module, which is slower than a fused "
                     f"program: {self.unfused}",
@@ -105,14 +105,14 @@ class PackedNetwork(nn.Module):
             return program(leaves)
 
     def _use(self, key: Hashable) -> None:
-        """Note that a program was used last."""
+        """Mark a program as the most recently used."""
         with self._lock:
-            if key in self._programs:  # another thread's program may have taken its place
+            if key in self._programs:  # another thread may have evicted it
                 self._programs.move_to_end(key)
 
     def _first_call(self, key: Hashable, leaves: Sequence[Any], spec: TreeSpec) -> Any:
         program = _make_program(self.network, leaves, spec)
-        output = program(leaves)  # before it is kept: should it fail, the modules run
+        output = program(leaves)  # run before storing it: if it fails, the modules run
         with self._lock:
             self._programs[key] = program
             while len(self._programs) > _PROGRAMS:
@@ -121,11 +121,11 @@ class PackedNetwork(nn.Module):
 
     @property
     def programs(self) -> dict[Hashable, Program]:
-        """The programs so far, by what they depend on."""
+        """The current programs, by what they depend on."""
         return dict(self._programs)
 
     def train(self, mode: bool = True) -> PackedNetwork:
-        """Refuse training mode: there are no latent weights left to train."""
+        """Reject training mode: no latent weights are left to train."""
         if mode:
             raise ModelError(
                 "model",
@@ -136,11 +136,11 @@ class PackedNetwork(nn.Module):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._forget()  # programs hold the tensors themselves
+        self._forget()  # programs refer to the tensors themselves
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._forget()  # and numbers that follow from tensors
+        self._forget()  # and to numbers computed from tensors
         super()._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class PackedNetwork(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._settle()
+        self._adopt_signature()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (), self.__getstate__()
@@ -167,7 +167,7 @@ def _blank() -> PackedNetwork:
 def _make_program(network: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Program:
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     told: list[Any] = []
-    copy = skeleton(network)  # what modules keep of a run without values goes with it
+    copy = skeleton(network)  # modules may cache tensors without values; discard them with it
 
     def run(*inputs: Tensor) -> list[Tensor]:
         filled = list(leaves)
@@ -195,6 +195,6 @@ def _check_plain(leaves: Sequence[Any], what: str) -> None:
             raise NotRecordable(f"{what} is a {type(leaf).__name__}, not made of tensors")
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())[:160]
     return text if isinstance(error, NotRecordable) else f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""Programs: what a packed network does for inputs of one size, and the same as plain data."""
+"""Programs: what a packed network runs for inputs of one size, and their stored form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils._pytree import (
 from binarize.errors import ModelError
 from binarize.kernels import memory
 from binarize.kernels.ops import run_unit
-from binarize.lower.float_layers import convolve_points
+from binarize.lower.float_layers import conv1x1
 
 __all__ = ["PackedPrograms", "Program", "from_data", "program_key", "to_data"]
 
@@ -27,20 +27,20 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 _NAMED: dict[str, Any] = {
     "getitem": operator.getitem,
     "binarize.unit": run_unit,
-    "convolve_points": convolve_points,
+    "convolve_points": conv1x1,  # the name that stored programs use
     "empty": memory.empty,
 }
 _OF_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 
 
 class Program:
-    """What to do for inputs of one size.
+    """What a packed network runs for inputs of one size.
 
     Args:
         module: Computes tensors from tensors.
-        tensors: Which of the flattened arguments are given to it.
+        tensors: Which of the flattened arguments it takes.
         spec: Structure of the result.
-        others: Per flattened result ``None`` for a tensor, or a tuple of the value it always has.
+        others: Per flattened result, ``None`` for a tensor, or a 1-tuple of its constant value.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Program:
         self.others = others
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
-        """Run it on flattened arguments."""
+        """Run the program on flattened arguments."""
         results = iter(self.module(*(leaves[i] for i in self.tensors)))
         filled = [next(results) if other is None else other[0] for other in self.others]
         return tree_unflatten(filled, self.spec)
 
 
 def program_key(leaves: Sequence[Any], spec: TreeSpec) -> Hashable:
-    """What a program depends on: structure, sizes and types of the arguments, and autocast."""
+    """Return what a program depends on: structure, sizes and dtypes of arguments, autocast."""
     shapes = tuple(
         (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
         for x in leaves
@@ -73,15 +73,15 @@ def program_key(leaves: Sequence[Any], spec: TreeSpec) -> Hashable:
 
 
 class PackedPrograms(nn.Module):
-    """The programs of a packed network without the network, as a file holds them.
+    """The programs of a packed network without the network, as stored in a file.
 
-    It is called as the network, with arguments of the sizes that it has programs for.
+    Called like the network, with arguments of sizes that there are programs for.
 
     Args:
-        programs: By what they depend on, see :func:`program_key`.
+        programs: The programs, by what they depend on, see :func:`program_key`.
 
     Raises:
-        ModelError: The arguments are of other sizes.
+        ModelError: There is no program for these sizes.
     """
 
     def __init__(self, programs: Mapping[Any, Program]) -> None:
@@ -98,7 +98,7 @@ class PackedPrograms(nn.Module):
             return self._find(key, leaves) if program is None else program(leaves)
 
     def _find(self, key: Any, leaves: Sequence[Any]) -> Any:
-        """Run a program for arguments in another order of memory, which are copied."""
+        """Run a program for arguments in another memory order, copying them."""
         wanted = _without_strides(key)
         for known, program in self.programs.items():
             if _without_strides(known) == wanted:
@@ -121,7 +121,7 @@ class PackedPrograms(nn.Module):
 
     @property
     def sizes(self) -> list[str]:
-        """Sizes and types of the arguments, one text for each program."""
+        """Sizes and dtypes of the arguments, one text per program."""
         shells = [
             [torch.empty(x[0], dtype=x[2], device="meta") for x in shapes if _is_tensor(x)]
             for _, shapes, _ in self.programs
@@ -129,10 +129,10 @@ class PackedPrograms(nn.Module):
         return list(dict.fromkeys(", ".join(map(_size, each)) for each in shells))
 
     def train(self, mode: bool = True) -> PackedPrograms:
-        """Refuse training mode."""
+        """Reject training mode."""
         if mode:
             raise ModelError(
-                "model", "PackedPrograms", "it is for inference", "train the network it was made of"
+                "model", "PackedPrograms", "it is for inference", "train the original network"
             )
         return self
 
@@ -153,19 +153,19 @@ def _size(x: Tensor) -> str:
     return f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}"
 
 
-# As plain data
+# Stored form
 
 
 def to_data(key: Any, program: Program, names: Mapping[int, str]) -> dict[str, Any]:
-    """A program as what JSON can say.
+    """Convert a program to JSON-serializable data.
 
     Args:
         key: What it depends on.
         program: The program.
-        names: Of its constants, by identity.
+        names: Names of its constants, by ``id``.
 
     Raises:
-        ModelError: It has arguments that JSON cannot say.
+        ModelError: It has arguments that JSON cannot represent.
     """
     spec, shapes, _ = key
     nodes = []
@@ -202,13 +202,13 @@ def from_data(data: Mapping[str, Any], constants: Mapping[str, Tensor]) -> tuple
 
     Args:
         data: What it returned.
-        constants: By name.
+        constants: The constants, by name.
 
     Returns:
         What the program depends on, and the program.
 
     Raises:
-        Exception: The data is not what :func:`to_data` made.
+        Exception: The data is not from :func:`to_data`.
     """
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
@@ -233,7 +233,7 @@ def from_data(data: Mapping[str, Any], constants: Mapping[str, Tensor]) -> tuple
 
 
 def _operator(name: str) -> Any:
-    """An operator by its name; no other code can be named."""
+    """Return an operator by name; no other code can be named."""
     if name in _NAMED:
         return _NAMED[name]
     space, _, rest = name.partition(".")

@@ -267,7 +267,7 @@ def test_joined_sources_of_different_sizes(parts: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("parts", [(32,), (16, 8), (64, 64), (70, 26)])
-def test_enlarged_sources(factor: int, parts: tuple[int, ...]) -> None:
+def test_upsampled_sources(factor: int, parts: tuple[int, ...]) -> None:
     x = [nhwc(2, c, 3, 5) for c in parts]
     for outputs in (8, 24, 100, 200):
         values = plain(x, outputs, upsample=[factor] * len(parts), **SQUARE)

@@ -42,7 +42,7 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
         made_there(torch.randn(2, 3, 12, 16))
     assert shop.operators(packed) == shop.operators(made_there) == operators
     # Stem and head, the stem's norm and activation.
-    found = "convolution addcmul relu_ convolve_points".split()
+    found = "convolution addcmul relu_ conv1x1".split()
     assert shop.operators(packed) == found
     down, conv1, conv2, up = shop.calls(packed)
     assert [len(call["sources"]) for call in (down, conv1, conv2, up)] == [1, 1, 1, 2]

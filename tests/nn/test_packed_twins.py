@@ -130,7 +130,7 @@ def test_norm_without_statistics() -> None:
     layer, x = build("3x3")
     layer.norm = nn.BatchNorm2d(7, track_running_stats=False).eval()
     twin = twin_of(layer)
-    assert twin.quantizer.reason == "its norm takes the statistics of the batch"
+    assert twin.quantizer.reason == "its norm uses the statistics of the batch"
     with torch.no_grad():
         torch.testing.assert_close(twin(x), layer(x))
 

@@ -68,7 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
         "padding": (0, 0, 0, 0),
         "transposed": True,
     },
-    "two sources, one enlarged": {"channels": (40, 16), "kernel": (3, 3), "sources": (24, 16)},
+    "two sources, one upsampled": {"channels": (40, 16), "kernel": (3, 3), "sources": (24, 16)},
     "empty batch": {"channels": (16, 8), "kernel": (3, 3), "samples": 0},
     "large": {"channels": (64, 64), "kernel": (3, 3), "size": (48, 40)},
 }
