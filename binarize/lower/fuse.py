@@ -77,8 +77,8 @@ def fuse_units(
 
     Args:
         recording: The graph, rewritten in place.
-        upsampling_factor: Returns the integer factor by which a node upsamples all sides of a feature
-            map with nearest neighbor, or ``None`` if it does something else.
+        upsampling_factor: Returns the integer factor by which a node upsamples all sides of a
+            feature map with nearest neighbor, or ``None`` if it does something else.
         makers: Operators that can return the means of what they write.
     """
     for node in units(recording.graph):

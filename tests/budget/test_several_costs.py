@@ -159,10 +159,10 @@ def test_8_bits_have_to_be_measured_first() -> None:
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("3MB,drop=0.1", "says what may be lost"),
-        ("3MB,2MB", "limits twice the same"),
-        ("3MB,10%", "limits twice the same"),
-        ("12ms,time=10%", "limits twice the same"),
+        ("3MB,drop=0.1", "limits losses"),
+        ("3MB,2MB", "limits the same quantity twice"),
+        ("3MB,10%", "limits the same quantity twice"),
+        ("12ms,time=10%", "limits the same quantity twice"),
     ],
 )
 def test_parts_that_do_not_go_together(text: str, rule: str) -> None:

@@ -105,7 +105,7 @@ def test_what_has_no_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         binarize.save(packed(), tmp_path / "net.safetensors")
     assert str(caught.value) == (
-        "model='Net': it has no program yet, as it was not called; "
+        "model='Net': it has no program yet, because it was not called; "
         "give inputs: binarize.pack(model, example_inputs=...)"
     )
     assert list(tmp_path.iterdir()) == []

@@ -95,9 +95,7 @@ def test_large_results_have_memory_given(
 ) -> None:
     network = shop.train_like(Net())
     plain = binarize.pack(network)(IMAGE)
-    monkeypatch.setattr(
-        memory, "LARGE", 4 * 2 * 12 * 24 * 28
-    )  # the bytes of the upsampled feature map
+    monkeypatch.setattr(memory, "LARGE", 4 * 2 * 12 * 24 * 28)  # upsampled feature map
     packed = binarize.pack(network)
     assert torch.equal(packed(IMAGE), plain)
     assert shop.operators(packed) == "convolution empty upsample_bilinear2d conv1x1".split()

@@ -24,16 +24,16 @@ def test_what_cannot_be_packed(shop: SimpleNamespace) -> None:
         ),
         "twice": (
             binarize.pack(student),
-            "model='PackedNetwork': it is packed already; use it as it is",
+            "model='PackedNetwork': it is already packed; use it as it is",
         ),
         "training": (
             training,
-            "model='block.conv1': this module is in training mode, and what is packed is for "
+            "model='block.conv1': this module is in training mode, but packed networks are for "
             "inference; call model.eval() first",
         ),
         "all in training": (
             shop.student(shop.UNet()).train(),
-            "model='UNet': this module is in training mode, and what is packed is for "
+            "model='UNet': this module is in training mode, but packed networks are for "
             "inference; call model.eval() first",
         ),
         "no network": (
@@ -68,7 +68,7 @@ def test_training_is_refused(shop: SimpleNamespace) -> None:
     )
     assert packed.eval() is packed
     assert not any(module.training for module in packed.modules())
-    with pytest.raises(ModelError, match="it was not made by binarize.convert"):
+    with pytest.raises(ModelError, match="binarize.convert did not make it"):
         binarize.save(nn.Sequential(packed), "never.safetensors")
 
 
