@@ -414,8 +414,8 @@ def test_what_is_no_budget(text: Any) -> None:
     with pytest.raises(BinarizeError) as caught:
         binarize.plan(Net(), example_inputs=X, budget=text)
     assert str(caught.value) == (
-        f"budget={text!r}: is not a size, number of operations, latency, drop or agreement; write for "
-        "example '3MB', '10%', '5GOPs', '12ms', 'time=40%', '12ms,3MB', 'drop=0.02' or "
+        f"budget={text!r}: is not a size, number of operations, latency, drop or agreement; write "
+        "for example '3MB', '10%', '5GOPs', '12ms', 'time=40%', '12ms,3MB', 'drop=0.02' or "
         "'agreement=0.9'"
     )
 
@@ -428,7 +428,7 @@ def test_what_is_no_budget(text: Any) -> None:
         ("10OPs", None, "budget='10OPs': the minimum of policy 'bidense' is {ops}; give"),
         ("9MB", None, "budget='9MB': the float network needs only "),
         ("drop=0.02", None, "budget='drop=0.02': this budget needs measured losses of the layers; "
-                            "give sensitivity=binarize.sensitivity(model, data, task=...), or its file"),
+                            "give sensitivity=binarize.sensitivity(model, data, task=...)"),
         ("drop=0.001", measured(LOSSES), "with only up binary, it is already 0.01; "
                                          "allow more, or skip the conversion"),
         ("agreement=0.999", measured(LOSSES), "with only up binary, it is already 0.995"),
