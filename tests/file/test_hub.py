@@ -321,7 +321,7 @@ def test_no_such_repository(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (errors.LocalEntryNotFoundError, "the Hub cannot be reached"),
+        (errors.LocalEntryNotFoundError, "the Hub is unreachable"),
         (errors.GatedRepoError, "you have no access to this repository"),
         (errors.HfHubHTTPError, "it cannot be downloaded (HfHubHTTPError: several lines)"),
         (OSError, "it cannot be downloaded (OSError: several lines)"),

@@ -162,8 +162,8 @@ def test_file_that_cannot_build_its_network(file: Path) -> None:
     [
         ('{"library": "keras", "name": "a", "arguments": {}}', "comes from an unknown library"),
         ('{"library": "timm", "name": "resnet19", "arguments": {}}', "cannot be built here"),
-        ('{"library": "timm", "name": "test_resnet", "arguments": {}}', "is another one"),
-        ('{"library": "timm", "name": "resnet18", "arguments": {}}', "is another one"),
+        ('{"library": "timm", "name": "test_resnet", "arguments": {}}', "built by its name differs"),
+        ('{"library": "timm", "name": "resnet18", "arguments": {}}', "built by its name differs"),
     ],
 )
 def test_library_that_builds_something_else(tmp_path: Path, origin: str, words: str) -> None:

@@ -127,7 +127,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
 
     with pytest.raises(FileError, match="its format version 7 is newer than 1"):
         load_with(format_version="7")
-    with pytest.raises(FileError, match="its weights have layout 9, and this release's"):
+    with pytest.raises(FileError, match="its weights have layout 9, but this release's"):
         load_with(weight_layout="9")
     newer = ("weight_layout", "checksum")
     earlier = {key: value for key, value in metadata.items() if key not in newer}

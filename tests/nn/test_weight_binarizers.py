@@ -338,7 +338,7 @@ def test_bits_give_back_the_weight_in_use_to_the_last_bit(name: str) -> None:
             expected = quantizer.spread(quantizer.scale(layer.weight), layer.weight)
             assert torch.equal(factor, expected), kind
         else:
-            with pytest.raises(BinarizeError, match="more than signs times one scale"):
+            with pytest.raises(BinarizeError, match="are not signs times one scale"):
                 layer.binary_weight()
 
 
