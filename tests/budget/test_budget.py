@@ -25,7 +25,7 @@ LAYERS = ("wide", "grouped", "up", "thin")
 
 
 class Net(nn.Module):
-    """Four layers to decide about; one is called twice, one has groups, one makes maps larger."""
+    """Four layers to decide about; one is called twice, one has groups, one upsamples."""
 
     def __init__(self) -> None:
         super().__init__()

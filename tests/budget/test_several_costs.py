@@ -23,7 +23,7 @@ WIDTHS = (6, 14, 8, 11)
 
 
 class Net(nn.Module):
-    """Convolutions in a row, none of which shares anything with another."""
+    """A chain of convolutions that share nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,9 @@ def test_time_alone_is_exact() -> None:
 def test_8_bits_have_to_be_measured_first() -> None:
     profile, known = made_up(0)
     bare = replace(known, sites=tuple(replace(row, more={}) for row in known.sites))
-    with pytest.raises(BinarizeError, match=r"^more_bits='int8': this needs the measured loss of body.0"):
+    with pytest.raises(
+        BinarizeError, match=r"^more_bits='int8': this needs the measured loss of body.0"
+    ):
         binarize.plan(
             Net().eval(),
             example_inputs=X,

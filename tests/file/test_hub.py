@@ -280,7 +280,7 @@ def rejected(call: Callable[[], object], kind: type[Exception] = FileError) -> s
 def test_missing_folder(name: str | Path, hub: Hub) -> None:
     said = rejected(lambda: binarize.from_pretrained(name))
     assert said == f"source={str(name)!r}: there is no such folder; check the path"
-    assert not hub.calls  # the Hub is not asked about paths
+    assert not hub.calls  # paths are not looked up on the Hub
 
 
 def test_folder_without_a_network(tmp_path: Path) -> None:

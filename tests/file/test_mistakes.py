@@ -162,7 +162,10 @@ def test_file_that_cannot_build_its_network(file: Path) -> None:
     [
         ('{"library": "keras", "name": "a", "arguments": {}}', "comes from an unknown library"),
         ('{"library": "timm", "name": "resnet19", "arguments": {}}', "cannot be built here"),
-        ('{"library": "timm", "name": "test_resnet", "arguments": {}}', "built by its name differs"),
+        (
+            '{"library": "timm", "name": "test_resnet", "arguments": {}}',
+            "built by its name differs",
+        ),
         ('{"library": "timm", "name": "resnet18", "arguments": {}}', "built by its name differs"),
     ],
 )

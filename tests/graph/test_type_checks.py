@@ -174,7 +174,7 @@ def is_norm(layer: nn.Module) -> bool:
 
 
 class Normed(nn.Module):
-    """Taps behind what one of many ways to ask finds."""
+    """Reads features after a layer that it finds by one of several type checks."""
 
     def __init__(self, how: str, act: Any = nn.ReLU) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ SQUARE: dict[str, Any] = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
 
 @pytest.fixture(autouse=True)
 def threads_for_small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the maps of these tests, which are small, would be left to one thread."""
+    """Otherwise, one thread would process the small feature maps of these tests."""
     monkeypatch.setattr(native, "SERIAL_WORK", 0)
 
 
@@ -47,7 +47,7 @@ def test_missing_kernels_are_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     native.implementation.cache_clear()
     try:
         monkeypatch.setenv(native.ENVIRONMENT, "reference")
-        native.implementation()  # asked for
+        native.implementation()  # requested
         native.implementation.cache_clear()
         monkeypatch.delenv(native.ENVIRONMENT)
         with pytest.warns(SlowWarning, match="run on plain torch, which is slow: no compiler wor"):

@@ -142,7 +142,7 @@ def test_a_budget_of_time_reads_a_profile(profile: Profile, tmp_path: Path) -> N
     assert [d.action for d in share.layers] == [d.action for d in plan.layers]
     with pytest.raises(BinarizeError, match=rf"the minimum of policy .* is {least:.3f} ms;"):
         binarize.plan(net, budget="1ms", **given)
-    del net.unused  # which would stay binary: it costs nothing, and is worth nothing
+    del net.unused  # it would stay binary: it costs nothing and gains nothing
     with pytest.raises(BinarizeError, match=r"the float network needs only .* ms"):
         binarize.plan(net, budget="1s", **given)
 

@@ -46,7 +46,7 @@ def operators(shop: SimpleNamespace, network: nn.Module, image: Tensor = IMAGE) 
     return found_operators
 
 
-def test_only_what_no_unit_comes_after_rounds_otherwise(shop: SimpleNamespace) -> None:
+def test_only_layers_without_a_later_unit_change_their_rounding(shop: SimpleNamespace) -> None:
     network = shop.train_like(Net())
     assert operators(shop, network) == ["convolution", "upsample_bilinear2d", "conv1x1"]
 
@@ -56,7 +56,7 @@ def test_only_what_no_unit_comes_after_rounds_otherwise(shop: SimpleNamespace) -
 )
 def test_other_convolutions_stay(shop: SimpleNamespace, options: dict[str, int]) -> None:
     network = shop.train_like(Net(**options))
-    # The last case is one that does not stay, but whose map is too small.
+    # The last case is a layer that would not stay, but its feature map is too small.
     image = IMAGE if "groups" not in options else IMAGE[..., :5, :6]
     assert operators(shop, network, image)[-1] == "convolution"
 

@@ -1,4 +1,4 @@
-"""What cannot be packed is told in one line, and nothing is changed."""
+"""Networks that cannot be packed raise a one-line error, and nothing is changed."""
 
 from __future__ import annotations
 

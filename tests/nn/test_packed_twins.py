@@ -1,4 +1,4 @@
-"""A packed twin against its layer in eval mode, on the same input."""
+"""A packed layer against the original in eval mode, on the same input."""
 
 from __future__ import annotations
 

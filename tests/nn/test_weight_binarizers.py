@@ -131,7 +131,7 @@ def test_irnet(layout: tuple[tuple[int, ...], int, int, Slices], done: float) ->
         standard = (values - values.mean()) / values.std()
         scale = 2 ** torch.round(torch.log2(standard.detach().abs().mean()))
         same(used.detach(), scale * signs(standard.detach()))
-        # What the estimator lets through goes on through the standardization.
+        # The estimator's gradient continues through the standardization.
         standard.backward(arriving * scale * decay(standard.detach(), done), retain_graph=True)
     same(weight.grad, twin.grad if twin.grad is not None else torch.zeros(0), 1e-8)
 

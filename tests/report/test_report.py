@@ -245,7 +245,7 @@ def test_inputs_given_by_name_are_not_known_later() -> None:
 def test_a_plan_that_does_not_know_its_inputs_is_read() -> None:
     student = binarize.convert(Small(), example_inputs=torch.zeros(1, 3, 10, 14))
     told = student.binarize_plan.to_dict()
-    del told["example"]  # as files had it before
+    del told["example"]  # as in older files
     student.binarize_plan = type(student.binarize_plan).from_dict(told)
 
     assert binarize.report(student).inputs is None
