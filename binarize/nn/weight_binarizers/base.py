@@ -85,7 +85,7 @@ class WeightBinarizer(nn.Module):
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of each slice, compact.
 
-        It is computed as ``f + mean(values - f)`` with ``f`` the slice's first element, the same
+        It is computed as ``f + mean(values - f)`` with ``f`` the slice's first element: the same
         number, and exact to the last bit if all values of a slice are equal.
         """
         grouped, over = self.slices(values)

@@ -73,7 +73,7 @@ class LearnedLevelsWeight(WeightBinarizer):
         return self.basis[:, 0] if self.bits == 1 else self.basis.t()
 
     def signs(self, weight: Tensor) -> Tensor:
-        """Return signs, with several bits (bits, *shape); the weight is the sum of signs times basis."""
+        """Return signs, with several bits (bits, *shape); their sum times basis is the weight."""
         levels, codes = level_table(self.basis)
         chosen = nearest_level(self._rows(weight.detach()).to(levels.dtype), levels)
         picked = codes.gather(1, chosen[:, :, None].expand(-1, -1, self.bits))

@@ -38,9 +38,9 @@ class ScaledSign(WeightBinarizer):
         groups: Blocks of dimension 0 with their own scales, for transposed grouped
             convolutions, whose dimension 1 counts the output channels of one group only.
 
-    Deviation: the mean is computed as ``m + mean(|W| - m)`` with ``m`` the slice's first element, the
-    same number, and exact to the last bit if all magnitudes of a slice are equal (as in a network loaded
-    from its 1-bit file).
+    Deviation: the mean is computed as ``m + mean(|W| - m)`` with ``m`` the slice's first element:
+    the same number, and exact to the last bit if all magnitudes of a slice are equal (as in a
+    network loaded from its 1-bit file).
     """
 
     def scale(self, weight: Tensor) -> Tensor:
