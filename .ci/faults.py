@@ -33,8 +33,8 @@ FAULTS = [
     (
         "a window beyond the border keeps one tap too many",
         "table.inc.hpp",
-        "(m.in - 1 - start) / m.reach + 1);",
-        "(m.in - start) / m.reach + 1);",
+        "(m.in - 1 - start) / m.tap_step + 1);",
+        "(m.in - start) / m.tap_step + 1);",
     ),
     (
         "reflection repeats the border",
@@ -61,7 +61,7 @@ FAULTS = [
         "level[k] = t;",
     ),
     (
-        "enlarged pixels count once in the deviation",
+        "upsampled pixels count once in the deviation",
         "bits.inc.hpp",
         "if (kDeviation) deviation.add(full, (float)s.up);",
         "if (kDeviation) deviation.add(full, 1.0f);",
@@ -111,8 +111,8 @@ FAULTS = [
     (
         "AVX2: a byte counter overflows",
         "avx2.cpp",
-        "  int room = 31;\n",
-        "  int room = 33;\n",
+        "  int left = 31;\n",
+        "  int left = 33;\n",
     ),
     (
         "look-ups: a byte counter overflows",
@@ -159,8 +159,8 @@ FAULTS = [
     (
         "transposed: dilated taps lie too far apart",
         "plan.inc.hpp",
-        "r.reach = (last - before_last) * dil / s;",
-        "r.reach = (last - before_last) * dil;",
+        "r.tap_step = (last - before_last) * dil / s;",
+        "r.tap_step = (last - before_last) * dil;",
     ),
     (
         "transposed: means of the last phase only",
@@ -211,7 +211,7 @@ FAULTS = [
         "if (out == 2 * in) return min(in - 1, (o + 1) >> 1);",
     ),
     (
-        "enlarged sources: means are repeated once too often",
+        "upsampled sources: means are repeated once too often",
         "bypass.inc.hpp",
         "? (low + j + 1) * s.up - start : count;",
         "? (low + j + 1) * s.up - start + 1 : count;",
@@ -231,8 +231,8 @@ FAULTS = [
     (
         "operator: output padding is left out",
         "ort.cpp",
-        "- pads + reach + u.output_padding[d]",
-        "- pads + reach",
+        "- pads + extent + u.output_padding[d]",
+        "- pads + extent",
     ),
     (
         "operator: a pointwise layer with a stride is one row",

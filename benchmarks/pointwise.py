@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from binarize.lower.float_layers import convolve_points
+from binarize.lower.float_layers import conv1x1
 
 # Input channels, output channels, height and width.
 SHAPES = [
@@ -46,7 +46,7 @@ def main() -> None:
         weight, bias = torch.randn(outputs, inputs, 1, 1), torch.randn(outputs)
         runs: dict[str, Callable[..., torch.Tensor]] = {
             "conv2d": F.conv2d,
-            "oneDNN": convolve_points,
+            "oneDNN": conv1x1,
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
         end = time.perf_counter() + options.seconds

@@ -2,9 +2,9 @@
 
     python benchmarks/sizes.py --sizes 40
 
-Prints, in milliseconds of one thread's processor time: a usual call, the first calls of the sizes that
-get a program each, the call that records the program for all sizes, and the median first and second call
-of every later size. The float network runs the same sizes.
+Prints, in milliseconds of one thread's processor time: a usual call, the first calls of the sizes
+that get a program each, the call that records the general program, and the median first and second
+call of every later size. The float network runs the same sizes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a float network to a 1-bit one that is ready to be trained."""
+"""From a float network to a 1-bit network that is ready for training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prepare_student(
     norm_batches: int = 8,
     unfold: bool = True,
 ) -> nn.Module:
-    """Convert a network and make its norms fit: what a training should start from.
+    """Convert a network and re-estimate its norm statistics: the starting point for training.
 
     Three steps: norms that were folded into the convolutions get their scale back
     (:func:`binarize.train.unfold_norms`), the network is converted (:func:`binarize.convert`), and
@@ -46,18 +46,18 @@ def prepare_student(
     (:func:`binarize.recalibrate`).
 
     Args:
-        teacher: The float network; unchanged, so that it can teach the result.
+        teacher: The float network; it stays unchanged and can teach the result.
         policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
         batches: Training batches: images as tensors (N, C, H, W), or tuples that start with them,
-            or dicts with "image". The first ones are read. None leaves the norms as they are.
-        example_inputs: As for :func:`binarize.convert`; None takes an image of the batches.
+            or dicts with "image". Only the first ones are read. None leaves the norms unchanged.
+        example_inputs: As for :func:`binarize.convert`; None takes an image from the batches.
         overrides: As for :func:`binarize.convert`.
         budget: As for :func:`binarize.convert`.
         sensitivity: As for :func:`binarize.convert`.
         more_bits: As for :func:`binarize.convert`.
         profile: As for :func:`binarize.convert`.
-        norm_batches: How many batches the norms are measured on; 0 leaves them as they are.
-        unfold: Give folded norms their scale back.
+        norm_batches: How many batches re-estimate the norm statistics; 0 leaves them unchanged.
+        unfold: Whether folded norms get their scale back.
 
     Returns:
         The 1-bit network, with its plan as ``binarize_plan``.

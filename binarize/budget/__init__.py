@@ -1,4 +1,4 @@
-"""Choose which layers stay float, so that a network stays within a budget."""
+"""Choose which layers stay in float to keep a network within a budget."""
 
 from binarize.budget.amount import Budget
 from binarize.budget.convert import convert, plan

@@ -1,4 +1,4 @@
-"""A budget as a user writes it."""
+"""Parse budgets."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _SHARE = re.compile(r"(drop|agreement)\s*=\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)")
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a network may cost, or lose.
+    """A limit on what a network may cost or lose.
 
     Attributes:
         kind: ``"bytes"`` of the file, ``"share"`` of the float network's file, ``"ops"``
             (effective operations, float + 8-bit / 8 + binary / 64), ``"time"`` (milliseconds,
             packed), ``"time share"`` of the float network's, ``"drop"`` of the metric, or
-            ``"agreement"`` with the float network's output. Of shares see :meth:`of`.
-        limit: At most so much; of ``"agreement"``, at least.
-        text: As it was written.
+            ``"agreement"`` with the float network's output. For shares, see :meth:`of`.
+        limit: The maximum; for ``"agreement"``, the minimum.
+        text: The budget as written.
     """
 
     kind: str
@@ -38,25 +38,25 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> tuple[Budget, ...]:
-        """Read a budget, or several that are separated by commas.
+        """Parse a budget, or several separated by commas.
 
         Args:
             text: A size (``"3MB"``, ``"500kB"``, ``"2MiB"``), a share of the float network's file
                 (``"10%"``), operations (``"5GOPs"``), a latency (``"12ms"``) or a share of the
-                float network's (``"time=40%"``), what the metric may lose (``"drop=0.02"``), or
-                the share of positions that has to be predicted as the float network does
-                (``"agreement=0.9"``).
+                float network's (``"time=40%"``), the permitted loss of the metric
+                (``"drop=0.02"``), or the share of positions whose prediction must agree with the
+                float network's (``"agreement=0.9"``).
 
         Raises:
-            BinarizeError: One is none of these, two limit the same, or one that says what may be
-                lost has others beside it.
+            BinarizeError: One is invalid, two limit the same quantity, or a limit on losses is
+                combined with others.
         """
         parts = text.split(",") if isinstance(text, str) else [text]
         budgets = tuple(cls._one(part) for part in parts)
         kinds = [budget.kind.partition(" ")[0].replace("share", "bytes") for budget in budgets]
         losses = [budget for budget in budgets if not budget.is_cost]
         if len(budgets) > 1 and (losses or len(set(kinds)) < len(kinds)):
-            rule = "says what may be lost" if losses else "limits twice the same"
+            rule = "limits losses" if losses else "limits the same quantity twice"
             raise BinarizeError(
                 "budget", text, f"a part of it {rule}", "give it alone, or costs: '12ms,3MB'"
             )
@@ -82,17 +82,17 @@ class Budget:
         raise BinarizeError(
             "budget",
             text,
-            "is no size, number of operations, latency, drop or agreement",
+            "is not a size, number of operations, latency, drop or agreement",
             "write for example '3MB', '10%', '5GOPs', '12ms', 'time=40%', '12ms,3MB', 'drop=0.02' "
             "or 'agreement=0.9'",
         )
 
     def of(self, size: int, latency: float | None) -> Budget:
-        """The same budget, a share turned into an amount.
+        """Return the same budget with a share converted to an amount.
 
         Args:
             size: Bytes of the float network's file.
-            latency: Milliseconds of the float network, if they are known.
+            latency: Milliseconds of the float network, if known.
         """
         if self.kind == "time share" and latency is not None:
             return Budget("time", self.limit * latency, self.text)
@@ -100,7 +100,7 @@ class Budget:
 
     @property
     def is_cost(self) -> bool:
-        """Whether it limits what the network costs, and not what it loses."""
+        """Whether it limits the network's costs rather than its losses."""
         return self.kind in ("bytes", "ops", "time", "share", "time share")
 
 

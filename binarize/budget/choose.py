@@ -1,4 +1,4 @@
-"""From a budget to a policy: one rule for each layer that it decides about."""
+"""Turn a budget into a policy: one rule for each layer that it decides about."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from binarize.report import Sensitivity, SiteSensitivity
 
 __all__ = ["choose"]
 
-# What each kind of budget counts a layer's loss by; the smooth one where any will do.
+# The measure of a layer's loss for each kind of budget; the smooth one where any will do.
 _MEASURES = {"drop": "drop", "agreement": "disagreement"}
 
 
 @dataclass(frozen=True)
 class _Option:
-    """What a layer may be other than as the policy has it.
+    """An alternative to what the policy does to a layer.
 
     Attributes:
-        name: Name of the policy whose bits it gets; ``None`` is float.
-        rule: What a rule says of it.
-        costs: What it costs more than by the policy, of each kind.
-        loss: What is lost with it.
+        name: Name of the policy whose bits the layer gets; ``None`` is float.
+        rule: The corresponding rule.
+        costs: Additional cost compared with the policy's choice, of each kind.
+        loss: The loss with this alternative.
     """
 
     name: str | None
@@ -51,10 +51,10 @@ class _Layer:
     """A layer to decide about.
 
     Attributes:
-        decision: What the policy alone decides.
-        loss: What is lost by making it binary; 1 for every layer if nothing is known.
-        place: Its place among the layers by loss, from 1.
-        options: What it may be instead; the last is float.
+        decision: The decision of the policy alone.
+        loss: The loss if it is binary; 1 for every layer if nothing is known.
+        place: Its rank by loss, from 1.
+        options: The alternatives; the last one is float.
     """
 
     decision: Decision
@@ -63,7 +63,7 @@ class _Layer:
     options: tuple[_Option, ...]
 
 
-# The option of each layer, by their places; a layer that is not in it is as the policy has it.
+# The option of each layer, by index; for layers that are missing, the policy decides.
 _Chosen = Mapping[int, int]
 
 
@@ -77,34 +77,33 @@ def choose(
     more_bits: MoreBits = (),
     profile: Profile | None = None,
 ) -> Policy:
-    """Make a policy that spends a budget on the layers that are worth most.
+    """Make a policy that spends a budget where it avoids the largest losses.
 
-    Layers that the policy keeps, or the user's overrides, are left as they are. Others stay float,
-    or get more bits where that is allowed. For a size, a number of operations or a latency the
-    losses that are spared have the largest sum for which there is room; where several costs are
-    limited, the largest that some weighting of the costs finds. For a drop or an agreement it takes
-    the fewest bytes such that what is lost sums up to no more than allowed. Costs are exact for
-    the plan that comes out.
+    Layers that the policy or the user's overrides keep stay unchanged. Other layers stay in float,
+    or get more bits if permitted. For a limit on size, operations or latency, the choice avoids the
+    largest sum of losses that fits; with several limits, the largest that some weighting of the
+    costs finds. For a drop or an agreement, it takes the fewest bytes whose losses sum up to no
+    more than permitted. Costs are exact for the resulting plan.
 
     Args:
-        model: The float network; unchanged.
+        model: The float network; it stays unchanged.
         policy: The policy.
         limits: The budget: several costs, or one of any kind.
-        sensitivity: The layers' losses: a :class:`~binarize.Sensitivity`, what its ``to_dict``
-            gives, or its file. ``None`` counts every layer that runs the same, so that as many as
-            possible stay float, those that cost least.
-        overrides: The user's overrides; they come before the rules that are made here.
+        sensitivity: The layers' losses: a :class:`~binarize.Sensitivity`, its ``to_dict()``, or its
+            file. ``None`` weights every layer that runs equally, which keeps as many layers as
+            possible, the cheapest first.
+        overrides: The user's overrides, which precede the rules made here.
         example_inputs: As in :func:`binarize.plan`.
-        more_bits: Policies whose bits a layer may get; the losses with them have to be known.
-        profile: Latencies, which a limit of time needs.
+        more_bits: Policies whose bits a layer may get; requires the losses with them.
+        profile: Latencies, required for a time limit.
 
     Returns:
-        The policy with a rule in front for each layer that is decided about, with its reason.
+        The policy, preceded by a rule with a reason for each layer that the budget decides about.
 
     Raises:
         PolicyError: ``more_bits`` names no policy, or one without more bits.
-        BinarizeError: The budget cannot be met, or needs nothing to be binary, or asks for
-            sensitivities that are not given, or they are not this network's.
+        BinarizeError: The budget cannot be met, or requires nothing to be binary, or requires
+            sensitivities that are missing or are not this network's.
     """
     rules = more_bits_rules(more_bits)
     known = _opened(sensitivity)
@@ -113,7 +112,7 @@ def choose(
     base = costs.plan(policy)
     open_ = [d for d in base.layers if d.action != "keep"]
     if not open_:
-        return policy  # it is for the planner to refuse that
+        return policy  # the planner rejects it
     losses, order = _losses(open_, budget, known)
     least = costs.of(policy)
 
@@ -142,7 +141,7 @@ def choose(
             raise BinarizeError(
                 "budget",
                 budget.text,
-                f"the least that policy {policy.name!r} reaches is {budget.amounts(reached)}",
+                f"the minimum of policy {policy.name!r} is {budget.amounts(reached)}",
                 "give at least that, or use another policy",
             )
         best = max(within, key=lambda c: c.value)
@@ -151,14 +150,14 @@ def choose(
             raise BinarizeError(
                 "budget",
                 budget.text,
-                f"the network in float needs no more than {budget.amounts(costs.of(whole))}",
-                "leave the conversion out, or give a smaller budget",
+                f"the float network needs only {budget.amounts(costs.of(whole))}",
+                "skip the conversion, or give a smaller budget",
             )
         made = _ruled(policy, layers, best.chosen, budget, known)
         over = [a - limit.limit for a, limit in zip(costs.of(made), limits, strict=True)]
         if max(over) <= 0:
             return made
-        # Layers share what costs something (a header, an activation): not all adds up.
+        # Layers share some costs (a header, an activation), so costs do not simply add up.
         for number, excess in enumerate(over):
             if excess > 0:
                 least_step = 1e-6 if limits[number].kind == "time" else 1
@@ -167,7 +166,7 @@ def choose(
 
 @dataclass(frozen=True)
 class _Limits:
-    """A budget as a whole, for people."""
+    """The budget as a whole, for messages."""
 
     parts: tuple[Budget, ...]
 
@@ -177,7 +176,7 @@ class _Limits:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is counted; for a budget of losses, the bytes that they take."""
+        """The kinds of cost; for a limit on losses, the bytes."""
         return tuple(part.kind if part.is_cost else "bytes" for part in self.parts)
 
     @property
@@ -186,17 +185,17 @@ class _Limits:
 
     @property
     def measure(self) -> str:
-        """What a layer's loss is counted by; the smooth one where any will do."""
+        """The measure of a layer's loss; the smooth one where any will do."""
         return _MEASURES.get(self.parts[0].kind, "distance")
 
     def amounts(self, values: Sequence[float]) -> str:
-        """Costs with their units."""
+        """Format costs with their units."""
         pairs = zip(values, self.kinds, strict=True)
         return " and ".join(_amount(value, kind) for value, kind in pairs)
 
 
 _FLOAT = MoreBitsRule("keep")
-# Weightings of two costs that are looked at.
+# The number of weightings of two costs to try.
 _STEPS = 32
 
 
@@ -208,7 +207,7 @@ class _Candidate:
 
 
 def _candidates(layers: Sequence[_Layer], budget: _Limits) -> list[_Candidate]:
-    """Choices that no other beats in value and a weighting of the costs."""
+    """Return choices that no other choice beats in value and a weighting of the costs."""
     count = len(budget.parts)
     weightings: list[tuple[float, ...]] = [(1.0,)]
     if count > 1:
@@ -225,7 +224,7 @@ def _candidates(layers: Sequence[_Layer], budget: _Limits) -> list[_Candidate]:
             ]
             for x in layers
         ]
-        # Where costs are weighted it is no exact search anyway.
+        # Weighted costs make the search inexact in any case.
         for choice in front(groups) if count == 1 else front(groups, 2000):
             taken = choice.items()
             spent = [layers[i].options[place].costs for i, place in taken.items()]
@@ -235,7 +234,7 @@ def _candidates(layers: Sequence[_Layer], budget: _Limits) -> list[_Candidate]:
 
 
 def _excess(costs: Sequence[float], room: Sequence[float], limits: Sequence[Budget]) -> list[float]:
-    """By which shares of the limits costs are above what there is room for."""
+    """Return by which share of the limits the costs exceed the available amounts."""
     return [(a - b) / x.limit for a, b, x in zip(costs, room, limits, strict=True)]
 
 
@@ -258,16 +257,16 @@ def _opened(given: Any) -> Sensitivity | None:
 def _losses(
     decisions: Sequence[Decision], budget: _Limits, known: Sensitivity | None
 ) -> tuple[list[float], list[int]]:
-    """What binarizing each layer loses, not below 0, and its place by that."""
+    """Return the loss of each layer if binary, at least 0, and its rank."""
     if known is None:
         if not budget.is_cost:
             raise BinarizeError(
                 "budget",
                 budget.text,
-                "what a layer loses has to be measured first",
+                "this budget needs measured losses of the layers",
                 "give sensitivity=binarize.sensitivity(model, data, task=...), or its file",
             )
-        # A layer that never runs loses nothing, and one of 8 bits next to nothing.
+        # A layer that never runs loses nothing, and an 8-bit layer almost nothing.
         idle = {"unused", "training"}
         losses = [float(idle.isdisjoint(d.roles) and d.action != "int8") for d in decisions]
         return losses, [1] * len(decisions)
@@ -275,7 +274,7 @@ def _losses(
         raise BinarizeError(
             "sensitivity",
             known.mode,
-            f"a budget of {budget.text!r} adds up what layers lose alone",
+            f"a budget of {budget.text!r} adds up the losses of single layers",
             "measure with mode='alone'",
         )
     rows: dict[str, SiteSensitivity] = {row.site: row for row in known.sites}
@@ -292,7 +291,7 @@ def _losses(
                 + ", and a task" * (measure == "drop"),
             )
         losses.append(loss)
-    # What is not a number is worse than all others together.
+    # NaN is worse than all others together.
     worst = 1 + sum(max(loss, 0.0) for loss in losses if math.isfinite(loss))
     losses = [max(loss, 0.0) if math.isfinite(loss) else worst for loss in losses]
     ranks = sorted(losses, reverse=True)
@@ -302,18 +301,18 @@ def _losses(
 def _losses_with(
     decision: Decision, names: Sequence[str], budget: _Limits, known: Sensitivity | None
 ) -> dict[str, float]:
-    """What a layer loses with the bits of each policy, not below 0."""
+    """Return the loss of a layer with the bits of each policy, at least 0."""
     measure = budget.measure
     rows = {} if known is None else {row.site: row.more for row in known.sites}
     losses = {}
     for name in names:
         loss = rows.get(decision.site, {}).get(name, {}).get(measure)
         if loss is None:
-            # The error of the weights says little: the map stays binary.
+            # The weights' error says little: the feature map stays binary.
             raise BinarizeError(
                 "more_bits",
                 name,
-                f"what {decision.site} loses with these bits has to be measured first",
+                f"this needs the measured loss of {decision.site} with these bits",
                 f"give sensitivity=binarize.sensitivity(model, data, more_bits={list(names)}), or "
                 "its file" + ", measured with a task" * (measure == "drop"),
             )
@@ -328,10 +327,10 @@ def _all_float(chosen: _Chosen, layers: Sequence[_Layer]) -> bool:
 
 
 def _cheapest(choices: Sequence[Choice], layers: Sequence[_Layer], budget: Budget) -> _Chosen:
-    """The choice of the fewest bytes that keeps the losses of the others within the budget."""
+    """Return the choice with the fewest bytes whose losses stay within the budget."""
     allowed = budget.limit if budget.kind == "drop" else 1 - budget.limit
     total = sum(layer.loss for layer in layers)
-    # Sums of the same numbers in another order differ in their last bits.
+    # Sums of the same numbers in another order differ in the last bits.
     needed = (total - allowed) * (1 - 1e-12)
     chosen = next((c for c in choices if c.value >= needed), choices[-1]).items()
     if _all_float(chosen, layers) or total - choices[-1].value > allowed:
@@ -342,8 +341,8 @@ def _cheapest(choices: Sequence[Choice], layers: Sequence[_Layer], budget: Budge
         raise BinarizeError(
             "budget",
             budget.text,
-            f"with a single layer binary, {site}, it is {reached:.4g} already",
-            "allow more, or leave the conversion out",
+            f"with only {site} binary, it is already {reached:.4g}",
+            "allow more, or skip the conversion",
         )
     return chosen
 
@@ -351,7 +350,7 @@ def _cheapest(choices: Sequence[Choice], layers: Sequence[_Layer], budget: Budge
 def _with(
     policy: Policy, decisions: Sequence[Decision], budget: _Limits, rule: MoreBitsRule
 ) -> Policy:
-    """The policy with some layers float, or with more bits."""
+    """Return the policy with some layers in float or with more bits."""
     match = Match(name=tuple(glob.escape(d.site) for d in decisions))
     made = Rule(match, rule.action, f"budget of {budget.text}", rule.unit)
     return with_overrides(policy, [made])
@@ -364,13 +363,13 @@ def _ruled(
     budget: _Limits,
     known: Sensitivity | None,
 ) -> Policy:
-    """The policy with a rule for each layer, that says why."""
+    """Return the policy with a rule for each layer, including the reason."""
     rules = []
     for number, layer in enumerate(layers):
         taken = layer.options[chosen[number]] if number in chosen else None
         reason = _reason(layer, taken, budget, known, len(layers))
         match = Match(name=(glob.escape(layer.decision.site),))
-        # As the policy has it; what goes with an addition does so as a binary layer.
+        # The policy decides; layers that depend on a dropped addition are binary as well.
         usual = MoreBitsRule("int8" if layer.decision.action == "int8" else "binarize")
         rule = usual if taken is None else taken.rule
         rules.append(Rule(match, rule.action, reason, rule.unit))
@@ -383,17 +382,17 @@ def _reason(
 ) -> str:
     option = taken or layer.options[-1]
     if known is None:
-        why = "without sensitivities the layers that cost least come first"
+        why = "without sensitivities, the cheapest layers come first"
     else:
-        told = {
+        effect = {
             "distance": "moves the output by {:.4f}",
             "drop": f"loses {{:.4f}} {known.metric}",
             "disagreement": "changes {:.1%} of the predictions",
         }[budget.measure]
         who = "binary alone" if known.mode == "alone" else "binary with all others"
-        why = f"{who} it {told.format(layer.loss)}, place {layer.place} of {count}"
+        why = f"{who}, it {effect.format(layer.loss)}, place {layer.place} of {count}"
         if option.name is not None:
-            why += f"; with these bits it {told.format(option.loss)}"
+            why += f"; with these bits it {effect.format(option.loss)}"
     if option.name is not None:
         cost = budget.amounts(option.costs)
         bits = "8 bits" if option.name == INT8 else f"bits of {option.name}"
@@ -402,8 +401,8 @@ def _reason(
     if taken is not None:
         return f"kept by the budget of {budget.text}: {what}"
     if budget.is_cost:
-        return f"no room in the budget of {budget.text}: {what}"
-    return f"allowed by the budget of {budget.text}: {what}"
+        return f"does not fit the budget of {budget.text}: {what}"
+    return f"permitted by the budget of {budget.text}: {what}"
 
 
 def _amount(value: float, kind: str) -> str:
@@ -413,7 +412,7 @@ def _amount(value: float, kind: str) -> str:
     size = abs(value)
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= factor:
-            # Rounded up: what is told as the least has to be enough.
+            # Rounded up: the reported minimum must be sufficient.
             digits = math.ceil(value / factor * 1000) / 1000
             return f"{digits:.3f} {prefix}{unit}"
     return f"{math.ceil(value)} {unit}"

@@ -1,4 +1,4 @@
-"""The public calls: plan a conversion, convert; within a budget, if one is given."""
+"""The public functions: plan a conversion, and convert, optionally within a budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from binarize.file import float_contents
 from binarize.graph import Plan
 from binarize.graph import convert as convert_by
 from binarize.graph import plan as plan_by
-from binarize.graph.given import given_network
+from binarize.graph.model_input import unwrap_model
 from binarize.latency import Profile
 from binarize.latency import profile as profile_by
 from binarize.latency.measure import machine
@@ -38,49 +38,49 @@ def plan(
     more_bits: MoreBits = (),
     profile: Profile | str | Path | None = None,
 ) -> Plan:
-    """Decide what a conversion would do, without doing it.
+    """Decide what a conversion would do, without converting.
 
     Args:
-        model: The float network; unchanged.
+        model: The float network; it stays unchanged.
         policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
         example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
-            named ones, on the network's device. Without it an image-like input is tried whose
-            channels the first convolution tells.
+            keyword arguments, on the network's device. By default, an image-like input with the
+            number of channels of the first convolution.
         overrides: ``{selector: action}`` or a list of rule tables, tried before the policy's
             rules; see :func:`binarize.policy.match.with_overrides`. A selector, or the ``match``
             of a table, may also be a function of a layer's name and module that returns a bool.
-        budget: Which layers stay float is chosen so that the file's size (``"3MB"``, ``"2MiB"``,
-            or ``"10%"`` of the float network's), the effective operations on the example inputs
-            (``"5GOPs"``) or the packed network's latency (``"12ms"``, or ``"time=40%"`` of the
-            float network's) are at most this, or several of these (``"12ms,3MB"``), and what is
-            kept is worth most; or so that the metric
-            is predicted to lose at most so much (``"drop=0.02"``) or the predictions to agree with
-            the float network's at least so often (``"agreement=0.9"``), and the file is as small
-            as possible. The prediction adds
-            up what layers lose alone and untrained; together they lose more, so take it as an
-            order of layers, not as a promise. Overrides, and layers that the policy keeps, stay as
-            they are. Each layer's reason says how it was decided, and ``plan.policy.save``
-            writes the choice as a rule file.
-        sensitivity: What the layers are worth to a budget: what :func:`binarize.sensitivity`
-            returned, its ``to_dict()``, or its file. Sizes and operations go by ``distance``;
-            without sensitivities every layer counts the same, which keeps as many as possible.
-        more_bits: What a budget may give to a layer beside one bit and float: the binarizers of
-            more than one bit of these policies, such as ``"groupnet"`` (five bits a weight),
-            ``"lqnet"`` (three bits a weight and an activation) or a rule file of your own; or
-            ``"int8"``, 8-bit layers. What layers lose with them has to be in ``sensitivity``, which
-            was measured with the same ``more_bits``.
-        profile: Latencies for a budget of time: what :func:`binarize.profile` returned on this
+        budget: Chooses which layers stay in float. A limit on the file's size (``"3MB"``,
+            ``"2MiB"``, or ``"10%"`` of the float network's), the effective operations on the
+            example inputs (``"5GOPs"``) or the packed network's latency (``"12ms"``, or
+            ``"time=40%"`` of the float network's), or several of these (``"12ms,3MB"``), keeps the
+            most sensitive layers in float within the budget. A limit on the predicted loss of the
+            metric (``"drop=0.02"``) or on the predicted agreement with the float network
+            (``"agreement=0.9"``) minimizes the size of the file. The prediction adds up the losses
+            of single layers without training; together they lose more, so it ranks layers rather
+            than promising a result. Overrides, and layers that the policy keeps, stay unchanged.
+            Each layer's reason explains the decision, and ``plan.policy.save`` writes the choice as
+            a rule file.
+        sensitivity: The losses of the layers, for a budget: the result of
+            :func:`binarize.sensitivity`, its ``to_dict()``, or its file. Sizes and operations use
+            ``distance``; without sensitivities, all layers weigh the same, which keeps as many as
+            possible.
+        more_bits: What a budget may give to a layer besides one bit and float: the binarizers with
+            more than one bit of these policies, such as ``"groupnet"`` (five bits per weight),
+            ``"lqnet"`` (three bits per weight and activation) or your own rule file; or ``"int8"``,
+            8-bit layers. ``sensitivity`` must include the losses with them, measured with the same
+            ``more_bits``.
+        profile: Latencies for a time budget: the result of :func:`binarize.profile` on this
             machine for the same policy, or its file. ``None`` measures them on ``example_inputs``.
 
     Returns:
-        The plan: print it, compare it with another by :meth:`Plan.diff`, or read ``decisions``.
+        The plan: print it, compare it with another using :meth:`Plan.diff`, or read ``decisions``.
 
     Raises:
-        PolicyError: The policy or an override is wrong, or an override matched no layer.
-        ModelError: The network is already converted, has nothing to binarize, has weights that
-            are not finite, or does not accept the example inputs.
-        BinarizeError: The budget cannot be met, needs nothing to be binary, or asks for
-            sensitivities that are not there; or the profile is of another machine.
+        PolicyError: The policy or an override is invalid, or an override matched no layer.
+        ModelError: The network is already converted, has nothing to binarize, has non-finite
+            weights, or does not accept the example inputs.
+        BinarizeError: The budget cannot be met, requires nothing to be binary, or requires missing
+            sensitivities; or the profile is from another machine.
     """
     chosen = _policy(
         model, policy, example_inputs, overrides, budget, sensitivity, more_bits, profile
@@ -99,13 +99,13 @@ def convert(
     more_bits: MoreBits = (),
     profile: Profile | str | Path | None = None,
 ) -> nn.Module:
-    """Turn a float network into a 1-bit network of the same call signature.
+    """Convert a float network to a 1-bit network with the same call signature.
 
     The float weights become the latent weights. BatchNorm statistics no longer fit: train, or
-    call :func:`binarize.recalibrate` on a few batches, before judging the result.
+    call :func:`binarize.recalibrate` on a few batches, before you evaluate the result.
 
     Args:
-        model: The float network; unchanged, it can serve as the teacher.
+        model: The float network; it stays unchanged and can serve as the teacher.
         policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
         example_inputs: As in :func:`plan`.
         overrides: As in :func:`plan`.
@@ -115,7 +115,7 @@ def convert(
         profile: As in :func:`plan`.
 
     Returns:
-        A deep copy of ``model`` with binary units, in the same training mode. Its attribute
+        A deep copy of ``model`` with binary layers, in the same training mode. Its attribute
         ``binarize_plan`` holds the plan.
 
     Raises:
@@ -149,11 +149,11 @@ def _policy(
                 raise BinarizeError(
                     name,
                     type(given).__name__,
-                    "without a budget nothing asks for it",
+                    "it has no effect without a budget",
                     "give a budget too, such as '3MB'",
                 )
         return policy
-    network = given_network(model)
+    network = unwrap_model(model)
     limits = Budget.parse(budget)
     known = None
     if any(limit.kind.startswith("time") for limit in limits):
@@ -179,7 +179,7 @@ def _profile(
     overrides: Overrides | None,
     example_inputs: Any,
 ) -> Profile:
-    """The latencies that are given, of this machine, or new ones."""
+    """Return the given latencies, checked for this machine, or measure new ones."""
     if given is None:
         if example_inputs is None:
             raise BinarizeError(

@@ -1,4 +1,4 @@
-"""What a network costs by a policy: bytes of its file or operations, counted without computing."""
+"""The costs of a network under a policy: file bytes or operations, without computing anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from binarize.errors import ModelError
 from binarize.file import float_contents, network_contents
 from binarize.graph import Plan, Traced
 from binarize.graph.flow import all_layers
-from binarize.graph.given import copied
+from binarize.graph.model_input import deepcopy_model
 from binarize.graph.rewrite import apply_plan
 from binarize.latency import Profile
 from binarize.policy import Policy, with_overrides
@@ -24,14 +24,14 @@ __all__ = ["Costs", "before_and_after"]
 
 
 class Costs:
-    """Counts what conversions of one network cost.
+    """Computes the costs of conversions of one network.
 
     Args:
-        model: The float network; unchanged.
-        kinds: What is counted: ``"bytes"``, ``"ops"``, ``"time"``.
+        model: The float network; it stays unchanged.
+        kinds: The kinds of cost: ``"bytes"``, ``"ops"``, ``"time"``.
         overrides: The user's overrides, tried before every policy's rules.
         example_inputs: As in :func:`binarize.plan`; operations are counted for them.
-        profile: Latencies of the layers, which "time" needs.
+        profile: Latencies of the layers, required for "time".
 
     Raises:
         ModelError: As in :func:`binarize.plan`.
@@ -53,16 +53,16 @@ class Costs:
         try:
             self._traced = Traced(_outline(model), self._example)
         except ModelError:
-            # A forward with tensors of its own cannot run without storage.
+            # A forward that makes its own tensors cannot run without storage.
             self._example = example_inputs
             self._traced = Traced(model, example_inputs)
 
     def plan(self, policy: Policy) -> Plan:
-        """Plan by a policy, the user's overrides in front."""
+        """Plan with a policy, preceded by the user's overrides."""
         return self._traced.plan(policy, with_overrides(policy, self._overrides, self._layers))
 
     def of(self, policy: Policy) -> tuple[float, ...]:
-        """Costs of the network by a policy, one for each kind.
+        """Return the costs of the network under a policy, one for each kind.
 
         Raises:
             ModelError: Its operations cannot be counted.
@@ -84,7 +84,7 @@ class Costs:
                 "budget",
                 "OPs",
                 "some operations of this network cannot be counted",
-                "give a size, such as '3MB'; binarize.report tells which",
+                "give a size, such as '3MB'; binarize.report shows which",
             )
         return ops
 
@@ -92,16 +92,16 @@ class Costs:
 def before_and_after(
     model: nn.Module, plan: Plan, example_inputs: Any = None
 ) -> dict[str, float | None]:
-    """What a plan makes of a network's costs, without converting it.
+    """Return a network's costs before and after a plan, without converting it.
 
     Args:
-        model: The float network; unchanged.
+        model: The float network; it stays unchanged.
         plan: Its plan.
-        example_inputs: As they were planned for; operations are counted for them.
+        example_inputs: Those of the plan; operations are counted for them.
 
     Returns:
         ``float_bytes`` and ``bytes`` of the files, ``float_ops`` and ``ops`` (effective, float +
-        binary / 64), these ``None`` if some cannot be counted.
+        binary / 64), ``None`` if some operations cannot be counted.
     """
     sizes: dict[str, float | None] = {"float_bytes": float_contents(model).size, "bytes": None}
     operations: dict[str, float | None] = {"float_ops": None, "ops": None}
@@ -111,7 +111,7 @@ def before_and_after(
     for example in (_bare(example_inputs), example_inputs):
         try:
             counted = report(outline, example)
-        except ModelError:  # a forward with tensors of its own cannot run without storage
+        except ModelError:  # a forward that makes its own tensors cannot run without storage
             continue
         operations = {"float_ops": counted.reference_ops, "ops": counted.ops}
         break
@@ -119,9 +119,9 @@ def before_and_after(
 
 
 def _outline(model: nn.Module) -> nn.Module:
-    """The network without storage."""
+    """Copy the network without storage."""
     bare = {id(tensor): _bare(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    return copied(model, bare)
+    return deepcopy_model(model, bare)
 
 
 def _bare(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which choices for layers are worth a look: those that no other beats in both cost and value."""
+"""The multiple-choice knapsack: choices that no other beats in both cost and value."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 __all__ = ["Choice", "front"]
 
-# Beyond so many, of choices of nearly the same value only the cheapest is kept.
+# With more choices, only the cheapest of those with nearly the same value is kept.
 _WIDEST = 20_000
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Items of some groups, one of each at most.
+    """Items of some groups, at most one of each.
 
     Attributes:
         cost: Sum of their costs.
         value: Sum of their values.
-        last: Group and place in it of the item added last; ``None`` in the empty choice.
-        rest: The choice that it was added to.
+        last: Group of the item added last, and the item's index; ``None`` in the empty choice.
+        rest: The choice that the item was added to.
     """
 
     cost: float
@@ -28,7 +28,7 @@ class Choice:
     rest: Choice | None = None
 
     def items(self) -> dict[int, int]:
-        """Group to place of the item in it, for the groups that something is taken of."""
+        """Return the index of the chosen item, for the groups that have one."""
         return dict(self._walk())
 
     def _walk(self) -> Iterator[tuple[int, int]]:
@@ -39,19 +39,19 @@ class Choice:
 
 
 def front(groups: Sequence[Sequence[tuple[float, float]]], widest: int = _WIDEST) -> list[Choice]:
-    """All choices of one item at most of each group than which none is cheaper and worth more.
+    """Return all non-dominated choices of at most one item of each group.
 
     The multiple-choice knapsack for every budget at once, by dominance (Nemhauser and Ullmann,
-    Discrete Dynamic Programming and Capital Allocation, Management Science 1969); with one item a
-    group it is the 0/1 knapsack. Exact as long as there are no more than ``widest`` choices in it;
-    beyond, values are told apart to 1 / ``widest`` of the largest, after each group.
+    Discrete Dynamic Programming and Capital Allocation, Management Science 1969); with one item
+    per group, it is the 0/1 knapsack. Exact for up to ``widest`` choices; with more, values are
+    distinguished to 1 / ``widest`` of the largest, after each group.
 
     Args:
         groups: Cost and value of each item; a cost may be negative, a value not.
-        widest: How many choices are kept.
+        widest: The maximum number of choices.
 
     Returns:
-        The choices, cost and value rising; of equals only the first.
+        The choices, in increasing order of cost and value; the first of equal ones.
     """
     choices = [Choice(0.0, 0.0)]
     for number, group in enumerate(groups):
@@ -79,5 +79,5 @@ def _thinned(choices: Sequence[Choice], widest: int) -> list[Choice]:
     kept: dict[int, Choice] = {}
     for choice in choices:  # the cheapest comes first
         kept.setdefault(int(choice.value / step), choice)
-    kept[-1] = choices[-1]  # everything that is worth something
+    kept[-1] = choices[-1]  # the most valuable choice
     return _undominated(sorted(kept.values(), key=lambda c: (c.cost, -c.value)))

@@ -14,11 +14,11 @@ from binarize.errors import BinarizeError, ModelError
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Write the packed programs of a 1-bit network, which run on XNOR-popcount kernels, to one file. It runs
-images of --size fastest, and images of any other size that the network accepts, unless the network
-computes with the size in a way that cannot be recorded. It loads in an instant, without the network's code or library, with
-binarize.load(FILE) and with predict, eval, report and bench. The file includes size, normalisation,
-classes and their colours. The size is the training's unless --size is given."""
+Write the packed programs of a 1-bit network, which run on XNOR-popcount kernels, to one file. It
+runs images of any size, except for networks that do something else at each size, and loads in an
+instant, without the network's code or library, with binarize.load(FILE) and with predict, eval,
+report and bench. The file includes size, normalisation, classes and their colours. The size is the
+training's unless --size is given."""
 
 _EXAMPLES = [
     ("binarize pack runs/binary/binary.safetensors -o unet.packed", "at the training size"),

@@ -26,7 +26,7 @@ _PURPOSES = {
     "classification": "image classification",
     "multilabel": "multi-label classification",
 }
-# As in binarize.data and binarize.runtime, neither of which files may need; a test compares them.
+# As in binarize.data and binarize.runtime, which files must not depend on; a test compares them.
 _NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -51,10 +51,10 @@ def model_card(metadata: Mapping[str, str], size: int, name: str) -> str:
     Args:
         metadata: Strings of the file's header.
         size: Bytes of the file.
-        name: What to load it by: a repository id or a folder.
+        name: The name to load it by: a repository id or a folder.
 
     Returns:
-        Markdown, with the YAML head that the Hub reads.
+        Markdown, with the YAML front matter that the Hub reads.
     """
     described = json.loads(metadata.get(DESCRIPTION, "null")) or {}
     settings: Mapping[str, Any] = described.get("settings") or {}

@@ -1,10 +1,10 @@
-"""The container: entries and strings to a safetensors file and back.
+"""The container: tensors and strings to a safetensors file and back.
 
-Layout: 8 bytes of header length (little-endian), a JSON header, the tensors' bytes. Among the
-header's strings is ``checksum``, the CRC-32 of the whole file with zeros in its place. Files are
-written here, and not by the safetensors package, because the same entries then always give the same
-bytes, the size is known before a tensor is read, and the tensors are never all copied at once. They
-are read by the safetensors package, which checks the header against the data.
+Layout: 8 bytes of header length (little-endian), a JSON header, the tensors' bytes. One of the
+header's strings is ``checksum``, the CRC-32 of the whole file with zeros in its place. This module
+writes files itself, rather than with the safetensors package, so that the same tensors always give
+the same bytes, the size is known before a tensor is read, and the tensors are never all copied at
+once. The safetensors package reads them, and checks the header against the data.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Entry:
 
     Attributes:
         name: Its name in the file.
-        dtype: Its type.
+        dtype: Its dtype.
         shape: Its shape.
-        keys: Keys of the state_dict that it stands for.
-        read: Gives the tensor; called once, when the file is written.
+        keys: Keys of the state_dict that it represents.
+        read: Returns the tensor; called once, when the file is written.
     """
 
     name: str
@@ -80,13 +80,13 @@ class Entry:
 
 
 def _ordered(entries: Sequence[Entry]) -> list[Entry]:
-    # The widest types first, so that every tensor starts at a multiple of its element's size.
+    # The widest dtypes first, so that every tensor starts at a multiple of its element size.
     return sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
 
 
 def _header(entries: Sequence[Entry], metadata: Mapping[str, str], checksum: int = 0) -> bytes:
     header: dict[str, Any] = {}
-    if metadata:  # of the same length whatever the sum: it is known when all is written
+    if metadata:  # same length for any checksum, which is known when all is written
         header["__metadata__"] = {**metadata, _CHECKSUM: f"{checksum:08x}"}
     start = 0
     for entry in _ordered(entries):
@@ -94,7 +94,7 @@ def _header(entries: Sequence[Entry], metadata: Mapping[str, str], checksum: int
             raise ModelError(
                 "model",
                 f"{entry.keys[0]} of {entry.dtype}",
-                "a file cannot hold tensors of this type",
+                "a file cannot hold tensors of this dtype",
                 f"use one of {', '.join(str(kind).removeprefix('torch.') for kind in _CODES)}",
             )
         header[entry.name] = {
@@ -109,23 +109,23 @@ def _header(entries: Sequence[Entry], metadata: Mapping[str, str], checksum: int
 
 
 def file_size(entries: Sequence[Entry], metadata: Mapping[str, str]) -> int:
-    """Bytes of the file that :func:`write_file` would write."""
+    """Return the bytes of the file that :func:`write_file` would write."""
     return len(_header(entries, metadata)) + sum(entry.size for entry in entries)
 
 
 def write_file(
     path: str | os.PathLike[str], entries: Sequence[Entry], metadata: Mapping[str, str]
 ) -> None:
-    """Write a file, whole or not at all.
+    """Write a file completely or not at all.
 
     Args:
-        path: Where to; a file that is there is replaced.
+        path: The file to write; an existing file is replaced.
         entries: The tensors.
         metadata: Strings for the header.
 
     Raises:
-        FileError: The folder is missing or cannot be written to, or the disk is full. Nothing is
-            left behind, and a file that was there is still there.
+        FileError: The folder is missing or cannot be written to, or the disk is full. No partial
+            file is left, and an existing file stays.
     """
     _check_path(path)
     target = Path(os.path.realpath(path))
@@ -133,7 +133,10 @@ def write_file(
         raise FileError("path", str(path), "this is a folder", "give the name of a file in it")
     if not os.path.isdir(target.parent):
         raise FileError(
-            "path", str(path), f"there is no folder {str(target.parent)!r}", "make the folder first"
+            "path",
+            str(path),
+            f"there is no folder {str(target.parent)!r}",
+            "create the folder first",
         )
     header = _header(entries, metadata)
     checksum = zlib.crc32(header)
@@ -168,12 +171,12 @@ def _to_bytes(entry: Entry) -> bytes:
 
 
 def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], newest: int) -> None:
-    """Refuse a file of a format that a later release writes.
+    """Reject a file format of a later release.
 
     Args:
-        path: The file, for the message.
-        metadata: Its header's strings.
-        newest: The latest format version that is read.
+        path: The file, for the error message.
+        metadata: Strings of its header.
+        newest: The newest supported format version.
 
     Raises:
         FileError: It is newer.
@@ -198,7 +201,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
         The header's strings, and the tensors by name.
 
     Raises:
-        FileError: There is no such file, or it is not a whole safetensors file.
+        FileError: There is no such file, or it is not a complete safetensors file.
     """
     _check_path(path)
     name = os.fspath(path)
@@ -214,8 +217,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
         raise FileError(
             "path",
             str(path),
-            f"not a safetensors file, or not all of it ({_short(error)})",
-            "get it again from where it was saved",
+            f"not a safetensors file, or an incomplete one ({_short(error)})",
+            "get the file again from its source",
         ) from error
     except OSError as error:
         raise FileError(
@@ -224,9 +227,9 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the header's strings of a safetensors file; of any other none.
+    """Return the header's strings of a safetensors file; empty for other files.
 
-    What is wrong with it is for :func:`read_file` to report.
+    :func:`read_file` reports any errors in the file.
     """
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
@@ -236,7 +239,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def check_sum(path: str | os.PathLike[str]) -> None:
-    """Refuse a file whose checksum is wrong; files of earlier releases have none.
+    """Reject a file with a wrong checksum; files of earlier releases have none.
 
     Raises:
         FileError: It is damaged.
@@ -246,7 +249,7 @@ def check_sum(path: str | os.PathLike[str]) -> None:
             "path",
             str(path),
             "its checksum is wrong: the file is damaged",
-            "get it again from where it was saved",
+            "get the file again from its source",
         )
 
 
@@ -255,7 +258,7 @@ def _is_sound(path: str | os.PathLike[str]) -> bool:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if length > os.path.getsize(path):
-            return True  # no safetensors file, as its reader will tell
+            return True  # not a safetensors file: its reader will report it
         header = file.read(length)
         found = _SUM.search(header)
         if found is None:

@@ -1,4 +1,4 @@
-"""What a network's file holds, as a value: the file, its size and the report follow from it."""
+"""The contents of a network's file as a value, from which file, size and report follow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMAT = "binarize"
 VERSION = 1
 COUNTERS = "num_batches_tracked"
 DESCRIPTION = "binarize_network"
-"""Header string of what is known about a network (JSON): ``settings`` and ``recipe``."""
+"""Header string with what is known about a network (JSON): ``settings`` and ``recipe``."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,18 @@ class Contents:
 
 
 def network_contents(model: nn.Module, plan: Plan) -> Contents:
-    """Tell what the file of a converted network holds; depends on its structure alone.
+    """List the contents of a converted network's file; they depend only on its structure.
 
     Tensors: ``<layer>.weight.bits`` (uint8, see :func:`binarize.ops.pack_signs`) and
     ``<layer>.weight.scale`` for each binary layer, ``<layer>.weight.int8`` and
     ``<layer>.weight.scale`` for each 8-bit one, all other entries of the state_dict under their
-    own names, each tensor once, and the batch counters of all norms together.
+    own names, each tensor once, and one tensor for the batch counters of all norms.
 
-    Strings: ``format``, ``format_version``, ``policy``, ``padding_value`` (what zero padding is in
-    a binarized map), ``origin`` (JSON; how to build the float network, if it is known),
-    ``binarize_network`` (JSON; what the model's ``binarize_description`` says of it: size,
-    normalisation, classes and their colours), ``plan`` and ``layout`` (JSON, compressed, base64).
+    Strings: ``format``, ``format_version``, ``policy``, ``padding_value`` (the value of zero
+    padding in a binarized feature map), ``origin`` (JSON; how to build the float network, if
+    known),
+    ``binarize_network`` (JSON; the model's ``binarize_description``: size, normalization, classes
+    and their colors), ``plan`` and ``layout`` (JSON, compressed, base64).
 
     Args:
         model: The converted network.
@@ -92,7 +93,7 @@ def network_contents(model: nn.Module, plan: Plan) -> Contents:
 
 
 def float_contents(model: nn.Module) -> Contents:
-    """Tell what a safetensors file of a float network's state_dict holds."""
+    """List the contents of a safetensors file with a float network's state_dict."""
     slots = find_slots(model)
     return Contents(tuple(_plain(slot.name, slot.keys, slot.tensor) for slot in slots), {})
 
@@ -135,7 +136,7 @@ def _part(layer: TreatedLayer, place: int) -> Tensor:
 
 
 def _layout(slots: Sequence[Slot]) -> dict[str, Any]:
-    """What the entries do not say: kernels choose by strides, so these decide the last bit."""
+    """Return the tensors' strides: kernels choose by strides, so these decide the last bit."""
     kinds = {slot.tensor.dtype for slot in slots if slot.tensor.is_floating_point()}
     return {
         "aliases": {key: slot.name for slot in slots for key in slot.keys[1:]},
@@ -148,8 +149,8 @@ def _layout(slots: Sequence[Slot]) -> dict[str, Any]:
 
 
 def _is_permuted(tensor: Tensor) -> bool:
-    """Whether a tensor fills its memory, but not in the order of its dimensions."""
-    # is_contiguous() leaves out dimensions of length 1, whose strides still choose a kernel.
+    """Check whether a tensor fills its memory, but not in the order of its dimensions."""
+    # is_contiguous() ignores dimensions of length 1, whose strides can still select a kernel.
     if tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
         return False
     expected = 1
@@ -161,7 +162,7 @@ def _is_permuted(tensor: Tensor) -> bool:
 
 
 def encode(data: Any) -> str:
-    """Code what JSON can say as a string for the header."""
+    """Encode JSON-serializable data as a string for the header."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
 
@@ -170,7 +171,7 @@ def decode(text: str) -> Any:
     """Undo :func:`encode`.
 
     Raises:
-        ValueError: The text is damaged.
+        ValueError: The text is corrupted.
     """
     try:
         return json.loads(zlib.decompress(base64.b64decode(text, validate=True)))

@@ -1,4 +1,4 @@
-"""Whether a file fits a network, and what differs if it does not."""
+"""Check whether a file fits a network, and describe the differences if not."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _PARTS = ("bits", "int8", "scale")
 
 
 def check_fit(slots: Sequence[Slot], stored: Stored, name: str) -> None:
-    """Compare the names, shapes and kinds of all tensors.
+    """Compare the names, shapes and dtypes of all tensors.
 
     Args:
-        slots: Those of the network.
+        slots: The network's tensors.
         stored: The file.
-        name: Class of the network, for the message.
+        name: Class of the network, for the error message.
 
     Raises:
-        ModelError: Something is missing, left over or of another shape; the first three of each.
+        ModelError: Something is missing, unexpected or of another shape; lists three of each.
     """
     missing, different, used = [], [], set()
     known: dict[tuple[str, torch.Size], StoredParts] = {}

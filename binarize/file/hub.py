@@ -1,4 +1,4 @@
-"""Folders and repositories of the Hugging Face Hub: a network's file with its model card."""
+"""Folders and repositories on the Hugging Face Hub: a network's file with its model card."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def save_pretrained(
     *,
     description: Mapping[str, Any] | None = None,
 ) -> None:
-    """Save a network as a folder that :func:`from_pretrained` loads and the Hub shows.
+    """Save a network to a folder that :func:`from_pretrained` loads and the Hub displays.
 
     The folder gets ``model.safetensors``, as :func:`binarize.save` writes it, and ``README.md``, a
-    model card: policy, sizes, preprocessing, classes, and how to load it. A ``README.md`` that is
-    not such a card is kept.
+    model card: policy, sizes, preprocessing, classes, and how to load it. A ``README.md`` that
+    binarize did not write is kept.
 
     Args:
-        model: A converted or packed network; unchanged.
+        model: A converted or packed network; it stays unchanged.
         folder: The folder, created with its parents if needed. Other files in it are kept.
         description: As for :func:`binarize.save`.
 
@@ -64,19 +64,19 @@ def push_to_hub(
     token: str | bool | None = None,
     commit_message: str = "Upload a binarized network",
 ) -> str:
-    """Upload a network to the Hugging Face Hub, as the files of :func:`save_pretrained`.
+    """Upload a network to the Hugging Face Hub, with the files of :func:`save_pretrained`.
 
     Args:
-        model: A converted or packed network; unchanged.
+        model: A converted or packed network; it stays unchanged.
         repo_id: The repository, ``"user/name"``; created if needed.
         description: As for :func:`binarize.save`.
-        private: Whether a new repository is private; None takes the account's default.
-        revision: The branch, created if needed; None takes the main one.
-        token: Access token; None takes the one of ``hf auth login``, if any.
-        commit_message: Message of the commit.
+        private: Whether a new repository is private; None uses the account's default.
+        revision: The branch, created if needed; None uses the main one.
+        token: Access token; None uses that of ``hf auth login``, if any.
+        commit_message: The commit message.
 
     Returns:
-        The commit's address.
+        URL of the commit.
 
     Raises:
         ModelError: As for :func:`binarize.save`; or ``huggingface_hub`` is not installed.
@@ -105,11 +105,11 @@ def push_to_hub(
             )
     except FileError:
         raise
-    except Exception as error:  # of several libraries, among them the one that speaks HTTP
+    except Exception as error:  # of several libraries, including the HTTP client
         raise FileError(
             "repo_id",
             repo_id,
-            f"the Hub does not take it ({_short(error)})",
+            f"the Hub rejected the upload ({_short(error)})",
             "check your connection and the token's rights (hf auth login)",
         ) from error
     return str(commit.commit_url)
@@ -128,14 +128,14 @@ def from_pretrained(
     """Load a network from a folder or from the Hugging Face Hub.
 
     Args:
-        source: A folder that :func:`save_pretrained` wrote, or a repository's id, ``"user/name"``;
-            a folder of that name comes first.
+        source: A folder that :func:`save_pretrained` wrote, or a repository id, ``"user/name"``; a
+            folder of that name takes precedence.
         model: As for :func:`binarize.load`.
         packed: As for :func:`binarize.load`.
-        revision: Branch, tag or commit of the repository; None takes the main branch.
-        token: Access token for private repositories; None takes the one of ``hf auth login``.
-        cache_dir: Where downloads are kept; None takes the Hub's own cache.
-        local_files_only: Whether to use only what was downloaded before.
+        revision: Branch, tag or commit of the repository; None uses the main branch.
+        token: Access token for private repositories; None uses that of ``hf auth login``.
+        cache_dir: Folder for downloads; None uses the Hub's own cache.
+        local_files_only: Whether to use only earlier downloads.
 
     Returns:
         What :func:`binarize.load` returns.
@@ -149,7 +149,7 @@ def from_pretrained(
     if folder.is_dir():
         if revision is not None:
             raise FileError(
-                "revision", revision, f"{str(source)!r} is a folder, which has none", "omit it"
+                "revision", revision, f"{str(source)!r} is a folder and has no revisions", "omit it"
             )
         file = folder / _FILE
         if not file.is_file():
@@ -157,7 +157,7 @@ def from_pretrained(
                 "source",
                 str(source),
                 f"this folder has no {_FILE}",
-                "give one that binarize.save_pretrained wrote, or a file to binarize.load",
+                "give a folder that binarize.save_pretrained wrote, or load a file: binarize.load",
             )
     elif folder.exists():
         raise FileError("source", str(source), "this is a file", "load it with binarize.load")
@@ -167,7 +167,7 @@ def from_pretrained(
         raise FileError(
             "source",
             str(source),
-            f"its {_FILE} holds no network of binarize",
+            f"its {_FILE} does not hold a network of binarize",
             "load it with its own library, and convert it: binarize.convert",
         )
     return load(file, model, packed=packed)
@@ -199,7 +199,7 @@ def _download(
             )
         )
     except errors.LocalEntryNotFoundError as error:  # also an EntryNotFoundError
-        rule = "there is no such folder, and the Hub cannot be reached or was not to be asked"
+        rule = "there is no such folder, and the Hub is unreachable or local_files_only is set"
         remedy = "check the path or your connection"
         raise FileError("source", name, rule, remedy) from error
     except errors.EntryNotFoundError as error:
@@ -207,7 +207,7 @@ def _download(
             "source",
             name,
             f"this repository has no {_FILE}",
-            "give one that binarize.push_to_hub wrote",
+            "give a repository that binarize.push_to_hub wrote",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FileError(
@@ -215,16 +215,16 @@ def _download(
         ) from error
     except errors.GatedRepoError as error:
         raise FileError(
-            "source", name, "access to it has to be granted first", "ask on its page on the Hub"
+            "source", name, "you have no access to this repository", "request it on the Hub"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise FileError(
             "source",
             name,
-            "there is no such folder, and no such repository on the Hub that you may read",
-            "check the name; for a private one give token=... (hf auth login)",
+            "there is no such folder, and no such repository on the Hub that you can read",
+            "check the name; for a private repository give token=... (hf auth login)",
         ) from error
-    except Exception as error:  # of several libraries, among them the one that speaks HTTP
+    except Exception as error:  # of several libraries, including the HTTP client
         raise FileError(
             "source",
             name,
@@ -258,7 +258,7 @@ def _local(path: str | os.PathLike[str], argument: str = "folder") -> Path:
 
 
 def _is_ours(card: Path) -> bool:
-    """Whether a model card may be replaced: there is none, or binarize wrote it."""
+    """Check whether a model card may be replaced: there is none, or binarize wrote it."""
     if not card.is_file():
         return True
     try:
@@ -284,7 +284,7 @@ def _check_id(hub: Any, argument: str, name: str) -> None:
         hub.utils.validate_repo_id(name)
     except hub.errors.HFValidationError as error:
         raise FileError(
-            argument, name, "neither a folder nor a repository's id", "write 'user/name'"
+            argument, name, "must be a folder or a repository id", "write 'user/name'"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Load a network from its file."""
+"""Load a network from a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from binarize.file.packed import fill_packed, network_without_values
 from binarize.file.programs import holds_programs, load_programs
 from binarize.file.slots import Slot, find_slots
 from binarize.file.stored import Stored, read_stored
-from binarize.graph.given import copied, given_network
+from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.graph.origin import build_origin
 from binarize.graph.plan import Plan
 from binarize.graph.rewrite import apply_plan
@@ -26,30 +26,30 @@ __all__ = ["load"]
 def load(
     path: str | os.PathLike[str], model: nn.Module | None = None, *, packed: bool = False
 ) -> nn.Module:
-    """Load a network that :func:`binarize.save` wrote; its outputs are those of the saved one.
+    """Load a network that :func:`binarize.save` wrote, with exactly the same outputs.
 
     Args:
         path: The file.
-        model: The float network that was converted, with any weights; unchanged, a copy of it is
-            converted. Not needed if the file knows how to build it (see ``origin`` in its header).
+        model: The float network that was converted, with any weights; it stays unchanged, a copy
+            is converted. Optional if the file says how to build it (``origin`` in its header).
         packed: Whether to load it for inference only: the result is what :func:`binarize.pack`
-            makes of the 1-bit network, but there are never float copies of binary weights.
+            returns for the 1-bit network, but without ever holding float copies of binary weights.
 
     Returns:
-        The 1-bit network in eval mode, on the device of ``model``, in the saved dtype. Of a file
-        that a packed network was saved to, its :class:`~binarize.lower.PackedPrograms`; neither
-        ``model`` nor ``packed`` is read then.
+        The 1-bit network in eval mode, on the device of ``model``, in the saved dtype. For the
+        file of a packed network, its :class:`~binarize.lower.PackedPrograms`; ``model`` and
+        ``packed`` are then ignored.
 
     Raises:
-        FileError: The file is missing, damaged, of something else or of a newer format, or does
+        FileError: The file is missing, damaged, not from binarize, or of a newer format, or it does
             not say how to build its network.
-        ModelError: ``model`` is not the network that was converted, or is converted already.
+        ModelError: ``model`` is not the network that was converted, or is already converted.
     """
     if holds_programs(path):
         return load_programs(path)
     stored = read_stored(path)
     if model is not None:
-        model = given_network(model)
+        model = unwrap_model(model)
         _check_model(model)
     elif stored.plan.origin is None:
         raise FileError(
@@ -61,7 +61,9 @@ def load(
     if packed:
         student = network_without_values(model, stored.plan.origin or {})
     else:
-        student = copied(model) if model is not None else build_origin(stored.plan.origin or {})
+        student = (
+            deepcopy_model(model) if model is not None else build_origin(stored.plan.origin or {})
+        )
     if stored.description is not None:
         described: Any = student
         described.binarize_description = stored.description
@@ -69,7 +71,7 @@ def load(
     try:
         _apply(stored.plan, student)
         if stored.dtype is not None:
-            student.to(stored.dtype)  # also what no file holds: buffers that are not persistent
+            student.to(stored.dtype)  # also for tensors outside the file: non-persistent buffers
         slots = find_slots(student)
         check_fit(slots, stored, name)
     except ModelError as error:
@@ -78,13 +80,13 @@ def load(
         raise FileError(
             "path",
             str(path),
-            f"the network built by its name is another one ({error.rule})",
-            "install the library's version it was saved with, or give model=...",
+            f"the network built by its name differs ({error.rule})",
+            "install the version of the library that it was saved with, or give model=...",
         ) from error
     if packed:
         device = next((p.device for p in model.parameters()), None) if model is not None else None
         return fill_packed(student, slots, stored, device or torch.device("cpu"))
-    # Bits last: what they mean is told by buffers of the weight binarizer, for some.
+    # Bits last: for some weight binarizers, buffers determine their meaning.
     for slot in sorted(slots, key=lambda slot: slot.layer is not None):
         _fill(slot, stored)
     return student.eval()
@@ -95,7 +97,7 @@ def _check_model(model: nn.Module) -> None:
         raise ModelError(
             "model",
             type(model).__name__,
-            "it has binary layers already",
+            "it already has binary layers",
             "give the float network that was converted",
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -112,7 +114,7 @@ def _apply(plan: Plan, network: nn.Module) -> None:
     except ModelError:
         raise
     except Exception as error:
-        # Whatever a network of other layers may cause: it is not the one that was planned for.
+        # Another network can raise anything here.
         raise ModelError(
             "model",
             name,
@@ -124,7 +126,7 @@ def _apply(plan: Plan, network: nn.Module) -> None:
 def _fill(slot: Slot, stored: Stored) -> None:
     key = stored.name_of(slot)
     parts = [stored.tensors[f"{key}.{part}"] for part in slot.parts]
-    # Of a network in half precision the scales have its type, those of 8-bit layers do not.
+    # In a half-precision network, scales have its dtype, except those of 8-bit layers.
     values = parts[-1] if slot.parts.get("bits") else parts[0] if parts else stored.tensors[key]
     kind = values.dtype if values.is_floating_point() or not parts else slot.tensor.dtype
     shape = tuple(slot.tensor.shape)

@@ -1,4 +1,4 @@
-"""From a file straight to a packed network: weights go from bits to bits, never through floats."""
+"""Load a file directly as a packed network: weights stay bits and are never floats."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["fill_packed", "network_without_values"]
 
 
 def network_without_values(model: nn.Module | None, origin: Mapping[str, Any]) -> nn.Module:
-    """A float network whose parameters and persistent buffers take no memory.
+    """Return a float network whose parameters and persistent buffers take no memory.
 
     Args:
-        model: The network, unchanged; or ``None``:
-        origin: how to build it by name, see :func:`binarize.graph.origin.find_origin`.
+        model: The network; it stays unchanged. ``None`` builds it from ``origin``.
+        origin: How to build it by name, see :func:`binarize.graph.origin.find_origin`.
     """
     if model is None:
         try:
@@ -36,7 +36,7 @@ def network_without_values(model: nn.Module | None, origin: Mapping[str, Any]) -
             if not any(t.device.type == "meta" for t in _unsaved(network)):
                 return network
         except Exception:
-            # Some constructors compute with values; what they compute is in no file either.
+            # Some constructors compute with values, whose results are not in the file either.
             pass
         model = build_origin(origin)
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
@@ -50,7 +50,7 @@ def network_without_values(model: nn.Module | None, origin: Mapping[str, Any]) -
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Leave out what would fill tensors that have no values, which takes as long as building."""
+    """Skip functions that fill tensors without values, which would take most of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _FILLING and args and args[0].device.type == "meta":
@@ -62,7 +62,7 @@ _FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
 
 
 def _unsaved(network: nn.Module) -> Iterator[Tensor]:
-    """Tensors that no state_dict holds: other buffers, plain attributes."""
+    """Yield tensors that no state_dict holds: other buffers, plain attributes."""
     for module in network.modules():
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers.get(name)
@@ -74,13 +74,13 @@ def _unsaved(network: nn.Module) -> Iterator[Tensor]:
 def fill_packed(
     network: nn.Module, slots: Sequence[Slot], stored: Stored, device: torch.device
 ) -> PackedNetwork:
-    """Put a file's tensors into a converted network without values, and pack it.
+    """Load a file's tensors into a converted network without values, and pack it.
 
     Args:
-        network: The network; used up.
+        network: The network; it is consumed.
         slots: Its parameters and buffers.
-        stored: The file, which fits.
-        device: Where the packed network shall be.
+        stored: The file, which must fit.
+        device: The device of the packed network.
     """
     bits = {}
     for slot in slots:
@@ -96,7 +96,7 @@ def fill_packed(
             weight = bits.get(id(module.weight)) or module.packed_weight()
             twins[id(module)] = pack_treated(module, *weight)
     for tensor in (*network.parameters(), *network.buffers()):
-        twins[id(tensor)] = tensor  # the packed network takes them over
+        twins[id(tensor)] = tensor  # shared with the packed network
     packed = finish(network, twins)
     for name, tensor in (*packed.named_parameters(), *packed.named_buffers()):
         if tensor.device.type == "meta":

@@ -1,4 +1,4 @@
-"""Programs of a packed network in a file: it is loaded without the network or its library."""
+"""Programs of a packed network in a file, loaded without the network or its library."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ VERSION = 2
 def program_contents(
     packed: PackedNetwork, description: Mapping[str, Any] | None = None
 ) -> Contents:
-    """Return what a file of the programs holds that a packed network has by now.
+    """Return the contents of a file with the current programs of a packed network.
 
-    Where the network permits it, programs for all sizes of such arguments are among them. The file
-    holds their constants, each once, in the kernels' own layout, and what is done with them
-    (JSON, compressed, base64); no code.
+    These are the programs' constants, each once, in the kernels' own layout, and their operations
+    (JSON, compressed, base64); no code. General programs, for inputs of all sizes, are recorded
+    first where the network permits it.
 
     Args:
         packed: A packed network that was called, or packed with example inputs.
-        description: What else to write into the header, see :func:`binarize.save`.
+        description: Additional data for the header, see :func:`binarize.save`.
 
     Raises:
-        ModelError: It has no programs, or what they do cannot be stored.
+        ModelError: It has no programs, or they cannot be stored.
     """
     plain = [(key, p) for key, p in packed.programs.items() if not _under_autocast(key)]
     if not plain:
         raise ModelError(
             "model",
             type(packed.network).__name__,
-            packed.unfused or "it has no program yet, as it was not called",
+            packed.unfused or "it has no program yet, because it was not called",
             "save the 1-bit network that it was packed from"
             if packed.unfused
             else "give inputs: binarize.pack(model, example_inputs=...)",
@@ -77,12 +77,12 @@ def program_contents(
 
 
 def holds_programs(path: str | os.PathLike[str]) -> bool:
-    """Whether a file holds :func:`program_contents`; any other answer is no."""
+    """Check whether a file holds programs (:func:`program_contents`)."""
     return read_metadata(path).get("format") == FORMAT
 
 
 def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
-    """Load a file of :func:`program_contents`.
+    """Load a file that holds programs (:func:`program_contents`).
 
     Raises:
         FileError: The file is damaged or of a newer format.
@@ -96,7 +96,7 @@ def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
         constants = {}
         for name, value in tensors.items():
             stride = told["strides"].get(name, value.stride())
-            # A copy in any case: the kernels want words at multiples of eight bytes.
+            # Always a copy: the kernels need 8-byte alignment.
             fresh = torch.empty_strided(value.shape, stride, dtype=value.dtype)
             constants[name] = fresh.copy_(value)
         found = [from_data(data, constants) for data in told["programs"]]
@@ -115,12 +115,12 @@ def load_programs(path: str | os.PathLike[str]) -> PackedPrograms:
 
 
 def _check_layout(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
-    found = metadata.get("weight_layout", "1")  # files written before it was told have the first
+    found = metadata.get("weight_layout", "1")  # older files do not name it and have the first
     if found != str(layout.VERSION):
         raise FileError(
             "path",
             str(path),
-            f"its weights have layout {found}, and this release's kernels read {layout.VERSION}",
+            f"its weights have layout {found}, but this release's kernels read {layout.VERSION}",
             "save it again with this version",
         )
 

@@ -12,7 +12,7 @@ from binarize.errors import ModelError
 from binarize.file.container import write_file
 from binarize.file.contents import Contents, network_contents
 from binarize.file.programs import program_contents
-from binarize.graph.given import given_network
+from binarize.graph.model_input import unwrap_model
 from binarize.graph.plan import Plan
 from binarize.lower import PackedNetwork
 
@@ -25,27 +25,27 @@ def save(
     *,
     description: Mapping[str, Any] | None = None,
 ) -> None:
-    """Save a converted network as one safetensors file, binary weights one bit each.
+    """Save a converted network as one safetensors file, with one bit per binary weight.
 
-    The file holds all that the network's outputs depend on, and how to build the network if it
-    came from timm, segmentation-models-pytorch or transformers. It does not hold the magnitudes of
-    the latent weights: keep the trainer's checkpoints to go on training where it stopped.
+    The file holds everything that the network's outputs depend on, and how to build the network if
+    it came from timm, segmentation-models-pytorch or transformers. It does not hold the magnitudes
+    of the latent weights: to resume training, keep the trainer's checkpoints.
 
-    Of a packed network it holds the programs instead, for inputs of the sizes that it was called
-    with: they are loaded in a moment and without the network's library, and compute at once.
+    For a packed network, the file holds its programs instead, for the input sizes that it was
+    called with: they load instantly, without the network's library, and need no compilation.
 
     Args:
-        model: What :func:`binarize.convert` returned, trained or not, or what
-            :func:`binarize.pack` returned; unchanged.
-        path: Where to. The file is replaced as a whole, or left as it was.
-        description: What else to write into the header, as JSON can say it: ``settings`` (``task``,
-            ``size`` as rows and columns, ``normalize``, ``classes``, ``palette``, ``max_depth``)
-            are found there by the command line. :func:`binarize.load` gives the network an
+        model: The result of :func:`binarize.convert`, trained or not, or of :func:`binarize.pack`;
+            it stays unchanged.
+        path: The file to write. An existing file is replaced completely, or stays as it is.
+        description: Additional JSON-serializable data for the header. The command line reads
+            ``settings`` from it (``task``, ``size`` as rows and columns, ``normalize``,
+            ``classes``, ``palette``, ``max_depth``). :func:`binarize.load` sets it as the network's
             attribute ``binarize_description``, which is written again if none is given here.
 
     Raises:
         ModelError: The network is not converted, has no values (meta device), or has state that
-            a file of tensors cannot hold; or it is packed and was not called yet.
+            a file of tensors cannot hold; or it is packed and was not yet called.
         FileError: The path cannot be written.
     """
     contents = model_contents(model, description)
@@ -53,7 +53,7 @@ def save(
 
 
 def model_contents(model: nn.Module, description: Mapping[str, Any] | None = None) -> Contents:
-    """Return what the file of a converted or packed network holds.
+    """Return the file contents of a converted or packed network.
 
     Args:
         model: As for :func:`save`.
@@ -77,18 +77,18 @@ def model_contents(model: nn.Module, description: Mapping[str, Any] | None = Non
 
 
 def converted_plan(model: nn.Module) -> tuple[nn.Module, Plan]:
-    """The converted network, without the wrapper of ``torch.compile``, and its plan.
+    """Return the converted network, without the wrapper of ``torch.compile``, and its plan.
 
     Raises:
         ModelError: It is not a converted network.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     plan = getattr(model, "binarize_plan", None)
     if not isinstance(plan, Plan):
         raise ModelError(
             "model",
             type(model).__name__,
-            "it was not made by binarize.convert",
-            "convert it first; of a wrapper (DataParallel, say) give the network inside",
+            "binarize.convert did not make it",
+            "convert it first; if it is a wrapper (such as DataParallel), give the network inside",
         )
     return model, plan

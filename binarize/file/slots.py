@@ -1,4 +1,4 @@
-"""The places of a network that a file fills: its parameters and buffers, each once."""
+"""The slots of a network that a file fills: its parameters and buffers, each once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Slot:
     """One parameter or buffer.
 
     Attributes:
-        keys: Its keys in the state_dict; several where modules or tensors are shared.
+        keys: Its keys in the state_dict; several if modules or tensors are shared.
         tensor: The parameter or buffer itself.
-        layer: The layer whose latent weight it is, of which fewer bits are stored; ``None`` for
-            tensors that are stored as they are.
+        layer: The layer whose latent weight it is, stored in fewer bits; ``None`` for tensors that
+            are stored unchanged.
     """
 
     keys: tuple[str, ...]
@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def is_counter(self) -> bool:
-        """Whether it is the batch counter of a norm, of which there are too many to list."""
+        """Whether it is the batch counter of a norm; these are too many to list."""
         return (
             self.name.rpartition(".")[2] == "num_batches_tracked"
             and self.tensor.dtype == torch.int64
@@ -45,18 +45,18 @@ class Slot:
 
     @property
     def parts(self) -> StoredParts:
-        """What is stored in a latent weight's place, by the ending of its name; else nothing."""
+        """The stored parts of a latent weight, by name suffix; empty for other tensors."""
         return {} if self.layer is None else self.layer.stored_parts(self.tensor)
 
 
 def find_slots(model: nn.Module) -> list[Slot]:
-    """List what a network's state_dict holds, in its order.
+    """List the contents of a network's state_dict, in order.
 
     Args:
         model: Any network.
 
     Raises:
-        ModelError: The state_dict holds something that is neither parameter nor buffer.
+        ModelError: The state_dict holds something that is not a parameter or buffer.
     """
     owned = {id(x) for x in (*model.parameters(), *model.buffers())}
     keys: dict[int, list[str]] = defaultdict(list)
@@ -67,7 +67,7 @@ def find_slots(model: nn.Module) -> list[Slot]:
                 "model",
                 key,
                 "this entry of the state_dict is neither a parameter nor a buffer",
-                "keep such state outside of the network, or register it as a buffer",
+                "keep such state outside the network, or register it as a buffer",
             )
         keys[id(value)].append(key)
         tensors[id(value)] = value
@@ -76,7 +76,7 @@ def find_slots(model: nn.Module) -> list[Slot]:
 
 
 def _packed(model: nn.Module) -> dict[int, TreatedLayer]:
-    """Latent weights that nobody reads as they are, by identity."""
+    """Return the latent weights that are only used quantized, by ``id``."""
     users: dict[int, list[nn.Module]] = defaultdict(list)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""A file that was read, with its header understood."""
+"""A file that was read, with its header decoded."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["Stored", "read_stored"]
 
 @dataclass(frozen=True)
 class Stored:
-    """A file's tensors and what its header says of them.
+    """The tensors of a file and the contents of its header.
 
     Attributes:
         plan: The plan of the conversion.
-        tensors: By name; batch counters have their own names again.
-        strides: Of tensors whose memory is not in the order of their dimensions.
-        aliases: Further names of tensors that are shared, with the name they are stored under.
-        dtype: Floating-point type of the network, if it is the same everywhere.
-        description: What else was written about it, see :func:`binarize.save`.
+        tensors: By name; batch counters under their own names again.
+        strides: The strides of tensors whose memory is not in the order of their dimensions.
+        aliases: Other names of shared tensors, with the name that they are stored under.
+        dtype: Floating-point dtype of the network, if it is the same everywhere.
+        description: The additional data, see :func:`binarize.save`.
     """
 
     plan: Plan
@@ -41,11 +41,11 @@ class Stored:
     description: Mapping[str, Any] | None = None
 
     def has(self, name: str) -> bool:
-        """Whether the file holds a tensor, as it is or in fewer bits."""
+        """Check whether the file holds a tensor, unchanged or in fewer bits."""
         return any(f"{name}{ending}" in self.tensors for ending in ("", ".bits", ".int8"))
 
     def name_of(self, slot: Slot) -> str:
-        """The name of a slot in the file, where it may stand for several."""
+        """Return the name of a slot in the file, which may be one of several."""
         for key in slot.keys:
             if self.has(key):
                 return key
@@ -56,7 +56,7 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
     """Read a file that :func:`binarize.save` wrote.
 
     Raises:
-        FileError: It is missing, damaged, of something else or of a newer format.
+        FileError: It is missing, damaged, not from binarize, or of a newer format.
     """
     metadata, tensors = read_file(path)
     if metadata.get("format") != FORMAT:
@@ -89,5 +89,5 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
             "path",
             str(path),
             f"its header is damaged ({cause})",
-            "get it again from where it was saved",
+            "get the file again from its source",
         ) from error

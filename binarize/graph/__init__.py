@@ -1,4 +1,4 @@
-"""The pass: trace a network, plan its conversion, rewrite it."""
+"""Model conversion: trace a network, plan its conversion, rewrite it."""
 
 from binarize.graph.convert import Traced, convert, plan
 from binarize.graph.plan import Decision, Plan

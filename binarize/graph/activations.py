@@ -1,4 +1,4 @@
-"""Which ReLU-like activations become the unit's own."""
+"""Choose the ReLU-like activations that a binary layer's own activation replaces."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def decide_activations(
     can_rewrite: Rewritable,
     ending: Container[tuple[str, str, int]] = (),
 ) -> list[tuple[int, Decision]]:
-    """Decide about every activation of a run.
+    """Decide what happens to every activation of a run.
 
     Args:
         trace: The run.
-        modules: All modules by path.
-        layers: The layers by path.
-        is_unit: Whether a layer's call becomes a binary unit.
+        modules: All modules, by path.
+        layers: The layers, by path.
+        is_unit: Whether a layer's call becomes a binary layer.
         policy: The policy.
-        can_rewrite: Tells which forwards can have a functional activation replaced.
-        ending: Scope, path and ordinal of operations between a prediction and an output.
+        can_rewrite: Tests whether a functional activation in a forward can be replaced.
+        ending: Scope, path and ordinal of the operations between a prediction and an output.
 
     Returns:
-        Decisions with their position in the run.
+        Decisions, each with its position in the run.
     """
     fed = fed_by(trace, is_unit)
     around = policy.replace_activations == "around"
@@ -65,21 +65,21 @@ def decide_activations(
         widths = {op.shape[d] for op in ops for d in dims if d and len(op.shape) > abs(d)}
         action, rule = "keep", CONTRACT
         if policy.unit.activation is None or policy.replace_activations == "none":
-            reason, rule = "the policy leaves activations", by_policy
+            reason, rule = "the policy keeps activations", by_policy
         elif (scope, path, ordinal) in ending:
-            reason = "ends an output, whose range it sets"
+            reason = "it ends an output and sets its range"
         elif not any(dims):
             reason = "no binary layer feeds it"
         elif head[first.index] and policy.replace_activations == "all-but-head":
-            reason, rule = "stands before the prediction", by_policy
+            reason, rule = "it precedes the prediction", by_policy
         elif len(dims) > 1 or len(widths) != 1:
-            reason = "its calls differ in their channels"
-        elif path in trace.asked.types:
-            reason = f"its type is asked for ({trace.asked.types[path]})"
+            reason = "its calls differ in their number of channels"
+        elif path in trace.type_checks.types:
+            reason = f"the forward checks its type ({trace.type_checks.types[path]})"
         elif rewrite and not can_rewrite(scope):
-            reason = f"the forward that calls it is kept: {can_rewrite.opaque[scope]}"
+            reason = f"the forward that calls it cannot be rewritten: {can_rewrite.opaque[scope]}"
         else:
-            place = "follows" if all(fed[op.index] for op in ops) else "stands before"
+            place = "follows" if all(fed[op.index] for op in ops) else "precedes"
             action, reason = "replace", f"{place} a binary layer; becomes {policy.unit.activation}"
         replaced = action == "replace"
         decision = Decision(
@@ -100,7 +100,7 @@ def decide_activations(
 
 
 def _norm_activation(op: Op, modules: Mapping[str, Any]) -> nn.Module | None:
-    """The activation that a norm applies itself (timm's BatchNormAct2d and its like)."""
+    """Return the activation that a norm module applies itself (such as timm's BatchNormAct2d)."""
     if op.kind != "norm" or op.path is None:
         return None
     act = getattr(modules[op.path], "act", None)

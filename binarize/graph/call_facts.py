@@ -1,4 +1,4 @@
-"""What a single call says of itself, beside its kind: order of dimensions, factor, operations."""
+"""Properties of a single call besides its kind: dimension order, scale factor, multiply-adds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["factor_of", "macs_of", "order_of"]
 
 
 def order_of(func: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
-    """Where each dimension of a permuted tensor comes from.
+    """Return the source of each dimension of a permuted tensor.
 
-    The function is asked, by a tensor of sizes 0, 1, 2, ...
+    The function is called on a meta tensor of sizes 0, 1, 2, ...
 
     Args:
-        func: What permutes.
+        func: The permuting function.
         args: Its positional arguments.
-        kwargs: Its named ones.
+        kwargs: Its keyword arguments.
     """
     if not args or not isinstance(args[0], Tensor):
         return ()
@@ -27,15 +27,15 @@ def order_of(func: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
 
 
 def factor_of(name: str, args: Any, kwargs: Any) -> float | None:
-    """The number by which a product or quotient of a tensor and a number multiplies.
+    """Return the number by which a product or quotient of a tensor and a number scales the tensor.
 
     Args:
         name: ``"mul"`` or the name of a division.
-        args: Positional arguments.
-        kwargs: Named ones.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
 
     Returns:
-        ``None`` if there is no such number.
+        The factor, or ``None`` if there is no such number.
     """
     operands = [*args, *kwargs.values()]
     numbers = [x for x in operands if isinstance(x, int | float) and not isinstance(x, bool)]
@@ -47,11 +47,11 @@ def factor_of(name: str, args: Any, kwargs: Any) -> float | None:
 
 
 def macs_of(kind: str, name: str, tensors: list[Tensor], results: list[Tensor]) -> int | None:
-    """Multiply-accumulates of a call that has no layer of its own, ``None`` if unknown.
+    """Return the multiply-accumulates of a call without a layer of its own, ``None`` if unknown.
 
     Args:
         kind: See :mod:`binarize.graph.classify`.
-        name: Normal name of the function.
+        name: Normalized name of the function.
         tensors: Its tensor operands.
         results: Its results.
     """

@@ -1,4 +1,4 @@
-"""What the torch functions and modules seen in a trace are, for the flow of a signal."""
+"""Classify the torch functions and modules of a trace by their role in the signal flow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHAPES = frozenset(
 )
 _POOLS = frozenset("mean".split())
 _UPS = frozenset("interpolate upsample pixel_shuffle grid_sample fold".split())
-# Assignments too: what is there and what is put into a part of it.
+# Assignments too: they join the existing tensor and the part that is written.
 _CATS = frozenset(
     "cat concat concatenate stack hstack vstack dstack setitem copy index_copy index_put scatter "
     "masked_scatter index_add scatter_add put slice_scatter select_scatter".split()
@@ -63,7 +63,7 @@ _SYNONYMS = {
 
 
 def normal_name(name: str) -> str:
-    """Bring the names of one operation together: ``__iadd__``, ``add_``, ``iadd`` are ``add``."""
+    """Normalize the name of an operation: ``__iadd__``, ``add_`` and ``iadd`` become ``add``."""
     if name == "_native_multi_head_attention":
         return "scaled_dot_product_attention"
     name = name.strip("_")
@@ -74,7 +74,7 @@ def normal_name(name: str) -> str:
 
 
 def function_kind(name: str) -> str:
-    """Kind of a torch function by its normal name; ``"other"`` if it says nothing here."""
+    """Return the kind of a torch function by its normalized name; ``"other"`` if irrelevant."""
     if "dropout" in name:
         return "drop"
     if "pool" in name or name in _POOLS:
@@ -101,7 +101,7 @@ def function_kind(name: str) -> str:
 
 
 def module_kind(module: nn.Module) -> str | None:
-    """Kind of a module that a trace records whole, or ``None`` if it looks inside."""
+    """Return the kind of a module that is traced as one call, ``None`` if its forward is traced."""
     if isinstance(module, _LAYER_CLASSES):
         return "layer"
     if isinstance(module, _NORMS):
@@ -116,5 +116,5 @@ def module_kind(module: nn.Module) -> str | None:
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a norm can become a unit's own."""
+    """Check whether a norm can become a binary layer's own norm."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)

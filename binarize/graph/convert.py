@@ -1,4 +1,4 @@
-"""The public calls: plan a conversion, convert."""
+"""The public functions: plan a conversion, and convert."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 
 from binarize.errors import ModelError, PolicyError
 from binarize.graph.flow import all_layers
-from binarize.graph.given import copied, given_network
 from binarize.graph.inputs import run_example
-from binarize.graph.modes import random_states_kept, training_run
+from binarize.graph.model_input import deepcopy_model, unwrap_model
+from binarize.graph.modes import preserve_random_states, training_run
 from binarize.graph.origin import find_origin
 from binarize.graph.plan import Plan
 from binarize.graph.planner import make_plan
@@ -35,23 +35,23 @@ def plan(
     example_inputs: Any = None,
     overrides: Overrides | None = None,
 ) -> Plan:
-    """Decide what a conversion would do, without doing it.
+    """Decide what a conversion would do, without converting.
 
     Args:
-        model: The float network; unchanged.
-        policy: As in :func:`binarize.plan`, which plans within a budget, too.
-        example_inputs: As there.
-        overrides: As there.
+        model: The float network; it stays unchanged.
+        policy: As in :func:`binarize.plan`, which can also plan within a budget.
+        example_inputs: As in :func:`binarize.plan`.
+        overrides: As in :func:`binarize.plan`.
 
     Returns:
-        The plan: print it, compare it with another by :meth:`Plan.diff`, or read ``decisions``.
+        The plan: print it, compare it with another using :meth:`Plan.diff`, or read ``decisions``.
 
     Raises:
-        PolicyError: The policy or an override is wrong, or an override matched no layer.
-        ModelError: The network is already converted, has nothing to binarize, has weights that
-            are not finite, or does not accept the example inputs.
+        PolicyError: The policy or an override is invalid, or an override matched no layer.
+        ModelError: The network is already converted, has nothing to binarize, has non-finite
+            weights, or does not accept the example inputs.
     """
-    return _plan(given_network(model), policy, example_inputs, overrides)[0]
+    return _plan(unwrap_model(model), policy, example_inputs, overrides)[0]
 
 
 def convert(
@@ -61,28 +61,28 @@ def convert(
     example_inputs: Any = None,
     overrides: Overrides | None = None,
 ) -> nn.Module:
-    """Turn a float network into a 1-bit network of the same call signature.
+    """Convert a float network to a 1-bit network with the same call signature.
 
     The float weights become the latent weights. BatchNorm statistics no longer fit: train, or
-    call :func:`binarize.recalibrate` on a few batches, before judging the result.
+    call :func:`binarize.recalibrate` on a few batches, before you evaluate the result.
 
     Args:
-        model: The float network; unchanged, it can serve as the teacher.
+        model: The float network; it stays unchanged and can serve as the teacher.
         policy: Name of a bundled policy, path of a rule file, or a :class:`Policy`.
         example_inputs: As in :func:`plan`.
         overrides: As in :func:`plan`.
 
     Returns:
-        A deep copy of ``model`` with binary units, in the same training mode. Its attribute
+        A deep copy of ``model`` with binary layers, in the same training mode. Its attribute
         ``binarize_plan`` holds the plan.
 
     Raises:
         PolicyError: As in :func:`plan`.
         ModelError: As in :func:`plan`.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     plan, graphs = _plan(model, policy, example_inputs, overrides)
-    student = copied(model)
+    student = deepcopy_model(model)
     apply_plan(student, plan, graphs)
     return student
 
@@ -101,10 +101,10 @@ def _plan(
 
 
 class Traced:
-    """A float network that ran once, to be planned and converted as often as wanted.
+    """A float network traced once, which can be planned and converted any number of times.
 
     Args:
-        model: The network; it must not change.
+        model: The network; do not change it afterwards.
         example_inputs: As in :func:`plan`.
 
     Raises:
@@ -119,29 +119,29 @@ class Traced:
         self._origin = find_origin(model)
 
     def plan(self, policy: Policy, chosen: Policy | None = None) -> Plan:
-        """Plan by a policy; one that makes nothing binary is as good as any other here.
+        """Plan with a policy, even one that makes nothing binary.
 
         Args:
             policy: The policy.
-            chosen: The same with the user's overrides in front, if there are any.
+            chosen: The policy with the user's overrides in front, if there are any.
         """
         return self.planned(policy, chosen)[0]
 
     def planned(
         self, policy: Policy, chosen: Policy | None = None
     ) -> tuple[Plan, dict[str, ScopeGraph]]:
-        """Plan as above, and hand out the graphs that :func:`apply_plan` would take again."""
+        """Plan as above, and also return the graphs, so that :func:`apply_plan` can reuse them."""
         chosen = policy if chosen is None else chosen
-        asked = len(chosen.rules) - len(policy.rules)
-        # Forwards are also traced as code, in training mode.
-        with random_states_kept(self.model):
+        overrides = len(chosen.rules) - len(policy.rules)
+        # Forwards are also traced symbolically, in training mode.
+        with preserve_random_states(self.model):
             return make_plan(
-                self._trace, chosen, self._origin, asked=asked, training=self._training
+                self._trace, chosen, self._origin, overrides=overrides, training=self._training
             )
 
     def convert(self, plan: Plan) -> nn.Module:
-        """Return a deep copy of the network, made binary by a plan of :meth:`plan`."""
-        student = copied(self.model)
+        """Return a deep copy of the network, binarized by a plan from :meth:`plan`."""
+        student = deepcopy_model(self.model)
         apply_plan(student, plan)
         return student
 
@@ -151,15 +151,15 @@ def _check_model(model: nn.Module) -> None:
         raise ModelError(
             "model",
             type(model).__name__,
-            "a scripted module has no Python forward left",
-            "give the network that it was scripted from",
+            "a scripted module has no Python forward",
+            "give the network that was scripted",
         )
     if any(isinstance(module, TreatedLayer) for module in model.modules()):
         raise ModelError(
             "model",
             type(model).__name__,
-            "it has binary layers already",
-            "convert the float network it came from",
+            "it already has binary layers",
+            "convert the float network that it came from",
         )
     if "" in all_layers(model):
         raise ModelError(
@@ -174,7 +174,7 @@ def _check_model(model: nn.Module) -> None:
                 "model",
                 name,
                 "this parameter of a lazy module has no shape yet",
-                "run the network once on a batch first",
+                "run the network on one batch first",
             )
         if parameter.device.type != "meta" and not _is_finite(parameter):
             raise ModelError(
@@ -184,7 +184,7 @@ def _check_model(model: nn.Module) -> None:
                 "train or load the network again; its signs would mean nothing",
             )
     for name, buffer in model.named_buffers():
-        # Other buffers may hold infinity for good reason, attention masks do.
+        # Other buffers may hold infinity for good reason: attention masks do.
         is_statistic = name.endswith(("running_mean", "running_var"))
         if is_statistic and buffer.device.type != "meta" and not _is_finite(buffer):
             raise ModelError(
@@ -198,14 +198,14 @@ def _check_model(model: nn.Module) -> None:
 def _is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point():
         return bool(tensor.isfinite().all())
-    # The largest magnitude takes one pass and no memory, unlike a mask.
+    # Unlike a mask, the largest magnitude takes one pass and no memory.
     return not tensor.numel() or bool(
         torch.linalg.vector_norm(tensor.detach(), torch.inf).isfinite()
     )
 
 
 def _check_plan(model: nn.Module, plan: Plan, overrides: Sequence[Rule]) -> None:
-    # An override is about this network, and so is a rule that names layers or classes.
+    # An override refers to this network, and so does a rule that names layers or classes.
     about_this = {str(rule) for rule in plan.policy.rules if rule.match.is_specific}
     about_this |= {str(rule) for rule in overrides}
     lost = [rule for rule in plan.unmatched if rule in about_this]
@@ -217,7 +217,7 @@ def _check_plan(model: nn.Module, plan: Plan, overrides: Sequence[Rule]) -> None
             "this rule matched no layer",
             f"correct its pattern; the layers are {names}, ..."
             if names
-            else "leave it out: the network has no convolution or linear layer",
+            else "remove it: the network has no convolution or linear layer",
         )
     if not any(d.action in TREATMENTS and d.action != "keep" for d in plan.layers):
         kept: Mapping[str, str] = {d.site: d.reason for d in plan.layers}

@@ -1,4 +1,4 @@
-"""Which layers make coordinates: offsets, masks and grids by which other maps are sampled."""
+"""Find layers that compute coordinates: offsets, masks and grids for sampling feature maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["make_coordinates"]
 
 
 def make_coordinates(trace: Trace) -> set[int]:
-    """Find the calls of layers whose values, with no layer between, say where a map is sampled.
+    """Find the layer calls that determine, with no layer in between, where maps are sampled.
 
     Args:
         trace: The run.
@@ -30,10 +30,10 @@ def make_coordinates(trace: Trace) -> set[int]:
 
 
 def _operands(op: Op) -> tuple[int, ...]:
-    """The operands that are coordinates or weights of samples, of an operation that samples."""
+    """Return the operands of a sampling operation that are coordinates or sample weights."""
     if "deform_conv" in op.name:
         return op.inputs[1:]
     if op.name != "grid_sample":
         return ()
-    # Of a table of the network's own (a parameter) only the grid is computed.
+    # If it samples a table of the network's own (a parameter), only the grid is computed.
     return op.inputs[-1:] if len(op.inputs) > 1 or op.in_shape[-1] in (2, 3) else ()

@@ -1,6 +1,6 @@
-"""What flows where: facts about a trace that rules and rewriting ask for.
+"""Data flow: facts about a trace that rules and rewriting need.
 
-All functions pass once over the operations, which are in order of execution.
+Each function makes one pass over the operations, which are in order of execution.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Layer:
     Attributes:
         path: Dotted name.
         module: The layer.
-        ops: Its calls in the trace; empty if it is never called.
+        ops: Its calls in the trace; empty if the layer is never called.
         roles: Keys of ``binarize.policy.schema.ROLES``.
         kinds: Keys of ``binarize.policy.schema.KINDS``.
-        guess: Why it is taken for what makes an output, or for what does not, if that is a guess.
+        guess: Why it is assumed to make an output, or not to, if that is a guess.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Layer:
 
 
 def find_layers(trace: Trace, shortcuts: Mapping[int, Shortcut]) -> dict[str, Layer]:
-    """All convolutions and linear layers, those that run first.
+    """Find all convolutions and linear layers; those that run come first.
 
     Args:
         trace: The run.
@@ -97,7 +97,7 @@ def find_layers(trace: Trace, shortcuts: Mapping[int, Shortcut]) -> dict[str, La
             roles.add("finest")
         layers[path] = Layer(path, module, ops, frozenset(roles), _kinds(module), ending.guess)
     zero = {path for path, layer in layers.items() if _is_zero(layer.module)}
-    # A network of zeros alone is a stand-in for one that is to be loaded.
+    # A network with only zeros is a placeholder for one whose weights are loaded later.
     for path in zero if len(zero) < len(layers) else ():
         layers[path].roles |= {"zero"}
     seen = {id(layer.module) for layer in layers.values()}
@@ -108,7 +108,7 @@ def find_layers(trace: Trace, shortcuts: Mapping[int, Shortcut]) -> dict[str, La
 
 
 def all_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Convolutions and linear layers by every name that they have."""
+    """Return convolutions and linear layers by every name that they are registered under."""
     return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
@@ -117,7 +117,7 @@ def all_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def foreign_convolutions(trace: Trace) -> dict[str, Any]:
-    """Modules by path that convolve like torch's convolutions, but descend from none of them."""
+    """Return modules that convolve but subclass none of torch's convolutions, by path."""
     return {
         path: module
         for path, module in trace.model.named_modules()
@@ -146,21 +146,21 @@ def _kinds(module: nn.Module) -> frozenset[str]:
 
 
 def _is_zero(module: nn.Module) -> bool:
-    """Whether a layer holds nothing but zeros, and therefore gives nothing but zeros."""
+    """Check whether a layer holds only zeros, so that it outputs only zeros."""
     parameters = list(module.parameters())
     if not parameters or any(p.is_meta or not p.numel() for p in parameters):
         return False
-    # The first value tells nearly always.
+    # The first value almost always decides.
     return not any(bool(p.detach().flatten()[0]) or bool(p.detach().any()) for p in parameters)
 
 
 def _last_upsampling(trace: Trace) -> int:
-    """Index of the last operation that enlarges a map and has a layer behind it, or -1."""
+    """Return the index of the last upsampling that a layer follows, or -1."""
     after = _any_after(trace)
     found = -1
     for op in trace.ops:
-        enlarges = op.kind == "up" or (op.kind == "layer" and "Transpose" in op.name)
-        if enlarges and after[op.index]:
+        upsamples = op.kind == "up" or (op.kind == "layer" and "Transpose" in op.name)
+        if upsamples and after[op.index]:
             found = op.index
     return found
 
@@ -172,7 +172,7 @@ def _is_vector(op: Op, module: nn.Module) -> bool:
 
 
 def _is_gate(trace: Trace, op: Op) -> bool:
-    """Whether a gate function lies ahead, with only layers and activations of a vector between."""
+    """Check for a gate function ahead, with only a vector's layers and activations in between."""
     front, seen = [op.index], {op.index}
     while front:
         for consumer in trace.consumers[front.pop()]:
@@ -188,7 +188,7 @@ def _is_gate(trace: Trace, op: Op) -> bool:
 
 
 def _meets_product(trace: Trace, op: Op) -> bool:
-    """Whether only reshaping, scaling and norms lie between a layer and a product of maps."""
+    """Check for a product of feature maps ahead, with only reshaping, scaling, norms between."""
     for neighbours in (
         trace.consumers.__getitem__,
         lambda index: trace.ops[index].inputs,
@@ -229,7 +229,7 @@ def _any_after(trace: Trace) -> list[bool]:
 
 
 def fed_by(trace: Trace, is_binary: Callable[[Op], bool]) -> list[int]:
-    """For each operation the channel dimension of the binary layer that feeds it, 0 if none does.
+    """Return, per operation, the channel dimension of the binary layer feeding it, 0 if none.
 
     Args:
         trace: The run.
@@ -241,22 +241,22 @@ def fed_by(trace: Trace, is_binary: Callable[[Op], bool]) -> list[int]:
             own = -1 if not _has_channels_second(op) else 1
             fed.append(own if is_binary(op) else 0)
             continue
-        # The largest operand decides: a vector of a linear layer that is spread over a feature map
-        # has its channels where the feature map has them.
+        # The largest operand decides: when a linear layer's vector is broadcast over a feature map,
+        # the channels are where the feature map has them.
         sources = [i for i in op.inputs if fed[i]]
         dim = fed[max(sources, key=lambda i: math.prod(trace.ops[i].shape))] if sources else 0
         if op.kind in ("function-layer", "product", "gate"):
             dim = 0
         elif dim and op.order:
             place, last = op.order.index(dim % len(op.order)), len(op.order) - 1
-            # In the middle of a channel shuffle it is elsewhere, and comes back.
+            # Inside a channel shuffle the dimension is elsewhere, and comes back.
             dim = {1: 1, last: -1}.get(place, dim)
         fed.append(dim)
     return fed
 
 
 def leads_to(trace: Trace, is_binary: Callable[[Op], bool]) -> list[bool]:
-    """For each operation whether a binary layer is among the next layers behind it.
+    """Return, per operation, whether one of the next layers is binary.
 
     Args:
         trace: The run.
@@ -277,7 +277,7 @@ def _has_channels_second(op: Op) -> bool:
 
 
 def only_prediction_follows(trace: Trace, is_prediction: Callable[[Op], bool]) -> list[bool]:
-    """For each operation whether the next layers on every way out all make the prediction."""
+    """Return, per operation, whether the next layers on every path all make the prediction."""
     found = [False] * len(trace.ops)
     for op in reversed(trace.ops):
         nexts = [trace.ops[i] for i in trace.consumers[op.index]]

@@ -1,4 +1,4 @@
-"""Rewrite the forward of a module that holds an addition or an activation that has to go."""
+"""Rewrite the forward of a module to drop an addition or replace an activation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 from torch import fx, nn
 
 from binarize.errors import ModelError
+from binarize.graph.code_paths import CodePath
 from binarize.graph.plan import Decision
 from binarize.graph.scopes import ScopeGraph
-from binarize.graph.switch import forward_of_ways
-from binarize.graph.ways import Way
+from binarize.graph.switch import dispatching_forward
 from binarize.nn.parts import ACTIVATIONS
 from binarize.nn.spec import UnitSpec
 
@@ -24,12 +24,12 @@ __all__ = ["new_activation", "rewrite_forward"]
 
 
 def new_activation(decision: Decision, spec: UnitSpec, *like: nn.Module) -> nn.Module:
-    """The activation that a decision asks for.
+    """Build the activation that a decision specifies.
 
     Args:
-        decision: About an activation, with its channels.
+        decision: A decision about an activation, with its channels.
         spec: The unit's parts.
-        like: Modules, of which the first with parameters tells device and dtype.
+        like: Modules; the first one with parameters gives device and dtype.
     """
     new = ACTIVATIONS[spec.activation or ""](
         decision.channels, channel_dim=decision.channel_dim, **spec.activation_options
@@ -47,11 +47,11 @@ def rewrite_forward(
     decisions: list[Decision],
     spec: UnitSpec,
     model: nn.Module,
-    ways: Sequence[Way] = (),
+    paths: Sequence[CodePath] = (),
 ) -> None:
-    """Give a module a forward without what its decisions say has to go, in place.
+    """Replace a module's forward by one without what its decisions drop, in place.
 
-    Its class becomes a subclass of its own class, so that everything but the forward stays.
+    The module's class becomes a subclass of its old class, so only the forward changes.
 
     Args:
         module: The module.
@@ -59,15 +59,15 @@ def rewrite_forward(
         scope: Its dotted name.
         decisions: Activations to replace, additions and scales to drop.
         spec: The unit's parts.
-        model: The whole network; a module without parameters has its device and dtype.
-        ways: What the forward does for other arguments, edited likewise; see
-            :func:`binarize.graph.ways.other_ways`.
+        model: The whole network; gives device and dtype to a module without parameters.
+        paths: The forward for other arguments, edited in the same way; see
+            :func:`binarize.graph.code_paths.other_code_paths`.
 
     Raises:
-        ModelError: The forward lacks what a decision names.
+        ModelError: The forward lacks an operation that a decision names.
     """
     prefix = f"{scope}." if scope else ""
-    scopes = [traced, *(w.traced for w in ways[1:] if w.traced is not None)]
+    scopes = [traced, *(w.traced for w in paths[1:] if w.traced is not None)]
     graphs = [g for each in scopes for g in (each.graph, each.training) if g is not None]
     called = {name for graph in graphs for name in _children(graph)}
     for decision in decisions:
@@ -85,9 +85,9 @@ def rewrite_forward(
             )
         places = [(traced, node)]
         places += [
-            (way.traced, way.twins[node])
-            for way in ways
-            if way.traced is not None and node in way.twins
+            (path.traced, path.twins[node])
+            for path in paths
+            if path.traced is not None and node in path.twins
         ]
         new_name = ""
         if decision.part == "activation":
@@ -98,8 +98,8 @@ def rewrite_forward(
             _edit(module, place, each.twins, decision.operand, new_name)
     for name in called - {name for graph in graphs for name in _children(graph)}:
         module._modules[name] = None
-    if ways:
-        _set_forward(module, *forward_of_ways(module, ways))
+    if paths:
+        _set_forward(module, *dispatching_forward(module, paths))
     else:
         _set_forward(module, *_forward_of_modes(traced))
 
@@ -107,7 +107,7 @@ def rewrite_forward(
 def _edit(
     module: nn.Module, node: fx.Node, twins: dict[fx.Node, fx.Node], operand: int, new_name: str
 ) -> None:
-    """Put a child in a node's place, or drop the node, in both modes."""
+    """Replace a node by a child module, or drop the node, in both modes."""
     twin = twins.get(node)
     if new_name:
         for each in (node, twin):
@@ -119,19 +119,19 @@ def _edit(
         return
     stand_in = _kept_operand(module, node, operand)
     if twin is not None:
-        # What only training does to the branch (a drop-path) goes with the shortcut: it would
-        # drop the whole signal.
+        # What only training applies to the branch (a drop-path) goes with the shortcut: alone, it
+        # would drop the whole signal.
         _replace(twin, twins.get(stand_in) or _kept_operand(module, twin, operand))
     _replace(node, stand_in)
 
 
 def _children(graph: fx.Graph) -> set[str]:
-    """Names of the direct children that a forward calls."""
+    """Return the names of the direct children that a forward calls."""
     return {str(n.target).split(".")[0] for n in graph.nodes if n.op == "call_module"}
 
 
 def _kept_operand(module: nn.Module, node: fx.Node, operand: int) -> fx.Node:
-    """The operand of an addition that stays, counted as the trace does: without constants."""
+    """Return the operand of an addition that stays, counted as in the trace: without constants."""
     tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
     kept = [tensor for tensor in tensors if not _is_constant(tensor)][operand]
     while kept.op == "call_module":
@@ -143,7 +143,7 @@ def _kept_operand(module: nn.Module, node: fx.Node, operand: int) -> fx.Node:
 
 
 def _is_constant(node: fx.Node) -> bool:
-    """Whether a value comes of parameters, buffers and numbers alone."""
+    """Check whether a value depends only on parameters, buffers and numbers."""
     if node.op in ("placeholder", "call_module"):
         return False
     return all(_is_constant(source) for source in node.all_input_nodes)
@@ -158,7 +158,7 @@ def _replace(node: fx.Node, stand_in: fx.Node) -> None:
 
 
 def _erase(node: fx.Node) -> None:
-    """Erase a node and what was computed for it alone (a projection, say)."""
+    """Erase a node and everything computed only for it (such as a projection)."""
     sources = node.all_input_nodes
     node.graph.erase_node(node)
     for source in sources:
@@ -174,13 +174,13 @@ def _free_name(module: nn.Module, name: str) -> str:
 
 
 def _forward_of_modes(traced: ScopeGraph) -> tuple[str, dict[str, Any]]:
-    """The source of a forward, and the names that it takes."""
+    """Return the source of a forward, and the globals that it uses."""
     graphs = [graph for graph in (traced.graph, traced.training) if graph is not None]
     codes = [graph.python_code("self") for graph in graphs]
     names = {name: value for code in codes for name, value in code.globals.items()}
     source = codes[0].src
     if len(codes) == 2:
-        # One forward per mode, and one in front that chooses.
+        # One forward per mode, and one that dispatches.
         source = source.replace("def forward(", "def _forward_eval(", 1) + codes[1].src.replace(
             "def forward(", "def _forward_train(", 1
         )
@@ -198,7 +198,7 @@ def _set_forward(module: nn.Module, source: str, names: dict[str, Any]) -> None:
 
 
 def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
-    """A subclass of a module's class with another forward; instances pickle by their source."""
+    """Make a subclass of a module's class with another forward; instances pickle by source."""
     filename = f"<binarize {base.__module__}.{base.__qualname__} {zlib.crc32(source.encode()):x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     names.pop("__builtins__", None)
@@ -209,7 +209,7 @@ def _subclass(base: type, source: str, names: dict[str, Any]) -> type:
         signature = inspect.signature(namespace["_forward_eval"])
         namespace["forward"].__signature__ = signature
 
-    # Modules cannot be pickled or deep-copied; their names can.
+    # Modules cannot be pickled or deep-copied, but their names can.
     imports = {k: v.__name__ for k, v in names.items() if isinstance(v, ModuleType)}
     objects = {k: v for k, v in names.items() if k not in imports}
 

@@ -1,4 +1,4 @@
-"""Example inputs: check what the user gives, or find what the network takes."""
+"""Example inputs: check the user's, or find inputs that the network accepts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from binarize.graph.trace import Trace, trace
 __all__ = ["arguments", "input_shapes", "run_example"]
 
 _SIZES = {1: (256, 1024, 4096), 2: (256, 224, 128, 384, 512, 64, 32), 3: (64, 32, 96, 128)}
-# Frames, height, width of a film; other networks of three dimensions take cubes.
+# Frames, height, width of a video; other 3D networks take cubes.
 _FILM = (16, 224, 224)
 
 
@@ -28,17 +28,17 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
 
     Args:
         model: The network.
-        example_inputs: A tensor, a tuple or list of positional arguments, a mapping of named
-            arguments, or ``None``: then they are those that a converted network was converted
-            with; of a float one the number of channels is that of the first convolution, and the
-            size the network's own default (timm) or the first that its forward accepts.
+        example_inputs: A tensor, a tuple or list of positional arguments, a mapping of keyword
+            arguments, or ``None``. ``None`` takes a converted network's own example inputs. For a
+            float network, the first convolution gives the number of channels; the size is the
+            network's default (timm), or the first that its forward accepts.
 
     Returns:
         The recorded run.
 
     Raises:
-        ModelError: The inputs do not fit the network, are integers where images are wanted, lie
-            on another device, or none could be found.
+        ModelError: The inputs do not fit the network, are integers where images are expected, are
+            on another device, or no input was found.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if example_inputs is not None:
@@ -51,32 +51,32 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
                 "example_inputs",
                 _shapes((args, kwargs)),
                 f"the network's forward does not accept them ({_short(error)})",
-                "give inputs as you would call the network with",
+                "give inputs that you would call the network with",
             ) from error
     last: Exception | None = None
     for shapes in _candidates(model):
         try:
             images = [torch.zeros(shape, device=device, dtype=_dtype(model)) for shape in shapes]
             with warnings.catch_warnings():
-                # A guess that a network warns about is no affair of the user's.
+                # The user need not see what a network warns about a guess.
                 warnings.simplefilter("ignore")
                 return trace(model, images)
         except Exception as error:
             last = last or error
-    cause = _short(last) if last else "it has no convolution to tell the number of channels"
+    cause = _short(last) if last else "no convolution gives the number of channels"
     raise ModelError(
         "example_inputs",
         None,
-        f"no input could be found for the network ({cause})",
+        f"found no input for the network ({cause})",
         "give example_inputs=torch.zeros(...) or a tuple of the forward's arguments",
     ) from last
 
 
 def input_shapes(trace: Trace) -> tuple[tuple[int, ...], ...]:
-    """Tell the shapes of a run's inputs, if zeros of these shapes are as good as the inputs.
+    """Return the shapes of a run's inputs, if zeros of these shapes can replace the inputs.
 
     Returns:
-        The shapes; () if an input is no floating-point tensor, or is given by name.
+        The shapes; () if an input is not a floating-point tensor, or is passed by keyword.
     """
     args, kwargs = trace.arguments.get("", ((), {}))
     if kwargs or not all(isinstance(x, Tensor) and x.is_floating_point() for x in args):
@@ -85,10 +85,10 @@ def input_shapes(trace: Trace) -> tuple[tuple[int, ...], ...]:
 
 
 def arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as positional and named arguments.
+    """Split example inputs into positional and keyword arguments.
 
     Raises:
-        ModelError: They are neither a tensor nor a tuple, list or mapping.
+        ModelError: They are not a tensor, tuple, list or mapping.
     """
     if isinstance(value, Tensor):
         return (value,), {}
@@ -99,8 +99,8 @@ def arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise ModelError(
         "example_inputs",
         type(value).__name__,
-        "neither tensor, tuple nor mapping",
-        "give a tensor, a tuple of arguments or a mapping of named arguments",
+        "must be a tensor, a tuple or a mapping",
+        "give a tensor, a tuple of arguments or a mapping of keyword arguments",
     )
 
 
@@ -108,7 +108,7 @@ def _check(args: Any, kwargs: Any, device: torch.device) -> None:
     tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
     if not tensors:
         raise ModelError(
-            "example_inputs", _shapes((args, kwargs)), "there is no tensor in it", "give a tensor"
+            "example_inputs", _shapes((args, kwargs)), "it holds no tensor", "give a tensor"
         )
     for tensor in tensors:
         if tensor.device != device:
@@ -140,13 +140,13 @@ def _candidates(model: nn.Module) -> Iterator[tuple[tuple[int, ...], ...]]:
         config = getattr(model, attribute, None)
         size = config.get("input_size") if isinstance(config, Mapping) else None
         if size:
-            # The first convolution tells a changed in_chans, if it is the one on the image.
+            # The first convolution shows a changed in_chans, if it reads the image.
             for channels in dict.fromkeys((_channels(model) or size[0], size[0])):
                 yield ((1, channels, *size[1:]),)
     for module in model.modules():
         for spatial, kind in ((2, nn.Conv2d), (3, nn.Conv3d), (1, nn.Conv1d)):
             if isinstance(module, kind):
-                # It may stand behind a stem that folds positions into channels.
+                # It may follow a stem that folds positions into channels.
                 for channels in dict.fromkeys((module.in_channels, 3)):
                     for length in _SIZES[spatial]:
                         yield ((1, channels, *[length] * spatial),)
@@ -170,12 +170,12 @@ def _shapes(value: Any) -> str:
     return ", ".join(parts)
 
 
-# Whose frames say nothing about the network: torch's, and the tracer's.
+# Files whose frames say nothing about the network: torch's, and the tracer's.
 _NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 def _short(error: BaseException) -> str:
-    """An error and where it came from: the module, and the line of its code."""
+    """Describe an error and where it came from: the module, and the line of its code."""
     text = " ".join(str(error).split())
     root: nn.Module | None = None
     names: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""How a float layer is read: its padding, its effective weight, what forbids a unit."""
+"""Read a float layer: its padding, its effective weight, what prevents a binary layer."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _KNOWN = _TENSORFLOW_SAME | _STANDARDIZED | {"Conv2dStaticSamePadding", "Linear"
 
 
 def obstacle(layer: Any) -> str | None:
-    """Why a unit cannot stand in for a layer, or ``None`` if it can."""
+    """Return why a binary layer cannot replace a layer, or ``None`` if it can."""
     base = next((cls for cls in _PLAIN if isinstance(layer, cls)), None)
     if base is None:
         return f"{type(layer).__name__} is not a convolution or linear layer of torch"
     own = type(layer).__name__
     if type(layer).forward is not base.forward and own not in _KNOWN:
-        return f"{own} computes its output in a forward of its own"
+        return f"{own} has its own forward"
     if not layer.weight.is_floating_point():
         return f"its weight is {layer.weight.dtype}, not floating point"
     if layer.weight.numel() == 0:
@@ -44,14 +44,14 @@ def obstacle(layer: Any) -> str | None:
 
 
 def is_standardized(layer: nn.Module) -> bool:
-    """Whether a layer's own forward subtracts its weight's mean and divides by its deviation."""
+    """Check whether a layer's forward subtracts its weight's mean and divides by its deviation."""
     return type(layer).__name__ in _STANDARDIZED
 
 
 def extra_padding(layer: nn.Module) -> str | Sequence[int] | None:
-    """Padding that a convolution's own forward adds, as ``pre_padding`` of a binary one."""
+    """Return the padding that a convolution's own forward adds, as ``pre_padding``."""
     name = type(layer).__name__
-    # Some pad by themselves only where the stride makes the padding depend on the size.
+    # Some pad in their forward only where the stride makes the padding depend on the size.
     if name in _TENSORFLOW_SAME and getattr(layer, "same_pad", True):
         return "same"
     if name == "Conv2dStaticSamePadding":
@@ -61,10 +61,10 @@ def extra_padding(layer: nn.Module) -> str | Sequence[int] | None:
 
 
 def effective_weight(layer: Any) -> Tensor | nn.Parameter:
-    """The weight that becomes the latent one: the parameter itself where there is one."""
+    """Return the weight that becomes the latent weight: the parameter itself if there is one."""
     weight = _hooked_weight(layer)
     if is_standardized(layer):
-        # The layer subtracts the mean of each filter before use, and the sign would miss it.
+        # The layer subtracts each filter's mean before use; the sign must be that of the result.
         detached = weight.detach()
         return detached - detached.mean(tuple(range(1, detached.dim())), keepdim=True)
     if parametrize.is_parametrized(layer, "weight") or not isinstance(weight, nn.Parameter):
@@ -73,7 +73,7 @@ def effective_weight(layer: Any) -> Tensor | nn.Parameter:
 
 
 def _hooked_weight(layer: Any) -> Tensor:
-    """The weight, computed anew where a hook would do so before each call."""
+    """Return the weight, recomputed if a hook recomputes it before each call."""
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm) and hook.name == "weight":
             return hook.compute_weight(layer)
@@ -83,5 +83,5 @@ def _hooked_weight(layer: Any) -> Tensor:
 
 
 def scope_name(path: str) -> str:
-    """A scope's name for people; the network itself has the empty path."""
+    """Return the display name of a scope; the network itself has the empty path."""
     return path or "(root)"

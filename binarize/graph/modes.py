@@ -1,7 +1,7 @@
-"""A second run, in training mode, of networks that go another way then.
+"""A second run, in training mode, for networks that then take a different path.
 
-An auxiliary head that exists in training mode only, or a head that returns its raw values then,
-is not seen by a run in evaluation mode.
+A run in evaluation mode misses an auxiliary head that exists only in training mode, and a head
+that then returns its raw values.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from torch.utils._pytree import tree_map_only
 from binarize.graph.classify import module_kind
 from binarize.graph.trace import Trace, trace
 
-__all__ = ["random_states_kept", "training_run"]
+__all__ = ["preserve_random_states", "training_run"]
 
 
 def training_run(model: nn.Module, evaluated: Trace) -> Trace | None:
-    """Run a network in training mode on the inputs of another run, if its code asks for the mode.
+    """Run a network in training mode on another run's inputs, if its code checks the mode.
 
     Args:
-        model: The network; neither its tensors nor its modules nor random states are changed.
+        model: The network; its tensors, its modules and the random states stay unchanged.
         evaluated: Its run in evaluation mode.
 
     Returns:
-        The run; ``None`` if no forward branches on the mode, or if the network does not run so
-        (one that wants targets then, say).
+        The run; ``None`` if no forward branches on the mode, or if the network does not run in
+        training mode (because it expects targets, for example).
     """
     classes: set[type] = {type(module) for module in model.modules() if _has_parts(module)}
     if not any(_branches_on_mode(cls) for cls in classes):
@@ -45,12 +45,12 @@ def training_run(model: nn.Module, evaluated: Trace) -> Trace | None:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def zeros(like: Tensor) -> Tensor:
-        # A run keeps shapes alone; what is whole already is a run on real tensors.
+        # A trace on fake tensors keeps only shapes; real tensors are used as they are.
         return torch.zeros(like.shape, dtype=like.dtype, device=device) if like.is_meta else like
 
     args, kwargs = tree_map_only(Tensor, zeros, evaluated.arguments.get("", ((), {})))
     try:
-        with random_states_kept(model), warnings.catch_warnings():
+        with preserve_random_states(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return trace(model, args, kwargs, training=True)
     except Exception:
@@ -58,13 +58,13 @@ def training_run(model: nn.Module, evaluated: Trace) -> Trace | None:
 
 
 def _has_parts(module: nn.Module) -> bool:
-    """Whether a module could call layers; a drop-path branches on the mode, and has none."""
+    """Check whether a module could call layers; a drop-path branches on the mode but has none."""
     return module_kind(module) is None and any(True for _ in module.children())
 
 
 @functools.lru_cache(maxsize=4096)
 def _branches_on_mode(cls: type) -> bool:
-    """Whether a method of a class does more with ``self.training`` than hand it on in a call."""
+    """Check whether a method of a class uses ``self.training`` other than as an argument."""
     for base in cls.__mro__:
         if base is nn.Module:
             return False
@@ -90,11 +90,11 @@ def _asks(code: CodeType) -> bool:
 
 
 @contextmanager
-def random_states_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the states of Python's, numpy's and torch's random numbers afterwards.
+def preserve_random_states(model: nn.Module) -> Iterator[None]:
+    """Restore the random states of Python, numpy and torch on exit.
 
     Args:
-        model: A network, whose devices count.
+        model: A network, whose devices are included.
     """
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     numpy: Any = sys.modules.get("numpy")

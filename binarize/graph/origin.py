@@ -1,4 +1,4 @@
-"""How to build a network of timm, segmentation-models-pytorch or transformers again by name."""
+"""Rebuild a network of timm, segmentation-models-pytorch or transformers by name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["build_origin", "find_origin"]
 
 
 def find_origin(model: nn.Module) -> dict[str, Any] | None:
-    """Tell how a network is built by name.
+    """Find out how to build a network by name.
 
     Args:
         model: A float network.
 
     Returns:
         ``{"library", "name", "arguments"}`` for networks of segmentation-models-pytorch, timm and
-        transformers that are built alike from what is known of their arguments, else ``None``.
+        transformers that can be rebuilt from their known arguments, else ``None``.
     """
     origin = _claimed_origin(model)
     if origin is None:
@@ -30,8 +30,8 @@ def find_origin(model: nn.Module) -> dict[str, Any] | None:
     twin = _twin(origin)
     if twin is None:
         return None
-    # Arguments that are not kept (a stride, an activation) and later changes by hand show in the
-    # tensors, or in what the modules say of themselves.
+    # Arguments that the network does not keep (a stride, an activation) and manual changes show in
+    # the tensors or in the modules' representation.
     ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     theirs = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
     same = ours == theirs and str(model) == str(twin) and _attentions(model) == _attentions(twin)
@@ -44,7 +44,7 @@ def _attentions(model: nn.Module) -> list[Any]:
 
 
 def _twin(origin: Mapping[str, Any]) -> nn.Module | None:
-    # Without storage, where the constructor allows it.
+    # Without storage if the constructor allows it.
     for device in ("meta", "cpu"):
         try:
             with torch.device(device), torch.random.fork_rng(devices=[]):
@@ -80,8 +80,8 @@ def _transformers_origin(model: nn.Module) -> dict[str, Any] | None:
     if not hasattr(config, "to_json_string"):
         return None
     arguments = json.loads(config.to_json_string(use_diff=False))
-    # How attention is computed decides the last bits, and is not among the settings; a backbone may
-    # do it in another way. Its weights are in the file: nothing is to be fetched for them.
+    # The attention implementation decides the last bits and is not in the config; a backbone may
+    # use another one. The file holds the backbone's weights, so nothing needs to be downloaded.
     inner = {key: getattr(config, key, None) for key in getattr(config, "sub_configs", {})}
     arguments["attn_implementation"] = {
         "": config._attn_implementation,
@@ -118,7 +118,7 @@ def build_origin(origin: Mapping[str, Any]) -> nn.Module:
     """Build the float network that :func:`find_origin` described, with random weights.
 
     Raises:
-        FileError: The library is not one of the three, or has no such network.
+        FileError: The library is not one of the three, or does not have the network.
     """
     library, name, arguments = origin["library"], origin["name"], dict(origin["arguments"])
     try:
@@ -140,8 +140,6 @@ def build_origin(origin: Mapping[str, Any]) -> nn.Module:
             "path",
             f"{library}:{name}",
             f"the network cannot be built here ({type(error).__name__}: {error})",
-            "give model=... yourself, or install the library's version it was saved with",
+            "give model=..., or install the version of the library that it was saved with",
         ) from error
-    raise FileError(
-        "path", library, "the network comes from an unknown library", "give model=... yourself"
-    )
+    raise FileError("path", library, "the network comes from an unknown library", "give model=...")

@@ -1,10 +1,10 @@
-"""Which layers make an output of the network, as opposed to a feature map that it returns.
+"""Tell layers that make an output of the network from those that make a returned feature map.
 
-A network says nowhere which of the two it returns. What a layer computes is an output for certain
-if it leaves as it is: no norm, activation, residual addition or further layer takes it before. A
-residual addition to the network's own input changes nothing about that (an image plus its
-correction), nor does a frozen layer (an expectation over bins). Otherwise the number of channels
-has to tell: outputs are narrower than any feature map, that is, than what the first layer makes.
+A network does not say which of the two it returns. A layer certainly makes an output if its
+result leaves the network unchanged: no norm, activation, residual addition or further layer
+reads it first. A residual addition of the network's own input (an image plus its correction) or
+a frozen layer (an expectation over bins) changes nothing about that. Otherwise the number of
+channels decides: outputs are narrower than any feature map, that is, than the first layer's.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ LAYER_KINDS = ("layer", "function-layer", "product")
 # What may stand between a layer and an output.
 _NORM, _ACTIVATION, _SHORTCUT, _FROZEN, _MERGE = 1, 2, 4, 8, 16
 _DOUBTS = {_NORM: "a norm", _ACTIVATION: "an activation", _SHORTCUT: "a residual addition"}
-# No feature map behind a norm has as few channels: depth, flow, an image.
+# No feature map after a norm has this few channels: depth, optical flow, an image.
 _FEW = 4
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What a layer's values become behind it.
+    """What becomes of a layer's result.
 
     Attributes:
-        makes_output: Whether they are an output of the network.
-        guess: What speaks for it and how to say otherwise, if it is a guess.
+        makes_output: Whether it is an output of the network.
+        guess: The evidence and how to override it, if this is a guess.
     """
 
     makes_output: bool
@@ -44,14 +44,14 @@ class Ending:
 
 
 class Outputs:
-    """Judges the layers of a run.
+    """Classifies the layers of a run.
 
     Args:
         trace: The run.
         shortcuts: Additions that close a residual block, by index.
         calls: Calls of each layer, by path.
-        before: Per operation whether a layer comes before it.
-        reads: Per operation whether it depends on the network's input.
+        before: Per operation, whether a layer comes before it.
+        reads: Per operation, whether it depends on the network's input.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Outputs:
         self._back = _leaving(trace, self._open)
 
     def judge(self, path: str, calls: list[Op]) -> Ending:
-        """Tell what a layer's values become.
+        """Determine what becomes of a layer's result.
 
         Args:
             path: Its dotted name.
@@ -86,27 +86,27 @@ class Outputs:
         module = self._modules[path]
         frozen = _is_frozen(self._trace, module)
         followed = [self._after[frozen][op.index] for op in calls]
-        found = {way for op in calls for way in self._ways(op, set() if frozen else self._open)}
+        found = {x for op in calls for x in self._barriers(op, set() if frozen else self._open)}
         if not found:
             return Ending(False)
         if not any(followed) and any(not mask & ~_MERGE for mask, _ in found):
             return Ending(True)
         name = glob.escape(path)
-        accepted = [way for way in found if self._accepts(*way, module)]
+        accepted = [x for x in found if self._accepts(*x, module)]
         if accepted:
             mask, channels = min(accepted)
             why = f"its {channels} channel(s) are fewer than the first layer's {self._width}"
             if mask & _FROZEN:
                 why = "only a frozen layer follows"
             elif channels >= self._width:
-                why = "it narrows, has a bias and is returned as it is"
+                why = "it narrows, has a bias and is returned unchanged"
             return Ending(True, f"{why}; if it makes features, overrides={{{name!r}: 'binarize'}}")
         doubt = min(mask for mask, _ in found)
         if doubt & _NORM or (not doubt & (_ACTIVATION | _SHORTCUT) and module.bias is None):
             return Ending(False)
         through = " and ".join(words for bit, words in _DOUBTS.items() if doubt & bit)
         through = f" through {through}" if through else " and read by further layers"
-        guess = f"returned{through}, taken for features; if it makes an output, "
+        guess = f"returned{through}, assumed to make features; if it makes an output, "
         return Ending(False, f"{guess}overrides={{{name!r}: 'keep'}}")
 
     def _accepts(self, mask: int, channels: int, module: nn.Module) -> bool:
@@ -115,12 +115,12 @@ class Outputs:
             return not doubts
         if channels < self._width:
             return not mask & _NORM or channels <= _FEW
-        # A prediction in passing (an auxiliary head whose result further layers read).
+        # A prediction on the way (an auxiliary head whose result further layers read).
         wide, narrow = _widths(module)
         return not doubts and not mask & _MERGE and module.bias is not None and narrow < wide
 
-    def _ways(self, call: Op, fixed: set[int]) -> set[tuple[int, int]]:
-        """What stands between a call and the outputs it reaches, with the channels there."""
+    def _barriers(self, call: Op, fixed: set[int]) -> set[tuple[int, int]]:
+        """Return what stands between a call and the outputs it reaches, and the channels there."""
         ops, consumers = self._trace.ops, self._trace.consumers
         start = (call.index, 0, _widths(self._modules[call.path or ""])[1])
         front, seen, found = [start], {start}, set()
@@ -162,7 +162,7 @@ class Outputs:
     def _first_width(
         self, calls: Mapping[str, list[Op]], before: list[bool], reads: list[bool]
     ) -> int:
-        """Channels of the widest layer on the input; layers that only mix colours aside."""
+        """Return the width of the widest layer on the input that does not only mix colors."""
         first, widest = 0, 0
         for path, ops in calls.items():
             wide, own = _widths(self._modules[path])
@@ -173,21 +173,21 @@ class Outputs:
 
 
 def _channels_behind(op: Op, channels: int) -> int:
-    """How many channels a map has behind an operation that may change their number."""
+    """Return the channels of a feature map after an operation that may change their number."""
     if op.name == "pixel_shuffle":
         return op.shape[1]
     if op.kind == "cat" and len(op.shape) == len(op.in_shape) > 3:
-        # Along the channels, first or last; other concatenations leave their number.
+        # Along the channels, first or last; other concatenations keep their number.
         return next((op.shape[d] for d in (1, -1) if op.shape[d] != op.in_shape[d]), channels)
     return channels
 
 
 def ending_outputs(trace: Trace, calls: Collection[Op]) -> list[Op]:
-    """Operations between calls of layers that make outputs and these outputs.
+    """Find the operations between calls of output-making layers and the outputs.
 
     Args:
         trace: The run.
-        calls: The layers' calls.
+        calls: The calls of the layers.
     """
     back = _leaving(trace, _fixed(trace))
     found: set[int] = set()
@@ -201,7 +201,7 @@ def ending_outputs(trace: Trace, calls: Collection[Op]) -> list[Op]:
 
 
 def _leaving(trace: Trace, fixed: set[int]) -> list[bool]:
-    """Per operation whether it is no layer that trains, and none lies between it and an output."""
+    """Return, per operation, whether no trainable layer lies on a path to an output, or is it."""
     found = [False] * len(trace.ops)
     for op in reversed(trace.ops):
         if op.kind not in LAYER_KINDS or op.index in fixed:
@@ -211,7 +211,7 @@ def _leaving(trace: Trace, fixed: set[int]) -> list[bool]:
 
 
 def _fixed(trace: Trace) -> set[int]:
-    """Operations of a layer's kind that compute with frozen weights or constants."""
+    """Return layer-like operations that use frozen weights or constants."""
     return {op.index for op in trace.ops if op.kind in LAYER_KINDS and _is_fixed(trace, op)}
 
 
@@ -225,14 +225,14 @@ def _is_fixed(trace: Trace, op: Op) -> bool:
 
 
 def _is_frozen(trace: Trace, module: nn.Module) -> bool:
-    """Whether training leaves a layer as it is, in a network that is trained elsewhere."""
+    """Check whether a layer is frozen in a network that trains other layers."""
     if any(p.requires_grad for p in module.parameters()):
         return False
     return any(p.requires_grad for p in trace.model.parameters())
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
-    """Channels that a layer reads and makes."""
+    """Return the input and output channels of a layer."""
     layer: Any = module
     if hasattr(layer, "out_channels"):
         return layer.in_channels, layer.out_channels

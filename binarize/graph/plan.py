@@ -1,4 +1,4 @@
-"""A conversion as data: every decision, who made it, and why."""
+"""A conversion as data: every decision, its rule and its reason."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from binarize.policy.schema import Policy, format_unit
 
 __all__ = ["CONTRACT", "Decision", "Plan"]
 
-# The rule behind decisions that no policy makes: the pass itself.
+# The rule of decisions that the converter makes rather than the policy.
 CONTRACT = "contract"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one place of the network, and why.
+    """What happens to one site of the network, and why.
 
     Attributes:
         site: Dotted name of the layer or activation, or ``scope:operation#n`` for the n-th such
@@ -30,25 +30,25 @@ class Decision:
         kind: Class of the module or name of the function.
         action: Layers: ``"binarize"``, ``"keep"``, ``"int8"``, ``"bypass"`` (a projection shortcut
             becomes the parameter-free bypass) or ``"remove"`` (a projection whose block addition
-            is gone).
+            is removed).
             Activations: ``"replace"`` or ``"keep"``. Additions, scales: ``"drop"`` or ``"keep"``.
-        reason: Why, for people.
-        rule: Which rule decided; ``"contract"`` is the pass itself.
+        reason: Why, in words.
+        rule: The rule that decided; ``"contract"`` is the converter itself.
         shape: Shape of the layer's weight.
-        norm: Layers: name of the norm that becomes the unit's own (or goes with a removed layer).
-        carries: Binary layers: whether the unit has the full-precision bypass.
+        norm: Layers: name of the norm that moves into the binary layer, or is removed with it.
+        carries: Binary layers: whether the layer has the full-precision bypass.
         scope: Name of the module whose forward holds the operation.
         ordinal: Position among the scope's operations of this kind.
-        rewrite: Whether the scope's forward is rewritten for it (else a module is exchanged).
-        operand: Additions and scales: which operand stays.
+        rewrite: Whether the scope's forward is rewritten (otherwise a module is replaced).
+        operand: Additions and scales: the operand that stays.
         channels: Activations: number of channels.
         channel_dim: Activations: 1, or -1 for channels-last tensors.
-        like: Removed layers: a remaining layer whose output has as many positions whatever the
-            input's size, so that what was removed can be counted; ``None`` if there is none.
+        like: Removed layers: a remaining layer whose output has as many positions at any input
+            size, for counting the removed operations; ``None`` if there is none.
         roles: Layers: what the layer does in this network, keys of
             ``binarize.policy.schema.ROLES``, in alphabetical order.
-        unit: Layers: parts that are others than in the policy's unit, see :meth:`Plan.unit`;
-            ``None`` if there are none.
+        unit: Layers: overrides of the policy's unit, see :meth:`Plan.unit`; ``None`` if there are
+            none.
     """
 
     site: str
@@ -72,7 +72,7 @@ class Decision:
 
     @property
     def weights(self) -> int:
-        """Number of weights of a layer."""
+        """The number of weights of a layer."""
         count = 1 if self.shape else 0
         for length in self.shape:
             count *= length
@@ -90,15 +90,15 @@ class Plan:
 
     Attributes:
         policy: The policy, overrides included.
-        decisions: In the order in which the network runs; layers that never run come last.
+        decisions: In the network's order of execution; layers that never run come last.
         opaque: Modules whose own forward could not be rewritten, with the cause.
-        origin: How to build the float network by name, if it came from timm or smp.
+        origin: How to build the float network by name, if it came from a known library.
         unmatched: Rules of the policy that matched no layer.
-        arguments: Per rewritten forward the arguments that are no tensors (``None``, flags,
-            strings), as the run had them; they tell which way it takes.
+        arguments: Per rewritten forward, the non-tensor arguments (``None``, flags, strings) of the
+            run; they determine the code path.
         reference: Size of the float network: ``"params"``, and ``"bytes"`` of its state_dict.
-        example: Shapes of the tensors that the network was run on, if it takes nothing but
-            floating-point tensors by position, else empty. Equal plans may come of other shapes.
+        example: Shapes of the tensors that the network ran on if all inputs are positional
+            floating-point tensors, else empty. Equal plans may come from different shapes.
     """
 
     policy: Policy
@@ -111,26 +111,26 @@ class Plan:
     example: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
 
     def part(self, part: str) -> tuple[Decision, ...]:
-        """The decisions about one part: layers, activations, additions or scales."""
+        """Return the decisions about one part: layers, activations, additions or scales."""
         return tuple(d for d in self.decisions if d.part == part)
 
     @property
     def layers(self) -> tuple[Decision, ...]:
-        """The decisions about convolutions and linear layers."""
+        """Return the decisions about convolutions and linear layers."""
         return self.part("layer")
 
     def unit(self, decision: Decision) -> UnitSpec:
-        """The binary unit that is for a layer."""
+        """Return the unit that a layer's decision specifies."""
         return self.policy.unit.changed(decision.unit or {})
 
     @property
     def binary_share(self) -> float:
-        """Share of the remaining layers' weights that become binary, 0 to 1."""
+        """Return the share of the remaining layers' weights that become binary, 0 to 1."""
         total = sum(d.weights for d in self.layers if d.action in TREATMENTS)
         return sum(d.weights for d in self.layers if d.action == "binarize") / max(total, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; :meth:`from_dict` reads it."""
+        """Return plain data for JSON; :meth:`from_dict` reads it."""
         rows = []
         for decision in self.decisions:
             row = asdict(decision)
@@ -165,7 +165,7 @@ class Plan:
         )
 
     def diff(self, other: Plan) -> list[str]:
-        """Tell what another plan does differently, a line for each place and part of the unit."""
+        """List what another plan does differently, one line per site and part of the unit."""
         units = [plan.policy.to_dict()["unit"] for plan in (self, other)]
         lines = [
             f"unit.{key}: {units[0].get(key)!r} -> {units[1].get(key)!r}"
@@ -174,21 +174,21 @@ class Plan:
         ]
         mine, theirs = ({_place(d): d for d in plan.decisions} for plan in (self, other))
         places = list(dict.fromkeys([*mine, *theirs]))
-        # One activation module called in several forwards is decided in each.
+        # An activation module that several forwards call has a decision in each.
         uses = Counter(site for _, site, _, _ in places)
         for place in places:
             _, site, scope, ordinal = place
-            before, after = _told(mine.get(place)), _told(theirs.get(place))
+            before, after = _describe(mine.get(place)), _describe(theirs.get(place))
             if before != after:
                 where = f" called by {scope or '(root)'} #{ordinal}" if uses[site] > 1 else ""
                 lines.append(f"{site}{where}: {before} -> {after}")
         return lines
 
     def to_html(self, path: str | Path) -> Path:
-        """Write a page with all decisions and the policy; it needs nothing else to be read.
+        """Write a self-contained page with all decisions and the policy.
 
         Args:
-            path: Where to; a file that is there is replaced.
+            path: The file to write; an existing file is replaced.
 
         Returns:
             The file.
@@ -207,14 +207,14 @@ class Plan:
         return notebook_html(self)
 
     def headline(self) -> str:
-        """The policy, the inputs and the number of decisions of each kind, in a line."""
+        """Return the policy, the inputs and the number of decisions of each kind in one line."""
         counts: dict[tuple[str, str], int] = {}
         for d in self.decisions:
             counts[d.part, d.action] = counts.get((d.part, d.action), 0) + 1
-        told = ", ".join(f"{n} {part}(s) {action}" for (part, action), n in counts.items())
+        listed = ", ".join(f"{n} {part}(s) {action}" for (part, action), n in counts.items())
         at = " and ".join("×".join(map(str, shape)) for shape in self.example)
         made = f" for inputs of {at}" if at else ""
-        return f"Plan by policy {self.policy.name!r}{made}: {told}"
+        return f"Plan by policy {self.policy.name!r}{made}: {listed}"
 
     def __str__(self) -> str:
         lines = [self.headline()]
@@ -231,9 +231,9 @@ def _place(decision: Decision) -> tuple[str, str, str, int]:
     return decision.part, decision.site, decision.scope, decision.ordinal
 
 
-def _told(decision: Decision | None) -> str:
+def _describe(decision: Decision | None) -> str:
     if decision is None:
         return "absent"
     bare = decision.action == "binarize" and not decision.carries
-    told = f"{decision.action}{format_unit(decision.unit)}"
-    return f"{told} without bypass" if bare else told
+    text = f"{decision.action}{format_unit(decision.unit)}"
+    return f"{text} without bypass" if bare else text

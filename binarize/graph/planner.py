@@ -1,4 +1,4 @@
-"""From a trace and a policy to a plan; nothing is changed here."""
+"""Make a plan from a trace and a policy; the network stays unchanged."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from binarize.graph.activations import decide_activations
 from binarize.graph.classify import is_batch_norm
 from binarize.graph.flow import Layer, find_layers, foreign_convolutions
-from binarize.graph.growth import layers_to_stop
 from binarize.graph.inputs import input_shapes
 from binarize.graph.layers import is_standardized, obstacle
 from binarize.graph.outputs import ending_outputs
 from binarize.graph.plan import CONTRACT, Decision, Plan
+from binarize.graph.resolve_shortcuts import ShortcutResolution, resolve_shortcuts
 from binarize.graph.rewritable import Rewritable
 from binarize.graph.scopes import ScopeGraph
-from binarize.graph.settle import Settlement, settle_shortcuts
 from binarize.graph.shortcuts import find_shortcuts
+from binarize.graph.signal_variance import layers_without_bypass
 from binarize.graph.sizes import depends_on_size, spelled_size
 from binarize.graph.trace import Op, Trace
 from binarize.graph.units import has_bypass
@@ -36,24 +36,24 @@ def make_plan(
     policy: Policy,
     origin: Mapping[str, Any] | None = None,
     *,
-    asked: int = 0,
+    overrides: int = 0,
     training: Trace | None = None,
 ) -> tuple[Plan, dict[str, ScopeGraph]]:
     """Decide about every layer, norm, activation and residual addition of a traced network.
 
     Args:
         trace: The run.
-        policy: The policy, overrides included.
+        policy: The policy, including overrides.
         origin: How to build the float network by name, if known.
-        asked: How many of the policy's first rules are the user's own overrides.
-        training: A run in training mode, if the network goes another way then.
+        overrides: How many of the policy's first rules are the user's own overrides.
+        training: A run in training mode, if the network then takes a different path.
 
     Returns:
         The plan, and the graphs of the forwards that it rewrites, by path.
     """
     modules = dict(trace.model.named_modules(remove_duplicate=False))
     runs = [trace] if training is None else [trace, training]
-    norms, watched = _answering(runs, _common_norms(runs, modules))
+    norms, watched = _without_checked(runs, _common_norms(runs, modules))
     layers = _common_layers(runs, set(norms.values()))
     paths: dict[int, list[str]] = defaultdict(list)
     for path, module in modules.items():
@@ -65,10 +65,10 @@ def make_plan(
     for i, (path, layer) in enumerate(layers.items()):
         place = next((k for k, (_, places) in enumerate(chosen) if i in places), None)
         rule = None if place is None else chosen[place][0]
-        by_user = place is not None and place < asked
+        by_user = place is not None and place < overrides
         decided[path] = _decide(layer, rule, direct, _size_of(runs, layer), by_user=by_user)
         if decided[path].action != "keep" and path in watched:
-            decided[path] = _heed(decided[path], watched[path], runs, path)
+            decided[path] = _apply_type_check(decided[path], watched[path], runs, path)
     judged = _Judged(policy, modules, layers, decided, norms, _endings(runs, layers))
     parts = [_decide_run(trace, judged)]
     if training is not None and any("training" in layer.roles for layer in layers.values()):
@@ -94,8 +94,8 @@ def make_plan(
         tuple(
             str(rule)
             for i, (rule, places) in enumerate(chosen)
-            # That a network has no layer of some role is nothing to tell.
-            if not places and (i < asked or not rule.match.role)
+            # A network without layers of some role needs no note.
+            if not places and (i < overrides or not rule.match.role)
         ),
         {scope: given[scope] for scope in rewritten if given[scope]},
         _size(trace.model),
@@ -105,7 +105,7 @@ def make_plan(
 
 
 class _Judged:
-    """What rules say of the layers, and what follows for a run's operations."""
+    """What the rules decide about the layers, and what follows for a run's operations."""
 
     def __init__(
         self,
@@ -141,33 +141,33 @@ class _Part:
     """Decisions about the operations of one run, which are numbered from ``start`` to ``end``."""
 
     found: list[tuple[int, Decision]]
-    settled: Settlement
-    merged: set[str]
+    resolution: ShortcutResolution
+    bypass_limited: set[str]
     can_rewrite: Rewritable
     start: int
     end: int
 
 
 def _decide_run(run: Trace, judged: _Judged, beside: Trace | None = None) -> _Part:
-    """Decide about additions, factors and activations; ``beside`` is a run decided already."""
+    """Decide about additions, factors and activations; ``beside`` is a run already decided."""
     can_rewrite = Rewritable(run, dict(judged.modules))
     shortcuts = find_shortcuts(run, judged.is_binary, judged.carries, judged.is_adopted)
-    settled = settle_shortcuts(run, shortcuts, judged.layers, judged.carries, can_rewrite)
-    staying = {shortcut.op.index for shortcut in shortcuts} - set(settled.branches)
-    merged = layers_to_stop(
+    resolution = resolve_shortcuts(run, shortcuts, judged.layers, judged.carries, can_rewrite)
+    staying = {shortcut.op.index for shortcut in shortcuts} - set(resolution.branches)
+    bypass_limited = layers_without_bypass(
         run,
         judged.carries,
         judged.is_adopted,
-        settled.branches,
+        resolution.branches,
         staying,
-        settled.stopped,
-        settled.scales,
+        resolution.bypass_removed,
+        resolution.scales,
     )
-    found = settled.decisions + decide_activations(
+    found = resolution.decisions + decide_activations(
         run,
         judged.modules,
         judged.layers,
-        lambda op: judged.is_binary(op) and op.path not in settled.projections,
+        lambda op: judged.is_binary(op) and op.path not in resolution.projections,
         judged.policy,
         can_rewrite,
         judged.endings,
@@ -176,11 +176,11 @@ def _decide_run(run: Trace, judged: _Judged, beside: Trace | None = None) -> _Pa
     if beside is not None:
         found = [(at, decision) for at, decision in found if _is_new(decision, beside)]
     found = [(start + at, decision) for at, decision in found]
-    return _Part(found, settled, merged, can_rewrite, start, start + len(run.ops))
+    return _Part(found, resolution, bypass_limited, can_rewrite, start, start + len(run.ops))
 
 
 def _is_new(decision: Decision, known: Trace) -> bool:
-    """Whether a decision is about what another run does not call."""
+    """Check whether a decision is about an operation that another run does not call."""
     if decision.scope not in known.calls:
         return True
     names = {decision.site, decision.site.removesuffix(".act")}
@@ -188,11 +188,11 @@ def _is_new(decision: Decision, known: Trace) -> bool:
 
 
 def _common_layers(runs: list[Trace], norms: set[str]) -> dict[str, Layer]:
-    """The layers of a run in evaluation mode, and what one in training mode adds to them."""
+    """Return the layers of a run in evaluation mode, extended by those of one in training mode."""
     looks = []
     for run in runs:
-        # Roles ask which additions close a block, decisions ask for roles: the first look takes
-        # every layer as binary.
+        # Roles depend on which additions close a block, and decisions depend on roles: the first
+        # pass assumes that every layer is binary.
         closing = find_shortcuts(run, lambda op: True, lambda op: True, lambda op: op.path in norms)
         looks.append(find_layers(run, {shortcut.op.index: shortcut for shortcut in closing}))
     found = looks[0]
@@ -209,7 +209,7 @@ def _common_layers(runs: list[Trace], norms: set[str]) -> dict[str, Layer]:
 
 
 def _common_norms(runs: list[Trace], modules: Mapping[str, Any]) -> dict[str, str]:
-    """Per layer the norm to adopt, which no run may take from it."""
+    """Return, per layer, the norm to adopt, on which all runs agree."""
     found = _adoptable_norms(runs[0], modules)
     for run in runs[1:]:
         others = _adoptable_norms(run, modules)
@@ -219,29 +219,32 @@ def _common_norms(runs: list[Trace], modules: Mapping[str, Any]) -> dict[str, st
     return found
 
 
-def _answering(
+def _without_checked(
     runs: list[Trace], norms: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The norms to adopt, and by layer where a forward asks for its type or its norm's class.
+    """Return the norms to adopt, and by layer where a forward checks its type or its norm's class.
 
-    An adopted norm leaves an ``nn.Identity`` behind, so that one that is asked for stays.
+    An adopted norm leaves an ``nn.Identity``, so a norm whose class is checked stays.
     """
-    watched = {path: where for run in runs for path, where in run.asked.types.items()}
+    watched = {path: where for run in runs for path, where in run.type_checks.types.items()}
     staying = {
-        path: where for run in runs for path, n in norms.items() if (where := run.asked.about(n))
+        path: where
+        for run in runs
+        for path, n in norms.items()
+        if (where := run.type_checks.about(n))
     }
     return {p: n for p, n in norms.items() if p not in staying}, {**staying, **watched}
 
 
-def _heed(verdict: _Verdict, where: str, runs: list[Trace], path: str) -> _Verdict:
-    """The verdict on a layer whose type, or whose norm's class, a forward asks for."""
-    if any(path in run.asked.types for run in runs):
-        return _Verdict("keep", f"its type is asked for ({where})", CONTRACT)
-    return replace(verdict, reason=f"{verdict.reason}; its norm stays, as {where} asks for it")
+def _apply_type_check(verdict: _Verdict, where: str, runs: list[Trace], path: str) -> _Verdict:
+    """Return the verdict on a layer if a forward checks its type or its norm's class."""
+    if any(path in run.type_checks.types for run in runs):
+        return _Verdict("keep", f"the forward checks its type ({where})", CONTRACT)
+    return replace(verdict, reason=f"{verdict.reason}; its norm stays, as {where} checks its class")
 
 
 def _endings(runs: list[Trace], layers: Mapping[str, Layer]) -> set[tuple[str, str, int]]:
-    """Scope, path and ordinal of what stands between a layer that makes an output and it."""
+    """Return scope, path and ordinal of the operations between an output layer and its output."""
     heads = {path for path, layer in layers.items() if "prediction" in layer.roles}
     return {
         (op.scope, op.path or "", op.ordinal)
@@ -253,7 +256,7 @@ def _endings(runs: list[Trace], layers: Mapping[str, Layer]) -> set[tuple[str, s
 
 @dataclass(frozen=True)
 class _Verdict:
-    """About a layer, before its place in a residual block counts; see :class:`Decision`."""
+    """The decision about a layer before its position in a residual block is considered."""
 
     action: str
     reason: str
@@ -268,10 +271,10 @@ def _decide(
         return _Verdict("keep", "no rule of the policy matches it", CONTRACT)
     hindrance = obstacle(layer.module)
     if hindrance is None and not layer.ops and "linear" in layer.kinds:
-        hindrance = "it is never called itself; its weight may be used by another module"
+        hindrance = "it is never called itself; another module may use its weight"
     for name in ("weight", "bias"):
         if hindrance is None and id(getattr(layer.module, name)) in direct:
-            hindrance = f"its {name} is used outside of its own forward"
+            hindrance = f"its {name} is used outside its own forward"
     if rule.action == "int8" and hindrance is None:
         hindrance = _obstacle_to_int8(layer)
     if rule.action != "keep" and hindrance is not None:
@@ -290,19 +293,19 @@ def _decide(
 
 
 def _obstacle_to_int8(layer: Layer) -> str | None:
-    """Why 8 bits cannot stand in for a layer that one bit could, or ``None``."""
+    """Return why 8 bits cannot replace a layer that one bit could, or ``None``."""
     if is_standardized(layer.module):
         return "it standardizes its weight in its own forward"
-    # Without a range nothing could be packed, and recalibration would not give it one.
+    # Without a range it could not be packed, and recalibration would not find one.
     if not layer.ops:
-        return "the forward pass never calls it, so that no range of its input is observed"
+        return "the forward pass never calls it, so no input range is observed"
     if "training" in layer.roles:
-        return "only training calls it, so that no range of its input may be observed"
+        return "only training calls it, so its input range may not be observed"
     return None
 
 
 def _size_of(runs: list[Trace], layer: Layer) -> str:
-    """The input's size, if a layer works on one position for its sake; else nothing."""
+    """Return the input's size if it makes a layer work on a single position, else nothing."""
     run = runs[-1] if "training" in layer.roles else runs[0]
     size = next((op.shape[2:] for op in run.ops if op.kind == "input"), ())
     vector = "vector" in layer.roles and any(depends_on_size(run, op) for op in layer.ops)
@@ -310,14 +313,14 @@ def _size_of(runs: list[Trace], layer: Layer) -> str:
 
 
 def _site(layer: Layer, modules: Mapping[str, Any], paths: Iterable[str]) -> Site:
-    """A layer for rules; it may be registered under several names, which are all its own."""
+    """Describe a layer for rule matching, under every name that it is registered under."""
     every = dict.fromkeys((layer.path, *paths))
     names = [name for path in every for name in _names(path, modules)]
     return Site(tuple(names), layer.roles, layer.kinds, type(layer.module).__name__)
 
 
 def _names(path: str, modules: Mapping[str, Any]) -> list[str]:
-    """A path, also with places in lists counted from their end."""
+    """Return a path, also with list positions counted from the end."""
     names = [""]
     parent = ""
     for part in path.split("."):
@@ -332,15 +335,15 @@ def _names(path: str, modules: Mapping[str, Any]) -> list[str]:
 
 def _layer_decision(layer: Layer, judged: _Judged, part: _Part) -> Decision:
     path = layer.path
-    decided, settled, merged = judged.decided[path], part.settled, part.merged
+    decided, resolution, bypass_limited = judged.decided[path], part.resolution, part.bypass_limited
     norm, can_carry = judged.norms.get(path), path in judged.carrying
     action, reason, rule = decided.action, decided.reason, decided.rule
-    if path in settled.projections:
-        action, reason = settled.projections[path]
+    if path in resolution.projections:
+        action, reason = resolution.projections[path]
         rule = CONTRACT
-    if action == "binarize" and path in merged:
+    if action == "binarize" and path in bypass_limited:
         reason += "; no bypass, the signal would grow at every merge"
-    elif action == "binarize" and path in settled.stopped:
+    elif action == "binarize" and path in resolution.bypass_removed:
         reason += "; no bypass, the block's own shortcut carries the signal"
     elif action == "binarize" and not can_carry:
         reason += "; no bypass, by the policy"
@@ -354,20 +357,22 @@ def _layer_decision(layer: Layer, judged: _Judged, part: _Part) -> Decision:
         rule=rule,
         shape=tuple(layer.module.weight.shape),
         norm=norm if _takes_norm(action) else None,
-        carries=path not in settled.stopped and path not in merged and (can_carry or kept),
-        like=settled.alike.get(path),
+        carries=path not in resolution.bypass_removed
+        and path not in bypass_limited
+        and (can_carry or kept),
+        like=resolution.alike.get(path),
         roles=tuple(sorted(layer.roles)),
         unit=decided.unit if action in ("binarize", "bypass") else None,
     )
 
 
 def _takes_norm(action: str) -> bool:
-    """Whether the norm behind a layer goes into it, or with it."""
+    """Check whether the norm after a layer moves into it, or is removed with it."""
     return action not in TREATMENTS or TREATMENTS[action].adopts_norm
 
 
 def _foreign(trace: Trace) -> list[tuple[int, Decision]]:
-    """Convolutions that stay because a unit cannot know what their forward does."""
+    """Keep convolutions whose forward the converter does not know."""
     return [
         (
             trace.inside[path][0].index if trace.inside[path] else len(trace.ops),
@@ -376,8 +381,8 @@ def _foreign(trace: Trace) -> list[tuple[int, Decision]]:
                 part="layer",
                 kind=type(module).__name__,
                 action="keep",
-                reason="a convolution that is none of torch's: what it does with its weight "
-                "(mixes kernels for every image, say) is its own",
+                reason="a custom convolution class, whose forward may use its weight in its own "
+                "way (mix kernels per image, for example)",
                 rule=CONTRACT,
                 shape=tuple(module.weight.shape),
             ),
@@ -387,7 +392,7 @@ def _foreign(trace: Trace) -> list[tuple[int, Decision]]:
 
 
 def _adoptable_norms(trace: Trace, modules: Mapping[str, Any]) -> dict[str, str]:
-    """Per layer the BatchNorm that takes its output, and nothing else does, at every call."""
+    """Return, per layer, the BatchNorm that alone reads its output at every call."""
     pairs: dict[str, set[str | None]] = defaultdict(set)
     sources: dict[str, set[str | None]] = defaultdict(set)
     for op in trace.ops:
@@ -413,7 +418,7 @@ def _adoptable_norms(trace: Trace, modules: Mapping[str, Any]) -> dict[str, str]
 
 
 def _size(model: nn.Module) -> dict[str, int]:
-    """Parameters of a network and bytes of its state_dict, each tensor once."""
+    """Return the parameters of a network and the bytes of its state_dict, each tensor once."""
     tensors = {id(x): x for x in model.state_dict(keep_vars=True).values() if isinstance(x, Tensor)}
     return {
         "params": sum(parameter.numel() for parameter in model.parameters()),

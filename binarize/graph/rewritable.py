@@ -1,4 +1,4 @@
-"""Which forwards can be rewritten: asked when planning, so that a plan promises nothing more."""
+"""Check at planning time which forwards can be rewritten, so that a plan can be carried out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Rewritable"]
 
 
 class Rewritable:
-    """Answers for the forwards of one traced network, each tried once.
+    """Tests the forwards of one traced network, each once.
 
     Args:
         trace: The run.
         modules: All modules by path.
 
     Attributes:
-        opaque: Causes by path of the modules whose forward cannot be rewritten.
-        arguments: Per tried path the arguments that become constants of its graph.
-        graphs: Per path whose forward can be rewritten its graphs.
+        opaque: The cause by path, for modules whose forward cannot be rewritten.
+        arguments: By tested path, the arguments that become constants of its graph.
+        graphs: The graphs by path, for modules whose forward can be rewritten.
     """
 
     def __init__(self, trace: Trace, modules: dict[str, nn.Module]) -> None:
@@ -34,7 +34,7 @@ class Rewritable:
         self._modules = modules
 
     def __call__(self, scope: str) -> bool:
-        """Whether the forward of the module at ``scope`` can be rewritten."""
+        """Check whether the forward of the module at ``scope`` can be rewritten."""
         if scope not in self.arguments:
             cause = self._try(scope)
             if cause is not None:
@@ -46,12 +46,12 @@ class Rewritable:
         module = self._modules[scope]
         called = self._trace.arguments.get(scope, ((), {}))
         if not scope:
-            # The network's own signature is the user's to call: what can stay an argument does.
+            # Users call the network's own signature: whatever can stay an argument does.
             cause = self._misfit(scope, {})
             asked = [n for n, v in constants(module, *called).items() if v is None]
             if cause is None and not any(asks_for(module, name) for name in asked):
                 return None
-        # Numbers stay arguments if they can. Where one chooses the way, it becomes a constant.
+        # Numbers stay arguments if possible. One that selects the code path becomes a constant.
         cause = self._misfit(scope, constants(module, *called))
         if cause is not None:
             given = constants(module, *called, numbers=True)
@@ -60,7 +60,7 @@ class Rewritable:
         return cause
 
     def _spare_numbers(self, scope: str, given: dict[str, Any]) -> str | None:
-        """Make arguments again of the numbers that choose nothing."""
+        """Turn the numbers that select nothing back into arguments."""
         for name in [n for n, v in given.items() if type(v) in (int, float)]:
             others = {key: value for key, value in given.items() if key != name}
             if self._misfit(scope, others) is None:

@@ -1,4 +1,4 @@
-"""Carry out a plan: exchange modules, and have forwards rewritten where something has to go."""
+"""Carry out a plan: replace modules, and rewrite forwards where operations are removed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 
 from binarize import nn as bnn
 from binarize.errors import ModelError
+from binarize.graph.code_paths import other_code_paths
 from binarize.graph.forwards import new_activation, rewrite_forward
 from binarize.graph.layers import effective_weight
-from binarize.graph.places import Places, find_module
+from binarize.graph.module_tree import ModuleTree, find_module
 from binarize.graph.plan import Decision, Plan
 from binarize.graph.scopes import ScopeGraph, trace_scope
 from binarize.graph.units import build_int8, build_unit
-from binarize.graph.ways import other_ways
 from binarize.nn.base import BinaryLayer
 from binarize.nn.input_range import InputRange
 from binarize.nn.likeness import make_alike
@@ -30,29 +30,29 @@ __all__ = ["apply_plan"]
 def apply_plan(
     model: nn.Module, plan: Plan, planned: Mapping[str, ScopeGraph] | None = None
 ) -> None:
-    """Make a float network binary, in place.
+    """Binarize a float network in place.
 
     Args:
         model: The float network.
         plan: A plan for a network of this structure.
-        planned: Graphs of its forwards by path, as far as planning has them; they are edited.
+        planned: Graphs of its forwards by path, where planning made them; they are edited.
 
     Raises:
-        ModelError: The network is not the one that was planned for. It may then be changed in
-            part: call this on a copy.
+        ModelError: The network is not the one that was planned for. It may then be partly changed:
+            call this on a copy.
     """
     edits: dict[str, list[Decision]] = defaultdict(list)
     for decision in plan.decisions:
         if decision.rewrite:
             edits[decision.scope].append(decision)
-    # The graphs are taken from the float network, before any module changes.
+    # Trace the float network, before any module changes.
     graphs = dict(planned or {})
     for scope in edits:
         if scope not in graphs or not graphs[scope].portable:
             module = find_module(model, scope)
             graphs[scope] = trace_scope(module, plan.arguments.get(scope))
-    ways = {
-        scope: other_ways(find_module(model, scope), graphs[scope], plan.arguments.get(scope))
+    paths = {
+        scope: other_code_paths(find_module(model, scope), graphs[scope], plan.arguments.get(scope))
         for scope in edits
     }
     for scope, decisions in edits.items():
@@ -63,27 +63,27 @@ def apply_plan(
             decisions,
             plan.policy.unit,
             model,
-            ways[scope],
+            paths[scope],
         )
-    places = Places(model)
+    tree = ModuleTree(model)
     for decision in plan.part("activation"):
         if decision.action == "replace" and not decision.rewrite:
-            # One instance may serve scopes of other widths too: only this scope's is exchanged.
+            # One instance may serve scopes of other widths too: replace only this scope's.
             new = new_activation(decision, plan.policy.unit, model)
             make_alike(new, find_module(model, decision.site))
-            places.exchange(decision.site, new, within=decision.scope)
+            tree.replace(decision.site, new, within=decision.scope)
     for decision in plan.layers:
         if decision.action in _REWRITES:
-            _REWRITES[decision.action](places, decision, plan.unit(decision))
+            _REWRITES[decision.action](tree, decision, plan.unit(decision))
     object.__setattr__(model, "binarize_plan", plan)
 
 
 # Layers
 
 
-def _planned_layer(places: Places, decision: Decision) -> Any:
-    """The float layer of a decision."""
-    layer = find_module(places.model, decision.site)
+def _planned_layer(tree: ModuleTree, decision: Decision) -> Any:
+    """Return the float layer of a decision."""
+    layer = find_module(tree.model, decision.site)
     if tuple(layer.weight.shape) != decision.shape:
         raise ModelError(
             "model",
@@ -95,7 +95,7 @@ def _planned_layer(places: Places, decision: Decision) -> Any:
 
 
 def _latent(layer: Any) -> nn.Parameter:
-    """The weight in use, as a parameter: the layer's own where it has one."""
+    """Return the effective weight as a parameter: the layer's own if it has one."""
     weight = effective_weight(layer)
     if isinstance(weight, nn.Parameter):
         return weight
@@ -103,19 +103,19 @@ def _latent(layer: Any) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=any(p.requires_grad for p in sources))
 
 
-def _quantize(places: Places, decision: Decision, spec: UnitSpec) -> None:
-    layer = _planned_layer(places, decision)
+def _quantize(tree: ModuleTree, decision: Decision, spec: UnitSpec) -> None:
+    layer = _planned_layer(tree, decision)
     new = build_int8(layer)
     new.weight, new.bias = _latent(layer), layer.bias
     new.input_range = InputRange().to(layer.weight.device)
     new.site = decision.site
     make_alike(new, layer)
     new.train(layer.training)
-    places.exchange(decision.site, new)
+    tree.replace(decision.site, new)
 
 
-def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
-    layer = _planned_layer(places, decision)
+def _binarize(tree: ModuleTree, decision: Decision, spec: UnitSpec) -> None:
+    layer = _planned_layer(tree, decision)
     unit = build_unit(layer, spec, bypass=decision.carries)
     unit.weight = None
     unit.to_empty(device=layer.weight.device)
@@ -128,18 +128,18 @@ def _binarize(places: Places, decision: Decision, spec: UnitSpec) -> None:
     unit.site = decision.site
     make_alike(unit, layer)
     if decision.norm is not None:
-        _adopt(places, unit, decision.norm, bias)
+        _adopt(tree, unit, decision.norm, bias)
     elif bias is not None:
         with torch.no_grad():
             unit.norm.bias.copy_(bias)  # type: ignore[operator]
     norm_mode = unit.norm.training if decision.norm is not None else layer.training
-    places.exchange(decision.site, unit)
-    # A frozen norm stays frozen inside its unit.
+    tree.replace(decision.site, unit)
+    # A frozen norm stays frozen inside the binary layer.
     unit.norm.train(norm_mode)
 
 
-def _adopt(places: Places, unit: BinaryLayer, path: str, bias: torch.Tensor | None) -> None:
-    norm = find_module(places.model, path)
+def _adopt(tree: ModuleTree, unit: BinaryLayer, path: str, bias: torch.Tensor | None) -> None:
+    norm = find_module(tree.model, path)
     follower = getattr(norm, "act", None) or nn.Identity()
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     if plain:
@@ -166,15 +166,15 @@ def _adopt(places: Places, unit: BinaryLayer, path: str, bias: torch.Tensor | No
         unit.norm = fresh
     unit.norm.train(norm.training)
     if bias is not None and unit.norm.running_mean is not None:
-        # The unit has no bias: the norm sees its input shifted by that much.
+        # The binary layer has no bias, which shifts the norm's input by that much.
         mean: Any = unit.norm.running_mean
         mean.sub_(bias.to(mean.dtype))
-    # A plain norm keeps its hooks inside the unit.
-    places.exchange(path, follower, hooks=not plain)
+    # A plain norm keeps its hooks inside the binary layer.
+    tree.replace(path, follower, hooks=not plain)
 
 
-def _bypass_projection(places: Places, decision: Decision, spec: UnitSpec) -> None:
-    layer = find_module(places.model, decision.site)
+def _bypass_projection(tree: ModuleTree, decision: Decision, spec: UnitSpec) -> None:
+    layer = find_module(tree.model, decision.site)
     new = bnn.ShortcutBypass(
         layer.out_channels,
         kernel_size=layer.kernel_size,
@@ -183,13 +183,13 @@ def _bypass_projection(places: Places, decision: Decision, spec: UnitSpec) -> No
         dilation=layer.dilation,
         grouping=spec.bypass if spec.bypass in GROUPINGS else "contiguous",
     )
-    places.exchange(decision.site, new)
+    tree.replace(decision.site, new)
     if decision.norm is not None:
-        norm = find_module(places.model, decision.norm)
-        places.exchange(decision.norm, getattr(norm, "act", None) or nn.Identity())
+        norm = find_module(tree.model, decision.norm)
+        tree.replace(decision.norm, getattr(norm, "act", None) or nn.Identity())
 
 
-_REWRITES: dict[str, Callable[[Places, Decision, UnitSpec], None]] = {
+_REWRITES: dict[str, Callable[[ModuleTree, Decision, UnitSpec], None]] = {
     "binarize": _binarize,
     "bypass": _bypass_projection,
     "int8": _quantize,

@@ -1,8 +1,8 @@
 """The forward of a single module as a graph whose operations are those of the trace.
 
-A residual addition or a functional activation can only go if the forward that makes the call is
-rewritten. Only that one module is traced symbolically, its children stay calls; a forward that
-cannot be traced, or whose graph does not repeat the recorded operations, is left as it is.
+A residual addition or a functional activation can only be removed by rewriting the forward that
+calls it. Only that module is traced symbolically; its children stay calls. A forward that cannot
+be traced, or whose graph does not match the recorded operations, stays unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import fx, nn
 
 from binarize.errors import ModelError
 from binarize.graph.classify import function_kind, module_kind, normal_name
-from binarize.graph.shapes_only import forget, namespaces, random_numbers_kept
+from binarize.graph.shapes_only import forget, namespaces, preserve_generators
 from binarize.graph.trace import Trace
 
 __all__ = ["ScopeGraph", "align", "asks_for", "constants", "fits", "place_of", "trace_scope"]
@@ -39,8 +39,8 @@ class ScopeGraph:
     Attributes:
         graph: The forward in eval mode; children are ``call_module`` nodes.
         nodes: Node per operation, see ``Key``.
-        training: The forward in training mode where it is another one, else ``None``.
-        twins: Node of ``training`` per node of ``graph``.
+        training: The forward in training mode if it differs, else ``None``.
+        twins: Per node of ``graph``, the node of ``training``.
     """
 
     graph: fx.Graph
@@ -50,9 +50,9 @@ class ScopeGraph:
 
     @property
     def portable(self) -> bool:
-        """Whether copies of the traced module have all that the graphs take from it.
+        """Check whether copies of the traced module have everything that the graphs read from it.
 
-        Tracing hands a constant that the forward makes to the module, and copies lack it.
+        Tracing stores constants that the forward makes in the module; copies lack them.
         """
         graphs = [graph for graph in (self.graph, self.training) if graph is not None]
         taken = [str(node.target) for g in graphs for node in g.find_nodes(op="get_attr")]
@@ -77,43 +77,43 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
     """Trace the forward of one module.
 
     Args:
-        module: The module; its training flag is put back.
+        module: The module; its training flag is restored.
         given: Arguments that are constants of the graph, see :func:`constants`.
 
     Returns:
         The graphs. Functions that take ``training=self.training``, drop-paths and the like make
-        the training graph another one.
+        the training graph differ.
 
     Raises:
-        ModelError: The forward cannot be traced, or its training graph does not have the nodes of
-            the eval graph.
+        ModelError: The forward cannot be traced, or its training graph lacks nodes of the eval
+            graph.
     """
     graphs = []
     tracers: list[_ChildrenAreLeaves] = []
     before = namespaces(module)
     was_training = module.training
-    # A forward that counts in a buffer would count the tracing.
+    # A forward that counts in a buffer would also count the tracing.
     buffers = [(own, own.detach().clone(), own._version) for own in module.buffers(recurse=False)]
     try:
-        with _mode_watched(module) as asked, random_numbers_kept():
+        with _mode_watched(module) as reads_mode, preserve_generators():
             for training in (False, True):
                 module.training = training
                 tracers.append(_ChildrenAreLeaves())
                 graphs.append(tracers[-1].trace(module, concrete_args=dict(given or {})))
                 _restore_names(module, graphs[-1])
                 _drop_checks(graphs[-1])
-                if not asked:
+                if not reads_mode:
                     break
     except Exception as error:
         text = _place(error)
         if not text:
             text = f"{' '.join(str(error).split())[:140]}, {place_of(module)}"
-        traceback.clear_frames(error.__traceback__)  # they hold symbols
+        traceback.clear_frames(error.__traceback__)  # they hold tracer symbols
         raise ModelError(
             "model",
             type(module).__name__,
             f"its forward cannot be traced ({text})",
-            "it is kept as written",
+            "its forward stays unchanged",
         ) from error
     finally:
         module.training = was_training
@@ -132,15 +132,15 @@ def trace_scope(module: nn.Module, given: Mapping[str, Any] | None = None) -> Sc
         raise ModelError(
             "model",
             type(module).__name__,
-            f"its forward has {lost[0]} number {lost[1]} in eval mode, but not when training "
+            f"its forward has {lost[0]} number {lost[1]} in eval mode, but not in training "
             f"({place_of(module)})",
-            "it is kept as written",
+            "its forward stays unchanged",
         )
     return ScopeGraph(graph, nodes, other, twins)
 
 
 def _place(error: BaseException) -> str:
-    """The last line of somebody's own code that an error went through: file, number, text."""
+    """Return the last line of non-library code that an error passed: file, number, text."""
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     frames = [
         frame
@@ -155,7 +155,7 @@ def _place(error: BaseException) -> str:
 
 
 def place_of(module: nn.Module) -> str:
-    """Where a module's forward is written: file and line."""
+    """Return where a module's forward is defined: file and line."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     if code is None:
         return f"forward of {type(module).__name__}"
@@ -165,7 +165,7 @@ def place_of(module: nn.Module) -> str:
 
 
 def _forget_proxies(tracers: list[_ChildrenAreLeaves], before: Any) -> None:
-    """Take symbols out of caches that the forward filled with them."""
+    """Remove tracer symbols from caches that the forward filled with them."""
     left = [proxy for tracer in tracers for ref in tracer.made if (proxy := ref()) is not None]
     if left:
         forget(left, before)
@@ -173,13 +173,13 @@ def _forget_proxies(tracers: list[_ChildrenAreLeaves], before: Any) -> None:
 
 @contextmanager
 def _mode_watched(module: nn.Module) -> Iterator[list[bool]]:
-    """Note whether a module's mode is asked for; a forward that does not ask is traced once."""
-    asked: list[bool] = []
+    """Record whether a module's mode is read; a forward that does not read it is traced once."""
+    reads: list[bool] = []
     cls = type(module)
 
     def training(self: nn.Module) -> bool:
         if self is module:
-            asked.append(True)
+            reads.append(True)
         return bool(self.__dict__["training"])
 
     def assign(self: nn.Module, value: bool) -> None:
@@ -188,13 +188,13 @@ def _mode_watched(module: nn.Module) -> Iterator[list[bool]]:
     watched = type(cls.__name__, (cls,), {"training": property(training, assign)})
     module.__class__ = watched
     try:
-        yield asked
+        yield reads
     finally:
         module.__class__ = cls
 
 
 def _restore_names(module: nn.Module, graph: fx.Graph) -> None:
-    """Undo the renaming of constant arguments, which the network may pass by name."""
+    """Undo the renaming of constant arguments, which the network may pass by keyword."""
     known = inspect.signature(module.forward).parameters
     for node in graph.find_nodes(op="placeholder"):
         name = str(node.target)
@@ -203,13 +203,13 @@ def _restore_names(module: nn.Module, graph: fx.Graph) -> None:
 
 
 def _drop_checks(graph: fx.Graph) -> None:
-    """Take out what checks constant arguments: the forward in front chooses by their values."""
+    """Remove the checks of constant arguments: the dispatching forward selects by their values."""
     for node in reversed(list(graph.nodes)):
         message = str(node.args[1]) if len(node.args) > 1 else ""
         if node.op == "call_function" and "has been specialized to have value" in message:
-            asked = node.all_input_nodes
+            operands = node.all_input_nodes
             graph.erase_node(node)
-            for source in asked:
+            for source in operands:
                 if source.op != "placeholder" and not source.users:
                     graph.erase_node(source)
 
@@ -227,7 +227,7 @@ def align(graph: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def fits(scope: ScopeGraph, trace: Trace, path: str) -> str | None:
-    """Compare a graph with what the scope was recorded to do.
+    """Compare a graph with the recorded operations of its scope.
 
     Args:
         scope: The traced forward.
@@ -235,7 +235,7 @@ def fits(scope: ScopeGraph, trace: Trace, path: str) -> str | None:
         path: The scope's dotted name.
 
     Returns:
-        ``None`` if every operation of interest has its node, else what differs.
+        ``None`` if every relevant operation has its node, else the difference.
     """
     prefix = f"{path}." if path else ""
     calls: dict[int, set[Key]] = defaultdict(set)
@@ -248,10 +248,10 @@ def fits(scope: ScopeGraph, trace: Trace, path: str) -> str | None:
     for call, recorded in calls.items():
         missing = recorded - set(scope.nodes)
         if missing:
-            return f"call {call} did {sorted(missing)[0]}, which its graph has not"
+            return f"call {call} did {sorted(missing)[0]}, which its graph lacks"
     unused = [key for key, node in scope.nodes.items() if not node.users]
     if unused:
-        return f"{unused[0]} works in place and its result is not used"
+        return f"{unused[0]} works in place and its result is unused"
     tracked = {key for key in scope.nodes if key[0] in _TRACKED}
     for call, recorded in calls.items():
         if tracked - recorded:
@@ -265,16 +265,16 @@ _TRACKED = ("add", "mul", "activation")
 def constants(
     module: nn.Module, args: Any, kwargs: Any, *, numbers: bool = False
 ) -> dict[str, Any]:
-    """Of a recorded call's arguments those that choose the way through the forward.
+    """Return the arguments of a recorded call that select the path through the forward.
 
     Args:
         module: The module that was called.
         args: Positional arguments of the call.
-        kwargs: Named arguments of the call.
-        numbers: Whether numbers count too.
+        kwargs: Keyword arguments of the call.
+        numbers: Whether numbers are included.
 
     Returns:
-        By name what is ``None``, a flag, a string or a number, defaults included.
+        Those that are ``None``, flags, strings or numbers, by name, defaults included.
     """
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
@@ -297,15 +297,15 @@ def constants(
 
 
 def asks_for(module: nn.Module, argument: str) -> bool:
-    """Whether a traceable forward goes another way if an argument is ``None``."""
-    ways = []
+    """Check whether a traceable forward takes another path if an argument is ``None``."""
+    codes = []
     for given in ({}, {argument: None}):
         try:
             graph = trace_scope(module, given).graph
         except ModelError:
             return True
-        ways.append([(str(n.op), str(n.target)) for n in graph.nodes if n.op != "placeholder"])
-    return ways[0] != ways[1]
+        codes.append([(str(n.op), str(n.target)) for n in graph.nodes if n.op != "placeholder"])
+    return codes[0] != codes[1]
 
 
 def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:
@@ -321,7 +321,7 @@ def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:
         elif node.op in ("call_function", "call_method") and node in tensors:
             raw = node.target if isinstance(node.target, str) else node.target.__name__
             name = normal_name(raw)
-            # A number over a tensor is recorded under a name of its own.
+            # A number divided by a tensor is recorded under its own name.
             reciprocal = name == "div" and not isinstance(next(iter(node.args), node), fx.Node)
             name = "other" if reciprocal else function_kind(name)
             if name not in _TRACKED:
@@ -334,7 +334,7 @@ def _keys(module: nn.Module, graph: fx.Graph) -> dict[Key, fx.Node]:
 
 
 def _tensor_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that give tensors, not sizes: what descends from a size alone is a number."""
+    """Return nodes that produce tensors, not sizes: what depends only on a size is a number."""
     numbers: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "call_method" and node.target in ("size", "dim", "numel", "stride"):

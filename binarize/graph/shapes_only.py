@@ -1,10 +1,10 @@
-"""Runs without values that leave nothing behind.
+"""Run a network on shapes alone, leaving no trace outside the run.
 
-Forwards keep what they made: coordinate grids by size in a dictionary or behind
+Forwards cache what they compute: coordinate grids by size in a dictionary or an
 ``functools.lru_cache``, tables in class attributes, closures and default arguments. A run on fake
-tensors would fill such caches with tensors without values, and the network that it copied reads
-the same caches. So what does not depend on the images is computed as always, and only the rest is
-fake; what else outlives the run is found and taken out of where it lies.
+tensors would fill such caches with tensors without values, and the original network reads the
+same caches. Therefore everything that does not depend on the images is computed as usual, and
+only the rest is fake; fake tensors that outlive the run are found and removed from the caches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "leave_nothing",
     "memory_of",
     "namespaces",
-    "random_numbers_kept",
+    "preserve_generators",
     "written",
 ]
 
@@ -49,26 +49,26 @@ _LIKE = {
     _aten.full_like.default,
 }
 _FAKE = frozenset({FakeTensor, nn.Parameter})
-# Values that a tensor made after the pattern of another may have; a forward keeps no larger ones.
+# Values that a tensor made like another may have; a forward caches no larger ones.
 _MANY = 2**22
 
 
 class ShapesOnly(FakeTensorMode):
-    """Fake tensors for what depends on the inputs and the parameters, real ones for the rest.
+    """Fake tensors for values that depend on inputs and parameters, real ones for the rest.
 
-    Real are the results of operations without operands (grids, tables, masks), and of those whose
-    operands are such results, buffers and other tensors that there were before. Nothing that there
-    was before is written to, and no random numbers are drawn.
+    Results of operations without operands are real (grids, tables, masks), and so are those whose
+    operands are such results, buffers and other tensors that existed before. Nothing that existed
+    before is written to, and no random numbers are drawn.
 
     Args:
-        sizes: Where sizes of inputs are symbols, their environment.
+        sizes: The environment of symbolic input sizes, if they are symbolic.
     """
 
     def __init__(self, sizes: ShapeEnv | None = None) -> None:
         super().__init__(allow_non_fake_inputs=True, shape_env=sizes)
         self._made: list[weakref.ref[Tensor]] = []
-        # Memory that this run made, and memory whose values are those of fake tensors by now.
-        # Addresses of what was there before are never given to what is made meanwhile.
+        # Memory that this run allocated, and memory that by now has the values of fake tensors.
+        # Addresses of earlier memory are never reused during the run.
         self._own: set[int] = set()
         self._fake: set[int] = set()
         self._inside = False
@@ -76,7 +76,7 @@ class ShapesOnly(FakeTensorMode):
         self._stand_ins = WeakTensorKeyDictionary()
 
     def knows(self, values: Iterable[Any]) -> bool:
-        """Whether all tensors among these have their values."""
+        """Check whether all tensors among these have values."""
         return all(
             not isinstance(v, FakeTensor | nn.Parameter) and memory_of(v) not in self._fake
             for v in values
@@ -85,18 +85,18 @@ class ShapesOnly(FakeTensorMode):
 
     @property
     def alive(self) -> list[Tensor]:
-        """The fake tensors that still exist."""
+        """Return the fake tensors that still exist."""
         return [tensor for ref in self._made if (tensor := ref()) is not None]
 
     def made(self, value: Any) -> None:
-        """Remember fake tensors."""
+        """Register fake tensors."""
         if type(value) is FakeTensor:
             self._made.append(weakref.ref(value))
         else:
             self._made += [weakref.ref(x) for x in tree_iter(value) if isinstance(x, FakeTensor)]
 
     def stand_in(self, value: Tensor, shape: Any = None, strides: Any = None) -> Tensor:
-        """A fake tensor with the shape, strides, type and device of a tensor, or another shape."""
+        """Make a fake tensor with the dtype and device of a tensor, by default of its shape."""
         shape, strides = shape or value.shape, strides or value.stride()
         shell = torch.empty_strided(shape, strides, dtype=value.dtype, device="meta")
         fake: Any = FakeTensor(self, shell, value.device)
@@ -107,7 +107,7 @@ class ShapesOnly(FakeTensorMode):
         """Run an operator, see the class."""
         kwargs = kwargs or {}
         if self._inside:
-            # What an operator is made of, asked for the shape of its result.
+            # The parts of a composite operator, called for the shape of its result.
             return super().dispatch(func, types, args, kwargs)
         if func in _LIKE and isinstance(args[0], FakeTensor):
             pattern = args[0]
@@ -118,22 +118,22 @@ class ShapesOnly(FakeTensorMode):
                     pattern.shape, pattern.stride(), dtype=pattern.dtype, device=pattern.device
                 )
                 args = (with_values, *args[1:])
-        # Most operators are told by their first operands, without a search of them all.
+        # The first operands decide for most operators, without a search of all.
         if not any(type(arg) in _FAKE for arg in args) and self.is_real(func, args, kwargs):
             before = {memory_of(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
             result = func(*args, **kwargs)
             made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
             new = {memory_of(x) for x in made} - before
             self._own |= new
-            self._fake -= new  # an address is used again
+            self._fake -= new  # an address is reused
             return result
         targets = [v for v in written(func, args, kwargs) if not isinstance(v, FakeTensor)]
         self._fake |= {memory_of(v) for v in targets}
         if self._fake:
-            # The mode itself would write to a real number, and go on with its value.
+            # The mode itself would write to a real number and continue with its value.
             args, kwargs = tree_map_only(Tensor, self._without_value, (args, kwargs))
         self._inside = True
-        # Shapes of expressions need the operators' implementations in Python.
+        # Symbolic shapes need the operators' Python implementations.
         ready = nullcontext() if self.shape_env is None else enable_python_dispatcher()
         try:
             with ready:
@@ -141,11 +141,11 @@ class ShapesOnly(FakeTensorMode):
         finally:
             self._inside = False
         self.made(result)
-        # The caller goes on with what it gave, not with what stood for it here.
+        # The caller continues with its own arguments, not with their substitutes.
         return targets[0] if len(targets) == 1 and isinstance(result, Tensor) else result
 
     def memory(self, value: Tensor) -> int:
-        """What identifies a tensor's memory; fake tensors that stand for real ones have theirs."""
+        """Return an id of a tensor's memory; a fake tensor for a real one has the real one's id."""
         key = memory_of(value)
         return self._memory_of_stand_ins.get(key, key) if isinstance(value, FakeTensor) else key
 
@@ -159,20 +159,20 @@ class ShapesOnly(FakeTensorMode):
         return known
 
     def is_real(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether an operator is run on values."""
+        """Check whether an operator runs on real values."""
         operands = list(tree_iter((args, kwargs)))
         values = [x for x in operands if isinstance(x, Tensor)]
         if not isinstance(func, torch._ops.OpOverload) or not self.knows(values):
             return False
         if any(isinstance(x, torch.SymInt | torch.SymFloat) for x in operands):
-            return False  # such as a grid of a size that is free
+            return False  # such as a grid of symbolic size
         if torch.Tag.nondeterministic_seeded in func.tags:
             return False
         return all(memory_of(v) in self._own for v in written(func, args, kwargs))
 
 
 def memory_of(value: Tensor) -> int:
-    """What identifies a tensor's memory among those that exist."""
+    """Return an id of a tensor's memory among existing tensors."""
     try:
         return value.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse tensors have none
@@ -187,7 +187,7 @@ def _length(size: Any) -> int:
 
 
 def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The operands that an operator writes to."""
+    """Return the operands that an operator writes to."""
     found = []
     for index, name in _outs(func):
         value = args[index] if index < len(args) else kwargs.get(name)
@@ -197,7 +197,7 @@ def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[T
 
 @functools.cache
 def _outs(func: Any) -> tuple[tuple[int, str], ...]:
-    """Positions and names of the operands that an operator writes to."""
+    """Return the positions and names of the operands that an operator writes to."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
         return ()
@@ -217,13 +217,13 @@ def leave_nothing(
     copy: nn.Module,
     before: Mapping[int, tuple[Any, Any]],
 ) -> None:
-    """Take away what a run without values left outside of the copy that it ran on.
+    """Remove what a run without values left outside the copy that it ran on.
 
     Args:
         fake: The mode of the run.
         model: The network.
         copy: Its copy, which ran.
-        before: From :func:`namespaces`, as it was before the run.
+        before: From :func:`namespaces`, before the run.
     """
     if not fake.alive:
         return
@@ -236,11 +236,11 @@ def leave_nothing(
 
 
 def namespaces(model: nn.Module) -> dict[int, tuple[Any, Any]]:
-    """The variables that the code of a network's modules may assign, as they are now.
+    """Return the current variables that the code of a network's modules may assign.
 
     Returns:
-        By identity of a class, a module of Python, or a list or dictionary that one of their
-        variables holds: itself and its contents.
+        Each owner and its contents, by ``id``: classes, Python modules, and lists or dictionaries
+        that one of their variables holds.
     """
     found: dict[int, tuple[Any, Any]] = {}
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
@@ -258,7 +258,7 @@ def namespaces(model: nn.Module) -> dict[int, tuple[Any, Any]]:
 
 
 def forget_sizes(before: Mapping[int, tuple[Any, Any]]) -> None:
-    """Give variables their values back that hold expressions of free sizes by now.
+    """Restore variables that now hold symbolic sizes.
 
     Args:
         before: From :func:`namespaces`.
@@ -284,11 +284,11 @@ def _holds_size(value: Any) -> bool:
 
 
 def forget(leaked: Sequence[Any], before: Mapping[int, tuple[Any, Any]]) -> None:
-    """Take objects out of whatever refers to them.
+    """Remove objects from whatever refers to them.
 
-    A variable or entry that is known from before gets the value back that it had; another entry of
-    a dictionary, list or set is removed, another variable is set to ``None``, and a
-    ``functools.lru_cache`` is emptied.
+    A variable or entry known from before gets its old value back. Another entry of a dictionary,
+    list or set is removed, another variable is set to ``None``, and a ``functools.lru_cache`` is
+    emptied.
 
     Args:
         leaked: The objects.
@@ -301,7 +301,7 @@ def forget(leaked: Sequence[Any], before: Mapping[int, tuple[Any, Any]]) -> None
     seen: set[int] = set()
     for _ in range(_DEPTH):
         seen |= {id(item) for item in front}
-        holders = gc.get_referrers(*front)  # looks at everything there is, so as seldom as can be
+        holders = gc.get_referrers(*front)  # scans every object, so call it rarely
         spared |= {id(front), id(holders)}
         todo = []
         for holder in holders:
@@ -314,13 +314,13 @@ def forget(leaked: Sequence[Any], before: Mapping[int, tuple[Any, Any]]) -> None
             break
 
 
-# Of containers in containers.
+# Depth of the search through containers in containers.
 _DEPTH = 6
 _LEFT = (FrameType, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 
 
 def _contents(owner: Any) -> Any:
-    """What holds the variables of a module or class, behind a proxy in the latter case."""
+    """Return the mapping of a module's or class's variables, a proxy for a class."""
     if isinstance(owner, list | dict):
         return owner
     variables = vars(owner)
@@ -330,7 +330,7 @@ def _contents(owner: Any) -> Any:
 
 
 def _remove(items: Sequence[Any], holder: Any, owners: Mapping[int, tuple[Any, Any]]) -> bool:
-    """Remove objects from one that holds some; ``False`` if that one has to go itself."""
+    """Remove objects from a holder; ``False`` if the holder itself must be removed."""
     gone = {id(item) for item in items}
     owner, old = owners.get(id(holder), (None, {}))
     if isinstance(holder, functools._lru_cache_wrapper):
@@ -360,7 +360,7 @@ def _remove(items: Sequence[Any], holder: Any, owners: Mapping[int, tuple[Any, A
 
 
 def reachable(root: nn.Module) -> set[int]:
-    """Identities of the tensors that the attributes of a network's modules hold, at any depth."""
+    """Return the ids of tensors held by the attributes of a network's modules, at any depth."""
     found: set[int] = set()
     seen: set[int] = set()
     todo: list[Any] = [vars(module) for module in root.modules()]
@@ -383,8 +383,8 @@ _NOT_INSIDE = (
 
 
 @contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Leave the generators of random numbers as they were."""
+def preserve_generators() -> Iterator[None]:
+    """Restore the states of the random number generators on exit."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         yield

@@ -1,7 +1,7 @@
-"""Which additions close a residual block, and what becomes of them.
+"""Find the additions that close a residual block, and how much signal their branches carry.
 
-A unit carries its input through by its own bypass. An addition that carries the same signal once
-more would double it at every block, so that exactly one of the two may stay.
+A binary layer carries its input through its own bypass. An addition that carries the same signal
+again would double it at every block, so exactly one of the two may stay.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Shortcut:
         projection: Layer calls on the shortcut side (a 1x1 projection), if any.
         carries: How much of the fork's signal the branch delivers: ``WHOLE`` (through bypasses
             only), ``GATED`` (times a computed gate), ``BROKEN`` (a norm or a float layer between).
-        after: Multiplications by numbers below 1 that follow the addition, and nothing else does:
-            they make a mean of the sum.
+        after: Multiplications by numbers below 1 that alone read the sum: they turn it into a
+            mean.
         last: Binary layers that end the branch.
     """
 
@@ -56,9 +56,9 @@ def find_shortcuts(
 
     Args:
         trace: The run.
-        is_binary: Whether a layer's call becomes a binary unit.
-        carries: Whether it becomes a unit with a bypass.
-        is_adopted: Whether a norm's call becomes a unit's own norm.
+        is_binary: Whether a layer's call becomes binary.
+        carries: Whether it becomes a binary layer with a bypass.
+        is_adopted: Whether a norm's call becomes a binary layer's own norm.
     """
     found = []
     for op in trace.ops:
@@ -67,7 +67,7 @@ def find_shortcuts(
         if len(op.inputs) != 2 or op.inputs[0] == op.inputs[1]:
             continue
         roots = [_roots(trace, side) for side in op.inputs]
-        # An identity is tried on either side before a projection is.
+        # Try an identity on either side before a projection.
         tries = [
             (side, r)
             for projected in (False, True)
@@ -86,7 +86,7 @@ def find_shortcuts(
 
 
 def _roots(trace: Trace, index: int) -> list[tuple[int, list[Op]]]:
-    """Walk up a shortcut side: identity, pooling, a factor, at most one 1x1 layer with a norm."""
+    """Walk up a shortcut: identity, pooling, a factor, at most one 1x1 layer with a norm."""
     roots: list[tuple[int, list[Op]]] = [(index, [])]
     projection: list[Op] = []
     while True:
@@ -115,18 +115,18 @@ def carry(
     carries: Callable[[Op], bool],
     is_adopted: Callable[[Op], bool],
 ) -> dict[int, int]:
-    """How much of a fork's signal reaches the operations up to ``end``.
+    """Return how much of a fork's signal reaches the operations up to ``end``.
 
     Args:
         trace: The run.
         fork: Index of the operation that makes the signal.
-        end: Index behind the last operation to look at.
-        carries: Whether a layer's call becomes a unit with a bypass.
-        is_adopted: Whether a norm's call becomes a unit's own norm.
+        end: Index after the last operation to look at.
+        carries: Whether a layer's call becomes a binary layer with a bypass.
+        is_adopted: Whether a norm's call becomes a binary layer's own norm.
 
     Returns:
         Per operation that the signal reaches: ``WHOLE``, ``GATED``, ``BROKEN``, or ``MERGED``
-        where only a way through an upsampling leads there.
+        where the only path leads through an upsampling.
     """
     state = {fork: WHOLE}
     for op in trace.ops[fork + 1 : end]:
@@ -147,7 +147,7 @@ def carry(
             gate = len(op.inputs) > 1
             state[op.index] = min(level, GATED) if gate else level
         elif op.kind == "add":
-            # A mean of two tensors by the weights of a third is a gate.
+            # A mean of two tensors weighted by a third is a gate.
             state[op.index] = level if len(op.inputs) < 3 else min(level, GATED)
         elif op.kind in _PASSING:
             state[op.index] = level
@@ -157,13 +157,13 @@ def carry(
 
 
 def is_scale(op: Op) -> bool:
-    """Whether an operation multiplies a tensor by a number, a parameter or a buffer."""
+    """Check whether an operation multiplies a tensor by a number, a parameter or a buffer."""
     plain = op.kind == "mul" and len(op.inputs) == 1 and op.constant
     return plain and (op.name != "div" or op.factor is not None)
 
 
 def _followers(trace: Trace, op: Op) -> list[Op]:
-    """Multiplications by a number below 1 that an addition's result goes to, and nowhere else."""
+    """Return multiplications by a number below 1 that alone read an addition's result."""
     found: list[Op] = []
     while len(trace.consumers[op.index]) == 1:
         op = trace.ops[trace.consumers[op.index][0]]
@@ -176,15 +176,15 @@ def _followers(trace: Trace, op: Op) -> list[Op]:
 def scales_of(
     trace: Trace, shortcut: Shortcut, inner: Mapping[int, Shortcut], dropped: Container[int]
 ) -> list[Op]:
-    """The factors that have to go together with an addition: all that carry the signal then.
+    """Return the factors that must go with an addition: all that would then scale the signal.
 
-    Of a shortcut within the branch the signal takes the way that stays: its branch if its own
-    addition goes too, else its shortcut. A merge of several ways keeps its factors.
+    Within the branch, the signal of an inner shortcut takes the path that stays: the branch if
+    the inner addition goes too, else the shortcut. A merge of several paths keeps its factors.
 
     Args:
         trace: The run.
         shortcut: The residual addition.
-        inner: Residual additions by their index.
+        inner: Residual additions, by index.
         dropped: Those of them that go.
     """
     found = list(shortcut.after)
@@ -220,7 +220,7 @@ def _examine(
     if state.get(end, MERGED) == MERGED:
         return None
     shortcut = Shortcut(op, fork, branch, projection, state[end], _followers(trace, op))
-    # Walk the branch back to the fork: its layers, the layers that end it.
+    # Walk the branch back to the fork: its layers, and the layers that end it.
     layers: list[Op] = []
     front, seen, ended = [(end, True)], {end}, set()
     while front:

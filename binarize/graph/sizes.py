@@ -1,4 +1,4 @@
-"""What of a plan holds for the size that it was made at, and not for others."""
+"""Which parts of a plan depend on the input size that it was made at."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["depends_on_size", "size_notes", "spelled_size"]
 
 
 def spelled_size(shape: Iterable[int]) -> str:
-    """Write a shape or size, as in ``1×3×256×256``."""
+    """Format a shape or size, as in ``1×3×256×256``."""
     return "×".join(map(str, shape)) or "scalar"
 
 
 def depends_on_size(trace: Trace, op: Op) -> bool:
-    """Whether a layer works on one position because strides left no more of an input this large.
+    """Check whether a layer works on one position because strides left no more of the input.
 
     Args:
         trace: The run.
-        op: A layer's call on a map of one position.
+        op: A layer's call on a feature map with one position.
     """
     while op.inputs:
         before = trace.ops[op.inputs[0]]
@@ -34,14 +34,14 @@ def depends_on_size(trace: Trace, op: Op) -> bool:
 
 
 def size_notes(plan: Plan, trace: Trace) -> list[str]:
-    """Tell where a plan would be another one at the size at which its network is used.
+    """Describe how a plan would differ at the size at which its network is used.
 
     Args:
         plan: The plan of a converted network.
         trace: A run of that network.
 
     Returns:
-        Lines for people, none if the size changes nothing.
+        Lines of text, empty if the size changes nothing.
     """
     shapes = tuple(op.shape for op in trace.ops if op.kind == "input")
     if not plan.example or shapes == plan.example:
@@ -54,12 +54,12 @@ def size_notes(plan: Plan, trace: Trace) -> list[str]:
         if op.kind == "layer" and op.path is not None and len(op.in_shape) > 2:
             linear = "Linear" in op.name
             if linear and len(op.in_shape) < 4 and tokens_stay:
-                # Of one token or of many, it stays float.
+                # With one token or many, it stays float.
                 continue
             places = op.in_shape[1:-1] if linear else op.in_shape[2:]
             wide[op.path] = wide.get(op.path, False) or any(length > 1 for length in places)
     rules = {str(rule) for rule in spared}
-    # What a rule before those takes, an override say, it takes at any size.
+    # A layer that an earlier rule (such as an override) decides is decided so at any size.
     order = [str(rule) for rule in plan.policy.rules]
     later = set(order[min(map(order.index, rules), default=len(order)) :])
     many, single = [], []

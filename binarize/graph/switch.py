@@ -1,4 +1,4 @@
-"""The source of a forward that looks at its arguments and goes the way that they choose."""
+"""The source of a forward that dispatches on its arguments to one of several traced forwards."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Any
 from torch import nn
 
 from binarize.errors import ModelError
-from binarize.graph.ways import Way
+from binarize.graph.code_paths import CodePath
 
-__all__ = ["forward_of_ways", "refuse"]
+__all__ = ["dispatching_forward", "refuse"]
 
 _LITERALS = (bool, int, str, type(None))
 
 
-def forward_of_ways(module: nn.Module, ways: Sequence[Way]) -> tuple[str, dict[str, Any]]:
-    """Write a forward with the signature of a module's own.
+def dispatching_forward(module: nn.Module, paths: Sequence[CodePath]) -> tuple[str, dict[str, Any]]:
+    """Write a forward with the signature of the module's own.
 
     Args:
         module: The module.
-        ways: What it does by its arguments, that of the run first.
+        paths: Its code paths by argument, that of the run first.
 
     Returns:
-        The source, and the names that it takes.
+        The source, and the globals that it uses.
     """
     names: dict[str, Any] = {"_refuse": refuse}
     functions: dict[str, str] = {}
     header, call = _signature(module, names)
     lines = [f"def forward({header}):"]
-    for way in ways:
-        lines.append(f"    if {way.condition()}:")
-        if way.traced is None:
+    for path in paths:
+        lines.append(f"    if {path.condition()}:")
+        if path.traced is None:
             # The argument that differs from the run's.
-            first = ways[0].values
-            other = next(name for name in way.values if way.values[name] != first[name])
-            lines.append(f"        _refuse({other!r}, {other}, {way.cause!r})")
+            first = paths[0].values
+            other = next(name for name in path.values if path.values[name] != first[name])
+            lines.append(f"        _refuse({other!r}, {other}, {path.cause!r})")
             continue
         chosen = []
-        for graph in (way.traced.graph, way.traced.training):
+        for graph in (path.traced.graph, path.traced.training):
             if graph is not None:
                 code = graph.python_code("self")
                 names |= code.globals
@@ -49,18 +49,18 @@ def forward_of_ways(module: nn.Module, ways: Sequence[Way]) -> tuple[str, dict[s
             run = f"(self.{chosen[1]} if self.training else self.{chosen[0]})"
         lines.append(f"        return {run}({call})")
     cause = "its forward was not traced for this value"
-    for name in ways[0].values:
-        known = " or ".join(dict.fromkeys(f"({way.condition_on(name)})" for way in ways))
+    for name in paths[0].values:
+        known = " or ".join(dict.fromkeys(f"({path.condition_on(name)})" for path in paths))
         lines.append(f"    if not ({known}):")
         lines.append(f"        _refuse({name!r}, {name}, {cause!r})")
-    name = next(iter(ways[0].values))
-    lines.append(f"    _refuse({name!r}, {name}, {cause + ' beside the others'!r})")
+    name = next(iter(paths[0].values))
+    lines.append(f"    _refuse({name!r}, {name}, {cause + ' with the others'!r})")
     parts = [source.replace("def forward(", f"def {f}(", 1) for source, f in functions.items()]
     return "\n".join([*parts, *lines, ""]), names
 
 
 def refuse(name: str, value: Any, cause: str) -> None:
-    """Refuse a value that chooses a way through a forward that it does not have any more.
+    """Reject a value that selects a path that the rewritten forward no longer has.
 
     Raises:
         ModelError: Always.
@@ -68,13 +68,13 @@ def refuse(name: str, value: Any, cause: str) -> None:
     raise ModelError(
         name,
         value,
-        f"the rewritten forward cannot go the way that it chooses: {cause}",
+        f"the rewritten forward lacks the path for this value: {cause}",
         "give this value in example_inputs when converting",
     )
 
 
 def _signature(module: nn.Module, names: dict[str, Any]) -> tuple[str, str]:
-    """The parameters of a module's forward, and the arguments of a call of a traced one."""
+    """Return the parameters of a module's forward, and the arguments for calling a traced one."""
     header = ["self"]
     call: list[str] = []
     last: list[str] = []

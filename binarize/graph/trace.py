@@ -1,9 +1,9 @@
 """One run of a network, recorded as a list of operations.
 
-The network is run, not interpreted: control flow takes the branch that the example inputs take,
-and lists, dictionaries and dataclasses of tensors pass as they are. The run uses fake tensors
-(shapes without values), so that it costs neither time nor memory, and falls back to real ones
-where a value is asked for. It leaves nothing behind, see :mod:`binarize.graph.shapes_only`.
+The network runs for real, it is not interpreted: control flow takes the branch that the example
+inputs select, and lists, dictionaries and dataclasses of tensors pass unchanged. The run uses fake
+tensors (shapes without values), which take neither time nor memory, and falls back to real ones
+where the forward reads a value. It has no side effects, see :mod:`binarize.graph.shapes_only`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from binarize.graph.call_facts import factor_of, macs_of, order_of
 from binarize.graph.classify import function_kind, module_kind, normal_name
-from binarize.graph.given import copied
 from binarize.graph.memory import Memory
-from binarize.graph.questions import Questions, watched
-from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces, random_numbers_kept
+from binarize.graph.model_input import deepcopy_model
+from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces, preserve_generators
+from binarize.graph.type_checks import TypeChecks, record_type_checks
 
 __all__ = ["Op", "Trace", "skeleton", "trace"]
 
@@ -41,20 +41,20 @@ class Op:
     Attributes:
         index: Position in the run; operations are in order of execution.
         kind: See :mod:`binarize.graph.classify`; also ``"input"`` and ``"output"``.
-        name: Normal name of the function, or class of the module.
+        name: Normalized name of the function, or class of the module.
         scope: Dotted path of the module whose forward made the call.
         call: How many times that module had been called before.
         ordinal: Position among the operations of this kind (functions) or of this module (modules)
             that the scope made directly, in this call.
-        path: Dotted path of the module, for modules recorded whole.
+        path: Dotted path of the module, for modules that are traced as one call.
         inputs: Operations that made the tensor operands, in the order of the operands.
         constant: Whether a parameter, a buffer or a number is among the operands.
         in_shape: Shape of the first operand made by an operation.
         shape: Shape of the (first) result.
         macs: Multiply-accumulates of products of two computed tensors and of functional layers,
-            ``None`` if unknown; 0 for the rest (layers are counted where their weights are known).
-        order: What permutes dimensions: per dimension of the result that of the operand.
-        factor: The number that the operand is multiplied by, ``None`` if it is no such operation.
+            ``None`` if unknown; 0 otherwise (layers are counted where their weights are known).
+        order: For permutations: per dimension of the result, that of the operand.
+        factor: The number that multiplies the operand, ``None`` for other operations.
     """
 
     index: int
@@ -79,13 +79,13 @@ class Trace:
 
     Attributes:
         ops: All operations, in order.
-        model: The copy that ran; its parameters are the original's own tensors.
-        arguments: Positional and named arguments per scope path, from the scope's first call.
-        calls: Number of calls per module path.
-        direct: Identities (``id``) of the parameters that functions took as operands.
-        asked: The modules whose class the forwards asked for.
-        consumers: Per operation those that take its result.
-        inside: Per scope path the operations that its own forward made.
+        model: The copy that ran; it shares its parameters with the original.
+        arguments: Positional and keyword arguments by scope path, from the scope's first call.
+        calls: Number of calls, by module path.
+        direct: ``id`` of the parameters that functions took as operands.
+        type_checks: The modules whose class the forwards checked.
+        consumers: Per operation, those that read its result.
+        inside: By scope path, the operations that its own forward made.
     """
 
     ops: list[Op]
@@ -93,7 +93,7 @@ class Trace:
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
     calls: dict[str, int]
     direct: frozenset[int]
-    asked: Questions = field(default_factory=Questions)
+    type_checks: TypeChecks = field(default_factory=TypeChecks)
     consumers: list[list[int]] = field(default_factory=list)
     inside: dict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
 
@@ -108,7 +108,7 @@ class Trace:
 def skeleton(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
     """Copy the modules of a network, sharing parameters and buffers with the original."""
     shared = model.parameters() if copy_buffers else (*model.parameters(), *model.buffers())
-    return copied(model, {id(tensor): tensor for tensor in shared})
+    return deepcopy_model(model, {id(tensor): tensor for tensor in shared})
 
 
 def trace(
@@ -121,9 +121,9 @@ def trace(
     """Run a copy of ``model`` in eval mode and record its operations.
 
     Args:
-        model: The network; neither its tensors nor its modules are changed.
-        args: Positional arguments; only shapes, types and devices of tensors matter.
-        kwargs: Named arguments.
+        model: The network; its tensors and modules stay unchanged.
+        args: Positional arguments; only shapes, dtypes and devices of tensors matter.
+        kwargs: Keyword arguments.
         training: Run it in training mode.
 
     Returns:
@@ -134,7 +134,7 @@ def trace(
     """
     kwargs = dict(kwargs or {})
     if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        # Tensors without storage are shapes already, and have no values to fall back on.
+        # Tensors without storage are already shapes, and have no values to fall back on.
         return _record(skeleton(model, copy_buffers=training), args, kwargs, None, training)
     before = namespaces(model)
     fake = ShapesOnly()
@@ -144,13 +144,13 @@ def trace(
         with _quiet():
             recorded = _record(copy, args, kwargs, fake, training)
     except Exception as error:
-        # Values may matter (data-dependent control flow).
+        # The forward needs values (data-dependent control flow).
         traceback.clear_frames(error.__traceback__)
     leave_nothing(fake, model, copy, before)
     if recorded is not None:
         return recorded
-    # Once for real. A forward may write to buffers, but not to parameters.
-    with random_numbers_kept():
+    # Run once on real tensors. A forward may write to buffers, but not to parameters.
+    with preserve_generators():
         return _record(skeleton(model, copy_buffers=True), args, kwargs, None, training)
 
 
@@ -168,7 +168,7 @@ def _record(
         kwargs = tree_map_only(Tensor, fake.stand_in, kwargs)
     with torch.no_grad(), recorder.hooked(), fake if fake is not None else _nothing():
         recorder.add_inputs((args, kwargs))
-        with watched(model, recorder.paths) as asked, recorder:
+        with record_type_checks(model, recorder.paths) as type_checks, recorder:
             outputs = model(*args, **kwargs)
         recorder.add_outputs(outputs)
     return Trace(
@@ -177,13 +177,13 @@ def _record(
         {path: _shapes_of(given) for path, given in recorder.arguments.items()},
         dict(recorder.calls),
         frozenset(recorder.direct),
-        asked,
+        type_checks,
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from logging what an attempt runs into: it is tried again, or told."""
+    """Silence torch's logs of a failed attempt: the run is repeated, or the error is reported."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True
     try:
@@ -225,7 +225,7 @@ class _Recorder(TorchFunctionMode):
         return made if written is None else max(written, made or 0)
 
     def _path(self, module: nn.Module) -> str:
-        """Of several paths of a shared module, the one below the scope that calls it."""
+        """Return a module's path; for a shared module, the one below the scope that calls it."""
         paths = self.paths[id(module)]
         scope = self._scopes[-1][0]
         below = [path for path in paths if not scope or path.startswith(scope + ".")]
@@ -281,7 +281,7 @@ class _Recorder(TorchFunctionMode):
         name = normal_name(raw)
         kind = function_kind(name)
         if name in _ASSIGNING and _writes(raw) and args and isinstance(args[0], Tensor):
-            # What is there already and what is put beside it, or over it.
+            # The existing tensor and what is placed next to it, or written over it.
             whole = self._memory.whole(args[0])
             self._add(kind, name, kind, (whole, args[1:], kwargs), whole, None, raw=raw)
         elif any(isinstance(x, Tensor) for x in tree_iter(output)):
@@ -326,7 +326,7 @@ class _Recorder(TorchFunctionMode):
         outs = [x for x in tree_iter(out) if isinstance(x, Tensor)]
         self._memory.see(tensors + outs, results)
         if not inputs and kind in ("other", "shape"):
-            # Made of constants alone (anchors, position grids): not part of the signal's flow.
+            # Made from constants alone (anchors, position grids): not part of the signal flow.
             return
         scope, call, counts = self._scopes[-1]
         index = len(self.ops)
@@ -358,7 +358,7 @@ class _Recorder(TorchFunctionMode):
             before = earlier[id(written)]
             self._memory.write(written, index)
             if written.numel() < whole.numel() and kind != "cat":
-                # A part was changed, and stays beside the others.
+                # A part was changed and stays next to the others.
                 part = () if before is None else (before,)
                 self._memory.write(written, len(self.ops))
                 shape = tuple(whole.shape)
@@ -403,7 +403,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def _shapes_of(values: Any) -> Any:
-    """Arguments of a call, with tensors that hold nothing of the run."""
+    """Return a call's arguments with tensors that keep nothing of the run alive."""
     return tree_map_only(
         Tensor,
         lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"),
@@ -412,7 +412,7 @@ def _shapes_of(values: Any) -> Any:
 
 
 def _writes(name: str) -> bool:
-    """Whether a function of this name writes to its first operand."""
+    """Check whether a function of this name writes to its first operand."""
     if name.startswith("__"):
         return name == "__setitem__" or (name.startswith("__i") and name != "__invert__")
     return name.endswith("_")
@@ -421,7 +421,7 @@ def _writes(name: str) -> bool:
 _ASSIGNING = frozenset(
     "setitem copy index_copy index_put scatter masked_scatter index_add scatter_add put".split()
 )
-# What takes a shape or a type from an operand, and no values.
+# Functions that take a shape or a dtype from an operand, but no values.
 _PATTERNS = frozenset(
     "type_as to expand_as view_as reshape_as zeros_like ones_like empty_like full_like rand_like "
     "randn_like new_zeros new_ones new_full new_empty new_tensor".split()
@@ -430,7 +430,7 @@ _PERMUTING = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdi
 
 
 def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:
-    """The result of a batch norm on a fake map; torch takes milliseconds to find its shape."""
+    """Return a batch norm's result on a fake tensor; torch takes milliseconds for its shape."""
     x = args[0] if args else None
     if func is not F.batch_norm or not isinstance(x, FakeTensor) or x.dim() < 2:
         return None
@@ -441,7 +441,7 @@ def _batch_norm(func: Any, args: Any, kwargs: Any) -> Tensor | None:
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    """Tensors in nested containers, also in dataclasses and plain objects that pytree leaves."""
+    """Yield tensors in nested containers, also in dataclasses and objects that pytree skips."""
     for leaf in tree_iter(value):
         if isinstance(leaf, Tensor):
             yield leaf

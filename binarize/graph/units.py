@@ -1,4 +1,4 @@
-"""The binary unit, or the 8-bit layer, that stands in for a float layer."""
+"""Build the binary or 8-bit layer that replaces a float layer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["build_int8", "build_unit", "has_bypass"]
 
 
 def build_unit(layer: Any, spec: UnitSpec, *, bypass: bool = True) -> Any:
-    """Build a unit of a float layer's geometry, on the meta device: without any values.
+    """Build a binary layer with a float layer's geometry, on the meta device (without values).
 
     Args:
         layer: A convolution, transposed convolution or linear layer.
         spec: The unit's parts.
-        bypass: False leaves out the bypass whatever ``spec`` says.
+        bypass: False omits the bypass whatever ``spec`` says.
     """
     options: dict[str, Any] = {
         "unit": spec,
@@ -34,7 +34,7 @@ def build_unit(layer: Any, spec: UnitSpec, *, bypass: bool = True) -> Any:
 
 
 def build_int8(layer: Any) -> Any:
-    """Build an 8-bit layer of a float layer's geometry, on the meta device.
+    """Build an 8-bit layer with a float layer's geometry, on the meta device.
 
     Args:
         layer: A convolution, transposed convolution or linear layer.
@@ -61,7 +61,7 @@ _INT8: dict[bool, tuple[Any, ...]] = {
 
 
 def _convolution(layer: Any, classes: dict[bool, tuple[Any, ...]], options: dict[str, Any]) -> Any:
-    """One of the classes, with the geometry of a float layer."""
+    """Build one of the classes with the geometry of a float layer."""
     geometry = {
         "stride": layer.stride,
         "padding": layer.padding,
@@ -81,7 +81,7 @@ def _convolution(layer: Any, classes: dict[bool, tuple[Any, ...]], options: dict
 
 
 def has_bypass(layer: Any, spec: UnitSpec) -> bool:
-    """Whether the unit of a float layer has a bypass: some bypasses fit some layers only."""
+    """Check whether the binary layer has a bypass: some bypasses fit only some layers."""
     if spec.bypass is None:
         return False
     return spec.bypass != "identity" or build_unit(layer, spec).bypass is not None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import ModelError
-from binarize.graph.given import given_network
 from binarize.graph.inputs import arguments
+from binarize.graph.model_input import unwrap_model
 from binarize.inspection.numbers import FeatureMap, Inspection
 from binarize.inspection.tally import Tally
 from binarize.lower import PackedNetwork
@@ -46,7 +46,7 @@ def inspect(
         ModelError: The network has no binary layer, or is packed; there is no such layer or no
             batch; the network does not accept a batch.
     """
-    network = given_network(model)
+    network = unwrap_model(model)
     watch = _Watch(_layers(network), layer, maps)
     with _evaluating(network), watch.watching(), torch.no_grad():
         for batch in batches:

@@ -1,4 +1,4 @@
-"""The 1-bit kernels: one operator, its weight layout, its native and its plain implementation."""
+"""The 1-bit kernels: one operator, its weight layout, a native and a reference implementation."""
 
 from binarize.kernels.geometry import output_size
 from binarize.kernels.layout import Layout, pack_weight, unpack_weight

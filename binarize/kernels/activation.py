@@ -1,6 +1,6 @@
 """``binarize::shifted_prelu``: the activation after a float layer in one pass, with its means.
 
-After a binary layer, the activation is part of the unit; see :mod:`binarize.kernels.ops`.
+After a binary layer, the activation is part of the layer's kernel; see :mod:`binarize.kernels.ops`.
 """
 
 from __future__ import annotations

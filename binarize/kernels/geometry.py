@@ -124,7 +124,7 @@ def output_size(
         padding: Pairs (before, after), the first dimension first.
         dilation: Per dimension.
         transposed: Whether the convolution is transposed.
-        output_padding: Per dimension; for transposed convolutions only.
+        output_padding: Per dimension; only for transposed convolutions.
 
     Returns:
         One size per dimension.
@@ -161,11 +161,11 @@ def geometry(
 
     Args:
         shapes: Shapes of the sources, (N, C, *spatial).
-        strides: Strides of the sources, in elements; that of the channels must be 1.
+        strides: Strides of the sources, in elements; the channel stride must be 1.
         upsample: Upsampling factor per source.
         out_channels: C_out.
         kernel: Kernel size, per spatial dimension.
-        stride: Likewise.
+        stride: Per spatial dimension.
         padding: Pairs (before, after).
         dilation: Per spatial dimension.
         groups: Groups of the convolution.
@@ -187,15 +187,15 @@ def geometry(
     _check("groups", groups, groups > 0 and not channels % groups and not out_channels % groups,
            f"must divide {channels} and {out_channels} channels")  # fmt: skip
     dims = len(size)
-    for name, values, count, least in (
+    for name, values, count, minimum in (
         ("kernel", kernel, dims, 1),
         ("stride", stride, dims, 1),
         ("padding", padding, 2 * dims, 0),
         ("dilation", dilation, dims, 1),
         ("output_padding", output_padding, dims, 0),
     ):
-        good = len(values) == count and all(v >= least for v in values)
-        _check(name, values, good, f"must hold {count} numbers, at least {least} each")
+        is_valid = len(values) == count and all(v >= minimum for v in values)
+        _check(name, values, is_valid, f"must hold {count} numbers, at least {minimum} each")
     _check("bypass_offset", bypass_offset, len(bypass_offset) == dims, f"must hold {dims} numbers")
     _check("padding_mode", padding_mode, padding_mode in PADDING_MODES,
            f"must be one of {', '.join(PADDING_MODES)}")  # fmt: skip
@@ -204,18 +204,18 @@ def geometry(
            "must be zeros for a transposed convolution")  # fmt: skip
     if padding_mode in ("reflect", "circular"):
         short = 1 if padding_mode == "reflect" else 0
-        good = all(max(padding[2 * d : 2 * d + 2]) <= size[d] - short for d in range(dims))
+        is_valid = all(max(padding[2 * d : 2 * d + 2]) <= size[d] - short for d in range(dims))
         _check(
             "padding",
             padding,
-            good,
+            is_valid,
             f"must be smaller than the feature map, {size}, to {padding_mode} it",
         )
     out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
     _check("sources", shapes, all(v > 0 for v in (*size, *out)), "must give at least one output")
     for shape, _ in residuals:
-        good = shape == (samples, out_channels, *out)
-        _check("residuals", shape, good, f"must have shape {(samples, out_channels, *out)}")
+        is_valid = shape == (samples, out_channels, *out)
+        _check("residuals", shape, is_valid, f"must have shape {(samples, out_channels, *out)}")
     reads = channels // groups * prod(kernel)
     _check("kernel", kernel, reads < 2**30,
            "must read fewer than 2**30 values per output: they are counted in 32 bits")  # fmt: skip
@@ -275,15 +275,18 @@ def geometry(
 
 
 def _input_size(shapes: tuple[tuple[int, ...], ...], upsample: tuple[int, ...]) -> tuple[int, ...]:
-    good = len(shapes) > 0 and all(3 <= len(s) <= 5 and s[1] > 0 for s in shapes)
+    is_valid = len(shapes) > 0 and all(3 <= len(s) <= 5 and s[1] > 0 for s in shapes)
     _check(
-        "sources", shapes, good, "must be feature maps (N, C, *spatial) of one to three dimensions"
+        "sources",
+        shapes,
+        is_valid,
+        "must be feature maps (N, C, *spatial) of one to three dimensions",
     )
-    good = len(upsample) == len(shapes) and all(u >= 1 for u in upsample)
-    _check("upsample", upsample, good, "must hold one factor of at least 1 per source")
+    is_valid = len(upsample) == len(shapes) and all(u >= 1 for u in upsample)
+    _check("upsample", upsample, is_valid, "must hold one factor of at least 1 per source")
     sizes = [tuple(v * u for v in s[2:]) for s, u in zip(shapes, upsample, strict=True)]
-    good = all(z == sizes[0] for z in sizes) and all(s[0] == shapes[0][0] for s in shapes)
-    _check("sources", shapes, good, "must agree in samples and, after upsampling, in size")
+    is_valid = all(z == sizes[0] for z in sizes) and all(s[0] == shapes[0][0] for s in shapes)
+    _check("sources", shapes, is_valid, "must agree in samples and, after upsampling, in size")
     return sizes[0]
 
 
@@ -297,6 +300,6 @@ def _collapses(size: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _check(argument: str, value: object, good: bool, rule: str) -> None:
-    if not good:
+def _check(argument: str, value: object, is_valid: bool, rule: str) -> None:
+    if not is_valid:
         raise BinarizeError(argument, value, rule, "see binarize.kernels.ops for its meaning")

@@ -4,11 +4,11 @@ r"""``binarize::int8_layer``: convolutions, transposed ones and linear layers on
     y_o = f\Bigl( s_x g_o \sum_{c, k} (q_{c} - z_x) \, w_{ock} + b_o \Bigr)
 
 with codes :math:`q = \operatorname{clip}(\operatorname{round}(x / s_x) + z_x, 0, 255)` of the input
-(which may be given as codes already), codes w of the weight, factors g and constants b per output
-channel, and an activation f. The result is floating point, or codes itself. Sums are integers.
+(which may already be given as codes), codes w of the weight, factors g and constants b per output
+channel, and an activation f. The result is floating point, or codes again. Sums are integers.
 
-On the CPU oneDNN computes it, where the torch in use has its quantized operators; elsewhere, and
-for transposed convolutions, plain torch does, with integers in floating-point numbers.
+On the CPU, oneDNN computes it if this torch has its quantized operators. Otherwise, and for
+transposed convolutions, plain torch does, with integers stored as floating-point numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from binarize.kernels.geometry import output_size
 __all__ = ["ACTIVATIONS", "int8_layer", "inverse_step", "quantized", "reference"]
 
 ACTIVATIONS = ("none", "relu", "hardtanh", "hardswish", "swish")
-"""What a layer may do last; ``hardtanh`` clips to two limits."""
+"""The activations that a layer can end with; ``hardtanh`` clips to two limits."""
 
 _LARGEST = 255
 _LIBRARY = torch.library.Library("binarize", "FRAGMENT")
@@ -43,7 +43,7 @@ _LIBRARY.define(
 
 
 def quantized(x: Tensor, scale: float, zero: int) -> Tensor:
-    """Codes (uint8) of a tensor, with its strides if it is dense; codes stay what they are."""
+    """Return the codes (uint8) of a tensor, with its strides if it is dense; codes pass through."""
     if x.dtype == torch.uint8:
         return x
     make = native.codes() if x.is_cpu and x.dtype == torch.float32 else None
@@ -53,9 +53,9 @@ def quantized(x: Tensor, scale: float, zero: int) -> Tensor:
 
 
 def inverse_step(scale: float) -> float:
-    """What values are multiplied by to become codes.
+    """Return the factor that turns values into codes.
 
-    The reciprocal in single precision, as torch's own fake quantization takes it.
+    This is the reciprocal in single precision, as in torch's own fake quantization.
     """
     return float(1 / torch.tensor(scale, dtype=torch.float32))
 
@@ -83,34 +83,34 @@ def reference(
     y_scale: float | None,
     y_zero: int,
 ) -> Tensor:
-    """The layer in plain torch; arguments as the op's.
+    """Run the layer in plain torch; arguments as for the operator.
 
     Args:
         x: (N, C_in, *spatial), floating point or codes (uint8).
         x_scale: Step of its codes.
         x_zero: Code of zero.
         weight: Codes (int8), in the shape of a convolution's weight.
-        gain: (C_out), scales of the weight times what is folded into them.
+        gain: (C_out), scales of the weight times the factors folded into them.
         bias: (C_out), or ``None``.
         stride: Per spatial dimension.
-        padding: Before and after, the first dimension first; cut off, of transposed convolutions.
+        padding: Before and after, first dimension first; cropped in transposed convolutions.
         dilation: Per spatial dimension.
         groups: Groups of channels.
         transposed: Whether it is a transposed convolution.
         output_padding: Of a transposed convolution.
         activation: One of ``ACTIVATIONS``.
-        limits: Of ``hardtanh``, least and largest.
+        limits: For ``hardtanh``, minimum and maximum.
         y_scale: Step of the result's codes; ``None`` for a floating-point result.
         y_zero: Code of zero in it.
     """
     kind = torch.float32 if x.dtype == torch.uint8 else x.dtype
-    if not x.numel():  # of no positions, torch's convolutions make an error
+    if not x.numel():  # torch's convolutions reject inputs without positions
         how = stride, padding, dilation, transposed, output_padding
         size = output_size(x.shape[2:], weight.shape[2:], *how)
         kind = kind if y_scale is None else torch.uint8
         return x.new_zeros((x.shape[0], gain.shape[0], *size), dtype=kind)
     taps = math.prod(weight.shape[2:]) * weight.shape[0 if transposed else 1]
-    # Sums of integers are exact as long as the mantissa holds them.
+    # Sums of integers are exact while they fit the mantissa.
     exact = torch.float32 if taps * _LARGEST * 128 < 2**24 else torch.float64
     values = quantized(x, x_scale, x_zero).to(exact) - x_zero
     spatial = weight.dim() - 2
@@ -132,7 +132,7 @@ def reference(
 
 
 def _around(padding: Sequence[int]) -> list[int]:
-    """Padding in the order of torch.nn.functional.pad: the last dimension first."""
+    """Return the padding in the order of torch.nn.functional.pad: last dimension first."""
     pairs = [padding[i : i + 2] for i in range(0, len(padding), 2)]
     return [side for pair in reversed(pairs) for side in pair]
 
@@ -148,7 +148,7 @@ def _activated(y: Tensor, activation: str, limits: Sequence[float]) -> Tensor:
 
 
 def _native(*arguments: Any) -> Tensor:
-    """The layer by oneDNN where it can, else as :func:`reference`, whose arguments it takes."""
+    """Run the layer with oneDNN if possible, otherwise :func:`reference`, with its arguments."""
     x, x_scale, x_zero, weight, gain, bias, stride, padding, dilation, groups = arguments[:10]
     transposed, _, activation, limits, y_scale, y_zero = arguments[10:]
     spatial = weight.dim() - 2
@@ -191,16 +191,16 @@ def _native(*arguments: Any) -> Tensor:
 
 
 def _has_fast_groups(weight: Tensor, groups: int) -> bool:
-    """Whether oneDNN has more than its reference for so many channels in each group.
+    """Check whether oneDNN has an optimized kernel for this many channels per group.
 
-    The reference is slower than plain torch, and rounds otherwise.
+    Its reference kernel is slower than plain torch, and rounds differently.
     """
     out, within = weight.shape[0] // groups, weight.shape[1]
     return groups == 1 or out == within == 1 or not (out % 16 or within % 16)
 
 
 class _Ready(NamedTuple):
-    """A weight in oneDNN's order, which it depends on how it is used."""
+    """A weight in oneDNN's order, which depends on how it is used."""
 
     source: weakref.ref[Tensor]
     version: int | None
@@ -222,7 +222,7 @@ def _ready(
     dilation: list[int],
     groups: int,
 ) -> _Ready:
-    # Inference tensors do not count their changes, so they are compared.
+    # Inference tensors have no version counter, so compare them.
     version = None if weight.is_inference() else weight._version
     how = x_scale, x_zero, tuple(stride), tuple(padding), tuple(dilation), groups
     entry = _ENTRIES.get(id(weight))
@@ -256,7 +256,7 @@ def _drop(key: int, ref: weakref.ref[Tensor]) -> None:
 
 @functools.cache
 def _has_onednn() -> bool:
-    """Whether torch's quantized operators are there and compute what they should."""
+    """Check whether torch's quantized operators exist and compute correctly."""
     codes = torch.arange(64, dtype=torch.uint8).view(1, 4, 4, 4)
     weight = (torch.arange(72) % 127 - 63).to(torch.int8).view(2, 4, 3, 3)
     one = torch.ones(2)
@@ -313,7 +313,7 @@ def _cpu(*arguments: Any) -> Tensor:
 
 
 def _channels_last(y: Tensor) -> Tensor:
-    """The strides that the fake kernel promises, of dimensions of length 1 too."""
+    """Give a result the strides that the fake kernel promises, also for dimensions of length 1."""
     last = y.movedim(1, -1)
     y = last.contiguous().view(-1).view(last.shape)
     return y.permute(0, y.dim() - 1, *range(1, y.dim() - 1))

@@ -134,8 +134,8 @@ def pack_weight(
             (C_in, C_out / groups, *kernel) if transposed; negative means -1, all else +1. A bool
             tensor holds the bits themselves. View a linear weight as that of a 1x1 convolution.
         stride: Stride of the convolution, per spatial dimension.
-        dilation: Likewise.
-        groups: Of the convolution.
+        dilation: Dilation of the convolution, per spatial dimension.
+        groups: Groups of the convolution.
         transposed: Whether the convolution is transposed.
 
     Returns:

@@ -1,9 +1,9 @@
 """Reuse of memory for large feature maps.
 
-A C library's allocator recycles small blocks, but maps large ones afresh every time, and each page
-faults and is cleared on its first write; for a feature map of 100 MB that takes ten times as long
-as the writing. Here, large feature maps use memory that returns to a short free list when their
-tensor is deleted. The system may reclaim memory on the list whenever it needs it (``MADV_FREE``).
+A C library's allocator recycles small blocks but maps large ones afresh every time, and each page
+faults and is cleared on its first write; for a feature map of 100 MB, that takes ten times as long
+as the write itself. Here, large feature maps use memory that returns to a short free list when
+their tensor is deleted. The system can reclaim memory on the list at any time (``MADV_FREE``).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def empty(
 
     Args:
         shape: Its sizes.
-        strides: In elements.
-        dtype: Its type.
+        strides: The strides, in elements.
+        dtype: The dtype.
 
     Returns:
         The tensor. With :data:`LARGE` bytes or more, its memory may be recycled and its storage
@@ -46,30 +46,30 @@ def empty(
     if prod(shape) * dtype.itemsize >= LARGE and _KNOWN:
         count = 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         try:
-            room = _take(count * dtype.itemsize)
+            block = _take(count * dtype.itemsize)
         except OSError:
-            pass  # torch's own message is more informative
+            pass  # torch's own error message is more informative
         else:
-            view = memoryview(room)
+            view = memoryview(block)
             # Only the tensor holds the view.
-            weakref.finalize(view, _give_back, room).atexit = False
+            weakref.finalize(view, _release, block).atexit = False
             return torch.frombuffer(view, dtype=dtype, count=count).as_strided(shape, strides)
     return torch.empty_strided(shape, strides, dtype=dtype)
 
 
 def _take(size: int) -> mmap.mmap:
-    for room in sorted(_free, key=len):
-        if size <= len(room) <= 2 * size:
+    for block in sorted(_free, key=len):
+        if size <= len(block) <= 2 * size:
             try:
-                _free.remove(room)
+                _free.remove(block)
             except ValueError:
-                continue  # another thread was faster
-            return room
+                continue  # another thread took it
+            return block
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-def _give_back(room: mmap.mmap) -> None:
-    room.madvise(mmap.MADV_FREE)
-    _free.append(room)
+def _release(block: mmap.mmap) -> None:
+    block.madvise(mmap.MADV_FREE)
+    _free.append(block)
     if len(_free) > _MOST:
         del _free[:1]

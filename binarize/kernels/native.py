@@ -1,6 +1,6 @@
 """The native implementation of ``binarize::unit``: a C library called through ctypes.
 
-The library is expected beside this file, where wheels and the development build put it. ctypes
+The library is expected next to this file, where wheels and the development build put it. ctypes
 releases the GIL during a call, and calls are stateless, so threads may call concurrently.
 """
 
@@ -31,7 +31,7 @@ ENVIRONMENT = "BINARIZE_KERNELS"
 # In order of preference; the numbers are the library's.
 SETS = {"avx512": 2, "avx512bw": 4, "avx2": 1, "neon": 3, "scalar": 0}
 _NAMES = ("libbinarize_kernels.so", "libbinarize_kernels.dylib", "binarize_kernels.dll")
-# Floats; less work than this, some 20 microseconds, is not worth waking other threads.
+# Floats; with less work than this, some 20 microseconds, waking other threads does not pay.
 SERIAL_WORK = 2**17
 _STATUS = {1: "the library rejects this geometry", 2: "this machine cannot run these kernels"}
 
@@ -128,7 +128,7 @@ def status() -> Status:
 def implementation() -> Callable[..., tuple[Tensor, Tensor]]:
     """Return the active implementation, chosen once per process.
 
-    Warns if kernels are missing, which otherwise only shows in the run time.
+    Warns if kernels are missing, which would otherwise only show in the run time.
     """
     found = status()
     if found.library is None and not os.environ.get(ENVIRONMENT):
@@ -142,9 +142,9 @@ def implementation() -> Callable[..., tuple[Tensor, Tensor]]:
 
 @lru_cache(maxsize=1)
 def codes() -> Callable[[Tensor, float, int], Tensor] | None:
-    """What makes codes (uint8) of a dense float32 tensor, a step and the code of zero.
+    """Return a function that quantizes a dense float32 tensor to codes, given step and zero code.
 
-    ``None`` where the reference is in use.
+    ``None`` if the reference is active.
     """
     name = status().active
     if name == "reference":
@@ -154,7 +154,7 @@ def codes() -> Callable[[Tensor, float, int], Tensor] | None:
     def make(x: Tensor, scale: float, zero: int) -> Tensor:
         made = torch.empty_like(x, dtype=torch.uint8)
         pointers = x.data_ptr(), x.numel()
-        # The reciprocal in single precision, as torch has it.
+        # The reciprocal in single precision, like torch.
         inverse = float(1 / torch.tensor(scale, dtype=torch.float32))
         problem = library.binarize_codes(number, *pointers, inverse, zero, made.data_ptr())
         if problem:

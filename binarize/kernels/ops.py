@@ -10,8 +10,8 @@ maps, not popcounts, would otherwise dominate the run time:
     \operatorname{sign}(w) + d_o + \mathrm{bypass}(x) + \textstyle\sum r\bigr)
 
 Thresholds that depend on a mean lie slightly below it, see :mod:`binarize.ops.ties`. ``means``
-holds each source's means per sample and channel, or an empty tensor if unknown; an empty list means
-that none is known. Unknown means are computed in double precision.
+holds each source's means per sample and channel, or an empty tensor if they are unknown; an empty
+list means that all are unknown. Unknown means are computed in double precision.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class PreparedWeights:
     def __init__(self, library: Any, number: int) -> None:
         self._library = library
         self._number = number
-        # By identity: torch's own dictionary for this is slower than the smallest layers.
+        # By id: torch's own dictionary for this is slower than the smallest layers.
         self._entries: dict[int, _Entry] = {}
 
     def get(self, weight: Tensor, g: Geometry) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The unit in plain torch, the reference for every native kernel.
+"""The binary layer in plain torch, the reference for every native kernel.
 
 Shapes: feature maps are (N, C, *spatial), one to three spatial dimensions.
 """
@@ -87,7 +87,7 @@ def unit(
         y = torch.where(y > 0, y, y * act_slope.view(column))
     if act_out_shift is not None:
         y = y + act_out_shift.view(column)
-    # Not by `contiguous`, which leaves the strides of size-1 dimensions arbitrary.
+    # Not with `contiguous`, which leaves the strides of size-1 dimensions arbitrary.
     result = y.new_empty((y.shape[0], *y.shape[2:], y.shape[1])).movedim(-1, 1).copy_(y)
     return result, _mean(y) if want_means else y.new_empty(0)
 

@@ -1,4 +1,4 @@
-"""What each layer costs packed, under each treatment, on the machine at hand."""
+"""The packed latency of each layer under each treatment, on this machine."""
 
 from binarize.latency.measure import profile
 from binarize.latency.numbers import LayerLatency, Profile

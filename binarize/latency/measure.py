@@ -1,4 +1,4 @@
-"""Run packed networks operation by operation, and book each operation's time to a layer."""
+"""Run packed networks operation by operation, and attribute each operation's time to a layer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from binarize.errors import ModelError
 from binarize.graph import Plan, Traced
 from binarize.graph.flow import all_layers
-from binarize.graph.given import copied, given_network
 from binarize.graph.inputs import arguments
+from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.graph.sizes import spelled_size
 from binarize.kernels import native
 from binarize.latency.numbers import LayerLatency, Machine, Profile
@@ -40,30 +40,30 @@ def profile(
     rounds: int = 9,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Profile:
-    """Measure what each layer of a network costs packed: in one bit, in eight, and in float.
+    """Measure the packed latency of each layer of a network: in one bit, in 8 bits, and in float.
 
-    Three networks are packed: as the policy has it, with what it makes binary in 8 bits, and in
-    float. They run in turns, operation by operation, with the threads that torch is set to use; the
-    time of what follows a layer (its norm, activation, additions, resizing) is booked to the layer.
-    The times of a network's operations are scaled so that they add up to its latency as a whole.
+    Three networks are packed: with the policy, with 8 bits in place of one, and in float. They run
+    in turns, operation by operation, with the threads that torch is set to use. The time of what
+    follows a layer (its norm, activation, additions, resizing) is attributed to the layer. The
+    times of a network's operations are scaled so that they add up to the whole network's latency.
     Weights are those of ``model``: latency does not depend on training.
 
     Args:
-        model: The float network, in eval mode; unchanged.
-        example_inputs: As in :func:`binarize.plan`. Latency is that of this size and batch.
+        model: The float network, in eval mode; it stays unchanged.
+        example_inputs: As in :func:`binarize.plan`. Latency is measured for this size and batch.
         policy: As in :func:`binarize.plan`.
         overrides: As in :func:`binarize.plan`.
-        rounds: How often each network is run.
-        tell: Called with rounds done and rounds in all.
+        rounds: Number of runs of each network.
+        tell: Called with the number of rounds done and the total.
 
     Returns:
-        The profile: print it, save it, or give it to :func:`binarize.plan` with a budget of time.
+        The profile: print it, save it, or give it to :func:`binarize.plan` with a time budget.
 
     Raises:
         ModelError: The network cannot be converted, or it cannot be recorded as a program.
         PolicyError: As in :func:`binarize.plan`.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     chosen = with_overrides(load_policy(policy), overrides, all_layers(model))
     args, kwargs = arguments(example_inputs)
     training = model.training
@@ -76,7 +76,7 @@ def profile(
     if open_:
         plans["int8"] = traced.plan(with_overrides(chosen, [eight]))
         networks["int8"] = _packed(traced, plans["int8"])
-    networks["keep"] = finish(copied(model).eval(), {})
+    networks["keep"] = finish(deepcopy_model(model).eval(), {})
     model.train(training)
     layers = {d.site: d for d in plan.layers}
     runs = {name: _Run(network, list(layers), args, kwargs) for name, network in networks.items()}
@@ -115,7 +115,7 @@ def profile(
 
 
 def machine() -> Machine:
-    """The machine at hand."""
+    """Describe this machine."""
     return Machine(
         _processor(),
         native.status().active,
@@ -140,12 +140,12 @@ def _packed(traced: Traced, plan: Plan) -> PackedNetwork:
 
 
 def _clock() -> float:
-    """Seconds; with one thread those of its own work, whatever else the machine does."""
+    """Return seconds; with one thread its own CPU time, whatever else the machine does."""
     return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 class _Run:
-    """One network, run in turns with others."""
+    """One network, which takes turns with others."""
 
     def __init__(
         self, network: PackedNetwork, sites: Sequence[str], args: Any, kwargs: Mapping[str, Any]
@@ -158,8 +158,8 @@ class _Run:
             raise ModelError(
                 "model",
                 type(network.network).__name__,
-                f"its operations cannot be told apart ({network.unfused})",
-                "measure it as a whole: binarize bench",
+                f"its operations cannot be timed separately ({network.unfused})",
+                "measure the whole network: binarize bench",
             )
         program = next(iter(network.programs.values()))
         owners = _owners(program.module, _tensors(network.network, sites))
@@ -179,11 +179,11 @@ class _Run:
         self._parts.append(self._timed.spent)
 
     def latency(self) -> float:
-        """Milliseconds of the whole network."""
+        """Return the milliseconds of the whole network."""
         return 1e3 * statistics.median(self._whole)
 
     def medians(self) -> dict[str, tuple[float, float]]:
-        """Milliseconds by layer, with their spread."""
+        """Return milliseconds by layer, with their spread."""
         found = {}
         for site in {site for part in self._parts for site in part}:
             values = sorted(part.get(site, 0.0) for part in self._parts)
@@ -194,7 +194,7 @@ class _Run:
 
 
 class _Timed(fx.Interpreter):
-    """Runs a program node by node and books each operation's time to its owner."""
+    """Runs a program node by node and attributes each operation's time to its owner."""
 
     def __init__(self, module: fx.GraphModule, owners: Mapping[fx.Node, str]) -> None:
         super().__init__(module)
@@ -213,7 +213,7 @@ class _Timed(fx.Interpreter):
 
 
 def _tensors(network: nn.Module, sites: Sequence[str]) -> dict[int, str]:
-    """Site by the identity of the tensors that its layer has itself."""
+    """Map the ``id`` of each layer's own tensors to its site."""
     found: dict[int, str] = {}
     for site in sites:
         try:
@@ -226,7 +226,7 @@ def _tensors(network: nn.Module, sites: Sequence[str]) -> dict[int, str]:
 
 
 def _owners(module: fx.GraphModule, tensors: Mapping[int, str]) -> dict[fx.Node, str]:
-    """The layer that each operation's time belongs to; what follows none belongs to nobody."""
+    """Return the layer that owns each operation; operations after no layer have no owner."""
     owners: dict[fx.Node, str] = {}
     for node in module.graph.nodes:
         own = ""
@@ -236,7 +236,7 @@ def _owners(module: fx.GraphModule, tensors: Mapping[int, str]) -> dict[fx.Node,
             inputs = node.all_input_nodes
             constants = [owners[i] for i in inputs if i.op == "get_attr" and owners[i]]
             values = [owners[i] for i in inputs if i.op != "get_attr" and owners[i]]
-            # A layer's own weight comes first; of what it follows, the latest.
+            # A layer's own weight decides; otherwise the most recent layer that it follows.
             own = constants[0] if constants else values[-1] if values else ""
         owners[node] = own
     return owners

@@ -18,12 +18,12 @@ FORMAT = "binarize profile"
 
 @dataclass(frozen=True)
 class Machine:
-    """What latencies depend on beside the network.
+    """What latencies depend on besides the network.
 
     Attributes:
         processor: Its name.
         kernels: Instruction set of the 1-bit kernels.
-        threads: Threads that torch uses.
+        threads: Number of threads that torch uses.
         torch: Version of torch.
         binarize: Version of this package.
     """
@@ -37,15 +37,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class LayerLatency:
-    """One layer, with what follows it up to the next: norm, activation, additions, resizing.
+    """One layer and what follows it up to the next: norm, activation, additions, resizing.
 
     Attributes:
         site: Dotted name.
         kind: Class of the float layer.
         shape: Shape of its weight.
-        planned: What the policy does to it, an action.
-        milliseconds: Of a call of the whole network, by action; medians over the rounds.
-        errors: Half the distance between the quartiles over the rounds, likewise.
+        planned: The policy's action.
+        milliseconds: Per call of the whole network, by action; medians over the rounds.
+        errors: Half the interquartile range over the rounds, by action.
     """
 
     site: str
@@ -58,18 +58,18 @@ class LayerLatency:
 
 @dataclass(frozen=True)
 class Profile:
-    """Latency of a packed network, layer by layer, under each treatment.
+    """The latency of a packed network, layer by layer, under each treatment.
 
     Attributes:
         network: Class of the network.
         policy: Name of the policy.
-        inputs: The inputs' sizes.
-        machine: Where it was measured.
-        rounds: How often each network was run.
-        layers: The layers, in the order in which they run.
-        rest: Milliseconds of what belongs to no layer.
+        inputs: Sizes of the inputs.
+        machine: The machine that it was measured on.
+        rounds: Number of runs of each network.
+        layers: The layers, in order of execution.
+        rest: Milliseconds of operations that belong to no layer.
         whole: Measured milliseconds of whole networks: ``"policy"``, ``"keep"`` (float) and
-            ``"int8"`` (what the policy makes binary is in 8 bits).
+            ``"int8"`` (8 bits where the policy uses one).
     """
 
     network: str
@@ -82,10 +82,10 @@ class Profile:
     whole: Mapping[str, float]
 
     def predict(self, actions: Mapping[str, str] | None = None) -> float:
-        """Predict the latency of a network whose layers are treated otherwise.
+        """Predict the latency of a network whose layers are treated differently.
 
         Args:
-            actions: Action by site; layers that are not named are as the policy has them.
+            actions: Action by site; the policy decides about the other layers.
 
         Returns:
             Milliseconds.
@@ -100,14 +100,14 @@ class Profile:
         return total
 
     def of(self, site: str, action: str) -> float:
-        """Milliseconds of a layer under an action.
+        """Return the milliseconds of a layer under an action.
 
         Raises:
             BinarizeError: It was not measured.
         """
         layer = next((layer for layer in self.layers if layer.site == site), None)
         if layer is not None and action in ("bypass", "remove"):
-            action = layer.planned  # in either way the layer is gone, and counted with others
+            action = layer.planned  # the layer is removed, and others include its time
         if layer is None or action not in layer.milliseconds:
             raise BinarizeError(
                 "profile",
@@ -118,7 +118,7 @@ class Profile:
         return layer.milliseconds[action]
 
     def check(self, machine: Machine) -> None:
-        """Refuse to be used for another machine.
+        """Raise an error if the profile is from another machine.
 
         Raises:
             BinarizeError: Processor, kernels, threads or versions differ.
@@ -130,11 +130,11 @@ class Profile:
                     "profile",
                     f"{name} {value}",
                     f"this machine has {theirs[name]}, so latencies differ",
-                    "profile again, here: binarize profile",
+                    "profile again on this machine: binarize profile",
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; :meth:`from_dict` reads it."""
+        """Return plain data for JSON; :meth:`from_dict` reads it."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
@@ -148,7 +148,7 @@ class Profile:
         return cls(**known)
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON; a file that is there is replaced.
+        """Write the profile as JSON; an existing file is replaced.
 
         Raises:
             FileError: It cannot be written.
@@ -170,7 +170,7 @@ class Profile:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileError: There is no such file, or it is something else.
+            FileError: There is no such file, or it is not a profile.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -181,7 +181,7 @@ class Profile:
             raise FileError(
                 "profile",
                 str(path),
-                f"is not a profile that can be read ({type(error).__name__}: {error})",
+                f"is not a readable profile ({type(error).__name__}: {error})",
                 "write one: binarize profile MODEL -o profile.json",
             ) from error
 

@@ -1,4 +1,4 @@
-"""From a trained 1-bit network to one that computes with bits."""
+"""From a trained 1-bit network to one that runs on XNOR-popcount kernels."""
 
 from binarize.lower.network import PackedNetwork
 from binarize.lower.onnx import export_onnx

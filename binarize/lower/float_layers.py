@@ -1,4 +1,4 @@
-"""Float layers of a recorded graph, which stay with torch's operators, where these run best."""
+"""Float layers of a recorded graph, which stay with torch's operators where those are fastest."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor, fx
 
 from binarize.kernels import memory
 from binarize.lower.record import Recording
-from binarize.lower.sizes import example
+from binarize.lower.symbolic_sizes import hint
 from binarize.lower.units import is_call, units, value_of
 
-__all__ = ["convolve_points", "give_memory", "place_last_convolutions"]
+__all__ = ["conv1x1", "place_last_convolutions", "reuse_memory"]
 
 _aten = torch.ops.aten
-# Of a map: fewer pixels do not pay for the order that oneDNN brings the weights into.
+# Pixels of a feature map: with fewer, reordering the weights for oneDNN costs more than it gains.
 _PIXELS = 256
-# Bytes: so many that bringing the weights into order is little beside them, and still in the cache
-# when they are copied to their place.
+# Bytes: large enough that reordering the weights costs little in comparison, small enough to
+# still be in the cache when the result is copied.
 _BAND = 2**23
 
 
 def place_last_convolutions(graph: fx.Graph) -> None:
-    """Let oneDNN do the pointwise convolutions that no unit comes after.
+    """Let oneDNN run the pointwise convolutions that no binary layer follows.
 
-    With one thread torch multiplies matrices instead, by MKL, which was slower for all maps of 256
-    pixels and more that were measured (``benchmarks/pointwise.py``); smaller ones stay. Another
-    order of summation rounds otherwise, and what rounds otherwise may get another sign in a unit
-    behind it; so convolutions that a unit comes after stay as they are.
+    With one thread, torch uses MKL's matrix product instead, which was slower for all measured
+    feature maps of 256 pixels and more (``benchmarks/pointwise.py``); smaller ones stay. Another
+    summation order rounds differently, and may flip a sign in a later binary layer; convolutions
+    that a binary layer follows therefore stay unchanged.
     """
     read: set[fx.Node] = set()
     todo = list(units(graph))
@@ -39,7 +39,7 @@ def place_last_convolutions(graph: fx.Graph) -> None:
             todo += node.all_input_nodes
     for node in graph.nodes:
         if node not in read and is_call(node, _aten.convolution.default) and _is_pointwise(node):
-            node.target, node.args = convolve_points, node.args[:3]
+            node.target, node.args = conv1x1, node.args[:3]
 
 
 def _is_pointwise(node: fx.Node) -> bool:
@@ -51,12 +51,12 @@ def _is_pointwise(node: fx.Node) -> bool:
         and all(v == 1 for v in (*values[1].shape[2:], *stride))  # type: ignore[misc]
         and all(v.dtype == torch.float32 for v in values)
         and all(v.is_contiguous(memory_format=torch.channels_last) for v in values)
-        and example(values[0].numel() // values[0].shape[1]) >= _PIXELS
+        and hint(values[0].numel() // values[0].shape[1]) >= _PIXELS
     )
 
 
-def convolve_points(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    r"""A convolution with one tap: :math:`y_{nohw} = b_o + \sum_c w_{oc} x_{nchw}`.
+def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    r"""Compute a 1x1 convolution: :math:`y_{nohw} = b_o + \sum_c w_{oc} x_{nchw}`.
 
     Args:
         x: (N, C_in, H, W), channels last, float32.
@@ -77,7 +77,7 @@ def convolve_points(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     pixel = 4 * outputs
     if samples * height * width * pixel < memory.LARGE:
         return convolve(x, weight, bias, *rest, 1)
-    # oneDNN's result would be in memory that is fetched anew.
+    # oneDNN would allocate new memory for its result.
     y = memory.empty((samples, height, width, outputs), _steps(height, width, outputs))
     y = y.permute(0, 3, 1, 2)
     rows = max(1, _BAND // (width * pixel))
@@ -92,18 +92,18 @@ def _steps(height: int, width: int, channels: int) -> tuple[int, int, int, int]:
     return height * width * channels, width * channels, channels, 1
 
 
-def give_memory(recording: Recording) -> None:
-    """Have large results of torch's operators written into memory that is used again.
+def reuse_memory(recording: Recording) -> None:
+    """Make operators of torch with large results write into reused memory.
 
     Args:
-        recording: Of operations on the CPU.
+        recording: A graph of operations on the CPU.
     """
     graph = recording.graph
     for node in list(graph.nodes):
         value = node.meta.get("value")
         if node.op != "call_function" or not isinstance(value, Tensor):
             continue
-        out = _writing(node.target) if 4 * example(value.numel()) >= memory.LARGE else None
+        out = _writing(node.target) if 4 * hint(value.numel()) >= memory.LARGE else None
         if out is None or "out" in node.kwargs or value.dtype != torch.float32:
             continue
         sizes = recording.numbers((list(value.shape), list(value.stride())))
@@ -113,7 +113,7 @@ def give_memory(recording: Recording) -> None:
 
 
 def _writing(target: Any) -> Any:
-    """The form of an operator that writes into a given tensor, if it has one of its own."""
+    """Return the form of an operator that writes into a given tensor, if it has a native one."""
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
         return None
     given = [(a.name, str(a.type)) for a in target._schema.arguments]
@@ -121,7 +121,7 @@ def _writing(target: Any) -> Any:
         found = getattr(target.overloadpacket, each)
         read = [(a.name, str(a.type)) for a in found._schema.arguments if not a.is_out]
         outs = [a.name for a in found._schema.arguments if a.is_out]
-        # The forms that were generated make the result elsewhere and copy it.
+        # Generated forms compute the result elsewhere and copy it.
         if outs == ["out"] and read == given and torch.Tag.generated not in found.tags:
             return found
     return None

@@ -1,8 +1,8 @@
-"""Rewrite a recorded graph so that maps are read and written as seldom as the kernel allows.
+"""Rewrite a recorded graph so that feature maps are read and written as rarely as possible.
 
-Nothing here changes what is computed, only how often a float map passes through memory, and where
-float layers run. The graph has no side effects, so that every pass may move a call behind what it
-reads.
+This does not change what is computed, only how often a float feature map passes through memory
+and where float layers run. The graph has no side effects, so a pass may move any call to a later
+position.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from binarize.kernels.activation import shifted_prelu
 from binarize.kernels.ops import run_unit, unit
-from binarize.lower.float_layers import give_memory, place_last_convolutions
+from binarize.lower.float_layers import place_last_convolutions, reuse_memory
 from binarize.lower.fuse_int8 import fuse_int8
 from binarize.lower.record import Recording
-from binarize.lower.sizes import example, is_free, read_enlarged, whole_factor
+from binarize.lower.symbolic_sizes import hint, integer_factor, is_symbolic, upsampled_source
 from binarize.lower.units import (
     arguments,
     is_call,
@@ -45,16 +45,16 @@ _NEAREST = (
 def fuse(recording: Recording) -> None:
     """Rewrite a graph in place.
 
-    - 8-bit layers do what follows them (:mod:`binarize.lower.fuse_int8`).
-    - BatchNorms behind kept convolutions write over their results, and round as they do.
-    - What follows a unit goes into it: additions of other maps, one activation.
-    - A unit reads the parts of a concatenation, and maps before they are enlarged by nearest
-      neighbour, in the place of the result.
-    - The means that a unit's thresholds need are taken while the map is written.
-    - What reads a convolution's result alone and can write over it does so.
-    - Float layers behind the last unit run where torch is fastest.
+    - 8-bit layers include what follows them (:mod:`binarize.lower.fuse_int8`).
+    - BatchNorms after kept convolutions overwrite their input, with unchanged rounding.
+    - Binary layers include what follows them: additions of other feature maps, one activation.
+    - Binary layers read the parts of a concatenation, and feature maps before nearest-neighbor
+      upsampling, instead of the result.
+    - The means for a binary layer's thresholds are computed while the feature map is written.
+    - Operations that alone read a convolution's result overwrite it if they can.
+    - Float layers after the last binary layer run where torch is fastest.
     """
-    recording.graph.eliminate_dead_code()  # results nobody reads, which would count as users
+    recording.graph.eliminate_dead_code()  # unused results would count as users
     _drop_identities(recording.graph)
     fuse_int8(recording)
     _write_norms(recording)
@@ -62,30 +62,30 @@ def fuse(recording: Recording) -> None:
     _overwrite(recording.graph)
     place_last_convolutions(recording.graph)
     if all(value.is_cpu for value in recording.constants.values()):
-        give_memory(recording)
+        reuse_memory(recording)
     for node in units(recording.graph):
         node.target = run_unit
 
 
 def fuse_units(
     recording: Recording,
-    enlargement: Callable[[fx.Node], int | None] | None = None,
+    upsampling_factor: Callable[[fx.Node], int | None] | None = None,
     makers: tuple[Any, ...] = (unit, shifted_prelu),
 ) -> None:
-    """Let units do what follows them and read what precedes them.
+    """Fuse binary layers with what follows and precedes them.
 
-    This is the part of :func:`fuse` that belongs to no engine.
+    This is the engine-independent part of :func:`fuse`.
 
     Args:
         recording: The graph, rewritten in place.
-        enlargement: Gives the whole number by which a node enlarges all sides of a feature map by
-            nearest neighbour, or ``None`` where it does something else.
-        makers: Operators that report the means of what they write.
+        upsampling_factor: Returns the integer factor by which a node upsamples all sides of a
+            feature map with nearest neighbor, or ``None`` if it does something else.
+        makers: Operators that can return the means of what they write.
     """
     for node in units(recording.graph):
         _take_tail(recording, node)
     for node in units(recording.graph):
-        _read_parts(recording, node, enlargement or _enlargement)
+        _read_parts(recording, node, upsampling_factor or _upsampling_factor)
     _pass_means(recording, makers)
     recording.graph.eliminate_dead_code()
 
@@ -98,13 +98,12 @@ def _drop_identities(graph: fx.Graph) -> None:
 
 
 def _write_norms(recording: Recording) -> None:
-    r"""Apply BatchNorms behind kept convolutions as one pass over the convolution's result.
+    r"""Apply BatchNorms after kept convolutions as one pass over the convolution's result.
 
     With :math:`g = \gamma / \sqrt{\sigma^2 + \epsilon}` a norm is
-    :math:`y = g x + (\beta - g \mu)`. Folding g into the weights would save that pass, but round
-    otherwise than the network does, and what rounds otherwise may get another sign in the binary
-    layers behind it. This does not: the norm itself tells both numbers, and `addcmul` rounds once,
-    as it does.
+    :math:`y = g x + (\beta - g \mu)`. Folding g into the weights would save that pass, but it would
+    round differently from the network, which may flip signs in later binary layers. Here, the norm
+    itself computes both numbers, and `addcmul` rounds once, as the norm does.
     """
     graph, known = recording.graph, recording.constants
     for node in list(graph.nodes):
@@ -137,7 +136,7 @@ def _write_norms(recording: Recording) -> None:
         graph.erase_node(node)
 
 
-# What follows a unit
+# What follows a binary layer
 
 
 def _take_tail(recording: Recording, node: fx.Node) -> None:
@@ -147,7 +146,7 @@ def _take_tail(recording: Recording, node: fx.Node) -> None:
             return
         (user,) = y.users
         given = arguments(node)
-        # The activation is the last thing that the kernel does.
+        # The activation is the kernel's last step.
         if given["act_slope"] is not None or not _join(recording, y, user, given):
             return
         node = replace_call(node, given, before=user)
@@ -158,7 +157,7 @@ def _take_tail(recording: Recording, node: fx.Node) -> None:
 
 
 def _join(recording: Recording, y: fx.Node, user: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether a user of a unit's map can be done by the unit, whose arguments are then changed."""
+    """Fuse a user of a binary layer's result into the layer, if possible; changes ``given``."""
     if is_call(user, _aten.add.Tensor) and user.kwargs.get("alpha", 1) == 1:
         others = [operand for operand in user.args if operand is not y]
         if len(others) != 1 or not isinstance(others[0], fx.Node):
@@ -186,11 +185,11 @@ def _join(recording: Recording, y: fx.Node, user: fx.Node, given: dict[str, Any]
     return False
 
 
-# What precedes it
+# What precedes a binary layer
 
 
 def _read_parts(
-    recording: Recording, node: fx.Node, enlargement: Callable[[fx.Node], int | None]
+    recording: Recording, node: fx.Node, upsampling_factor: Callable[[fx.Node], int | None]
 ) -> None:
     given = arguments(node)
     pairs = list(zip(given["sources"], given["upsample"], strict=True))
@@ -199,10 +198,10 @@ def _read_parts(
         source, factor = todo.pop()
         if _joins_channels(source):
             todo += [(part, factor) for part in reversed(source.args[0])]
-        elif enlarged := enlargement(source):
-            todo.append((source.args[0], factor * enlarged))
-        elif factor == 1 and is_call(source, *_NEAREST) and is_free(value_of(source)):
-            parts.append(_decide_later(recording, source, node))
+        elif grown := upsampling_factor(source):
+            todo.append((source.args[0], factor * grown))
+        elif factor == 1 and is_call(source, *_NEAREST) and is_symbolic(value_of(source)):
+            parts.append(_decide_at_run_time(source, node))
         else:
             parts.append((source, factor))
     if parts != pairs:
@@ -217,30 +216,30 @@ def _joins_channels(node: Any) -> bool:
     return bool(node.args[1] % value_of(node).dim() == 1)
 
 
-def _enlargement(node: fx.Node) -> int | None:
-    """The whole number by which all sides grow, if there is one for every size."""
+def _upsampling_factor(node: fx.Node) -> int | None:
+    """Return the integer factor by which all sides grow, if there is one for all input sizes."""
     if not is_call(node, *_NEAREST):
         return None
     small, large = value_of(node.args[0]).shape[2:], value_of(node).shape[2:]  # type: ignore[arg-type]
-    if is_free(value_of(node)):
-        factors = [example(b) // max(1, example(a)) for a, b in zip(small, large, strict=True)]
-        pairs = zip(small, large, factors, strict=True)
-        if any(not statically_known_true(a * factor == b) for a, b, factor in pairs):
+    if is_symbolic(value_of(node)):
+        factors = [hint(b) // max(1, hint(a)) for a, b in zip(small, large, strict=True)]
+        triples = zip(small, large, factors, strict=True)
+        if any(not statically_known_true(a * factor == b) for a, b, factor in triples):
             return None
         small, large = [1] * len(factors), factors  # type: ignore[assignment]
-    return whole_factor(small, large, node.args[2:])
+    return integer_factor(small, large, node.args[2:])
 
 
-def _decide_later(recording: Recording, source: fx.Node, reader: fx.Node) -> tuple[fx.Node, Any]:
-    """Read a feature map before it is enlarged where the sizes at run time allow it.
+def _decide_at_run_time(source: fx.Node, reader: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Let a unit read a feature map before its upsampling where the sizes at run time allow it.
 
     Returns:
-        The node of what is read, and that of the factor by which the unit enlarges it.
+        Nodes of the feature map that the unit reads and of the factor by which it upsamples.
     """
     graph, (x, size, *scales) = source.graph, source.args
     exact = "exact" in str(source.target)
     with graph.inserting_before(reader):
-        call = graph.call_function(read_enlarged, (x, None, size, scales, exact))
+        call = graph.call_function(upsampled_source, (x, None, size, scales, exact))
         read, factor = (graph.call_function(operator.getitem, (call, i)) for i in range(2))
     read.meta["value"] = value_of(x)  # type: ignore[arg-type]
     return read, factor
@@ -250,7 +249,7 @@ def _pass_means(recording: Recording, operators: tuple[Any, ...]) -> None:
     graph, empty = recording.graph, None
     for node in units(graph):
         given = arguments(node)
-        origins = [_before_enlargement(source) for source in given["sources"]]
+        origins = [_before_upsampling(source) for source in given["sources"]]
         makers = [_maker(origin, operators) for origin in origins]
         if given["mean_gain"] is None or not any(makers):
             continue
@@ -270,19 +269,19 @@ def _pass_means(recording: Recording, operators: tuple[Any, ...]) -> None:
             else:
                 with graph.inserting_before(node):
                     empty = empty or recording.constant(torch.empty(0))
-                given["means"].append(empty)  # the kernel takes them itself
+                given["means"].append(empty)  # the kernel computes them itself
         set_arguments(node, given)
 
 
-def _before_enlargement(source: fx.Node) -> Any:
-    """What :func:`_decide_later` may leave as it is; another source as it is."""
-    if is_call(source, operator.getitem) and is_call(source.args[0], read_enlarged):
+def _before_upsampling(source: fx.Node) -> Any:
+    """Return the feature map before :func:`_decide_at_run_time`; other sources unchanged."""
+    if is_call(source, operator.getitem) and is_call(source.args[0], upsampled_source):
         return source.args[0].args[0]  # type: ignore[union-attr]
     return source
 
 
 def _overwrite(graph: fx.Graph) -> None:
-    """Let what alone reads a convolution's result write over it: such a result is new memory."""
+    """Let sole readers of a convolution's result overwrite it: such a result is new memory."""
     for node in graph.nodes:
         operand = {_aten.relu.default: 0, _aten.addcmul.default: 1}.get(node.target)
         if node.op != "call_function" or operand is None:
@@ -299,7 +298,7 @@ def _overwrite(graph: fx.Graph) -> None:
 
 
 def _maker(source: fx.Node, operators: tuple[Any, ...]) -> fx.Node | None:
-    """The call that writes a map and can tell its means."""
+    """Return the call that writes a feature map and can return its means."""
     if is_call(source, operator.getitem) and source.args[1] == 0:
         call: Any = source.args[0]
         if is_call(call, *operators) and (is_call(call, unit) or call.args[4] == 1):

@@ -1,4 +1,4 @@
-"""Let 8-bit layers of a recorded graph do what follows them, and hand codes to each other."""
+"""Fuse 8-bit layers of a recorded graph with what follows, and pass codes between them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _aten = torch.ops.aten
 def fuse_int8(recording: Recording) -> None:
     """Rewrite a graph in place.
 
-    - What :func:`fold_int8` does.
-    - Where all readers of the result are 8-bit layers that round it alike, it is written as codes.
+    - Apply :func:`fold_int8`.
+    - Write a result as codes if all its readers are 8-bit layers that round it in the same way.
 
     Args:
         recording: The graph.
@@ -33,14 +33,14 @@ def fuse_int8(recording: Recording) -> None:
 def fold_int8(recording: Recording) -> list[fx.Node]:
     """Rewrite a graph in place.
 
-    - A BatchNorm behind an 8-bit layer is folded into its scales and its constants.
-    - The layer applies the activation that follows.
+    - Fold a BatchNorm after an 8-bit layer into its scales and constants.
+    - Let the layer apply the activation that follows.
 
     Args:
         recording: The graph.
 
     Returns:
-        The calls of 8-bit layers.
+        The calls of the 8-bit layers.
     """
     nodes = [node for node in recording.graph.nodes if is_call(node, int8_layer)]
     for node in nodes:
@@ -54,7 +54,7 @@ def _only_user(node: fx.Node) -> Any:
 
 
 def _replace(node: fx.Node, user: fx.Node) -> None:
-    """Put a layer in the place of what read it alone."""
+    """Replace the only reader of a layer's result by the layer."""
     user.replace_all_uses_with(node)
     user.graph.erase_node(user)
 
@@ -88,7 +88,7 @@ def _fold_norm(recording: Recording, node: fx.Node) -> None:
     recording.graph.erase_node(norm)
 
 
-# Recorded, and exported; as input, four tensors, training, momentum and epsilon.
+# Recorded and exported forms; their inputs: four tensors, training, momentum and epsilon.
 _NORMS: dict[Any, Callable[[Any], Any]] = {
     _aten.native_batch_norm.default: lambda args: args,
     _aten.batch_norm.default: lambda args: args[:8],
@@ -122,7 +122,7 @@ def _take_activation(node: fx.Node) -> None:
 
 
 def _limits(user: Any) -> list[float] | None:
-    """Least and largest value of a clipping; ``None`` if there are not both."""
+    """Return the minimum and maximum of a clipping operation; ``None`` unless it has both."""
     given = [*user.args[1:], *(user.kwargs.get(k) for k in ("min", "max") if k in user.kwargs)]
     if is_call(user, _aten.hardtanh.default):
         given += [-1.0, 1.0][len(given) :]

@@ -1,4 +1,4 @@
-"""A packed network: twins of the layers, and a fused program per size of the input."""
+"""A packed network: packed layers, and a fused program for each input size."""
 
 from __future__ import annotations
 
@@ -21,35 +21,41 @@ from binarize.kernels.ops import is_watched
 from binarize.lower.fuse import fuse
 from binarize.lower.program import PLAIN, Program, autocast_state, program_key
 from binarize.lower.record import NotRecordable, record
-from binarize.lower.sizes import FreeSizes, dimension_order, form, is_free, strides_of
+from binarize.lower.symbolic_sizes import (
+    SymbolicSizes,
+    dimension_order,
+    form,
+    is_symbolic,
+    strides_of,
+)
 
 __all__ = ["PackedNetwork"]
 
-# Each program costs some Python objects.
+# Each program takes some Python objects.
 _PROGRAMS = 16
-# A program of free sizes takes as long to make as those of about ten sizes.
+# Recording a general program takes as long as recording about ten sizes.
 _FEW = 3
-# Sizes may meet other conditions, such as those of large batches.
+# General programs per form: sizes may need different ones, such as very small images.
 _GENERAL = 4
 
 
 class PackedNetwork(nn.Module):
     """A 1-bit network for inference, made by :func:`binarize.pack`.
 
-    It is called as the network it was made of. The first call with inputs of some size records
-    what is computed, by a run of a copy on tensors without values; from then on a program is run
-    for inputs of this size that leaves out what need not be done (see :mod:`binarize.lower.fuse`).
-    From the fourth size on, one program serves all sizes for which the network does the same (see
-    :mod:`binarize.lower.sizes`). Python code and hooks of the modules do not run in programs. Under
-    ``torch.compile`` and ``torch.export``, and where ``unfused`` gives a reason, the modules run one
-    by one.
+    It is called like the network that it was packed from. The first call with inputs of a new
+    size records what is computed, by running a copy on tensors without values. From then on, inputs
+    of this size run a fused program without unnecessary steps (see :mod:`binarize.lower.fuse`).
+    From the fourth size on, a general program serves all sizes for which the network does the same
+    (see :mod:`binarize.lower.symbolic_sizes`). Python code and hooks of the modules do not run in
+    programs. Under ``torch.compile`` and ``torch.export``, and where ``unfused`` gives a reason, the
+    modules run one by one.
 
     Args:
-        network: The network with packed twins in the place of its binary layers.
+        network: The network with packed layers in place of its binary layers.
 
     Attributes:
-        network: As given: its modules and methods (``forward_features``, say) can be used.
-        unfused: Why no program can be made, or ``None``.
+        network: That network: its modules and methods (such as ``forward_features``) can be used.
+        unfused: Why no program can be made, else ``None``.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -58,13 +64,13 @@ class PackedNetwork(nn.Module):
         self.training = False
         plan = getattr(network, "binarize_plan", None)
         object.__setattr__(self, "binarize_plan", plan)
-        self._settle()
+        self._adopt_signature()
 
-    def _settle(self) -> None:
-        """Take on the signature of the network, which exporters and people read."""
+    def _adopt_signature(self) -> None:
+        """Adopt the signature of the network, which exporters and people read."""
         theirs = inspect.signature(self.network.forward)
         given = list(theirs.parameters.values())
-        # No argument of the network's comes before its own that are for positions only.
+        # Positional-only arguments come before the network's own.
         own = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
 
         def forward(self: PackedNetwork, *args: Any, **kwargs: Any) -> Any:
@@ -83,7 +89,7 @@ class PackedNetwork(nn.Module):
         self._forms: OrderedDict[Hashable, _Form] = OrderedDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network; arguments and result are those of the network that was packed."""
+        """Run the network; arguments and result are those of the original network."""
         if torch.compiler.is_compiling():
             return self.network(*args, **kwargs)
         with torch.no_grad():
@@ -91,7 +97,7 @@ class PackedNetwork(nn.Module):
                 return self.network(*args, **kwargs)
             leaves, spec = tree_flatten((args, kwargs))
             if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves):
-                return self.network(*args, **kwargs)  # nothing to record, and nothing to give up
+                return self.network(*args, **kwargs)  # do not record
             try:
                 _check_plain(leaves, "an argument")
                 key = program_key(leaves, spec)
@@ -100,9 +106,9 @@ class PackedNetwork(nn.Module):
                     return self._first_call(key, leaves, spec)
                 self._use(key)
             except Exception as error:
-                # Whatever is wrong with the call itself is told by the network.
+                # If the call itself is wrong, the network reports it.
                 output = self.network(*args, **kwargs)
-                self.unfused = _told(error)
+                self.unfused = _describe(error)
                 warnings.warn(
                     "this packed network runs module by module, which is slower than a fused "
                     f"program: {self.unfused}",
@@ -113,22 +119,22 @@ class PackedNetwork(nn.Module):
             return program(leaves)
 
     def _use(self, key: Hashable) -> None:
-        """Note that a program was used last."""
+        """Mark a program as the most recently used."""
         with self._lock:
-            if key in self._programs:  # another thread's program may have taken its place
+            if key in self._programs:  # another thread may have evicted it
                 self._programs.move_to_end(key)
 
     def _first_call(self, key: Hashable, leaves: Sequence[Any], spec: TreeSpec) -> Any:
-        program = self._program_for_sizes(leaves, spec) or _make_program(self.network, leaves, spec)
-        output = program(leaves)  # before it is kept: should it fail, the modules run
+        program = self._general_program(leaves, spec) or _make_program(self.network, leaves, spec)
+        output = program(leaves)  # run before storing it: if it fails, the modules run
         with self._lock:
             self._programs[key] = program
             while len(self._programs) > _PROGRAMS:
                 self._programs.popitem(last=False)
         return output
 
-    def _program_for_sizes(self, leaves: Sequence[Any], spec: TreeSpec) -> Program | None:
-        """The program of free sizes for these arguments; ``None`` as long as there were few sizes."""
+    def _general_program(self, leaves: Sequence[Any], spec: TreeSpec) -> Program | None:
+        """Return a general program for these arguments; ``None`` for the first few sizes."""
         key = form(leaves, spec, autocast_state())
         if key is None:
             return None
@@ -151,24 +157,24 @@ class PackedNetwork(nn.Module):
 
     def _generalize(self, known: _Form, leaves: Sequence[Any], spec: TreeSpec) -> Program | None:
         try:
-            program = _make_program(self.network, leaves, spec, FreeSizes())
+            program = _make_program(self.network, leaves, spec, SymbolicSizes())
             program(leaves)
         except Exception as error:
-            # A program per size does it, too.
-            known.fixed = _told(error)
+            # Programs per size still work.
+            known.fixed = _describe(error)
             return None
         known.programs.append(program)
         return program
 
     @property
     def general(self) -> list[tuple[Hashable, Program]]:
-        """The programs of free sizes so far, each with what it depends on."""
+        """The general programs so far, with their forms."""
         return [(key, p) for key, known in self._forms.items() for p in known.programs]
 
     def generalize(self) -> None:
-        """Record programs of free sizes for arguments like those of every program so far.
+        """Record general programs for arguments like those of the programs so far.
 
-        One serves a single sample and one serves several, as a size of one may be broadcast.
+        There is one for a single sample and one for several: a size of one may be broadcast.
         """
         for (spec, leaves, autocast), _ in list(self._programs.items()):
             if autocast != autocast_state():
@@ -182,11 +188,11 @@ class PackedNetwork(nn.Module):
 
     @property
     def programs(self) -> dict[Hashable, Program]:
-        """The programs so far, by what they depend on."""
+        """The current programs, by what they depend on."""
         return dict(self._programs)
 
     def train(self, mode: bool = True) -> PackedNetwork:
-        """Refuse training mode: there are no latent weights left to train."""
+        """Reject training mode: no latent weights are left to train."""
         if mode:
             raise ModelError(
                 "model",
@@ -197,11 +203,11 @@ class PackedNetwork(nn.Module):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._forget()  # programs hold the tensors themselves
+        self._forget()  # programs refer to the tensors themselves
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._forget()  # and numbers that follow from tensors
+        self._forget()  # and to numbers computed from tensors
         super()._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,7 +218,7 @@ class PackedNetwork(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._settle()
+        self._adopt_signature()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (), self.__getstate__()
@@ -227,12 +233,12 @@ def _blank() -> PackedNetwork:
 
 @dataclass
 class _Form:
-    """Calls that differ in free sizes only.
+    """Calls that differ only in free sizes.
 
     Attributes:
-        sizes: How many sizes had to be recorded.
-        programs: Of free sizes, for other conditions each.
-        fixed: Why there can be none.
+        sizes: How many sizes no general program served.
+        programs: General programs, each valid under other conditions.
+        fixed: Why there cannot be any.
     """
 
     sizes: int = 0
@@ -244,11 +250,11 @@ def _make_program(
     network: nn.Module,
     leaves: Sequence[Any],
     spec: TreeSpec,
-    sizes: FreeSizes | None = None,
+    sizes: SymbolicSizes | None = None,
 ) -> Program:
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     told: list[Any] = []
-    copy = skeleton(network)  # what modules keep of a run without values goes with it
+    copy = skeleton(network)  # modules may cache tensors without values; discard them with it
 
     def run(*inputs: Tensor) -> list[Tensor]:
         filled = list(leaves)
@@ -257,7 +263,7 @@ def _make_program(
         args, kwargs = tree_unflatten(filled, spec)
         results, out_spec = tree_flatten(copy(*args, **kwargs))
         _check_plain(results, "a result")
-        if is_free(results):
+        if is_symbolic(results):
             raise NotRecordable("a result is a size")
         told[:] = [out_spec, [None if isinstance(x, Tensor) else (x,) for x in results]]
         return [x for x in results if isinstance(x, Tensor)]
@@ -281,7 +287,7 @@ def _make_program(
 
 
 def _zeros(leaf: Any, several: bool) -> Any:
-    """An argument like that of a program, with two samples in the place of one if so asked."""
+    """Make an argument like a program's, optionally with two samples in place of one."""
     if not isinstance(leaf[0], torch.Size):
         return leaf[1]
     shape, strides, dtype, device = leaf
@@ -290,7 +296,8 @@ def _zeros(leaf: Any, several: bool) -> Any:
         order = dimension_order(value)
         doubled = (2, *shape[1:])
         steps = strides_of(doubled, order) if order else None
-        return torch.empty_strided(doubled, steps, dtype=dtype, device=device).zero_() if steps else value
+        if steps:
+            value = torch.empty_strided(doubled, steps, dtype=dtype, device=device).zero_()
     return value
 
 
@@ -300,6 +307,6 @@ def _check_plain(leaves: Sequence[Any], what: str) -> None:
             raise NotRecordable(f"{what} is a {type(leaf).__name__}, not made of tensors")
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())[:160]
     return text if isinstance(error, NotRecordable) else f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""Export a packed network to ONNX: with standard operators, or with those of ``binarize``."""
+"""Export a packed network to ONNX, with standard operators or those of ``binarize``."""
 
 from __future__ import annotations
 
@@ -56,35 +56,35 @@ def export_onnx(
     runtime: str = "standard",
     description: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a 1-bit network as an ONNX file.
+    """Write a 1-bit network to an ONNX file.
 
-    With ``runtime="standard"`` the file has standard operators only and any runtime can run it.
-    Binary weights are stored as bits (uint8 tensors) and unpacked by standard operators, which
-    runtimes do once, when they load the file; sums over signs are convolutions of floats there, so
-    that the file is small but its execution slower than a float network's.
+    With ``runtime="standard"``, the file uses only standard operators, and any runtime can run it.
+    Binary weights are stored as bits (uint8 tensors), which standard operators unpack once, when a
+    runtime loads the file; sums over signs are float convolutions, so the file is small but runs
+    slower than a float network.
 
-    With ``runtime="binarize"`` every binary layer, together with what follows it, is one operator
+    With ``runtime="binarize"``, every binary layer, together with what follows it, is one operator
     of the domain ``binarize``, which runs on this package's kernels in ONNX Runtime:
-    :class:`binarize.runtime.Session` loads such a file, and any other program does once it has
+    :class:`binarize.runtime.Session` loads such a file, and so does any other program that has
     registered the operator library (``binarize.runtime.library()``).
 
     Args:
-        model: A packed network, or a 1-bit network in eval mode, of type float32; unchanged.
-        path: The file, replaced if it is there.
+        model: A packed network, or a 1-bit network in eval mode, in float32; it stays unchanged.
+        path: The file to write; an existing file is replaced.
         example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
-            named ones.
-        dynamic: Whether inputs of three dimensions and more may have any N and any spatial size
-            (that the network accepts); else all sizes are those of the examples. Default: yes with
-            ``runtime="binarize"``, no with ``"standard"``.
+            keyword arguments.
+        dynamic: Whether inputs of three or more dimensions may have any N and any spatial size
+            (that the network accepts); otherwise all sizes are those of the examples. Defaults to
+            True with ``runtime="binarize"``, and to False with ``"standard"``.
         runtime: ``"standard"`` or ``"binarize"``.
-        description: What else to write into the file's metadata, see :func:`binarize.save`.
+        description: Additional metadata for the file, see :func:`binarize.save`.
 
-    The outputs have the names that a mapping has for them; of one tensor it is ``output``, of
-    several ``output_0``, ``output_1``...
+    The outputs are named by the keys if the network returns a mapping; a single tensor is named
+    ``output``, several tensors ``output_0``, ``output_1``...
 
     Raises:
-        ModelError: A package is missing (``onnx`` or ``onnxscript``), the runtime is unknown, the
-            network cannot be packed, or cannot be exported, for all sizes if that is asked for.
+        ModelError: A package is missing (``onnx`` or ``onnxscript``), the runtime is unknown, or
+            the network cannot be packed or exported (for all sizes, if requested).
         FileError: The folder of ``path`` is missing, or the file cannot be written.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -100,7 +100,7 @@ def export_onnx(
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise FileError(
-            "path", str(path), f"there is no folder {folder!r}", "make the folder first"
+            "path", str(path), f"there is no folder {folder!r}", "create the folder first"
         )
     packed = model if isinstance(model, PackedNetwork) else pack(model)
     args, kwargs = arguments(example_inputs)
@@ -108,16 +108,16 @@ def export_onnx(
         dynamic = runtime == "binarize"
     shapes: Any = None
     if dynamic:
-        # An exporter takes a size of one for a constant.
+        # An exporter treats a size of 1 as a constant.
         args, kwargs = tree_map_only(Tensor, _several, (args, kwargs))
         shapes = tree_map(_names_of_sizes, _by_name(packed.network, args, kwargs))
     prepare = fused_module if runtime == "binarize" else _plain_module
     try:
-        # A size that has a name only, and turns out to be a constant, would become one.
+        # A named size that turns out to be a constant would be exported as one.
         free = tree_map(lambda name: name and torch.export.Dim.DYNAMIC, shapes)
         network = prepare(packed.network, args, kwargs, free)
         program = torch.export.export(network, args, kwargs, dynamic_shapes=free)
-        # The optimizer would unpack bits for good, where it sees that.
+        # The optimizer would unpack the bits permanently if it could.
         stored = any(isinstance(m, StoredWeight) for m in packed.network.modules())
         onnx = torch.onnx.export(
             program,
@@ -131,7 +131,7 @@ def export_onnx(
     except ModelError:
         raise
     except Exception as error:
-        # The first cause names the operator; what was raised on the way out names the exporter.
+        # The first cause names the operator; what was raised later names the exporter.
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -140,17 +140,17 @@ def export_onnx(
             "model",
             type(packed.network).__name__,
             f"it cannot be exported{' for all sizes' * dynamic} ({type(cause).__name__}: {text})",
-            "set dynamic=False" if dynamic else "torch.export.export(model, inputs) tells more",
+            "set dynamic=False" if dynamic else "torch.export.export(model, inputs) shows more",
         ) from error
     assert onnx is not None
     for node in onnx.model.graph:
-        node.metadata_props.clear()  # where in whose files each operator was called
+        node.metadata_props.clear()  # source locations of each operator call
         _name_type(node)
     if runtime == "binarize":
         merge_transpositions(onnx.model)
         cast_weights(onnx.model)
         onnx.model.opset_imports[DOMAIN] = 1
-        # Nothing newer is used, and ONNX Runtime 1.17 reads up to 9.
+        # The file needs nothing newer, and ONNX Runtime 1.17 reads up to 9.
         onnx.model.ir_version = 9
     onnx.model.metadata_props.update(_metadata(packed, args, kwargs, description))
     try:
@@ -168,7 +168,7 @@ def export_onnx(
 def _metadata(
     packed: PackedNetwork, args: Any, kwargs: Any, description: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """What the file says of itself; see :mod:`binarize.runtime`."""
+    """Return the file's metadata; see :mod:`binarize.runtime`."""
     with torch.no_grad():
         output = packed.network(*args, **kwargs)
     count = iter(range(len(tree_leaves(output))))
@@ -186,7 +186,7 @@ def _metadata(
 
 
 def _as_json(value: Any) -> Any:
-    """A network's output as JSON can hold it: other containers become lists and mappings."""
+    """Convert a network's output for JSON: other containers become lists and mappings."""
     if isinstance(value, Mapping):
         return {str(key): _as_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -199,7 +199,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _translations() -> dict[Any, Any]:
-    """Operators of layers that keep floating-point sums, which the exporter does not know."""
+    """Return operators of layers with floating-point sums that the exporter does not know."""
     from onnxscript import opset18 as op
 
     def copysign(self: Any, other: Any) -> Any:
@@ -216,7 +216,7 @@ def _translations() -> dict[Any, Any]:
     def sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         place: Any = op.Constant(value_ints=[dim])
         count: Any = op.Gather(op.Shape(self), place)
-        # Of equal values the one with the lower index comes first.
+        # Among equal values, the lower index comes first.
         return op.TopK(self, count, axis=dim, largest=int(descending))
 
     def searchsorted(
@@ -245,7 +245,7 @@ def _translations() -> dict[Any, Any]:
 
 
 def _plain_module(network: nn.Module, args: Any, kwargs: Any, shapes: Any) -> nn.Module:
-    """A copy whose layers compute in standard operators."""
+    """Copy a network, with layers that compute in standard operators."""
     plain = copy.deepcopy(network)
     for module in plain.modules():
         if isinstance(module, PackedUnit):
@@ -256,7 +256,7 @@ def _plain_module(network: nn.Module, args: Any, kwargs: Any, shapes: Any) -> nn
 
 
 def _name_type(node: Any) -> None:
-    """Say a type by its name, not by an example: runtimes warn that they cannot fold that."""
+    """Name a dtype rather than giving an example: runtimes warn that they cannot fold that."""
     if node.op_type != "CastLike":
         return
     from onnxscript import ir
@@ -285,7 +285,7 @@ def _output_names(network: nn.Module, args: Any, kwargs: Any) -> list[str]:
 
 
 def _by_name(network: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The inputs by the names that the forward has for them."""
+    """Return the inputs by the names that the forward gives them."""
     signature = inspect.signature(network.forward)
     named = dict(signature.bind(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
@@ -299,7 +299,7 @@ def _several(x: Tensor) -> Tensor:
 
 
 def _names_of_sizes(value: Any) -> dict[int, str] | None:
-    """Of the sizes that are free, by dimension."""
+    """Return the names of the free sizes, by dimension."""
     if not (isinstance(value, Tensor) and _is_map(value)):
         return None
     spatial = ("length",), ("height", "width"), ("depth", "height", "width")
@@ -307,12 +307,12 @@ def _names_of_sizes(value: Any) -> dict[int, str] | None:
 
 
 def _is_map(x: Tensor) -> bool:
-    """(N, C, *spatial)."""
+    """Check for the shape (N, C, *spatial)."""
     return 3 <= x.dim() <= 5
 
 
 def _make_plain(twin: Any) -> None:
-    """Let a unit compute in plain torch, with its weight as bits in the order of the signs."""
+    """Make a packed layer compute in plain torch, with its weight as bits in order of the signs."""
     channels = twin.threshold.numel(), twin.gain.numel()
     geometry = twin.kernel_size, twin.stride, twin.dilation, twin.groups, twin.transposed
     signs = unpack_weight(
@@ -322,7 +322,7 @@ def _make_plain(twin: Any) -> None:
     twin.bits = pack_signs(signs)
 
     def kernel(sources: Any, upsample: Any, means: Any, bits: Tensor, *others: Any) -> Any:
-        # By division, since not all exporters and runtimes shift bytes.
+        # By division, since not all exporters and runtimes can shift bytes.
         powers = 2.0 ** torch.arange(8)
         halves = torch.floor(bits.to(torch.float32).unsqueeze(1) / powers) / 2
         values = (halves - torch.floor(halves)).flatten()[: math.prod(shape)] * 4 - 1

@@ -1,11 +1,11 @@
 """8-bit layers in ONNX's standard operators.
 
 A convolution between DequantizeLinear and QuantizeLinear (QDQ) is a pattern that runtimes compute
-in integers, provided that the next layer rounds its result to codes again.
+in integers, if the next layer rounds its result to codes again.
 
-Otherwise ONNX Runtime would convolve in floating point, and round products and sums. It takes as
-long to convolve the codes themselves, as floating-point numbers: their sums are exact, so that the
-1-bit layers behind see the same signs as in the packed network.
+Otherwise, ONNX Runtime would convolve in floating point and round products and sums. Convolving the
+codes themselves as floating-point numbers takes the same time, but their sums are exact, so later
+1-bit layers see the same signs as in the packed network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["cast_weights", "write_exact_int8_layers", "write_int8_layers"]
 
 
 def write_int8_layers(recording: Recording) -> None:
-    """Exchange all calls of the 8-bit operator for the QDQ pattern.
+    """Replace all calls of the 8-bit operator by the QDQ pattern.
 
     Args:
         recording: An exported module's graph, rewritten in place.
@@ -37,10 +37,10 @@ def write_int8_layers(recording: Recording) -> None:
 
 
 def write_exact_int8_layers(recording: Recording) -> None:
-    """As :func:`write_int8_layers`, but with exact sums.
+    """Like :func:`write_int8_layers`, but with exact sums.
 
-    The pattern stays where only 8-bit layers read the result, which gain from it, and no 1-bit
-    layer comes later.
+    The pattern stays only where all readers of the result are 8-bit layers, which benefit from it,
+    and no 1-bit layer comes later.
 
     Args:
         recording: An exported module's graph, rewritten in place.
@@ -51,13 +51,13 @@ def write_exact_int8_layers(recording: Recording) -> None:
     exact = {node for node in exact if _fits_single_precision(recording, node)}
     pattern = set(nodes) - exact
     for node in nodes:
-        # The result of a pattern has to be rounded by the operator that belongs to it.
+        # The operator that belongs to a pattern must round its result.
         codes = _codes if node.args[0] in pattern else _same_codes
         _write(node, codes, exact=node in exact)
 
 
 def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """All that the results of these depend on."""
+    """Return all nodes that the results of these depend on."""
     found: set[fx.Node] = set()
     waiting = list(nodes)
     while waiting:
@@ -87,7 +87,7 @@ def _codes(x: Tensor, scale: float, zero: int) -> Tensor:
 
 
 def _same_codes(x: Tensor, scale: float, zero: int) -> Tensor:
-    """By a product, as :func:`binarize.kernels.int8.quantized` does it; runtimes divide."""
+    """Quantize by a product, like :func:`binarize.kernels.int8.quantized`; runtimes divide."""
     return _quantize(x * inverse_step(scale), torch.ones(()), zero)
 
 
@@ -105,7 +105,7 @@ def _layer(
     bias: Tensor | None,
     *others: Any,
 ) -> Tensor:
-    """``binarize::int8_layer`` with a floating-point result: the pattern, or equal bit by bit."""
+    """Return a ``binarize::int8_layer`` with float result as the pattern, or bit-exact."""
     *geometry, activation, limits, _, _, exact = others
     *_, groups, transposed, _ = geometry
     if exact:
@@ -119,7 +119,7 @@ def _layer(
 
 def _scaled(sums: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
     zeros, ones = torch.zeros_like(gain), torch.ones_like(gain)
-    # Behind a convolution runtimes fold norms into its weights, but not through a new dimension.
+    # Runtimes fold norms after a convolution into its weights, but not across a new dimension.
     inputs = sums.unsqueeze(-1), gain, zeros if bias is None else bias, zeros, ones
     shape, how = (*sums.shape, 1), {"epsilon": 0.0}
     return _symbolic("BatchNormalization", inputs, shape, torch.float32, how).squeeze(-1)
@@ -159,7 +159,7 @@ def _activate(y: Tensor, activation: str, limits: Sequence[float]) -> Tensor:
 
 
 def _values(codes: Tensor, gain: Tensor, groups: int, transposed: bool) -> Tensor:
-    # Scales of a transposed weight run along dimension 1, of one group only.
+    # Scales of a transposed weight run along dimension 1, within one group.
     if transposed and groups > 1:
         per_input = gain.view(groups, 1, -1).expand(-1, codes.shape[0] // groups, -1)
         column = per_input.reshape(codes.shape[0], -1, *(1,) * (codes.dim() - 2))
@@ -170,15 +170,15 @@ def _values(codes: Tensor, gain: Tensor, groups: int, transposed: bool) -> Tenso
 
 
 def _unscaled(codes: Tensor) -> Tensor:
-    # Exporters would store the floats that a cast makes of it; see `cast_weights`.
+    # Exporters would store the floats that a cast makes of them; see `cast_weights`.
     inputs = codes, torch.ones(()), torch.zeros((), dtype=torch.int8)
     return _symbolic("DequantizeLinear", inputs, codes.shape, torch.float32)
 
 
 def cast_weights(model: Any) -> None:
-    """Let runtimes make floats of the codes of weights once, when they load a file.
+    """Let runtimes convert weight codes to floats once, when they load a file.
 
-    They repeat what is quantized at each call, to see the pattern.
+    They repeat quantization operations at each call, to detect the pattern.
 
     Args:
         model: An ``onnx_ir`` model, changed in place.

@@ -1,7 +1,7 @@
-"""Packed networks as ONNX graphs whose binary layers are operators of the domain ``binarize``.
+"""Packed networks as ONNX graphs with binary layers as operators of the domain ``binarize``.
 
-``BinaryConv`` is ``binarize::unit`` (:mod:`binarize.kernels.ops`) on feature maps whose channels
-come last. ``binarize/kernels/csrc/ort.cpp`` computes it in ONNX Runtime.
+``BinaryConv`` is ``binarize::unit`` (:mod:`binarize.kernels.ops`) on channels-last feature maps.
+``binarize/kernels/csrc/ort.cpp`` implements it for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _aten = torch.ops.aten
 
 
 def fused_module(network: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> fx.GraphModule:
-    """Export a packed network and let its layers do what follows and precedes them.
+    """Export a packed network, fusing its layers with what follows and precedes them.
 
     Args:
         network: The packed network's modules.
         args: Positional example inputs.
-        kwargs: Named ones.
+        kwargs: Keyword example inputs.
         dynamic_shapes: As :func:`torch.export.export` takes them.
 
     Returns:
-        A module of the same signature.
+        A module with the same signature.
     """
     return rewritten_module(network, args, kwargs, dynamic_shapes, _write_operators)
 
 
 def _write_operators(recording: Recording) -> None:
     write_exact_int8_layers(recording)
-    fuse_units(recording, _enlargement, makers=(unit,))
+    fuse_units(recording, _upsampling_factor, makers=(unit,))
     for node in recording.graph.find_nodes(op="call_function", target=unit):
         _need_constant_options(node)
         node.target = _binary_conv
@@ -67,15 +67,15 @@ def rewritten_module(
     Args:
         network: The network.
         args: Positional example inputs.
-        kwargs: Named ones.
+        kwargs: Keyword example inputs.
         dynamic_shapes: As :func:`torch.export.export` takes them.
         rewrite: Changes the graph in place.
 
     Returns:
-        A module of the same signature.
+        A module with the same signature.
     """
     program = torch.export.export(network, args, kwargs, dynamic_shapes=dynamic_shapes)
-    # Decomposed by an empty table the graph has no more changes in place.
+    # Decomposition by an empty table removes in-place changes from the graph.
     module: Any = program.run_decompositions({}).module()
     recording = _Exported(module)
     for node in list(module.graph.nodes):
@@ -86,10 +86,10 @@ def rewritten_module(
             module.graph.erase_node(node)
         else:
             if is_call(node, _aten.view.default, _aten._unsafe_view.default):
-                # The copy that let it be seen otherwise may be among what was taken out.
+                # A copy that made it visible may be among the removed nodes.
                 node.target = _aten.reshape.default
             elif is_call(node, *_ADAPTIVE_MEANS) and _has_free_size(node.args[0]):
-                # Exporters write down the windows that the example's size has.
+                # Exporters would write down the windows for the example's size.
                 node.target = _adaptive_mean
             node.meta["value"] = node.meta.get("val")
     rewrite(recording)
@@ -98,7 +98,7 @@ def rewritten_module(
 
 
 class _Exported(Recording):
-    """An exported module's graph, seen as a recording."""
+    """The graph of an exported module as a recording."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         named = {node.target for node in module.graph.find_nodes(op="get_attr")}
@@ -110,7 +110,7 @@ class _Exported(Recording):
         self.module = module
 
     def constant(self, value: Tensor) -> fx.Node:
-        """As every recording, and the module has it too."""
+        """Add a constant as in every recording, and also to the module."""
         self.module.register_buffer(f"constant_{len(self.constants)}", value)
         return super().constant(value)
 
@@ -126,7 +126,7 @@ def _has_free_size(node: Any) -> bool:
 
 
 def _adaptive_mean(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Adaptive average pooling for all sizes of x: a product by a matrix along each dimension."""
+    """Run adaptive average pooling for all sizes of x: a matrix product along each dimension."""
     for dim, count in enumerate(sizes, x.dim() - len(sizes)):
         length = x.shape[dim]
         if statically_known_true(length == count):
@@ -141,7 +141,7 @@ def _adaptive_mean(x: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _is_nothing(node: fx.Node) -> bool:
-    """Whether a node hands on its operand as it is."""
+    """Check whether a node returns its operand unchanged."""
     if is_call(node, _aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default):
         return True
     if not is_call(node, _aten.to.dtype, _aten._to_copy.default, _aten.clone.default):
@@ -151,8 +151,8 @@ def _is_nothing(node: fx.Node) -> bool:
     return isinstance(before, Tensor) and before.dtype == after.dtype  # type: ignore[union-attr]
 
 
-def _enlargement(node: fx.Node) -> int | None:
-    """The whole number by which a node enlarges every side by nearest neighbour, for all sizes."""
+def _upsampling_factor(node: fx.Node) -> int | None:
+    """Return the factor of a nearest-neighbor upsampling of all sides, for all sizes."""
     nearest = [getattr(_aten, f"upsample_nearest{d}d") for d in (1, 2, 3)]
     if not is_call(node, *(n.vec for n in nearest), *(n.default for n in nearest)):
         return None
@@ -180,11 +180,11 @@ def _need_constant_options(node: fx.Node) -> None:
                 "dynamic",
                 True,
                 f"the {name} of a binary layer depends on the size of the image",
-                "leave dynamic out",
+                "omit dynamic",
             )
 
 
-# This package's operators, as what the exporter translates
+# This package's operators, as the exporter translates them
 
 
 def _binary_conv(
@@ -211,7 +211,7 @@ def _binary_conv(
     residuals: Sequence[Tensor],
     *others: Any,
 ) -> Sequence[Tensor]:
-    """``binarize::unit`` as a node of the ONNX graph, with transpositions around it."""
+    """Translate ``binarize::unit`` to a node of the ONNX graph, with transpositions around it."""
     *activation, want_means = others
     size = [length * upsample[0] for length in sources[0].shape[2:]]
     out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
@@ -260,7 +260,7 @@ def _activation(
     channel_dim: int,
     want_means: bool,
 ) -> Sequence[Tensor]:
-    """``binarize::shifted_prelu``, whose means no unit asks for here."""
+    """Translate ``binarize::shifted_prelu``; no binary layer needs its means here."""
     y = x.movedim(channel_dim, 1) if channel_dim % x.dim() != 1 else x
     column = (-1, *(1,) * (y.dim() - 2))
     y = y if shift is None else y + shift.view(column)
@@ -270,7 +270,7 @@ def _activation(
 
 
 def merge_transpositions(model: Any) -> None:
-    """Take out transpositions that undo each other or that repeat one, in place.
+    """Remove transpositions that cancel or repeat each other, in place.
 
     Args:
         model: An ``onnx_ir`` model.

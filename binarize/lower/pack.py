@@ -1,4 +1,4 @@
-"""The public call: pack a trained 1-bit network."""
+"""The public function: pack a trained 1-bit network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from binarize.errors import ModelError
-from binarize.graph.given import given_network
 from binarize.graph.inputs import arguments
+from binarize.graph.model_input import unwrap_model
 from binarize.lower.network import PackedNetwork
 from binarize.nn import ShiftedPReLU
 from binarize.nn.packed import PackedActivation
@@ -21,28 +21,28 @@ __all__ = ["finish", "pack"]
 
 
 def pack(model: nn.Module, example_inputs: Any = None) -> PackedNetwork:
-    """Turn a trained 1-bit network into one that computes with bits.
+    """Turn a trained 1-bit network into one that runs on XNOR-popcount kernels.
 
-    Binary layers become packed ones that hold their weights as bits, with norm and scales folded
-    into two numbers per channel, and count bits where that gives the layer's result
-    (:func:`binarize.report` tells for each); float layers stay with torch. Outputs agree with those
-    of ``model`` in eval mode up to rounding.
+    Packed layers store their weights as bits and fold norm and scales into two numbers per
+    channel. They count bits if that gives the layer's result (:func:`binarize.report` shows it per
+    layer); float layers stay with torch. Outputs agree with those of ``model`` in eval mode up to
+    rounding.
 
     Args:
-        model: A network with binary layers in eval mode; unchanged.
+        model: A network with binary layers in eval mode; it stays unchanged.
         example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
-            named ones. The network is run on them once, so that the first call with inputs of
-            their size is as quick as the others. Not needed.
+            keyword arguments. The network runs on them once, so that the first call with inputs of
+            their size is as fast as later ones. Optional.
 
     Returns:
         The packed network, on the device of ``model``. It is called like ``model``, can be copied,
         pickled, compiled and exported, but not trained.
 
     Raises:
-        ModelError: The network has no binary layers, is packed already, is in training mode, has
+        ModelError: The network has no binary layers, is already packed, is in training mode, has
             no values (meta device), or does not accept the example inputs.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     _check(model)
     twins: dict[int, Any] = {}
     for module in model.modules():
@@ -59,22 +59,22 @@ def pack(model: nn.Module, example_inputs: Any = None) -> PackedNetwork:
                 "example_inputs",
                 type(example_inputs).__name__,
                 f"the network does not accept them ({type(error).__name__}: {text})",
-                "give inputs as you would call the network with",
+                "give inputs that you would call the network with",
             ) from error
     return packed
 
 
 def finish(model: nn.Module, twins: dict[int, Any]) -> PackedNetwork:
-    """Copy a network with twins in the place of its binary layers.
+    """Copy a network with packed layers in place of its binary layers.
 
     Args:
-        model: The network; unchanged.
-        twins: Packed twin by ``id`` of the binary layer.
+        model: The network; it stays unchanged.
+        twins: The packed layers, by ``id`` of the binary layer.
     """
     for module in model.modules():
         if isinstance(module, ShiftedPReLU):
             twins[id(module)] = PackedActivation(module)
-    # What a copy's memo holds is taken for copied, wherever it is used: float weights are not.
+    # deepcopy treats all objects in its memo as copied already: float weights must not be there.
     network = copy.deepcopy(model, twins)
     for parameter in network.parameters():
         if parameter.dim() in (4, 5):
@@ -86,7 +86,7 @@ def finish(model: nn.Module, twins: dict[int, Any]) -> PackedNetwork:
 def _check(model: nn.Module) -> None:
     name = type(model).__name__
     if any(isinstance(module, PackedNetwork) for module in model.modules()):
-        raise ModelError("model", name, "it is packed already", "use it as it is")
+        raise ModelError("model", name, "it is already packed", "use it as it is")
     if not any(isinstance(module, TreatedLayer) for module in model.modules()):
         raise ModelError(
             "model", name, "it has no binary layers", "convert it first: binarize.convert(model)"
@@ -96,7 +96,7 @@ def _check(model: nn.Module) -> None:
         raise ModelError(
             "model",
             training or name,
-            "this module is in training mode, and what is packed is for inference",
+            "this module is in training mode, but packed networks are for inference",
             "call model.eval() first",
         )
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -1,4 +1,4 @@
-"""Programs: what a packed network does for inputs of one size, and the same as plain data."""
+"""Programs: what a packed network runs for inputs of one size, and their stored form."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch.utils._pytree import (
 from binarize.errors import ModelError
 from binarize.kernels import memory
 from binarize.kernels.ops import run_unit
-from binarize.lower.float_layers import convolve_points
-from binarize.lower.sizes import form, read_enlarged, strides_of
+from binarize.lower.float_layers import conv1x1
+from binarize.lower.symbolic_sizes import form, strides_of, upsampled_source
 
 __all__ = ["PackedPrograms", "Program", "from_data", "program_key", "to_data"]
 
@@ -29,9 +29,9 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 _NAMED: dict[str, Any] = {
     "getitem": operator.getitem,
     "binarize.unit": run_unit,
-    "convolve_points": convolve_points,
+    "convolve_points": conv1x1,  # the name that stored programs use
     "empty": memory.empty,
-    "read_enlarged": read_enlarged,
+    "upsampled_source": upsampled_source,
     # Arithmetic of sizes.
     **{f"operator.{name}": getattr(operator, name) for name in (
         "add", "sub", "mul", "floordiv", "mod", "truediv", "pow", "neg",
@@ -44,15 +44,15 @@ _OF_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 
 
 class Program:
-    """What to do for inputs of one size, or of all sizes that meet its conditions.
+    """What a packed network runs for inputs of one size, or of all sizes that meet conditions.
 
     Args:
         module: Computes tensors from tensors.
-        tensors: Which of the flattened arguments are given to it.
+        tensors: Which of the flattened arguments it takes.
         spec: Structure of the result.
-        others: Per flattened result ``None`` for a tensor, or a tuple of the value it always has.
-        conditions: For a program of free sizes: computes from the same tensors a list of what has to
-            be true.
+        others: Per flattened result, ``None`` for a tensor, or a 1-tuple of its constant value.
+        conditions: For a general program: computes a list of truth values from the same tensors;
+            the program is valid if all are true.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class Program:
         self.others = others
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
-        """Run it on flattened arguments."""
+        """Run the program on flattened arguments."""
         results = iter(self.module(*(leaves[i] for i in self.tensors)))
         filled = [next(results) if other is None else other[0] for other in self.others]
         return tree_unflatten(filled, self.spec)
 
     def fits(self, leaves: Sequence[Any]) -> bool:
-        """Whether a program of free sizes is valid for flattened arguments of its form."""
+        """Check whether a general program is valid for flattened arguments of its form."""
         assert self.conditions is not None
         return all(self.conditions(*(leaves[i] for i in self.tensors)))
 
 
 def program_key(leaves: Sequence[Any], spec: TreeSpec) -> Hashable:
-    """What a program depends on: structure, sizes and types of the arguments, and autocast."""
+    """Return what a program depends on: structure, sizes and dtypes of arguments, autocast."""
     shapes = tuple(
         (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
         for x in leaves
@@ -96,16 +96,16 @@ def autocast_state() -> tuple[bool, torch.dtype]:
 
 
 class PackedPrograms(nn.Module):
-    """The programs of a packed network without the network, as a file holds them.
+    """The programs of a packed network without the network, as stored in a file.
 
-    It is called as the network, with arguments of sizes that it has a program for.
+    Called like the network, with arguments of sizes that there are programs for.
 
     Args:
-        programs: For one size each, by what they depend on, see :func:`program_key`.
-        general: Of free sizes, each with what it depends on, see :func:`binarize.lower.sizes.form`.
+        programs: Programs for one size, by what they depend on, see :func:`program_key`.
+        general: General programs with their forms, see :func:`binarize.lower.symbolic_sizes.form`.
 
     Raises:
-        ModelError: No program fits the arguments.
+        ModelError: There is no program for these sizes.
     """
 
     def __init__(
@@ -127,11 +127,13 @@ class PackedPrograms(nn.Module):
             return self._find(key, leaves) if program is None else program(leaves)
 
     def _find(self, key: Any, leaves: Sequence[Any]) -> Any:
-        """Run a program for arguments in another order of memory, which are copied, or of free sizes."""
+        """Run a general program, or one for another memory order, copying the arguments."""
         wanted = _without_strides(key)
         for known, program in self.programs.items():
             if _without_strides(known) == wanted:
-                return program(_in_order(leaves, [x[1] if _is_tensor(x) else None for x in known[1]]))
+                return program(
+                    _in_order(leaves, [x[1] if _is_tensor(x) else None for x in known[1]])
+                )
         for known, program in self.general:
             ordered = _in_form(leaves, known)
             found = form(ordered, key[0], key[2]) if ordered else None
@@ -147,10 +149,8 @@ class PackedPrograms(nn.Module):
 
     @property
     def sizes(self) -> list[str]:
-        """Sizes and types of the arguments, one text for each program."""
-        shapes = [
-            [(x[0], x[2]) for x in leaves if _is_tensor(x)] for _, leaves, _ in self.programs
-        ]
+        """Sizes and dtypes of the arguments, one text per program."""
+        shapes = [[(x[0], x[2]) for x in leaves if _is_tensor(x)] for _, leaves, _ in self.programs]
         shapes += [
             [(_lettered(x[0]), x[2]) for x in leaves if len(x) == 4]
             for (_, leaves, _), _ in self.general
@@ -158,10 +158,10 @@ class PackedPrograms(nn.Module):
         return list(dict.fromkeys(", ".join(_text(*each) for each in one) for one in shapes))
 
     def train(self, mode: bool = True) -> PackedPrograms:
-        """Refuse training mode."""
+        """Reject training mode."""
         if mode:
             raise ModelError(
-                "model", "PackedPrograms", "it is for inference", "train the network it was made of"
+                "model", "PackedPrograms", "it is for inference", "train the original network"
             )
         return self
 
@@ -179,7 +179,7 @@ def _without_strides(key: Any) -> Hashable:
 
 
 def _in_order(leaves: Sequence[Any], strides: Sequence[Any]) -> list[Any]:
-    """Copy the tensors among the arguments that have other strides."""
+    """Return the arguments with these strides, copying tensors that have others."""
     return [
         x if s is None or x.stride() == s
         else torch.empty_strided(x.shape, s, dtype=x.dtype, device=x.device).copy_(x)
@@ -188,7 +188,7 @@ def _in_order(leaves: Sequence[Any], strides: Sequence[Any]) -> list[Any]:
 
 
 def _in_form(leaves: Sequence[Any], known: Any) -> list[Any]:
-    """The arguments in the order of memory of a form; empty if they are no such arguments."""
+    """Return the arguments in a form's memory order; empty if they do not match it."""
     forms = known[1]
     if len(forms) != len(leaves):
         return []
@@ -219,19 +219,19 @@ def _text(sizes: Sequence[Any], dtype: torch.dtype) -> str:
     return f"{'x'.join(map(str, sizes))} {str(dtype).removeprefix('torch.')}"
 
 
-# As plain data
+# Stored form
 
 
 def to_data(key: Any, program: Program, names: Mapping[int, str]) -> dict[str, Any]:
-    """A program as what JSON can say.
+    """Convert a program to JSON-serializable data.
 
     Args:
         key: What it depends on.
         program: The program.
-        names: Of its constants, by identity.
+        names: Names of its constants, by ``id``.
 
     Raises:
-        ModelError: It has arguments that JSON cannot say.
+        ModelError: It has arguments that JSON cannot represent.
     """
     spec, leaves, _ = key
     try:
@@ -255,13 +255,13 @@ def from_data(data: Mapping[str, Any], constants: Mapping[str, Tensor]) -> tuple
 
     Args:
         data: What it returned.
-        constants: By name.
+        constants: The constants, by name.
 
     Returns:
         What the program depends on, and the program.
 
     Raises:
-        Exception: The data is not what :func:`to_data` made.
+        Exception: The data is not from :func:`to_data`.
     """
     into, out = map(treespec_loads, data["structure"])
     others = [None if other is None else (_decode(other[0], {}),) for other in data["others"]]
@@ -317,7 +317,7 @@ def _module(nodes: Sequence[Any], constants: Mapping[str, Tensor]) -> fx.GraphMo
 
 
 def _operator(name: str) -> Any:
-    """An operator by its name; no other code can be named."""
+    """Return an operator by name; no other code can be named."""
     if name in _NAMED:
         return _NAMED[name]
     space, _, rest = name.partition(".")

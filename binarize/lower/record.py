@@ -1,6 +1,6 @@
-"""Record a network's run as a graph of ATen operators, for arguments of these very shapes.
+"""Record a network's run as a graph of ATen operators, for arguments of exactly these shapes.
 
-The run uses fake tensors (shapes without values), so that no map takes memory meanwhile.
+The run uses fake tensors (shapes without values), so feature maps take no memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from binarize.graph.shapes_only import ShapesOnly, written
-from binarize.lower.sizes import FreeSizes, Interpolation
+from binarize.lower.symbolic_sizes import Interpolation, SymbolicSizes
 
 __all__ = ["NotRecordable", "Recording", "record"]
 
@@ -28,7 +28,7 @@ _VIEW = torch.ops.aten.view.default
 
 
 class NotRecordable(Exception):
-    """A run does more than a graph can say; the message tells what."""
+    """A run that a graph cannot represent; the message says why."""
 
 
 @dataclass
@@ -37,10 +37,10 @@ class Recording:
 
     Attributes:
         graph: Calls of ATen operators and of this package's. ``meta["value"]`` of a node is an
-            empty tensor of its result's shape and type on the meta device (a tuple of such where
-            there are several results).
-        constants: What the graph's ``get_attr`` nodes name: parameters, buffers, other tensors.
-        numbers: Replaces sizes in a structure by nodes where they are free.
+            empty tensor with its result's shape and dtype on the meta device (a tuple of them for
+            several results).
+        constants: The targets of ``get_attr`` nodes: parameters, buffers, other tensors.
+        numbers: Replaces symbolic sizes in a structure by nodes.
     """
 
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -48,7 +48,7 @@ class Recording:
     numbers: Callable[[Any], Any] = field(default=lambda value: value)
 
     def constant(self, value: Tensor) -> fx.Node:
-        """A new node for a tensor that is known, at the graph's insertion point."""
+        """Add a node for a known tensor at the graph's insertion point."""
         name = f"constant_{len(self.constants)}"
         self.constants[name] = value
         node = self.graph.get_attr(name)
@@ -60,31 +60,31 @@ def record(
     run: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor],
     fake: ShapesOnly | None = None,
-    sizes: FreeSizes | None = None,
+    sizes: SymbolicSizes | None = None,
 ) -> Recording:
-    """Record what a function does with its arguments, by one run on fake tensors.
+    """Record what a function does with its arguments, in one run on fake tensors.
 
     Args:
-        run: Takes tensors, returns a list of tensors. Values of tensors must not decide what it
-            does next.
-        inputs: Its arguments; only shapes, strides, types and devices matter.
-        fake: The mode of the run, for those who look at what it leaves.
-        sizes: For a graph that serves inputs of other sizes too; ``fake`` has its environment.
+        run: Takes tensors, returns a list of tensors. Its control flow must not depend on tensor
+            values.
+        inputs: Its arguments; only shapes, strides, dtypes and devices matter.
+        fake: The mode of the run, for callers that check what the run leaves.
+        sizes: For a graph that serves other input sizes too; ``fake`` has its environment.
 
     Returns:
         The graph, with a placeholder per argument and a list as its output.
 
     Raises:
-        NotRecordable: A value is read back, the shape of a result depends on values, a tensor
-            is changed in place that the run did not make, or of which there are views, or a
-            tensor without values is left from another run.
+        NotRecordable: A value is read, the shape of a result depends on values, a tensor that the
+            run did not make or that has views is changed in place, or a tensor without values is
+            left over from another run.
 
-    Changes in place are recorded as new values, so that the graph has no side effects.
+    In-place changes are recorded as new values, so the graph has no side effects.
     """
     fake = fake or ShapesOnly()
     recorder = _Recorder(fake)
     graph = recorder.recording.graph
-    # In inference mode, and from tensors made there, composite operators would be recorded whole.
+    # In inference mode, and on tensors made in it, composite operators would not be decomposed.
     with torch.inference_mode(False), torch.no_grad():
         if sizes is None:
             given = [fake.stand_in(value) for value in inputs]
@@ -121,7 +121,7 @@ class _Recorder(TorchDispatchMode):
         self.nodes = WeakTensorKeyDictionary()
 
     def node(self, value: Tensor) -> fx.Node:
-        """The node that made a tensor; what no node made is a constant."""
+        """Return the node that made a tensor; a tensor without one is a constant."""
         if value not in self.nodes:
             if isinstance(value, FakeTensor):
                 raise NotRecordable("it keeps a tensor of an earlier run")
@@ -168,7 +168,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _forget(self, target: Tensor, func: Any) -> None:
-        """Take a tensor whose values are known, and all that share its memory, for constants."""
+        """Make constants of a tensor whose values are known, and of all that share its memory."""
         storage = target.untyped_storage()._cdata
         for other, node in list(self.nodes.items()):
             if other.untyped_storage()._cdata == storage:
@@ -179,19 +179,19 @@ class _Recorder(TorchDispatchMode):
     def _out_of_place(
         self, func: Any, outs: Sequence[str], target: Tensor, values: Sequence[Tensor]
     ) -> tuple[Any, list[Tensor]]:
-        """The operator that gives as a new value what ``func`` writes over ``target``.
+        """Return the operator that computes as a new value what ``func`` writes over ``target``.
 
         Returns:
-            The operator, and other tensors that are the same values in another shape.
+            The operator, and other tensors with the same values in another shape.
         """
         aliases = []
         pure = _pure(func, outs)
         if pure is None or any(v.dtype != target.dtype for v in values):
             raise NotRecordable(f"it changes a tensor in place ({func})")
-        self.node(target)  # a constant, if nobody has read it yet
+        self.node(target)  # a constant, if nothing has read it yet
         storage = target.untyped_storage()._cdata
         for other, node in list(self.nodes.items()):
-            # Whoever reads the same memory under another name would see the change, too.
+            # A reader of the same memory under another name would also see the change.
             same = other.untyped_storage()._cdata == storage
             if not same:
                 continue
@@ -203,7 +203,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors in the same memory are the same values in the same order."""
+    """Check whether two tensors in the same memory have the same values in the same order."""
     if a.dtype != b.dtype or a.storage_offset() != b.storage_offset():
         return False
     steps = [
@@ -214,7 +214,7 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_read(node: fx.Node) -> bool:
-    """Whether anything but views of it reads a node."""
+    """Check whether a node is read by anything except views of it."""
     for user in node.users:
         returns = getattr(getattr(user.target, "_schema", None), "returns", ())
         if not returns or returns[0].alias_info is None or _is_read(user):
@@ -223,7 +223,7 @@ def _is_read(node: fx.Node) -> bool:
 
 
 def _pure(func: Any, outs: Sequence[str]) -> Any:
-    """The functional form of ``name_`` and of ``name.out``, or ``None``."""
+    """Return the functional form of ``name_`` and of ``name.out``, or ``None``."""
     name, _, overload = func.__name__.partition(".")
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
     if not outs:

@@ -22,24 +22,24 @@ _NAMES[run_unit] = _NAMES[unit]
 
 
 def is_call(node: Any, *targets: Any) -> bool:
-    """Whether a node calls one of these operators."""
+    """Check whether a node calls one of these operators."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
 def units(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The calls of the unit's kernel, in order; the graph may be changed meanwhile."""
+    """Yield the calls of the binary kernel in order; the graph may change meanwhile."""
     yield from [node for node in graph.nodes if is_call(node, unit, run_unit)]
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """Arguments of a kernel's call by name; lists are copies."""
+    """Return the arguments of a kernel call by name; lists are copies."""
     target: Any = node.target
     values = dict(zip(_NAMES[target], node.args, strict=True))
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
 
 
 def result(node: fx.Node, index: int) -> fx.Node:
-    """The node of a call's first (the map) or second result (its means)."""
+    """Return the node of a call's first (the feature map) or second result (its means)."""
     for user in node.users:
         if is_call(user, operator.getitem) and user.args[1] == index:
             return user
@@ -50,21 +50,21 @@ def result(node: fx.Node, index: int) -> fx.Node:
 
 
 def set_arguments(node: fx.Node, given: dict[str, Any]) -> None:
-    """Give a kernel's call other arguments, which are computed before it."""
+    """Give a kernel call other arguments, which are computed before it."""
     target: Any = node.target
     node.args = tuple(given[name] for name in _NAMES[target])
 
 
 def replace_call(node: fx.Node, given: dict[str, Any], before: fx.Node) -> fx.Node:
-    """Call a kernel later, with other arguments.
+    """Move a kernel call to a later position, with other arguments.
 
     Args:
-        node: The call; erased.
+        node: The call; it is erased.
         given: The arguments, all of them.
-        before: The node in front of which the new call stands.
+        before: The node before which the new call is inserted.
 
     Returns:
-        The new call. Whoever read a result of the old one reads the new one's.
+        The new call. Its results replace those of the old one for all readers.
     """
     graph = node.graph
     with graph.inserting_before(before):
@@ -81,6 +81,6 @@ def replace_call(node: fx.Node, given: dict[str, Any], before: fx.Node) -> fx.No
 
 
 def value_of(node: fx.Node) -> torch.Tensor:
-    """An empty tensor with the shape and type of a node's result."""
+    """Return an empty tensor with the shape and dtype of a node's result."""
     value: torch.Tensor = node.meta["value"]
     return value

@@ -1,4 +1,4 @@
-"""Activations that follow a binary unit."""
+"""Activations that follow a binary layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ShiftedPReLU(nn.Module):
         channels: C, number of channels.
         out_shift: Whether the second shift :math:`\zeta` exists (three values per channel, as in
             ReActNet; the released BiDense layers have two).
-        channel_dim: 1 for maps (N, C, *spatial), -1 for channels-last tensors.
+        channel_dim: 1 for feature maps (N, C, *spatial), -1 for channels-last tensors.
 
     Initial values: both shifts 0, slope 0.25.
     """
@@ -38,7 +38,7 @@ class ShiftedPReLU(nn.Module):
             nn.init.zeros_(self.out_shift)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to a map; same shape and dtype."""
+        """Apply the activation to a feature map; same shape and dtype."""
         return shifted_prelu(x, self.shift, self.slope, self.out_shift, self.channel_dim)
 
     def extra_repr(self) -> str:

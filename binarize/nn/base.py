@@ -1,4 +1,4 @@
-"""What all 1-bit layers share."""
+"""The base class of all 1-bit layers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BATCH_NORMS: tuple[type[nn.Module], ...] = (
 
 
 def check_floating(x: Tensor) -> None:
-    """Refuse integer images with a message that says what to do."""
+    """Raise an error for integer inputs that says how to convert them."""
     if not x.is_floating_point():
         raise BinarizeError(
             "input", x.dtype, "a binary layer needs floating-point input", "convert it: x.float()"
@@ -40,17 +40,17 @@ class BinaryLayer(TreatedLayer):
     """A 1-bit layer: ``inner(norm(layer(binarizer(x), quantizer(weight)))) + bypass(x)``.
 
     Attributes:
-        weight: Latent float weight; shape and name are those of the float layer's (with several
-            latent weights per weight, they are stacked along dimension 0).
+        weight: Latent float weight, with the float layer's shape and name (if a weight has several
+                latent weights, they are stacked along dimension 0).
         binarizer: Activation binarizer.
         quantizer: Weight binarizer.
-        norm: Norm on the output; its bias stands in for the layer's.
-        inner: Activation in front of the bypass, or ``None``.
+        norm: Norm on the output; its bias replaces the layer's.
+        inner: Activation before the bypass addition, or ``None``.
         bypass: Full-precision path around the layer, or ``None``.
         spec: The parts by name.
         has_bias: Whether the float layer had a bias.
-        site: Dotted name of the layer in the network that was converted, or empty.
-        float_weights: Whether the latent weight is used as it is, see :meth:`use_float_weights`.
+        site: Dotted name of the layer in the converted network, or empty.
+        float_weights: Whether the latent weight is used directly, see :meth:`use_float_weights`.
     """
 
     has_bias = False
@@ -103,7 +103,7 @@ class BinaryLayer(TreatedLayer):
             raise AttributeError("bias")  # not built yet
         return self.norm.bias if self.has_bias else None
 
-    # What stands in for the float layer's bias, ``None`` if it had none.
+    # Replaces the float layer's bias; ``None`` if that had none.
     bias: Any = property(_bias)
 
     def set_weight(self, weight: nn.Parameter) -> None:
@@ -111,7 +111,7 @@ class BinaryLayer(TreatedLayer):
 
         Args:
             weight: Of the float layer's shape. It becomes the latent weight itself, unless the
-                weight binarizer makes several of it.
+                    weight binarizer uses several latent weights.
         """
         with torch.no_grad():
             latent = self.quantizer.latent(weight)
@@ -121,10 +121,10 @@ class BinaryLayer(TreatedLayer):
             self.quantizer.start(weight)
 
     def use_float_weights(self, on: bool) -> None:
-        """Use the latent weight as it is, with binary activations; for a part of a training.
+        """Use the latent weight directly, with binary activations, for a part of the training.
 
-        Nothing that is saved or packed knows of it: that is always the binary form. Layers with
-        several latent weights per weight stay binary.
+        Saving and packing ignore this: they always use the binary form. Layers with several latent
+        weights per weight stay binary.
 
         Args:
             on: True to use float weights, False to be binary again.
@@ -132,9 +132,9 @@ class BinaryLayer(TreatedLayer):
         self.float_weights = on and self.quantizer.copies == 1
 
     def _fuses(self) -> bool:
-        """Whether binarizer, quantizer and convolution run as one function, to save memory.
+        """Check whether binarizer, quantizer and convolution run as one function, to save memory.
 
-        Not with hooks on the parts: those want to see what goes in and out.
+        They do not if the parts have hooks, which need their inputs and outputs.
         """
         binarizer, quantizer = self.binarizer, self.quantizer
         return (
@@ -147,12 +147,12 @@ class BinaryLayer(TreatedLayer):
     def _sum(
         self, x: Tensor, geometry: Geometry, widen: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """The sum over binary values.
+        """Return the sum over binary values.
 
         Args:
             x: The layer's input.
-            geometry: How the weight is laid over it.
-            widen: Pads the binarized map in a way that ``geometry`` does not tell.
+            geometry: How the kernel moves over the input.
+            widen: Pads the binarized feature map in a way that ``geometry`` cannot express.
         """
         if self.float_weights:
             values = self.binarizer(x)
@@ -171,7 +171,7 @@ class BinaryLayer(TreatedLayer):
         return binary_convolution(binary, self.quantizer(self.weight), geometry, magnitude)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
-        """What follows the sum: norm, inner activation, and the bypass of ``x``."""
+        """Apply what follows the sum: norm, inner activation, and the bypass of ``x``."""
         self._check_values(y, x)
         y = self.norm(y)
         if self.inner is not None:
@@ -179,12 +179,12 @@ class BinaryLayer(TreatedLayer):
         if self.bypass is None:
             return y
         path = self._around(x, y)
-        # Nobody reads a batch norm's output a second time, its own backward pass neither.
+        # Nothing else reads a batch norm's output, not even its own backward pass.
         owned = self.inner is None and isinstance(self.norm, _BATCH_NORMS)
         return y.add_(path) if owned and y.dtype == path.dtype else y + path
 
     def _check_values(self, y: Tensor, x: Tensor) -> None:
-        """Refuse a single value per channel, which has no variance, when training."""
+        """Raise an error in training for a single value per channel, which has no variance."""
         norm: Any = self.norm
         if y.numel() != y.shape[1] or type(norm) not in _BATCH_NORMS:
             return
@@ -194,19 +194,19 @@ class BinaryLayer(TreatedLayer):
         raise BinarizeError(
             "input",
             tuple(x.shape),
-            f"{name} has a BatchNorm, which needs more than one value per channel when training",
-            "use a larger batch or larger images, or convert with this layer kept: "
+            f"{name} has a BatchNorm, which needs more than one value per channel in training",
+            "use a larger batch or larger images, or keep this layer in float: "
             f"overrides={{{self.site or 'name'!r}: 'keep'}}",
         )
 
     def _around(self, x: Tensor, y: Tensor) -> Tensor:
-        """What the bypass carries of ``x``, to be added to ``y``."""
+        """Return what the bypass carries of ``x``, to be added to ``y``."""
         path: Tensor = self.bypass(x)  # type: ignore[misc]
         return path
 
     @property
     def popcount_exact(self) -> bool:
-        """Whether XNOR-popcount with one factor per output channel gives this layer's result."""
+        """Whether XNOR-popcount with one factor per output channel gives the layer's result."""
         return bool(self.binarizer.popcount_exact and self.quantizer.popcount_exact)
 
     @property
@@ -225,19 +225,19 @@ class BinaryLayer(TreatedLayer):
         return self.weight.numel() // int(self.quantizer.copies)
 
     def binary_weight(self) -> tuple[Tensor, Tensor]:
-        """The weight in use, as signs and scale, of a layer whose sums over bits are exact.
+        """Return the effective weight as signs and scale, for layers whose popcount sums are exact.
 
         Returns:
-            Signs (-1 or +1, shape of the weight in use) and a scale that broadcasts to them.
+            Signs (-1 or +1, shape of the effective weight) and a scale that broadcasts to them.
 
         Raises:
-            BinarizeError: It takes more than signs and one scale to tell the weight.
+            BinarizeError: Signs and one scale cannot represent the weight.
         """
         if not self.quantizer.popcount_exact:
             raise BinarizeError(
                 "weight",
                 type(self.quantizer).__name__,
-                "its values are more than signs times one scale",
+                "its values are not signs times one scale",
                 "use layer.quantizer(layer.weight)",
             )
         scale = self.quantizer.spread(self.quantizer.scale(self.weight), self.weight)
@@ -254,21 +254,21 @@ class BinaryLayer(TreatedLayer):
         return {"bits": (torch.uint8, (size,)), "scale": (weight.dtype, (scales,))}
 
     def packed_weight(self) -> tuple[Tensor, ...]:
-        """The weight as it is stored.
+        """Return the weight as it is stored.
 
         Returns:
-            Bits (uint8, see :func:`binarize.ops.pack_signs`) and scales (1-D; empty where buffers
-            of the weight binarizer tell them).
+            Bits (uint8, see :func:`binarize.ops.pack_signs`) and scales (1-D; empty if buffers of
+            the weight binarizer hold them).
         """
         bits, scale = self.quantizer.pack(self.weight)
         return bits, scale
 
     def load_packed_weight(self, *parts: Tensor) -> None:
-        """Set the latent weight to one that is in use exactly as the stored one was.
+        """Set the latent weight so that the effective weight is exactly the stored one.
 
         Args:
-            *parts: Bits and scales, from :meth:`packed_weight`. The weight binarizer's buffers are
-                those of the stored weight already.
+            *parts: Bits and scales, from :meth:`packed_weight`. The weight binarizer's buffers must
+                already be those of the stored weight.
         """
         bits, scale = parts
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The channel-adaptive full-precision bypass as a module."""
+"""The channel-adaptive full-precision bypass."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ IDENTITY = "identity"
 
 
 class ChannelAdaptiveBypass(nn.Module):
-    """Parameter-free identity path around a binary layer, BiDense Section 3.3.
+    """A parameter-free identity path around a binary layer, BiDense Section 3.3.
 
     Args:
         out_channels: Channels of the layer's output.
         grouping: Channel groups of the fusion-down, ``"contiguous"`` or ``"interleaved"``.
         stride: The convolution's stride, in pixels per spatial dimension.
-        surplus: See :func:`binarize.ops.resample_bypass`. With stride 1 and surplus 0 everywhere
-            the size is left alone.
-        channel_dim: 1 for maps (N, C, *spatial), -1 for channels-last tensors.
+        surplus: See :func:`binarize.ops.resample_bypass`. With stride 1 and surplus 0 in every
+            dimension, the size does not change.
+        channel_dim: 1 for feature maps (N, C, *spatial), -1 for channels-last tensors.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ChannelAdaptiveBypass(nn.Module):
         self.resamples = any(s != 1 for s in self.stride) or any(self.surplus)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Carry ``x`` to the channels and the spatial size of the layer's output."""
+        """Resample ``x`` to the channels and the spatial size of the layer's output."""
         if self.resamples:
             x = resample_bypass(x, self.stride, self.surplus)
         dim = self.channel_dim % x.dim()
@@ -65,16 +65,16 @@ def make_bypass(
     """Build the bypass of a layer by name.
 
     Args:
-        name: A channel grouping of :class:`ChannelAdaptiveBypass`; or ``"identity"``, which is the
-            plain shortcut of Bi-Real Net: only where the layer's output has the shape of its input.
+        name: A channel grouping of :class:`ChannelAdaptiveBypass`; or ``"identity"``, the plain
+            shortcut of Bi-Real Net, for layers whose output has the shape of their input.
         in_channels: Channels of the layer's input.
         out_channels: Channels of its output.
-        stride: Of the convolution; empty for layers that are none or are transposed.
+        stride: Of the convolution; empty for linear and transposed layers.
         surplus: See :func:`binarize.ops.resample_bypass`.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
     Returns:
-        The bypass; ``None`` where the named one has none.
+        The bypass; ``None`` if the named one does not fit the layer.
     """
     if name != IDENTITY:
         return ChannelAdaptiveBypass(
@@ -89,7 +89,7 @@ def make_bypass(
 
 
 class ShortcutBypass(ChannelAdaptiveBypass):
-    """Stands where a projection shortcut (strided 1x1 convolution and norm) stood.
+    """Replaces a projection shortcut (strided 1x1 convolution and norm).
 
     Args:
         out_channels: Channels of the projection's output.

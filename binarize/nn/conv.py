@@ -29,21 +29,21 @@ __all__ = [
 ]
 
 
-def same_padding(length: int, reach: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME padding of one dimension, before and after, in pixels.
+def same_padding(length: int, effective_kernel: int, stride: int) -> tuple[int, int]:
+    """Return TensorFlow's SAME padding of one dimension, before and after, in pixels.
 
     Args:
-        length: Of the map.
-        reach: Pixels that the kernel spans, ``dilation * (kernel - 1) + 1``.
+        length: Of the feature map.
+        effective_kernel: Pixels that the kernel spans, ``dilation * (kernel - 1) + 1``.
         stride: Of the convolution.
     """
-    # Without negative numbers, which other runtimes than Python divide otherwise.
-    total = max(((length + stride - 1) // stride - 1) * stride + reach - length, 0)
+    # Avoids negative numbers, which other languages than Python divide differently.
+    total = max(((length + stride - 1) // stride - 1) * stride + effective_kernel - length, 0)
     return total // 2, total - total // 2
 
 
 def pre_pads(conv: Any, size: Sequence[int]) -> list[int]:
-    """Padding before a convolution's own, as :func:`torch.nn.functional.pad` takes it.
+    """Return the padding before a convolution's own, as :func:`torch.nn.functional.pad` takes it.
 
     Args:
         conv: A convolution with ``pre_padding``: ``None``, a tuple, or ``"same"``.
@@ -59,7 +59,7 @@ def pre_pads(conv: Any, size: Sequence[int]) -> list[int]:
 
 
 class _BiConvNd(BinaryLayer):
-    """Geometry from torch's convolution, which follows in the method resolution order."""
+    """Takes its geometry from torch's convolution, the next class in the MRO."""
 
     spatial: int
 
@@ -85,32 +85,34 @@ class _BiConvNd(BinaryLayer):
         )
 
     def _surplus(self) -> list[int]:
-        """Outputs per input, see :func:`binarize.ops.resample_bypass`."""
+        """Return the surplus for the bypass, see :func:`binarize.ops.resample_bypass`."""
         conv: Any = self
         if isinstance(self.pre_padding, str):
-            # Padded to SAME, H pixels give ceil(H / stride) whatever the kernel.
+            # With SAME padding, H pixels give ceil(H / stride) outputs for any kernel.
             return [s - 1 for s in conv.stride]
-        reach = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+        effective_kernel = [
+            d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)
+        ]
         if conv.padding == "same":
-            padding = [r - 1 for r in reach]
+            padding = [r - 1 for r in effective_kernel]
         else:
             single = (0,) * self.spatial if conv.padding == "valid" else conv.padding
             padding = [2 * p for p in single]
-        pairs = list(self.pre_padding or ())
+        pre_padding = list(self.pre_padding or ())
         for d in range(self.spatial):
-            # Pairs are in the order of torch.nn.functional.pad: the last dimension comes first.
-            padding[d] += sum(int(p) for p in pairs[2 * (self.spatial - 1 - d) :][:2])
-        return [p - r + s for p, r, s in zip(padding, reach, conv.stride, strict=True)]
+            # Pairs are in the order of torch.nn.functional.pad: last dimension first.
+            padding[d] += sum(int(p) for p in pre_padding[2 * (self.spatial - 1 - d) :][:2])
+        return [p - r + s for p, r, s in zip(padding, effective_kernel, conv.stride, strict=True)]
 
     @property
     def popcount_exact(self) -> bool:
-        """As in the base class; a scale per channel also leaves a depthwise convolution's sum."""
+        """As in the base class; in a depthwise convolution, scales per channel factor out, too."""
         conv: Any = self
         depthwise = conv.groups == conv.in_channels
         return (self.binarizer.popcount_exact or depthwise) and self.quantizer.popcount_exact
 
     def _geometry(self, x: Tensor) -> Geometry:
-        """The convolution with the zeros that it pads."""
+        """Return the convolution's geometry including its zero padding."""
         conv: Any = self
         none = (0,) * self.spatial
         pads, own = pre_pads(self, x.shape[2:]), none
@@ -122,7 +124,7 @@ class _BiConvNd(BinaryLayer):
         return Geometry(conv.stride, own, conv.dilation, False, none, conv.groups, pads)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Run the unit on a map (N, C_in, *spatial)."""
+        """Run the binary layer on a feature map (N, C_in, *spatial)."""
         check_floating(input)
         conv: Any = self
         geometry = self._geometry(input)
@@ -140,25 +142,25 @@ class _BiConvNd(BinaryLayer):
     def _around(self, x: Tensor, y: Tensor) -> Tensor:
         path = super()._around(x, y)
         if isinstance(self.pre_padding, str) and torch.compiler.is_exporting():
-            # Both have one size for every input, which an export cannot prove.
+            # Both have the same size for every input, which an export cannot prove.
             path = F.interpolate(path, size=y.shape[2:], mode="nearest")
         return path
 
 
 class BiConv2d(_BiConvNd, nn.Conv2d):
-    """2-D binary convolution, the BiDense unit (Section 3.4, Fig. 2).
+    """2-D binary convolution, the BiDense block (Section 3.4, Fig. 2).
 
-    ``y = norm(conv(binarizer(x), scale * sign(weight))) + bypass(x)``. Zero padding is zero in
-    the binarized map; other padding modes repeat binarized values.
+    ``y = norm(conv(binarizer(x), scale * sign(weight))) + bypass(x)``. Zero padding adds zeros
+    to the binarized feature map; other padding modes repeat binarized values.
 
     Args:
         *args: ``in_channels, out_channels, kernel_size, stride, padding, dilation,
             groups, padding_mode, device, dtype`` as in :class:`torch.nn.Conv2d`. There is no
             ``bias``: the norm has one.
-        **kwargs: The same by name.
+        **kwargs: The same by keyword.
         unit: The parts by name; BiDense's by default.
-        bypass: False leaves out the bypass whatever ``unit`` says.
-        pre_padding: Zero padding put around the binarized map before the convolution's own: a
+        bypass: False omits the bypass whatever ``unit`` says.
+        pre_padding: Zero padding around the binarized feature map before the convolution's own: a
             tuple as in ``torch.nn.functional.pad`` (it may be asymmetric), or ``"same"`` for
             TensorFlow's SAME, which depends on the size and also works with a stride.
 
@@ -184,7 +186,7 @@ class BiConv3d(_BiConvNd, nn.Conv3d):
 
 
 class _BiConvTransposeNd(BinaryLayer):
-    """Geometry from torch's transposed convolution."""
+    """Takes its geometry from torch's transposed convolution."""
 
     spatial: int
 
@@ -207,13 +209,13 @@ class _BiConvTransposeNd(BinaryLayer):
 
     @property
     def popcount_exact(self) -> bool:
-        """As in the base class; a scale per input channel sits inside the channel sum."""
-        # Not by super(): Dynamo of torch 2.8 does not find a property there.
+        """As in the base class; a scale per input channel stays inside the channel sum."""
+        # Without super(): Dynamo of torch 2.8 does not find a property that way.
         parts = bool(self.binarizer.popcount_exact and self.quantizer.popcount_exact)
         return parts and self.spec.transposed_scale == "output-channel"
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Run the unit on a map (N, C_in, *spatial)."""
+        """Run the binary layer on a feature map (N, C_in, *spatial)."""
         check_floating(input)
         conv: Any = self
         output_padding = conv._output_padding(
@@ -237,15 +239,15 @@ class _BiConvTransposeNd(BinaryLayer):
 
 
 class BiConvTranspose2d(_BiConvTransposeNd, nn.ConvTranspose2d):
-    """2-D binary transposed convolution; its bypass is resampled by nearest neighbour.
+    """2-D binary transposed convolution; its bypass is resampled to the nearest neighbor.
 
     Args:
         *args: ``in_channels, out_channels, kernel_size, stride, padding,
             output_padding, groups, dilation, device, dtype`` as in
             :class:`torch.nn.ConvTranspose2d`. There is no ``bias``: the norm has one.
-        **kwargs: The same by name.
+        **kwargs: The same by keyword.
         unit: The parts by name; BiDense's by default.
-        bypass: False leaves out the bypass whatever ``unit`` says.
+        bypass: False omits the bypass whatever ``unit`` says.
 
     Shapes: (N, C_in, H, W) to (N, C_out, H', W') of the transposed convolution.
 

@@ -1,4 +1,4 @@
-"""What of a binary layer can be folded into the numbers that the kernel takes."""
+"""Fold a binary layer's norm, scales and padding into the numbers that the kernel takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["folded_norm", "folded_padding", "layer_padding", "obstacle_to_counti
 
 
 def obstacle_to_counting(layer: BinaryLayer) -> str | None:
-    """Why counting bits would not give a layer's result, or ``None`` if it does."""
+    """Return why counting bits would not give a layer's result, or ``None`` if it would."""
     conv: Any = layer
     if layer.activation_bits > 1:
         return f"its activations have {layer.activation_bits} bits"
@@ -31,20 +31,20 @@ def obstacle_to_counting(layer: BinaryLayer) -> str | None:
     if not layer.popcount_exact:
         return "the scale of its weights, one per input channel, is inside the channel sum"
     if form.scale == "magnitude":
-        return "the kernels do not know the scale of its activations"
+        return "the kernels do not support the scale of its activations"
     if conv.norm.running_mean is None:
-        return "its norm takes the statistics of the batch"
+        return "its norm uses the statistics of the batch"
     extra = getattr(layer, "pre_padding", None)
     if extra is not None and conv.padding_mode != "zeros" and conv.padding != "valid":
         return "it pads twice, in different ways"
     resampled = extra == "same" or getattr(layer, "transposed", False)
     if layer.inner is not None and layer.bypass is not None and resampled:
-        return "an activation is in front of its bypass, which is resampled"
+        return "an activation precedes its bypass, which is resampled"
     return None
 
 
 def folded_norm(norm: Any) -> tuple[Tensor, Tensor]:
-    """A BatchNorm in eval mode as gain and offset per channel, both (C) in float64."""
+    """Return a BatchNorm in eval mode as gain and offset per channel, both (C) in float64."""
     gain = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
     if norm.weight is not None:
         gain = gain * norm.weight.detach().double()
@@ -55,14 +55,14 @@ def folded_norm(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def layer_padding(layer: Any, spatial: int) -> list[int]:
-    """All paddings of a layer as one, without that to SAME, which depends on the size.
+    """Combine all paddings of a layer except SAME, which depends on the size.
 
     Args:
         layer: A convolution, transposed convolution or linear layer, binary or 8-bit.
         spatial: Number of spatial dimensions.
 
     Returns:
-        Padding (before, after) per dimension, the first dimension first.
+        Padding (before, after) per dimension, first dimension first.
     """
     if isinstance(layer, nn.Linear):
         return [0] * (2 * spatial)
@@ -76,25 +76,25 @@ def layer_padding(layer: Any, spatial: int) -> list[int]:
     pads = [] if extra is None or isinstance(extra, str) else list(extra)
     padding: list[int] = []
     for d, (before, after) in enumerate(pairs):
-        # Pairs are in the order of torch.nn.functional.pad: the last dimension comes first.
+        # Pairs are in the order of torch.nn.functional.pad: last dimension first.
         own = (*pads[2 * (spatial - 1 - d) :][:2], 0, 0)
         padding += [before + int(own[0]), after + int(own[1])]
     return padding
 
 
 def folded_padding(layer: Any, spatial: int) -> tuple[list[int], list[int]]:
-    """All paddings of a layer as one, and where the windows of its bypass start.
+    """Combine all paddings of a layer, and find where the windows of its bypass start.
 
-    Padding to SAME depends on the size and is left out.
+    SAME padding depends on the size and is omitted.
 
     Args:
         layer: The layer.
         spatial: Number of spatial dimensions.
 
     Returns:
-        Padding (before, after) per dimension, the first dimension first; and per dimension how
-        many pixels the first window of the bypass lies before the first pixel of the map (after
-        it if negative), see :func:`binarize.ops.resample_bypass`.
+        Padding (before, after) per dimension, first dimension first; and, per dimension, how many
+        pixels the bypass's first window starts before the first pixel of the feature map (after it
+        if negative), see :func:`binarize.ops.resample_bypass`.
     """
     padding = layer_padding(layer, spatial)
     if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""The range of a layer's input, observed, and its values on 256 levels."""
+"""The observed range of a layer's input, and fake quantization to 256 levels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEVELS = 255
 
 
 class _Rounding(torch.autograd.Function):
-    # torch.fake_quantize_per_tensor_affine is the same, but knows no tensors without values.
+    # torch.fake_quantize_per_tensor_affine does the same, but fails on tensors without values.
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -37,14 +37,14 @@ class InputRange(nn.Module):
         \hat x = s \, (\operatorname{clip}(\operatorname{round}(x / s) + z, 0, 255) - z)
 
     The limits :math:`l \le 0 \le h` are running averages of each batch's extremes in training mode,
-    as a batch norm's statistics are, and stay as they are in evaluation mode. So zero, which pads,
-    is a level. The gradient is 1 where x is not clipped, and 0 where it is (straight-through).
+    like a batch norm's statistics, and constant in evaluation mode. Zero, the padding value, is
+    therefore a level. The gradient is 1 where x is not clipped, else 0 (straight-through).
 
     Attributes:
         limits: (2), l and h.
         num_batches_tracked: How many batches were observed. While it is 0, each batch is rounded
-            in its own range.
-        momentum: Share of a new batch; ``None`` averages all batches.
+                in its own range.
+        momentum: Weight of a new batch; ``None`` averages all batches.
     """
 
     limits: Tensor
@@ -58,13 +58,13 @@ class InputRange(nn.Module):
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
     def reset_running_stats(self) -> None:
-        """Forget what was observed."""
+        """Discard the observed range."""
         self.limits.zero_()
         self.num_batches_tracked.zero_()
 
     @property
     def is_observed(self) -> bool:
-        """Whether there is a range; taken for granted where tensors have no values."""
+        """Check whether there is a range; assumed for tensors without values."""
         count = self.num_batches_tracked
         if torch.compiler.is_compiling() or count.is_meta or isinstance(count, FakeTensor):
             return True
@@ -72,7 +72,7 @@ class InputRange(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take a batch into the limits; one without elements changes nothing."""
+        """Update the limits with a batch; an empty one changes nothing."""
         if not x.numel():
             return
         new = torch.stack(x.detach().aminmax()).to(self.limits)
@@ -85,7 +85,7 @@ class InputRange(nn.Module):
         self.limits.lerp_(new, share)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Round ``x``; in training mode its range is observed first."""
+        """Round ``x``; in training mode, observe its range first."""
         if self.training:
             self.observe(x)
         if not x.numel():
@@ -103,9 +103,9 @@ class InputRange(nn.Module):
 
 
 def affine(limits: Tensor) -> tuple[Tensor, Tensor]:
-    """Step and code of zero for limits (2), l and h; both without dimensions, float32 and int32."""
+    """Return step and code of zero for limits (2), l and h; 0-D, float32 and int32."""
     low, high = limits.float().unbind()
-    # A range of nothing: any step will do.
+    # An empty range: any step will do.
     scale = (high - low).clamp(min=torch.finfo(torch.float32).tiny * 1024) / LEVELS
     zero = (-low / scale).round().clamp(0, LEVELS).to(torch.int32)
     return scale, zero

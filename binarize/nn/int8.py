@@ -1,4 +1,4 @@
-"""8-bit layers: for what is not worth a bit.
+"""8-bit layers, for layers that lose too much with one bit.
 
 Shapes: those of the float layers.
 """
@@ -32,9 +32,9 @@ __all__ = [
 
 LARGEST = 63
 """The largest code of a weight. x86 processors without VNNI add pairs of products in 16 bits:
-2 · 255 · 63 fits, 2 · 255 · 127 does not. So a network computes the same on every processor."""
+2 · 255 · 63 fits, 2 · 255 · 127 does not. This way, all processors give the same result."""
 
-# Significant bits of a scale: with the 6 of a code they fit float32, so that loading is exact.
+# Significant bits of a scale: with the 6 bits of a code they fit float32, so loading is exact.
 _SCALE_BITS = 16
 
 
@@ -47,12 +47,12 @@ class Int8Layer(TreatedLayer):
     .. math::
         s_o = \max |W_o| / 63, \qquad \hat W_o = s_o \operatorname{round}(W_o / s_o)
 
-    Bias and what follows the layer are in floating point while training; packed, sums are 32-bit
-    integers and a norm behind the layer is folded into its scales. The latent weight's gradient is
+    Bias and everything after the layer use floating point in training. When packed, sums are 32-bit
+    integers, and a norm after the layer is folded into its scales. The latent weight's gradient is
     that of :math:`\hat W` (straight-through). See Jacob et al., Quantization and Training of
     Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018.
 
-    Deviation: 127 levels of a weight instead of 255, see ``LARGEST``.
+    Deviation: 127 levels per weight instead of 255, see ``LARGEST``.
 
     Attributes:
         weight: Latent float weight, as in the float layer.
@@ -81,20 +81,20 @@ class Int8Layer(TreatedLayer):
 
     @property
     def coding(self) -> str:
-        """Scales are per output channel, whose dimension depends on the kind of layer."""
+        """Describe the coding; the output channels' dimension depends on the kind of layer."""
         return f"int8, transposed={self.transposed}, groups={self.groups}"
 
     # Weights
 
     def _rows(self, weight: Tensor) -> Tensor:
-        """A weight as (output channels, weights of each), a copy where need be."""
+        """Reshape a weight to (output channels, weights of each), copying if necessary."""
         if not self.transposed:
             return weight.flatten(1)
         grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
         return grouped.flatten(0, 1).flatten(1)
 
     def _spread(self, scale: Tensor, weight: Tensor) -> Tensor:
-        """Numbers per output channel, so that they broadcast to a weight."""
+        """Reshape numbers per output channel so that they broadcast to a weight."""
         ones = (1,) * (weight.dim() - 2)
         if not self.transposed:
             return scale.view(-1, 1, *ones)
@@ -103,22 +103,22 @@ class Int8Layer(TreatedLayer):
 
     @torch.no_grad()
     def scale(self, weight: Tensor) -> Tensor:
-        """Scales (C_out), float32; 1 for a channel of zeros."""
+        """Return scales (C_out), float32; 1 for a channel of zeros."""
         largest = self._rows(weight.detach()).float().abs().amax(1)
         mantissa, exponent = torch.frexp(largest / LARGEST)
-        # Rounded up, so that no weight is clipped.
+        # Rounded up, so no weight is clipped.
         mantissa = torch.ceil(mantissa * 2**_SCALE_BITS) / 2**_SCALE_BITS
         scale = torch.ldexp(mantissa, exponent)
         return torch.where(scale > 0, scale, torch.ones_like(scale))
 
     @torch.no_grad()
     def codes(self, weight: Tensor, scale: Tensor) -> Tensor:
-        """Codes of a weight, -63 to 63, in the weight's shape and float32."""
+        """Return the codes of a weight, -63 to 63, in the weight's shape and float32."""
         step = self._spread(scale, weight)
         return (weight.detach().float() / step).round().clamp(-LARGEST, LARGEST)
 
     def rounded_weight(self) -> Tensor:
-        """The weight in use; its gradient is the latent weight's."""
+        """Return the effective weight; its gradient is the latent weight's."""
         weight: Tensor = self.weight
         scale = self.scale(weight)
         value = self.codes(weight, scale).to(torch.promote_types(weight.dtype, torch.float32))
@@ -128,7 +128,7 @@ class Int8Layer(TreatedLayer):
     # Storage
 
     def stored_parts(self, weight: Tensor) -> StoredParts:
-        """Codes and scales."""
+        """Return dtypes and shapes of codes and scales."""
         channels = weight.shape[1] * self.groups if self.transposed else weight.shape[0]
         return {
             "int8": (torch.int8, tuple(weight.shape)),
@@ -136,7 +136,7 @@ class Int8Layer(TreatedLayer):
         }
 
     def packed_weight(self) -> tuple[Tensor, ...]:
-        """Codes (int8, the weight's shape) and scales (C_out)."""
+        """Return codes (int8, the weight's shape) and scales (C_out)."""
         scale = self.scale(self.weight)
         return self.codes(self.weight, scale).to(torch.int8), scale
 
@@ -152,7 +152,7 @@ class Int8Layer(TreatedLayer):
 
 
 def assume_ranges(network: nn.Module) -> None:
-    """Give 8-bit layers that observed nothing some range, where values do not matter, in place.
+    """Give a range to 8-bit layers that have observed none, where values do not matter, in place.
 
     Args:
         network: The network.
@@ -163,7 +163,7 @@ def assume_ranges(network: nn.Module) -> None:
 
 
 class _Int8ConvNd(Int8Layer):
-    """Geometry from torch's convolution, which follows in the method resolution order."""
+    """Takes its geometry from torch's convolution, the next class in the MRO."""
 
     spatial: int
 
@@ -186,11 +186,11 @@ class _Int8ConvNd(Int8Layer):
 
 
 class Int8Conv2d(_Int8ConvNd, nn.Conv2d):
-    """2-D convolution in 8 bits; see :class:`Int8Layer`.
+    """2-D 8-bit convolution; see :class:`Int8Layer`.
 
     Args:
         *args: As in :class:`torch.nn.Conv2d`.
-        **kwargs: As there.
+        **kwargs: As in :class:`torch.nn.Conv2d`.
         pre_padding: Zero padding before the convolution's own: a tuple as in
             ``torch.nn.functional.pad``, or ``"same"`` for TensorFlow's SAME.
 
@@ -202,19 +202,19 @@ class Int8Conv2d(_Int8ConvNd, nn.Conv2d):
 
 
 class Int8Conv1d(_Int8ConvNd, nn.Conv1d):
-    """1-D convolution in 8 bits; see :class:`Int8Conv2d`."""
+    """1-D 8-bit convolution; see :class:`Int8Conv2d`."""
 
     spatial = 1
 
 
 class Int8Conv3d(_Int8ConvNd, nn.Conv3d):
-    """3-D convolution in 8 bits; see :class:`Int8Conv2d`."""
+    """3-D 8-bit convolution; see :class:`Int8Conv2d`."""
 
     spatial = 3
 
 
 class _Int8ConvTransposeNd(Int8Layer):
-    """Geometry from torch's transposed convolution."""
+    """Takes its geometry from torch's transposed convolution."""
 
     spatial: int
     transposed = True
@@ -244,11 +244,11 @@ class _Int8ConvTransposeNd(Int8Layer):
 
 
 class Int8ConvTranspose2d(_Int8ConvTransposeNd, nn.ConvTranspose2d):
-    """2-D transposed convolution in 8 bits; see :class:`Int8Layer`.
+    """2-D 8-bit transposed convolution; see :class:`Int8Layer`.
 
     Args:
         *args: As in :class:`torch.nn.ConvTranspose2d`.
-        **kwargs: As there.
+        **kwargs: As in :class:`torch.nn.ConvTranspose2d`.
 
     Raises:
         BinarizeError: The input is not floating point.
@@ -258,23 +258,23 @@ class Int8ConvTranspose2d(_Int8ConvTransposeNd, nn.ConvTranspose2d):
 
 
 class Int8ConvTranspose1d(_Int8ConvTransposeNd, nn.ConvTranspose1d):
-    """1-D transposed convolution in 8 bits; see :class:`Int8ConvTranspose2d`."""
+    """1-D 8-bit transposed convolution; see :class:`Int8ConvTranspose2d`."""
 
     spatial = 1
 
 
 class Int8ConvTranspose3d(_Int8ConvTransposeNd, nn.ConvTranspose3d):
-    """3-D transposed convolution in 8 bits; see :class:`Int8ConvTranspose2d`."""
+    """3-D 8-bit transposed convolution; see :class:`Int8ConvTranspose2d`."""
 
     spatial = 3
 
 
 class Int8Linear(Int8Layer, nn.Linear):
-    """Linear layer in 8 bits; see :class:`Int8Layer`.
+    """8-bit linear layer; see :class:`Int8Layer`.
 
     Args:
         *args: As in :class:`torch.nn.Linear`.
-        **kwargs: As there.
+        **kwargs: As in :class:`torch.nn.Linear`.
 
     Raises:
         BinarizeError: The input is not floating point.

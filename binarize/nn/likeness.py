@@ -1,7 +1,7 @@
-"""Modules that answer as those whose place they took.
+"""Make replacement modules pass the checks that the original modules passed.
 
-Forwards ask their layers: ``isinstance(layer, nn.ReLU)``, ``conv.weight.dtype``, ``conv.bias is
-None``. What stands in a layer's place answers as that layer would.
+Forwards check their layers: ``isinstance(layer, nn.ReLU)``, ``conv.weight.dtype``, ``conv.bias is
+None``. The replacement of a layer answers as the layer itself would.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def make_alike(new: nn.Module, old: nn.Module, kind: Any = None) -> None:
-    """Make a module an instance of another's class too, with its attributes that are plain values.
+    """Make a module an instance of another's class too, with that module's plain attributes.
 
-    Nothing that it has itself changes: its methods and attributes come first.
+    The module's own methods and attributes take precedence and do not change.
 
     Args:
         new: The module.
-        old: What it takes the place of.
-        kind: The class to be an instance of, if it is not that of ``old``.
+        old: The module that it replaces.
+        kind: The class to be an instance of, if not that of ``old``.
     """
     kind, cls = kind or likeness(type(old)), cast(Any, type(new))
     for name, value in vars(old).items():
         if isinstance(value, _PLAIN) and not name.startswith("_") and not hasattr(new, name):
             setattr(new, name, value)
     if not isinstance(new, kind):
-        # Classes that do not go together: it stays what it is.
+        # Incompatible classes: the module keeps its class.
         new.__class__ = mixed(cls, kind) or cls
 
 
 def likeness(cls: type) -> Any:
-    """The class of a network's author behind one that was made here."""
+    """Return the original class of the network that a class made here derives from."""
     pair = cls.__dict__.get("_mixed_of")
     return cls if pair is None else pair[1]
 
 
 @functools.cache
 def mixed(first: Any, second: Any, name: str = "") -> Any:
-    """A class of two, ``None`` if they do not go together; its instances can be pickled.
+    """Make a class of two, ``None`` if they are incompatible; its instances can be pickled.
 
     Args:
-        first: Whose methods come first.
-        second: The other.
-        name: Of the class; that of ``first`` by default.
+        first: The class whose methods take precedence.
+        second: The other class.
+        name: Name of the new class; by default that of ``first``.
     """
 
     def reduce(self: nn.Module, protocol: Any = None) -> Any:
@@ -73,10 +73,10 @@ def _blank(first: type, second: type, name: str) -> Any:
 
 
 class WeightOfOld(nn.Module):
-    """A layer that holds its weight in another form, asked for the weight that it stands for.
+    """A layer that stores its weight in another form, and answers questions about the original.
 
-    ``weight`` has the shape, type and device of the float layer's, and no values (NaN); ``bias``
-    likewise, or is ``None``.
+    ``weight`` has the shape, dtype and device of the float layer's weight, and no values (NaN);
+    ``bias`` likewise, or is ``None``.
     """
 
     old_shape: tuple[int, ...] = ()
@@ -84,7 +84,7 @@ class WeightOfOld(nn.Module):
     old_dtype = torch.float32
 
     def remember(self, layer: Any) -> None:
-        """Note what a layer's weight and bias are."""
+        """Record what a layer's weight and bias are."""
         self.old_shape = tuple(layer.weight.shape)
         self.old_dtype = layer.weight.dtype
         bias = getattr(layer, "bias", None)
@@ -92,12 +92,12 @@ class WeightOfOld(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """What stands for the weight."""
+        """The placeholder for the weight."""
         return self._without_values(self.old_shape)
 
     @property
     def bias(self) -> Any:
-        """What stands for the bias."""
+        """The placeholder for the bias."""
         return None if self.old_bias is None else self._without_values((self.old_bias,))
 
     def _without_values(self, shape: tuple[int, ...]) -> Tensor:
@@ -105,7 +105,7 @@ class WeightOfOld(nn.Module):
         return torch.full((), torch.nan, dtype=self.old_dtype, device=device).expand(shape)
 
     def parameters(self, recurse: bool = True) -> Any:
-        """The parameters; where there are none, one without elements, for its type and device."""
+        """Yield the parameters; if there are none, an empty one, for its dtype and device."""
         own: list[Any] = list(super().parameters(recurse))
         yield from own or [self._without_values((0,))]
 

@@ -11,11 +11,11 @@ __all__ = ["Maxout"]
 class Maxout(nn.Module):
     r""":math:`\gamma^+_c \max(x, 0) - \gamma^-_c \max(-x, 0)`, two learned slopes per channel.
 
-    Tu et al., AdaBin, Eq. 15. The gradient at 0 is 0, as that of both ReLUs is.
+    Tu et al., AdaBin, Eq. 15. The gradient at 0 is 0, like that of both ReLUs.
 
     Args:
         channels: C, number of channels.
-        channel_dim: 1 for maps (N, C, *spatial), -1 for channels-last tensors.
+        channel_dim: 1 for feature maps (N, C, *spatial), -1 for channels-last tensors.
 
     Initial values: 1 for positive inputs, 0.25 for negative ones (those of the released code).
     Counted: two float parameters per channel.
@@ -34,7 +34,7 @@ class Maxout(nn.Module):
         nn.init.constant_(self.negative, 0.25)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to a map; same shape and dtype."""
+        """Apply the activation to a feature map; same shape and dtype."""
         shape = [1] * x.dim()
         shape[self.channel_dim] = self.channels
         positive = self.positive.view(shape).to(x.dtype)

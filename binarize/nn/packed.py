@@ -1,6 +1,6 @@
-"""Packed twins: what stands for a binary layer or its activation in a network for inference.
+"""Packed layers: the inference form of binary layers and their activations.
 
-Shapes: those of the layer that a twin stands for.
+Shapes: those of the original layers.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = [
 
 
 def pack_layer(layer: BinaryLayer, bits: Tensor, scale: Tensor) -> nn.Module:
-    """Make the packed twin of a binary layer.
+    """Pack a binary layer.
 
     Args:
-        layer: The layer; unchanged. Its latent weight is not read, and may have no values.
+        layer: The layer; it stays unchanged. Its latent weight is not read and may have no values.
         bits: Signs of its weight, see :meth:`BinaryLayer.packed_weight`.
-        scale: Scales of its weight, likewise.
+        scale: Scales of its weight, from the same method.
 
     Returns:
-        A :class:`PackedUnit`, or :class:`PackedLinear`, which counts bits. Where that would not
-        give the layer's result, a copy of the layer that keeps its weight as bits
-        (:class:`StoredWeight`) and multiplies and adds in floating point.
+        A :class:`PackedUnit` or :class:`PackedLinear`, which counts bits. If that would not give
+        the layer's result, a copy of the layer that stores its weight as bits
+        (:class:`StoredWeight`) and computes in floating point.
     """
     if obstacle_to_counting(layer) is not None:
         twin: Any = _without_weight(layer)
@@ -61,12 +61,12 @@ def pack_layer(layer: BinaryLayer, bits: Tensor, scale: Tensor) -> nn.Module:
 
 
 def _float_class(layer: BinaryLayer) -> Any:
-    """The class of the float layer that a binary one stands for."""
+    """Return the class of the float layer that a binary layer replaced."""
     return next(cls for cls in type(layer).__mro__ if not issubclass(cls, TreatedLayer))
 
 
 def _without_weight(layer: BinaryLayer) -> Any:
-    """A copy of a layer that has no latent weight."""
+    """Copy a layer without its latent weight."""
     twin: Any = copy.deepcopy(layer, {id(layer.weight): nn.Parameter(torch.empty(0))})
     twin.weight = None
     cls: Any = type(layer)
@@ -76,7 +76,7 @@ def _without_weight(layer: BinaryLayer) -> Any:
 
 
 class Single(nn.Module):
-    """Keeps its numbers in float32, which the kernels take, whatever the network's type."""
+    """Keeps its numbers in float32, as the kernels require, whatever the network's dtype."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keep_type(value: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Single(nn.Module):
         return super()._apply(keep_type, recurse)
 
     def hold(self, **values: Tensor | None) -> None:
-        """Keep copies of tensors as buffers."""
+        """Register copies of tensors as buffers."""
         for name, value in values.items():
             if value is not None:
                 value = value.detach().clone()
@@ -95,20 +95,20 @@ class Single(nn.Module):
 
 
 class PackedUnit(WeightOfOld, Single):
-    """A binary convolution, plain or transposed, that counts bits: one call of the kernel.
+    """A binary convolution, plain or transposed, on the XNOR-popcount kernel: one kernel call.
 
     ``y = gain * alpha * popcount sum + offset + bypass``: the norm and the weight scale are folded
-    into gain and offset, the binarizer is its :class:`ThresholdForm`.
+    into gain and offset; the binarizer is given by its :class:`ThresholdForm`.
 
     Args:
-        layer: The layer it stands for, in eval mode.
+        layer: The layer to pack, in eval mode.
         bits: Signs of its weight, see :meth:`BinaryLayer.packed_weight`.
-        scale: Scales of its weight, likewise.
+        scale: Scales of its weight, from the same method.
 
     Shapes: (N, C_in, *spatial) to (N, C_out, *spatial of the convolution's output).
 
     Attributes:
-        kernel: What is called; an exporter may set it to the same in plain torch.
+        kernel: The kernel function; an exporter may set it to an equivalent in plain torch.
 
     Raises:
         BinarizeError: The input is not floating point.
@@ -134,7 +134,7 @@ class PackedUnit(WeightOfOld, Single):
         self.padding_mode: str = getattr(layer, "padding_mode", "zeros")
         self.pads, self.offset_of_bypass = folded_padding(layer, spatial)
         self.same = getattr(layer, "pre_padding", None) == "same"
-        # The kernel's activation is behind the bypass: one in front of it keeps both out.
+        # The kernel's activation follows the bypass: an inner one keeps both out of the kernel.
         self.inner = packed_activation(layer.inner)
         self.around = None if layer.inner is None else layer.bypass
         inside = layer.inner is None and layer.bypass is not None
@@ -159,11 +159,11 @@ class PackedUnit(WeightOfOld, Single):
         )
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Run the unit on a map (N, C_in, *spatial)."""
+        """Run the binary layer on a feature map (N, C_in, *spatial)."""
         return self._finish(self._count(input, output_size), input)
 
     def _finish(self, y: Tensor, input: Tensor) -> Tensor:
-        """What the kernel does not do: an activation in front of the bypass."""
+        """Apply what the kernel does not: an activation before the bypass."""
         y = y if self.inner is None else self.inner(y)
         return y if self.around is None else y + self.around(input)
 
@@ -203,22 +203,22 @@ class PackedUnit(WeightOfOld, Single):
         return y.to(input.dtype)
 
     def _pad_to_same(self, x: Tensor) -> list[int]:
-        """Padding, which depends on the size here."""
+        """Return the padding, which here depends on the size."""
         padding = list(self.pads)
         for d, (kernel, stride) in enumerate(zip(self.kernel_size, self.stride, strict=True)):
-            reach = self.dilation[d] * (kernel - 1) + 1
-            before, after = same_padding(x.shape[2 + d], reach, stride)
+            effective_kernel = self.dilation[d] * (kernel - 1) + 1
+            before, after = same_padding(x.shape[2 + d], effective_kernel, stride)
             padding[2 * d] += before
             padding[2 * d + 1] += after
         return padding
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        if f"{prefix}weight" in state_dict:  # as earlier versions called it
+        if f"{prefix}weight" in state_dict:  # the name in earlier versions
             state_dict[f"{prefix}bits"] = state_dict.pop(f"{prefix}weight")
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "weight" in state["_buffers"]:  # of an earlier version
+        if "weight" in state["_buffers"]:  # from an earlier version
             state["_buffers"]["bits"] = state["_buffers"].pop("weight")
             state["pads"] = state["padding"]
         super().__setstate__(state)
@@ -231,12 +231,12 @@ class PackedUnit(WeightOfOld, Single):
 def fitted_output_padding(
     conv: Any, x: Tensor, output_size: list[int], pads: list[int]
 ) -> list[int]:
-    """Output padding that gives a transposed convolution the size that is asked for.
+    """Return the output padding that gives a transposed convolution the requested size.
 
     Args:
-        conv: The twin of the convolution.
+        conv: The packed convolution.
         x: Its input.
-        output_size: The size.
+        output_size: The requested size.
         pads: Padding before and after each dimension.
     """
     unbound: Any = _ConvTransposeNd._output_padding
@@ -245,7 +245,7 @@ def fitted_output_padding(
 
 
 class PackedLinear(PackedUnit):
-    """A binary linear layer that counts bits: a 1x1 convolution on channels-last tensors.
+    """A binary linear layer on the XNOR-popcount kernel: a 1x1 convolution, channels last.
 
     Args:
         layer: As for :class:`PackedUnit`.
@@ -259,20 +259,20 @@ class PackedLinear(PackedUnit):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        """Run the unit on a tensor (N, *positions, C_in)."""
-        # A view where the positions lie one behind the other; (N, C_in, positions, 1).
+        """Run the binary layer on a tensor (N, *positions, C_in)."""
+        # A view if the positions are contiguous; (N, C_in, positions, 1).
         rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)
         y = self._count(rows.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
         return self._finish(y.reshape(*input.shape[:-1], self.gain.numel()), input)
 
 
 class PackedActivation(Single):
-    """A shifted PReLU in one pass over its map.
+    """A shifted PReLU in one pass over its feature map.
 
     Args:
-        activation: What it stands for.
+        activation: The activation to pack.
 
-    Shapes: any with the channels where ``activation`` has them.
+    Shapes: any, with the channels in the dimension that ``activation`` expects.
     """
 
     slope: Tensor
@@ -286,7 +286,7 @@ class PackedActivation(Single):
             make_alike(self, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to a map; same shape and dtype."""
+        """Apply the activation to a feature map; same shape and dtype."""
         y, _ = self.kernel(
             x.float(), self.shift, self.slope, self.out_shift, self.channel_dim, False
         )
@@ -297,18 +297,17 @@ class PackedActivation(Single):
 
 
 class StoredWeight(nn.Module):
-    """Binary weights kept as bits and unpacked whenever they are used.
+    """Binary weights stored as bits and unpacked at each use.
 
-    It takes the place of a layer's weight binarizer, in layers whose result counting bits would
-    not give.
+    It replaces the weight binarizer of layers whose result counting bits would not give.
 
     Args:
         layer: The layer; its latent weight is not read.
-        bits: Its weight as :meth:`BinaryLayer.packed_weight` gives it.
-        scale: Likewise.
+        bits: Its weight, from :meth:`BinaryLayer.packed_weight`.
+        scale: Its scales, from the same method.
 
     Attributes:
-        reason: Why bits are not counted.
+        reason: Why the layer does not count bits.
         popcount_exact: As the layer's own.
     """
 
@@ -325,10 +324,10 @@ class StoredWeight(nn.Module):
         self.register_buffer("scale", scale.detach().clone())
 
     def forward(self, weight: None = None) -> Tensor:
-        """The weight in use, as the layer's own binarizer gives it."""
+        """Return the effective weight, as the layer's own binarizer does."""
         like = _shell(self.shape, self.scale)
         if type(self.quantizer) is ScaledSign:
-            # Of signs times their scale the quantizer would make the same again.
+            # The quantizer maps signs times their scale to themselves.
             scale = self.quantizer.spread(self.scale, like)
             return unpack_bits(self.bits, self.shape).to(scale) * (2 * scale) - scale
         binary: Tensor = self.quantizer(self.quantizer.unpack(self.bits, self.scale, like))
@@ -336,12 +335,12 @@ class StoredWeight(nn.Module):
 
 
 def _shell(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A tensor of some shape that takes no memory."""
+    """Return a tensor of some shape that takes no memory."""
     return torch.zeros((), dtype=like.dtype, device=like.device).expand(shape)
 
 
 def _factors(layer: Any, scale: Tensor) -> Tensor:
-    """Factors of the signs, where buffers of the weight binarizer may tell them."""
+    """Return the factors of the signs, which buffers of the weight binarizer may hold."""
     if scale.numel():
         return scale
     factors: Tensor = layer.quantizer.scale(_shell(tuple(layer.weight.shape), scale))
@@ -349,7 +348,7 @@ def _factors(layer: Any, scale: Tensor) -> Tensor:
 
 
 def packed_activation(activation: nn.Module | None) -> nn.Module | None:
-    """What stands for an activation: a twin for shifted PReLUs, for others they themselves."""
+    """Return the packed form of a shifted PReLU; other activations are returned unchanged."""
     if isinstance(activation, ShiftedPReLU):
         return PackedActivation(activation)
     return activation

@@ -1,6 +1,6 @@
-"""Packed twins of 8-bit layers: codes in, sums of integers, floating point out.
+"""Packed 8-bit layers: codes in, integer sums, floating point out.
 
-Shapes: those of the layer that a twin stands for.
+Shapes: those of the original layers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["PackedInt8", "PackedInt8Linear", "pack_int8"]
 
 
 def pack_int8(layer: Int8Layer, codes: Tensor, scale: Tensor) -> nn.Module:
-    """Make the packed twin of an 8-bit layer.
+    """Pack an 8-bit layer.
 
     Args:
-        layer: The layer; unchanged. Its latent weight is not read, and may have no values.
+        layer: The layer; it stays unchanged. Its latent weight is not read and may have no values.
         codes: Codes of its weight, see :meth:`Int8Layer.packed_weight`.
-        scale: Scales of its weight, likewise.
+        scale: Scales of its weight, from the same method.
 
     Raises:
         ModelError: The range of its input was never observed, or is not finite.
@@ -64,14 +64,14 @@ class PackedInt8(WeightOfOld, Single):
     """An 8-bit convolution, plain or transposed: one call of ``binarize::int8_layer``.
 
     Args:
-        layer: The layer it stands for; its range was observed.
+        layer: The layer to pack; its input range was observed.
         codes: Codes of its weight.
         scale: Scales of its weight.
 
     Shapes: (N, C_in, *spatial) to (N, C_out, *spatial of the convolution's output).
 
     Attributes:
-        kernel: What is called; an exporter may set it to the same in plain torch.
+        kernel: The kernel function; an exporter may set it to an equivalent in plain torch.
 
     Raises:
         BinarizeError: The input is not floating point.
@@ -116,7 +116,7 @@ class PackedInt8(WeightOfOld, Single):
         return self._run(input, self._padded(input), extra)
 
     def _padded(self, input: Tensor) -> tuple[Tensor, list[int]]:
-        """The input, padded where the kernel cannot, and what is left to pad."""
+        """Return the input, padded if the kernel cannot pad, and the remaining padding."""
         if self.padding_mode != "zeros":
             first = F.pad(input, pre_pads(self, input.shape[2:])) if self.pre_padding else input
             if self.padding_mode == "circular":
@@ -124,7 +124,7 @@ class PackedInt8(WeightOfOld, Single):
             return F.pad(first, self._around, mode=self.padding_mode), [0] * len(self.pads)
         if self.pre_padding != "same":
             return input, list(self.pads)
-        # Of padding to SAME the last dimension comes first.
+        # SAME padding lists the last dimension first.
         pads, own = pre_pads(self, input.shape[2:]), list(self.pads)
         last = len(pads) - 2
         return input, [p + pads[last - i + i % 2 * 2] for i, p in enumerate(own)]
@@ -178,7 +178,7 @@ class PackedInt8Linear(PackedInt8):
 
 
 def _wrapped(x: Tensor, around: list[int]) -> Tensor:
-    """Circular padding; torch's own writes into tensors, which programs cannot have."""
+    """Pad circularly; torch's own function writes in place, which programs cannot."""
     for i in range(0, len(around), 2):
         dim = x.dim() - 1 - i // 2
         before, after, length = *around[i : i + 2], x.shape[dim]

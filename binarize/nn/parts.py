@@ -1,4 +1,4 @@
-"""The parts of a binary unit by the names that rule files call them."""
+"""The parts of a binary layer, by their names in rule files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Activations without parameters, for methods that binarize at a fixed zero.
+"""Parameter-free activations, for methods that binarize at a fixed zero.
 
-Behind a ReLU a sign at 0 says +1 everywhere, so that such methods have none of it.
+After a ReLU, a sign at 0 is +1 everywhere, so such methods do not use ReLUs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ __all__ = ["HardTanh", "NoActivation"]
 
 
 class HardTanh(nn.Hardtanh):
-    """``min(max(x, -1), 1)``: between norm and sign in BNN, XNOR-Net, DoReFa-Net and IR-Net.
+    """``min(max(x, -1), 1)`` between norm and sign, as in BNN, XNOR-Net, DoReFa-Net and IR-Net.
 
     Args:
         channels: Number of channels; any.
@@ -23,7 +23,7 @@ class HardTanh(nn.Hardtanh):
 
 
 class NoActivation(nn.Identity):
-    """Nothing: in Bi-Real Net the signs are the only nonlinearity.
+    """No activation: in Bi-Real Net the signs are the only nonlinearity.
 
     Args:
         channels: Number of channels; any.

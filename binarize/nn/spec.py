@@ -1,4 +1,4 @@
-"""What a binary unit is made of, as data."""
+"""The specification of a binary layer, as data."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from binarize.nn.parts import (
 
 __all__ = ["UnitSpec", "exchanged"]
 
-# Arguments of the parts that a layer gives.
+# Arguments of the parts that the layer supplies.
 _NO_OPTIONS = ("channels", "channel_dim", "dim", "groups")
-# Parts that a unit may be without; a rule file writes "none".
+# Parts that a unit may omit; a rule file writes "none".
 _OPTIONAL = ("bypass", "inner", "activation")
 
 
 def exchanged(unit: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Exchange keys of a unit one by one; a part that is exchanged takes its options with it.
+    """Replace keys of a unit one by one; a part's options are replaced with it.
 
     Args:
-        unit: As :meth:`UnitSpec.to_dict` gives it.
-        changes: Keys of it with other values.
+        unit: As from :meth:`UnitSpec.to_dict`.
+        changes: The new values by key.
     """
     gone = {f"{part}_options" for part in changes if part in unit and changes[part] != unit[part]}
     return {**{key: value for key, value in unit.items() if key not in gone}, **changes}
@@ -38,7 +38,7 @@ def exchanged(unit: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """The named parts of a binary unit.
+    """The named parts of a binary layer (the ``[unit]`` of a rule file).
 
     Attributes:
         binarizer: Activation binarizer, a key of ``BINARIZERS``.
@@ -50,7 +50,7 @@ class UnitSpec:
         bypass: Full-precision path, one of ``BYPASSES``, or ``None`` for no bypass.
         norm: Norm on the binary layer's output; ``"batch"``.
         inner: Activation between norm and bypass, a key of ``ACTIVATIONS``; ``None`` for none.
-        activation: What replaces ReLU-like activations, a key of ``ACTIVATIONS``; ``None`` leaves
+        activation: What replaces ReLU-like activations, a key of ``ACTIVATIONS``; ``None`` keeps
             them.
         activation_options: Keyword arguments of the activation.
     """
@@ -82,7 +82,7 @@ class UnitSpec:
         self._try("weight_options", WEIGHTS[self.weight], self.weight_options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in a rule file; :meth:`from_dict` reads it."""
+        """Return plain data, as in a rule file; :meth:`from_dict` reads it."""
         unit = {
             key: dict(value) if isinstance(value, Mapping) else value
             for key, value in vars(self).items()
@@ -105,7 +105,7 @@ class UnitSpec:
         return cls(**{**data, **absent})
 
     def changed(self, changes: Mapping[str, Any]) -> UnitSpec:
-        """The unit with some parts exchanged, see :func:`exchanged`.
+        """Return the unit with some parts replaced, see :func:`exchanged`.
 
         Raises:
             PolicyError: A part or an option is unknown.
@@ -114,13 +114,13 @@ class UnitSpec:
 
     @staticmethod
     def _try(key: str, part: Callable[..., Any], options: Any) -> None:
-        """Build a part once, so that a wrong option is told with the policy, not with a layer."""
+        """Build a part once, to report a wrong option with the policy instead of with a layer."""
         if not isinstance(options, Mapping):
             raise PolicyError(f"unit.{key}", options, "not a table", "write {option = value}")
         known = [n for n in inspect.signature(part).parameters if n not in _NO_OPTIONS]
         for name in options:
             if name not in known:
-                remedy = f"use one of {', '.join(known)}" if known else "leave the options out"
+                remedy = f"use one of {', '.join(known)}" if known else "remove the options"
                 raise PolicyError(f"unit.{key}", name, "no such option", remedy)
         try:
             part(1, **options)

@@ -1,4 +1,4 @@
-"""What an activation binarizer does, as data: the form in which packed layers carry it out."""
+"""Activation binarizers as data: the form that packed layers run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class ThresholdForm:
 
     Attributes:
         b: Constant part of the threshold, (C,). It may be infinite: a channel of constant sign.
-        k: Part of the threshold that follows the mean, (C,); ``None`` is 0.
+        k: Part of the threshold that is proportional to the mean, (C,); ``None`` is 0.
         flip: Channels that are +1 below their threshold, (C,) bool; ``None`` if there are none.
         scale: ``"constant"``, ``"exponential"`` or ``"magnitude"``.
         exponent: a, one element; only with ``"exponential"``.
         factor: f, one element and not negative; ``None`` is 1.
-        offset: o, one element; ``None`` is 0. With zero padding it does not leave the sum as one
-            number per output channel: it is absent at the border.
+        offset: o, one element; ``None`` is 0. With zero padding, it does not factor out of the sum
+            as one number per output channel: it is absent at the border.
 
     All tensors are detached.
     """

@@ -1,4 +1,4 @@
-"""What all layers share that hold their weight in fewer bits than a float layer."""
+"""The base class of all layers that store their weight in fewer bits than a float layer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 __all__ = ["StoredParts", "TreatedLayer"]
 
 StoredParts = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Type and shape of the tensors that stand for a weight in a file, by the ending of their names."""
+"""Dtype and shape of a weight's tensors in a file, by the suffix of their names."""
 
 
 class TreatedLayer(nn.Module):
-    """A layer that takes a float layer's place and computes with fewer bits.
+    """A layer that replaces a float layer and computes with fewer bits.
 
-    The rest of the package asks here instead of looking at classes: how many bits there are, what
-    is stored of the weight, and how to get it back.
+    The rest of the package asks these methods rather than checking classes: how many bits there
+    are, what is stored of the weight, and how to restore it.
 
     Attributes:
-        weight: Latent float weight, which is trained.
-        site: Dotted name of the layer in the network that was converted, or empty.
+        weight: Latent float weight, the trained parameter.
+        site: Dotted name of the layer in the converted network, or empty.
     """
 
     site = ""
@@ -44,26 +44,26 @@ class TreatedLayer(nn.Module):
 
     @property
     def coding(self) -> str:
-        """How the weight is stored; layers that share a weight must agree in it."""
+        """Describe how the weight is stored; layers that share a weight must agree on it."""
         raise NotImplementedError
 
     def stored_parts(self, weight: Tensor) -> StoredParts:
-        """Type and shape of what :meth:`packed_weight` returns, in its order.
+        """Return dtypes and shapes of the tensors from :meth:`packed_weight`, in its order.
 
         Args:
-            weight: The latent weight, which may have no values.
+            weight: The latent weight, which need have no values.
         """
         raise NotImplementedError
 
     def packed_weight(self) -> tuple[Tensor, ...]:
-        """The weight as it is stored."""
+        """Return the weight as it is stored."""
         raise NotImplementedError
 
     def load_packed_weight(self, *parts: Tensor) -> None:
-        """Set the latent weight to one that is in use exactly as the stored one was.
+        """Set the latent weight so that the effective weight is exactly the stored one.
 
         Args:
-            *parts: From :meth:`packed_weight`. The layer's buffers are those of the stored layer
-                already.
+            *parts: From :meth:`packed_weight`. The layer's buffers must already be those of the
+                stored layer.
         """
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""Treatments: what can be done to a layer, each as one value.
+"""Treatments: the ways to convert a layer, one value each.
 
-Rules, the rewriter, packing and the reports ask here what an action means; how many bits there are
-and what is stored, they ask the layer itself (:class:`~binarize.nn.treated.TreatedLayer`).
+Rules, the rewriter, packing and the reports look up here what an action means. They ask the layer
+itself (:class:`~binarize.nn.treated.TreatedLayer`) how many bits there are and what is stored.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["TREATMENTS", "Treatment", "pack_treated"]
 
 @dataclass(frozen=True)
 class Treatment:
-    """What can be done to a float layer.
+    """A way to convert a float layer.
 
     Attributes:
         action: Its name in rules, overrides and plans.
         title: Its name in tables.
-        layer: The class of the layers that it makes; ``None`` if the float layer stays.
-        takes_unit: Whether a rule may give it other parts of the binary unit.
-        adopts_norm: Whether the norm behind the layer becomes its own.
-        pack: Makes the packed twin of such a layer from it and the stored parts of its weight.
+        layer: The class of the converted layers; ``None`` if the float layer stays.
+        takes_unit: Whether a rule may override parts of the policy's unit for it.
+        adopts_norm: Whether the norm after the layer becomes its own.
+        pack: Packs such a layer, given the layer and the stored parts of its weight.
     """
 
     action: str
@@ -53,10 +53,10 @@ TREATMENTS = {
 
 
 def pack_treated(layer: TreatedLayer, *parts: Any) -> nn.Module:
-    """Make the packed twin of a layer.
+    """Pack a layer.
 
     Args:
-        layer: The layer; unchanged.
+        layer: The layer; it stays unchanged.
         *parts: Its weight as it is stored, see :meth:`TreatedLayer.packed_weight`.
 
     Raises:

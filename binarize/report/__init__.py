@@ -1,4 +1,4 @@
-"""How large a network is, layer by layer, and what was decided about each layer."""
+"""The size of a network, layer by layer, and the decision about each layer."""
 
 from binarize.report.frontier import Frontier, Point
 from binarize.report.measure import report

@@ -1,10 +1,10 @@
 """Multiply-accumulates of a recorded run.
 
-Counted are convolutions and linear layers, as in BiDense (Section 4); and, in networks with
-attention, the transformer's parts as the FLOPs table of a published multi-task supplement has them,
-with N tokens of D features: a projection N·D·D, attention 4N·D·D + 2N·N·D (its four projections and
-two products), LayerNorm one per value of its map. Patch merging follows: a LayerNorm and a
-projection. BatchNorm, activations, pooling and resizing count nothing. What cannot be counted is
+Convolutions and linear layers count, as in BiDense (Section 4). In networks with attention, the
+transformer's parts count as in the FLOPs table of a published multi-task supplement, with N
+tokens of D features: a projection N·D·D, attention 4N·D·D + 2N·N·D (its four projections and two
+products), LayerNorm one per value of its feature map. Patch merging is therefore a LayerNorm and a
+projection. BatchNorm, activations, pooling and resizing count nothing. Unknown counts are
 ``None``.
 """
 
@@ -20,7 +20,7 @@ from binarize.nn import BinaryLayer
 
 __all__ = ["count", "has_attention", "layer_macs"]
 
-# Operations that multiply and accumulate, which the trace does not measure.
+# Multiply-accumulate operations that the trace does not measure.
 _UNMEASURED = frozenset(
     (
         *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell"),
@@ -32,12 +32,12 @@ _UNMEASURED = frozenset(
 
 
 def has_attention(trace: Trace) -> bool:
-    """Whether tensors are multiplied that are both computed."""
+    """Check whether the network multiplies two computed tensors."""
     return any(op.kind == "product" for op in trace.ops)
 
 
 def count(trace: Trace, op: Op, *, attention: bool) -> int | None:
-    """Multiply-accumulates of one operation, over the whole batch.
+    """Return the multiply-accumulates of one operation, over the whole batch.
 
     Args:
         trace: The run.
@@ -45,7 +45,7 @@ def count(trace: Trace, op: Op, *, attention: bool) -> int | None:
         attention: Whether LayerNorms count, see :func:`has_attention`.
 
     Returns:
-        Their number; ``None`` if it is not known.
+        The count; ``None`` if unknown.
     """
     if op.kind == "layer":
         return layer_macs(trace.model.get_submodule(op.path or ""), op.in_shape, op.shape)
@@ -63,12 +63,12 @@ def count(trace: Trace, op: Op, *, attention: bool) -> int | None:
 
 
 def layer_macs(layer: Any, in_shape: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
-    """Multiply-accumulates of one call of a convolution or linear layer.
+    """Return the multiply-accumulates of one call of a convolution or linear layer.
 
     Args:
-        layer: The layer; its ``weight`` counts. A binary layer's operations are counted once for
-            each pair of a bit of the weight and one of the activation.
-        in_shape: Shape of the input, () if it is not known.
+        layer: The layer; its ``weight`` counts. A binary layer's operations count once per pair
+            of a weight bit and an activation bit.
+        in_shape: Shape of the input, () if unknown.
         shape: Shape of the output.
     """
     weights = layer.weight.numel()
@@ -77,7 +77,7 @@ def layer_macs(layer: Any, in_shape: tuple[int, ...], shape: tuple[int, ...]) ->
     if isinstance(layer, nn.Linear):
         return math.prod(shape[:-1]) * weights
     spatial = layer.weight.dim() - 2
-    # Each weight meets each position of the output, in a transposed convolution of the input.
+    # Each weight meets each position of the output, or of the input in a transposed convolution.
     over = in_shape if layer.transposed else shape
     if len(over) <= spatial:
         return None
@@ -85,7 +85,7 @@ def layer_macs(layer: Any, in_shape: tuple[int, ...], shape: tuple[int, ...]) ->
 
 
 def _attention_macs(trace: Trace, op: Op, module: Any) -> int | None:
-    """A ``torch.nn.MultiheadAttention``, whose projections are not modules that are called."""
+    """Count a ``torch.nn.MultiheadAttention``, which does not call its projections as modules."""
     if not isinstance(module, nn.MultiheadAttention) or len(op.shape) != 3:
         return None
     shapes = [trace.ops[i].shape for i in op.inputs]

@@ -12,10 +12,10 @@ __all__ = ["FlowNode", "flow"]
 
 @dataclass(frozen=True)
 class FlowNode:
-    """A layer's call, or a place where tensors meet.
+    """A layer's call, or a point where tensors merge.
 
     Attributes:
-        name: Dotted name of the layer; name of the function where tensors meet; ``"input"`` or
+        name: Dotted name of the layer; name of the function that merges tensors; ``"input"`` or
             ``"output"``.
         kind: ``"layer"``, ``"merge"``, ``"input"`` or ``"output"``.
         inputs: Positions of the nodes that it depends on, all before its own.
@@ -33,10 +33,10 @@ def flow(trace: Trace, layer: Callable[[Op], str | None]) -> tuple[FlowNode, ...
 
     Args:
         trace: The run.
-        layer: Name of the row of an operation that is a layer's call; ``None`` for others.
+        layer: Returns the row name of an operation that calls a layer, ``None`` for others.
     """
     nodes: list[FlowNode] = []
-    # Per operation the nodes that its result comes of: one, but none for constants.
+    # Per operation, the nodes that its result comes from: one, or none for constants.
     origins: list[tuple[int, ...]] = []
     for op in trace.ops:
         sources = tuple(dict.fromkeys(node for i in op.inputs for node in origins[i]))

@@ -1,4 +1,4 @@
-"""Networks compared by accuracy, time and size, as plain data."""
+"""Comparison of networks by accuracy, time and size, as plain data."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _FORMAT = "binarize frontier"
 
 @dataclass(frozen=True)
 class Point:
-    """A network that was measured.
+    """A measured network.
 
     Attributes:
-        name: What it is called: a policy, a budget, a version of the float network.
+        name: Its label: a policy, a budget, a version of the float network.
         kind: ``"binarized"``, ``"float"`` (the float network, in any version) or ``"rival"``
-            (another float network that was trained alike, in any version).
-        metrics: The task's metric by split.
-        seconds: Seconds per call, one for each round; all points were timed in turns.
+            (another float network with the same training, in any version).
+        metrics: The task's metric, by split.
+        seconds: Seconds per call, one per round; the points took turns.
         bytes: Size of its file.
-        file: The file, relative to the frontier's folder; empty if there is none to keep.
+        file: The file, relative to the frontier's folder; empty if none was kept.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Frontier:
         network: The float network's specification.
         metric: Name of the metric.
         higher_is_better: Whether larger values of it are better.
-        inputs: Size of the inputs that were timed.
+        inputs: Size of the inputs for the timing.
         machine: Processor, kernels and threads, in words.
-        points: The points; the float network, as it was trained, comes first.
+        points: The points, beginning with the original float network.
     """
 
     network: str
@@ -66,17 +66,17 @@ class Frontier:
 
     @property
     def split(self) -> str:
-        """The split that points are compared on: test where there is one."""
+        """The split used to compare points: test if there is one."""
         return "test" if all("test" in point.metrics for point in self.points) else "val"
 
     def lost(self, point: Point) -> float:
-        """What a point's metric is worse by than the float network's; negative if it is better."""
+        """Return how much worse than the float network a point is; negative if better."""
         split = self.split
         difference = self.points[0].metrics[split] - point.metrics[split]
         return difference if self.higher_is_better else -difference
 
     def dominated_by(self, point: Point) -> Point | None:
-        """A point that is no worse in accuracy, time and size, and better in one of them.
+        """Return a point that is no worse in accuracy, time and size, and better in one of them.
 
         Args:
             point: One of ``points``.
@@ -97,29 +97,29 @@ class Frontier:
         return self.lost(point), point.milliseconds, point.bytes
 
     def best(self, lost: float) -> Point:
-        """The fastest point that loses at most so much; of equals the smallest.
+        """Return the fastest point within a loss, on a tie the smallest.
 
         Args:
-            lost: By how much the metric may be worse than the float network's, in its own unit.
+            lost: How much worse the metric may be than the float network's, in its own unit.
 
         Raises:
-            BinarizeError: No point but the float network's own versions loses so little.
+            BinarizeError: Only versions of the float network itself lose so little.
         """
         found = [p for p in self.points if p.kind != "float" and self.lost(p) <= lost]
         if not found:
             others = [p for p in self.points if p.kind != "float"]
             nearest = min(others, key=self.lost) if others else None
-            told = f"; {nearest.name} loses {self.lost(nearest):.4f}" if nearest else ""
+            nearest_loss = f"; {nearest.name} loses {self.lost(nearest):.4f}" if nearest else ""
             raise BinarizeError(
                 "lost",
                 lost,
-                f"every network loses more{told}",
+                f"every network loses more{nearest_loss}",
                 "allow more, train longer, or give larger budgets",
             )
         return min(found, key=lambda p: (p.milliseconds, p.bytes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; :meth:`from_dict` reads it."""
+        """Return plain data for JSON; :meth:`from_dict` reads it."""
         return {"format": _FORMAT, **asdict(self)}
 
     @classmethod
@@ -134,7 +134,7 @@ class Frontier:
         """Write ``frontier.json``, ``frontier.png`` and the page ``frontier.html``.
 
         Args:
-            folder: Where to; it exists.
+            folder: The existing folder to write to.
 
         Returns:
             The names of the files.
@@ -162,10 +162,10 @@ class Frontier:
         return ["frontier.json", "frontier.png", "frontier.html"]
 
     def to_html(self, path: str | Path) -> Path:
-        """Write a page with the figure, the advice and the points; it works offline.
+        """Write a page with the figure, the recommendations and the points; it works offline.
 
         Args:
-            path: Where to; a file that is there is replaced.
+            path: The file to write; an existing file is replaced.
 
         Returns:
             The file.
@@ -188,7 +188,7 @@ class Frontier:
         """Read ``frontier.json``.
 
         Raises:
-            FileError: There is no such file, or it is something else.
+            FileError: There is no such file, or it is not a frontier.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -199,12 +199,12 @@ class Frontier:
             raise FileError(
                 "path",
                 str(path),
-                f"is not a frontier that can be read ({type(error).__name__}: {error})",
+                f"is not a readable frontier ({type(error).__name__}: {error})",
                 "write one: binarize frontier",
             ) from error
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The table, its head first."""
+        """Return the table, header first."""
         splits = list(dict.fromkeys(split for p in self.points for split in p.metrics))
         first = self.points[0]
         head = ("Network", *(f"{self.metric}, {s}" for s in splits), "ms", "faster", "MB")
@@ -235,11 +235,11 @@ class Frontier:
         )
 
     def headline(self) -> str:
-        """The network, the inputs and the machine in one line."""
+        """Return the network, the inputs and the machine in one line."""
         return f"{self.network}, {self.inputs}; {self.machine}"
 
     def advice(self, lost: Sequence[float] = (0.01, 0.03)) -> str:
-        """Which point to take, in a line for each loss that may be allowed."""
+        """Recommend a point for each permitted loss, one line each."""
         lines = []
         for most in lost:
             try:

@@ -1,4 +1,4 @@
-"""The figure of a frontier: metric against latency, bubbles as large as files."""
+"""The figure of a frontier: metric against latency, with bubbles scaled by file size."""
 
 from __future__ import annotations
 

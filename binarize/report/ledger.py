@@ -1,4 +1,4 @@
-"""Book every parameter, byte and operation of a network to one row."""
+"""Assign every parameter, byte and operation of a network to one row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PARTS = {"norm": "norm", "activation": "activation"}
 
 @dataclass
 class _Account:
-    """A row that is still being filled."""
+    """A row under construction."""
 
     row: Row
 
@@ -32,18 +32,18 @@ class _Account:
         self.row = replace(self.row, **values)
 
     def add(self, **amounts: int | None) -> None:
-        """Add to numbers; what is not known stays so."""
+        """Add to numbers; unknown ones stay unknown."""
         for name, amount in amounts.items():
             so_far = getattr(self.row, name)
             self.set(**{name: None if amount is None or so_far is None else so_far + amount})
 
 
 class Ledger:
-    """Rows of a network: its layers first, then what else has parameters or makes products.
+    """The rows of a network: layers first, then everything else with parameters or products.
 
     Args:
         model: The network.
-        plan: Its plan, if it is converted.
+        plan: Its plan, if it was converted.
     """
 
     def __init__(self, model: nn.Module, plan: Plan | None) -> None:
@@ -59,16 +59,16 @@ class Ledger:
         self._open_others()
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows as they stand."""
+        """Return the current rows."""
         return tuple(account.row for account in self._accounts)
 
     def class_name(self, path: str) -> str:
-        """Name of a module's class as its author wrote it: a rewritten one is a subclass."""
+        """Return a module's original class name: a rewritten module has a subclass."""
         cls = type(self.model.get_submodule(path))
         return cls.__bases__[0].__name__ if path in self._rewritten else cls.__name__
 
     def layer(self, op: Op) -> str | None:
-        """Name of the row of a layer that an operation is a call of; ``None`` for others."""
+        """Return the row name of the layer that an operation calls; ``None`` for others."""
         module = self._module(op)
         known = None if module is None else self._by_module.get(id(module))
         return known.row.name if known is not None and known.row.part == "layer" else None
@@ -107,7 +107,7 @@ class Ledger:
 
     def _open_others(self) -> None:
         decided = () if self.plan is None else self.plan.part("activation")
-        # A rewritten forward calls a new module, whose name tells which call it stands for.
+        # A rewritten forward calls a new module, whose name identifies the replaced call.
         decisions = {
             f"{d.scope}.prelu_{d.ordinal}".lstrip(".") if d.rewrite else d.site: d for d in decided
         }
@@ -123,14 +123,14 @@ class Ledger:
             self._by_module[id(module)] = account
 
     def _claim(self, account: _Account, module: nn.Module) -> bool:
-        """Book what a module holds itself, if nobody did; tell whether there was anything."""
+        """Count a module's own tensors if no row has; return whether there were any."""
         found = False
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in self._by_tensor:
                 self._by_tensor[id(parameter)] = account
                 found = True
                 if isinstance(module, TreatedLayer) and name == "weight":
-                    # Of several bits each counts, up to eight: those are a kind of their own.
+                    # Each bit counts, up to 8-bit weights, which are a kind of their own.
                     kind, each = _kind(module), 1 if _kind(module) == "int8" else module.weight_bits
                     account.add(**{f"{kind}_params": module.weights * each})
                 else:
@@ -145,7 +145,7 @@ class Ledger:
     # Bytes
 
     def enter_bytes(self, contents: Contents) -> None:
-        """Book the bytes of a file; what is no tensor's becomes a row of its own."""
+        """Count the bytes of a file; those outside tensors become a row of their own."""
         state = self.model.state_dict(keep_vars=True)
         booked = 0
         for entry in contents.entries:
@@ -159,7 +159,7 @@ class Ledger:
     # Operations
 
     def enter_operations(self, trace: Trace) -> None:
-        """Book the multiply-accumulates and calls of a run."""
+        """Count the multiply-accumulates and calls of a run."""
         for account in self._accounts:
             account.set(**_NOTHING, calls=None if account.row.part == "file" else 0)
         attention = has_attention(trace)
@@ -185,7 +185,7 @@ class Ledger:
         return None if op.path is None else _submodule(self.model, op.path)
 
     def reference_operations(self, trace: Trace) -> int | None:
-        """Multiply-accumulates of the float network: also of the layers that are gone."""
+        """Return the float network's multiply-accumulates, including those of removed layers."""
         total = 0
         for account in self._accounts:
             counts = account.row.float_ops, account.row.binary_ops, account.row.int8_ops
@@ -205,7 +205,7 @@ class Ledger:
 
 
 def _kind(module: nn.Module | None) -> str:
-    """Which of a row's numbers a module's weights and operations belong to."""
+    """Return the kind of number that a module's weights and operations count as."""
     if not isinstance(module, TreatedLayer):
         return "float"
     return "int8" if module.weight_bits == 8 else "binary"

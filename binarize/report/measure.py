@@ -7,8 +7,8 @@ from typing import Any, overload
 from torch import nn
 
 from binarize.file import float_contents, network_contents
-from binarize.graph.given import given_network
 from binarize.graph.inputs import run_example
+from binarize.graph.model_input import unwrap_model
 from binarize.graph.plan import Plan
 from binarize.graph.sizes import size_notes, spelled_size
 from binarize.graph.trace import Trace
@@ -31,23 +31,23 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report: ...
 def report(model: nn.Module, example_inputs: Any = None) -> Report | PackedReport:
     """Count a network's parameters, operations and bytes, part by part.
 
-    Of a packed network it tells instead which path each layer takes, and why.
+    For a packed network, the report instead shows each layer's path, and why.
 
     Args:
-        model: A converted network, a float one, or a packed one; unchanged.
+        model: A converted, float or packed network; it stays unchanged.
         example_inputs: A tensor (N, C, *spatial), a tuple of positional arguments or a mapping of
-            named ones. Operations are counted for them as they are, over the whole batch. ``None``
-            stands for the inputs that a converted network was converted with; of a float network
-            operations are then unknown. Only shapes matter, nothing is computed.
+            keyword arguments. Operations are counted for exactly these, over the whole batch.
+            ``None`` uses a converted network's own example inputs; for a float network, operations
+            are then unknown. Only shapes matter, nothing is computed.
 
     Returns:
-        The report: print it, read its numbers, or take ``to_dict()``. A
-        :class:`~binarize.report.packed.PackedReport` of a packed network.
+        The report: print it, read its numbers, or call ``to_dict()``. For a packed network, a
+        :class:`~binarize.report.packed.PackedReport`.
 
     Raises:
-        ModelError: ``model`` is no network, or does not accept the example inputs.
+        ModelError: ``model`` is not a network, or does not accept the example inputs.
     """
-    model = given_network(model)
+    model = unwrap_model(model)
     if isinstance(model, PackedNetwork):
         return packed_report(model)
     plan = getattr(model, "binarize_plan", None)

@@ -1,4 +1,4 @@
-"""The numbers of a report; printing them is up to its views."""
+"""The numbers of a report; the views print them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from binarize.report.flow import FlowNode
 
 __all__ = ["Report", "Row"]
 
-# BiDense, Section 4: one 64-bit instruction does 64 binary operations, a float has 32 bits. By the
-# same rule it does eight operations of eight bits.
+# BiDense, Section 4: a 64-bit instruction does 64 binary operations, and a float has 32 bits. By
+# the same rule, it does eight 8-bit operations.
 _OPS_PER_WORD = 64
 _INT8_OPS_PER_WORD = 8
 _BITS_PER_FLOAT = 32
@@ -26,15 +26,15 @@ class Row:
     Attributes:
         name: Dotted name of the layer or module.
         part: ``"layer"`` (convolutions and linear layers), ``"norm"``, ``"activation"``,
-            ``"operation"`` (products made by a forward itself), ``"other"``, or ``"file"``.
-        kind: Class of the float module (``ShiftedPReLU`` for what replaced an activation), or
+            ``"operation"`` (products in a forward), ``"other"``, or ``"file"``.
+        kind: Class of the float module (``ShiftedPReLU`` for a replaced activation), or
             name of the operation.
         shape: Shape of a layer's weight.
-        decision: What the plan did: ``"binarize"``, ``"keep"``, ``"bypass"``, ``"remove"`` or
-            ``"replace"``; empty where there was nothing to decide.
+        decision: The plan's action: ``"binarize"``, ``"keep"``, ``"bypass"``, ``"remove"`` or
+            ``"replace"``; empty if there was nothing to decide.
         reason: Why.
-        rule: Which rule decided.
-        weight_bits: Bits per weight in use; ``None`` without weights.
+        rule: The rule that decided.
+        weight_bits: Bits per effective weight; ``None`` without weights.
         activation_bits: Bits per input value of a layer; ``None`` for other parts.
         float_params: Parameters in floating point.
         binary_params: Parameters of one bit.
@@ -82,14 +82,14 @@ class Report:
     Attributes:
         network: Class of the network.
         policy: Name of the policy; ``None`` for a float network.
-        inputs: The example inputs that operations were counted for; ``None`` if there were none.
-        layers: The rows, layers first in the order in which they run.
-        file_bytes: Size of the file that :func:`binarize.save` writes; for a float network that of
+        inputs: The example inputs for counting operations; ``None`` if there were none.
+        layers: The rows, layers first, in order of execution.
+        file_bytes: Size of the file that :func:`binarize.save` writes; for a float network, of
             a safetensors file of its state_dict.
         reference_params: Parameters of the float network.
         reference_ops: Multiply-accumulates of the float network; ``None`` if unknown.
         reference_bytes: Bytes of the float network's state_dict.
-        notes: What else the plan reports, a line each.
+        notes: Further notes from the plan, one line each.
         flow: The network from input to output, for :meth:`to_html`; empty without example inputs.
         policy_text: The policy as a rule file; empty for a float network.
     """
@@ -148,7 +148,7 @@ class Report:
 
     @property
     def least_ops(self) -> float | None:
-        """Effective operations of the rows that are known: a lower bound where ``ops`` is unknown.
+        """Effective operations of the known rows: a lower bound if ``ops`` is unknown.
 
         ``None`` if nothing was counted.
         """
@@ -161,7 +161,7 @@ class Report:
         return None if None in values else sum(v for v in values if v is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; unknown numbers are ``None``."""
+        """Return plain data for JSON; unknown numbers are ``None``."""
         return {
             "network": self.network,
             "policy": self.policy,
@@ -192,14 +192,14 @@ class Report:
         }
 
     def table(self, depth: int | None = None) -> Any:
-        """A view for rich.
+        """Return a view for rich.
 
         Args:
-            depth: Layers are told together that share this many parts of their names; ``None``
-                tells each by itself.
+            depth: Combine layers that share this many parts of their names; ``None`` lists
+                every layer.
 
         Returns:
-            An object that ``rich.print`` prints in the width of the terminal.
+            An object that ``rich.print`` prints at the width of the terminal.
         """
         from binarize.report.terminal import View
 
@@ -208,10 +208,10 @@ class Report:
     def to_html(self, path: str | Path) -> Path:
         """Write a page with the totals, the layers, treemaps, the network and the policy.
 
-        The file needs nothing else: it works offline, and most of it without scripts.
+        The file is self-contained: it works offline, and mostly without scripts.
 
         Args:
-            path: Where to; a file that is there is replaced.
+            path: The file to write; an existing file is replaced.
 
         Returns:
             The file.

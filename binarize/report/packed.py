@@ -1,4 +1,4 @@
-"""How each layer of a packed network is computed, and why."""
+"""How a packed network runs each layer, and why."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class PackedRow:
 
     Attributes:
         name: Dotted name in the network that was packed.
-        kind: Class of its twin, or of the float layer.
-        path: ``"popcount"`` (bits are counted), ``"int8"`` (8-bit codes are multiplied, sums are
-            integers), ``"float accumulation"`` (weights are stored as bits, and multiplied and
-            added in floating point) or ``"float"``.
+        kind: Class of the packed layer, or of the float layer.
+        path: ``"popcount"`` (XNOR-popcount kernel), ``"int8"`` (8-bit products, integer sums),
+            ``"float accumulation"`` (weights stored as bits, products and sums in floating point)
+            or ``"float"``.
         reason: Why.
-        bytes: Of all its tensors, in memory.
+        bytes: Memory of all its tensors.
     """
 
     name: str
@@ -43,12 +43,12 @@ class PackedRow:
 
 @dataclass(frozen=True)
 class PackedReport:
-    """How a packed network is computed.
+    """How a packed network runs.
 
     Attributes:
         network: Class of the network.
         layers: The rows.
-        bytes: Of all tensors of the network, in memory.
+        bytes: Memory of all tensors of the network.
         unfused: Why no program can be made for the whole network (its modules then run one by
             one), or ``None``.
     """
@@ -59,7 +59,7 @@ class PackedReport:
     unfused: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class PackedReport:
 
 
 def packed_report(model: PackedNetwork) -> PackedReport:
-    """Tell for each layer of a packed network which path it takes and why."""
+    """Describe the path of each layer of a packed network, and why it takes it."""
     plan = getattr(model, "binarize_plan", None)
     decided = plan.layers if plan is not None else ()
     kept: dict[int, tuple[str, str]] = {}
@@ -98,7 +98,7 @@ def packed_report(model: PackedNetwork) -> PackedReport:
 
 def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[PackedRow]:
     for path, module in network.named_modules():
-        # A layer of several names has the one that the plan calls it by.
+        # For a layer with several names, the one in the plan.
         name, reason = kept.get(id(module), (path, "it was not converted"))
         kind, size = type(module).__name__, _bytes(module)
         if isinstance(module, PackedUnit):

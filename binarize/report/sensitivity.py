@@ -1,4 +1,4 @@
-"""What binarizing each layer costs, as plain data."""
+"""The cost of binarizing each layer, as plain data."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ MEASURES = ("distance", "disagreement", "drop")
 
 @dataclass(frozen=True)
 class SiteSensitivity:
-    """What binarizing one layer costs: that of the network with it, less that without.
+    """The cost of binarizing one layer: the network with the layer binary minus without.
 
-    All differences are positive where binarizing the layer hurts. Errors are standard errors of
-    the mean over the batches; ``None`` of a single batch.
+    All differences are positive if binarizing the layer hurts. Errors are standard errors of the
+    mean over the batches; ``None`` for a single batch.
 
     Attributes:
         site: Dotted name of the layer.
         kind: Class of the float layer.
         shape: Shape of its weight.
-        action: What the plan does to it where it is not kept: ``"binarize"``, or for the
-            projection of a shortcut ``"bypass"`` or ``"remove"``.
-        metric: The task's metric of the network that was made for this layer; ``None`` without a
-            task.
-        drop: What the task's metric loses; ``None`` without a task.
+        action: The plan's action if the layer is not kept: ``"binarize"``, or ``"bypass"`` or
+            ``"remove"`` for the projection of a shortcut.
+        metric: The task's metric with this layer binary (or, in mode ``"without"``, float);
+            ``None`` without a task.
+        drop: Loss of the task's metric; ``None`` without a task.
         drop_error: Standard error of the metric's differences, batch by batch.
-        distance: By how much the output moves away from the float network's: mean over all
-            positions of the Kullback-Leibler divergence from its classes, in nats; for maps of
-            one channel, of the absolute difference (of the logarithm of depth).
+        distance: How far the output moves from the float network's: mean over all positions of the
+            Kullback-Leibler divergence from its classes, in nats; for one-channel outputs, of the
+            absolute difference (of the logarithm of depth).
         distance_error: Standard error of ``distance``.
-        disagreement: By how much the share of positions grows where another class is predicted
-            than by the float network; for maps of one channel, another depth by over 25 %.
-        more: By the name of a policy whose bits the layer had instead: its ``"distance"``,
+        disagreement: Increase of the share of positions where the prediction differs from the
+            float network's; for one-channel outputs, where depth differs by more than 25 %.
+        more: By name of a policy whose bits the layer had instead, its ``"distance"``,
             ``"disagreement"`` and ``"drop"`` with these.
     """
 
@@ -66,7 +66,7 @@ class SiteSensitivity:
         return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is not finite is ``None``."""
+        """Return plain data for JSON; non-finite numbers become ``None``."""
         row = {key: _finite(value) for key, value in asdict(self).items()}
         more = {name: {k: _finite(v) for k, v in loss.items()} for name, loss in self.more.items()}
         row = {**row, "shape": list(self.shape), "more": more}
@@ -83,23 +83,22 @@ class SiteSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What binarizing each layer of a network costs, one layer at a time.
+    """The cost of binarizing each layer of a network, one layer at a time.
 
     Attributes:
         network: Class of the network.
-        policy: Name of the policy that says how layers become binary.
+        policy: Name of the policy that decides how layers become binary.
         mode: ``"alone"`` or ``"without"``, see ``MODES``.
-        trained: Whether the 1-bit layers of mode ``"without"`` are a trained network's.
+        trained: Whether the 1-bit layers of mode ``"without"`` come from a trained network.
         metric: Name of the task's metric; ``None`` without a task.
-        float_metric: The float network's metric, with norms measured anew as in all others.
-        binary_metric: That of the network with all layers binary; mode ``"without"`` only.
-        binary_distance: Its distance from the float network's output; mode ``"without"`` only.
-        binary_disagreement: Its disagreement with it; mode ``"without"`` only.
-        images: Number of images that were measured on.
-        calibration: Number of images that the norms were measured on.
-        planned: Number of layers there are to measure; more than ``len(sites)`` in a part of a
-            result.
-        sites: The layers, in the order in which they run.
+        float_metric: The float network's metric, with norms re-estimated as in all others.
+        binary_metric: That of the network with all layers binary; only in mode ``"without"``.
+        binary_distance: Its distance from the float network's output; only in mode ``"without"``.
+        binary_disagreement: Its disagreement with it; only in mode ``"without"``.
+        images: Number of images in the measurement.
+        calibration: Number of images for re-estimating the norms.
+        planned: Number of layers to measure; more than ``len(sites)`` in a partial result.
+        sites: The layers, in order of execution.
     """
 
     network: str
@@ -122,7 +121,7 @@ class Sensitivity:
         return tuple(dict.fromkeys(name for row in self.sites for name in row.more))
 
     def ranked(self, by: str = "distance") -> tuple[SiteSensitivity, ...]:
-        """The layers, those that hurt most first; what is not a number hurts most of all.
+        """Return the layers, the most sensitive first; those that are not a number come before all.
 
         Args:
             by: ``"distance"``, ``"disagreement"`` or ``"drop"``.
@@ -130,7 +129,7 @@ class Sensitivity:
         return tuple(sorted(self.sites, key=lambda row: _rank(getattr(row, by)), reverse=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; :meth:`from_dict` reads it."""
+        """Return plain data for JSON; :meth:`from_dict` reads it."""
         told = {field.name: _finite(getattr(self, field.name)) for field in fields(self)}
         return {**told, "sites": [row.to_dict() for row in self.sites]}
 
@@ -146,7 +145,7 @@ class Sensitivity:
         """Read ``sensitivity.json``.
 
         Raises:
-            FileError: The file is missing, or is something else.
+            FileError: The file is missing, or is not a sensitivity.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -169,7 +168,7 @@ class Sensitivity:
         """Write ``sensitivity.json`` and ``sensitivity.png``; both, or none.
 
         Args:
-            folder: Where to; made if needed. Other files in it stay.
+            folder: The folder to write to, created if needed. Other files in it stay.
 
         Returns:
             The files.
@@ -182,10 +181,10 @@ class Sensitivity:
         return write(self, Path(folder))
 
     def to_html(self, path: str | Path) -> Path:
-        """Write a page with the numbers and the figure; it needs nothing else to be read.
+        """Write a self-contained page with the numbers and the figure.
 
         Args:
-            path: Where to; a file that is there is replaced.
+            path: The file to write; an existing file is replaced.
 
         Returns:
             The file.
@@ -219,7 +218,7 @@ class Sensitivity:
         return "\n".join(lines)
 
     def headline(self) -> str:
-        """What was measured, in a line."""
+        """Describe the measurement in one line."""
         kind = ", trained" if self.trained else ", not trained"
         text = (
             f"{self.network}, {self.policy}{kind}: {MODES[self.mode]}; "
@@ -235,7 +234,7 @@ class Sensitivity:
 
 
 def _losses(data: Mapping[str, Any]) -> dict[str, float | None]:
-    """What is measured, as it was before :func:`_finite`."""
+    """Return the measured losses as they were before :func:`_finite`."""
     told = {key: math.nan if data[key] is None else float(data[key]) for key in MEASURES[:2]}
     return {**told, "drop": data["drop"]}
 

@@ -1,4 +1,4 @@
-"""A sensitivity as files: its numbers, and a figure, drawn without a screen."""
+"""A sensitivity as files: its numbers, and a figure drawn without a display."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["NAMES", "figure", "write"]
 
 NAMES = ("sensitivity.json", "sensitivity.png")
 _FILL, _LINE = "#9ecae1", "#2171b5"
-# A figure of more inches than this is beyond what viewers show.
+# Viewers fail on figures larger than this, in inches.
 _TALLEST = 150.0
 
 
@@ -29,7 +29,7 @@ def write(result: Sensitivity, folder: Path) -> tuple[Path, ...]:
 
     Args:
         result: The numbers.
-        folder: Where to.
+        folder: The folder to write to.
 
     Returns:
         The files.
@@ -47,13 +47,13 @@ def write(result: Sensitivity, folder: Path) -> tuple[Path, ...]:
             "folder",
             str(folder),
             f"cannot be written ({error.strerror or error})",
-            "choose a folder that can be written to",
+            "choose a folder that you can write to",
         ) from error
     return tuple(folder / name for name in NAMES)
 
 
 def figure(result: Sensitivity) -> Figure:
-    """Bars for each layer, in the order in which they run: distance, and what the metric loses."""
+    """Draw bars for each layer, in order of execution: distance, and loss of the metric."""
     rows = result.sites
     panels = [("distance", "distance_error", "distance from the float network's output")]
     if result.metric is not None:
@@ -77,7 +77,7 @@ def figure(result: Sensitivity) -> Figure:
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     made.suptitle(
         f"{result.network}, {result.policy}: {MODES[result.mode]}\n"
-        "layers in the order in which they run, lines: ± one standard error over the batches",
+        "layers in order of execution, lines: ± one standard error over the batches",
         fontsize=8,
     )
     return made
@@ -95,7 +95,7 @@ def _bars(axes: Any, rows: Sequence[SiteSensitivity], value: str, error: str) ->
 
 
 def _marks(axes: Any, result: Sensitivity, value: str) -> None:
-    """What each layer comes to with the bits of other policies, a mark for each."""
+    """Mark each layer's value with the bits of other policies."""
     for name, marker in zip(result.more, itertools.cycle("o^sDv")):
         lengths = [row.more.get(name, {}).get(value) for row in result.sites]
         shown = [x if x is not None and math.isfinite(x) else math.nan for x in lengths]
@@ -105,6 +105,6 @@ def _marks(axes: Any, result: Sensitivity, value: str) -> None:
 
 
 def _label(row: SiteSensitivity) -> str:
-    # The end of a name tells more than its beginning; "$" would start a formula.
+    # The end of a name is more specific than its beginning; "$" would start a formula.
     shown = row.site if len(row.site) <= 40 else f"…{row.site[-39:]}"
     return shown.replace("$", r"\$") or "(root)"

@@ -1,4 +1,4 @@
-"""The report for the terminal: as many columns as its width holds."""
+"""The report for the terminal: as many columns as fit its width."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _Column = tuple[str, list[str], Literal["left", "right"]]
 
 
 def readable(number: float | None, unit: str = "") -> str:
-    """Write a count with four digits and a prefix, ``"unknown"`` for ``None``."""
+    """Format a count with four digits and a prefix, ``"unknown"`` for ``None``."""
     if number is None:
         return _NOT_KNOWN
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-        # Compared after rounding, so that 999,999 is 1.000 M and not 1000 K.
+        # Compare after rounding, so that 999,999 is 1.000 M and not 1000 K.
         if number >= factor * 0.99995:
             digits = number / factor
             places = 3 if digits < 9.9995 else 2 if digits < 99.995 else 1
@@ -48,13 +48,13 @@ def readable(number: float | None, unit: str = "") -> str:
 
 @dataclass(frozen=True)
 class _Line:
-    """What is printed in one line: a row, or several told together."""
+    """A printed line: a row, or several combined."""
 
     name: str
     rows: tuple[Row, ...]
 
     def text(self, attribute: str) -> str:
-        """The value that the rows share."""
+        """Return the value that the rows share."""
         values = {getattr(row, attribute) for row in self.rows}
         return str(values.pop()) if len(values) == 1 else "mixed"
 
@@ -80,11 +80,11 @@ class _Line:
 
 
 class View:
-    """A report as rich prints it.
+    """A report as printed by rich.
 
     Args:
         report: The report.
-        depth: Layers that share so many parts of their names are told together.
+        depth: Combine layers that share this many parts of their names.
     """
 
     def __init__(self, report: Report, depth: int | None = None) -> None:
@@ -128,12 +128,12 @@ class View:
         for i, (line, name) in enumerate(zip(lines, names, strict=True)):
             cells = [name, *(cells[i] for _, cells, _ in columns)]
             cells += [reasons[i]] if reasons is not None else []
-            # Text, because names may hold what rich takes for markup.
+            # As Text, because names may contain rich markup.
             table.add_row(*map(Text, cells), style=_STYLES.get(line.text("decision")))
         return table
 
     def _columns(self, lines: Sequence[_Line], width: int) -> list[_Column]:
-        """What follows the name, as far as the width allows: title, cells, justification."""
+        """Return the columns after the name that fit the width: title, cells, justification."""
         columns: list[_Column] = []
         if width >= _WIDE:
             columns.append(("Kind", [line.text("kind") for line in lines], "left"))
@@ -151,7 +151,7 @@ class View:
         return columns
 
     def _whys(self, lines: Sequence[_Line], *, short: bool = False) -> list[str]:
-        """Numbers of the reasons told below, and the reason itself where there is one."""
+        """Return the numbers of the reasons listed below, or the reason itself if there is one."""
         grounds = list(self._grounds())
         whys = []
         for line in lines:
@@ -185,7 +185,7 @@ class View:
             if row.part == "file":
                 yield _Line(row.name, (row,))
 
-    # What they come to
+    # Totals
 
     def _totals(self) -> Table:
         report = self.report
@@ -225,7 +225,7 @@ class View:
         return table
 
     def _grounds(self) -> dict[_Ground, int]:
-        """The decisions with their reasons, each once, and how many rows they are about."""
+        """Return each distinct decision and reason, with the number of rows that it applies to."""
         grounds: dict[_Ground, int] = {}
         for row in self.report.layers:
             if row.decision:
@@ -247,12 +247,12 @@ def _ground(row: Row) -> _Ground:
 
 def _shorten(name: str, room: int, suffix: str) -> str:
     room -= len(suffix)
-    # The end of a name tells more than its beginning.
+    # The end of a name is more specific than its beginning.
     return (name if len(name) <= room else "…" + name[-(room - 1) :]) + suffix
 
 
 def _at_least(report: Report) -> str:
-    """Effective operations; of a network with a row that is unknown, what it takes at least."""
+    """Format effective operations; if a row is unknown, their lower bound."""
     if report.ops is None and report.least_ops:
         return f">= {readable(report.least_ops)}"
     return readable(report.ops)
@@ -265,7 +265,7 @@ def _ratio(whole: float | None, part: float | None) -> str:
 
 
 def to_text(view: View) -> str:
-    """Print a view to a string, as wide as the terminal."""
+    """Print a view to a string at the width of the terminal."""
     width = shutil.get_terminal_size((100, 24)).columns
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     console.print(view)

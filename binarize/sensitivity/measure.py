@@ -14,7 +14,7 @@ from torch import nn
 from binarize.errors import DataError, ModelError, PolicyError
 from binarize.graph import Decision, Plan, Traced
 from binarize.graph.flow import all_layers
-from binarize.graph.given import copied, given_network
+from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.lower import PackedNetwork
 from binarize.policy import Match, Policy, Rule, load_policy, with_overrides
 from binarize.policy.match import Overrides
@@ -150,10 +150,10 @@ class Study:
                 "their gain for a layer is measured with all other layers in float",
                 "use mode='alone'",
             )
-        model = given_network(model)
+        model = unwrap_model(model)
         plan: Plan | None = getattr(model, "binarize_plan", None)
         _check(model, plan, mode, policy, overrides, teacher)
-        base = model if teacher is None else given_network(teacher)
+        base = model if teacher is None else unwrap_model(teacher)
         if plan is not None:
             self._policy = plan.policy
         else:
@@ -180,11 +180,13 @@ class Study:
         self.sites = tuple(self._sites)
         self._calibration = batches if calibration is None else list(calibration)
         self._task = task
-        self._comparator = Comparator(self._ready(copied(base)), batches, task, self._device)
+        reference = self._ready(deepcopy_model(base))
+        self._comparator = Comparator(reference, batches, task, self._device)
         self._trained = None if plan is None else model
         self._binary: EvalResult | None = None
         if mode == "without":
-            made = self._traced.convert(whole) if self._trained is None else copied(self._trained)
+            trained = self._trained
+            made = self._traced.convert(whole) if trained is None else deepcopy_model(trained)
             self._binary = self._comparator.evaluate(self._ready(made))
 
     def measure(self, site: str) -> SiteSensitivity:

@@ -25,7 +25,7 @@ LAYERS = ("wide", "grouped", "up", "thin")
 
 
 class Net(nn.Module):
-    """Four layers to decide about; one is called twice, one has groups, one makes maps larger."""
+    """Four layers to decide about; one is called twice, one has groups, one upsamples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,18 +149,18 @@ def test_every_layer_says_why() -> None:
     reasons = {d.site: d.reason for d in plan.layers}
     assert reasons["wide"].startswith(f"kept by the budget of {limit}: ")
     assert (
-        "kB more in float; binary alone it moves the output by 0.1400, place 1 of 4"
+        "kB more in float; binary alone, it moves the output by 0.1400, place 1 of 4"
         in (reasons["wide"])
     )
-    assert reasons["up"].startswith(f"no room in the budget of {limit}: ")
+    assert reasons["up"].startswith(f"does not fit the budget of {limit}: ")
     assert reasons["up"].endswith("place 4 of 4")
     assert reasons["stem"].startswith("reads the image")
     assert plan.policy.name == f"bidense, {limit}"
     plain = binarize.plan(Net(), example_inputs=X, budget=limit)
-    assert "without sensitivities the layers that cost least come first" in str(plain)
+    assert "without sensitivities, the cheapest layers come first" in str(plain)
     drop = binarize.plan(Net(), example_inputs=X, budget="drop=0.06", sensitivity=measured(LOSSES))
-    assert "allowed by the budget of drop=0.06: " in str(drop)
-    assert "binary alone it loses 0.0100 mIoU, place 4 of 4" in str(drop)
+    assert "permitted by the budget of drop=0.06: " in str(drop)
+    assert "binary alone, it loses 0.0100 mIoU, place 4 of 4" in str(drop)
 
 
 @pytest.mark.parametrize("overrides", [None, {"thin": "keep", "role:prediction": "keep"}])
@@ -296,7 +296,7 @@ def test_layers_say_which_bits_they_get_and_why(tmp_path: Path) -> None:
     assert decided["wide"].unit == UNITS["lqnet"]
     assert decided["wide"].reason.startswith("bits of lqnet by the budget of 90kB: ")
     assert decided["wide"].reason.endswith(
-        "kB more; binary alone it moves the output by 0.1400, place 1 of 4; with these bits it "
+        "kB more; binary alone, it moves the output by 0.1400, place 1 of 4; with these bits it "
         "moves the output by 0.0400"
     )
     assert decided["thin"].unit is None
@@ -414,8 +414,8 @@ def test_what_is_no_budget(text: Any) -> None:
     with pytest.raises(BinarizeError) as caught:
         binarize.plan(Net(), example_inputs=X, budget=text)
     assert str(caught.value) == (
-        f"budget={text!r}: is no size, number of operations, latency, drop or agreement; write for "
-        "example '3MB', '10%', '5GOPs', '12ms', 'time=40%', '12ms,3MB', 'drop=0.02' or "
+        f"budget={text!r}: is not a size, number of operations, latency, drop or agreement; write "
+        "for example '3MB', '10%', '5GOPs', '12ms', 'time=40%', '12ms,3MB', 'drop=0.02' or "
         "'agreement=0.9'"
     )
 
@@ -423,22 +423,22 @@ def test_what_is_no_budget(text: Any) -> None:
 @pytest.mark.parametrize(
     ("budget", "known", "text"),
     [
-        ("1kB", None, "budget='1kB': the least that policy 'bidense' reaches is {least}; give at "
+        ("1kB", None, "budget='1kB': the minimum of policy 'bidense' is {least}; give at "
                       "least that, or use another policy"),
-        ("10OPs", None, "budget='10OPs': the least that policy 'bidense' reaches is {ops}; give"),
-        ("9MB", None, "budget='9MB': the network in float needs no more than "),
-        ("drop=0.02", None, "budget='drop=0.02': what a layer loses has to be measured first; give "
-                            "sensitivity=binarize.sensitivity(model, data, task=...), or its file"),
-        ("drop=0.001", measured(LOSSES), "with a single layer binary, up, it is 0.01 already; "
-                                         "allow more, or leave the conversion out"),
-        ("agreement=0.999", measured(LOSSES), "a single layer binary, up, it is 0.995 already"),
+        ("10OPs", None, "budget='10OPs': the minimum of policy 'bidense' is {ops}; give"),
+        ("9MB", None, "budget='9MB': the float network needs only "),
+        ("drop=0.02", None, "budget='drop=0.02': this budget needs measured losses of the layers; "
+                            "give sensitivity=binarize.sensitivity(model, data, task=...)"),
+        ("drop=0.001", measured(LOSSES), "with only up binary, it is already 0.01; "
+                                         "allow more, or skip the conversion"),
+        ("agreement=0.999", measured(LOSSES), "with only up binary, it is already 0.995"),
         ("drop=0.02", measured(LOSSES, mode="without"), "measure with mode='alone'"),
         (SOME, measured({"wide": 1.0}), "sensitivity='grouped': there is no distance for this "
                                           "layer; measure this network with the same policy and "
                                           "overrides"),
         (SOME, {"sites": []}, "is not the result of binarize.sensitivity (KeyError"),
         (SOME, "no-such.json", "sensitivity='no-such.json': cannot be read"),
-        (None, measured(LOSSES), "without a budget nothing asks for it; give a budget too"),
+        (None, measured(LOSSES), "it has no effect without a budget; give a budget too"),
     ],
 )  # fmt: skip
 def test_mistakes(budget: Any, known: Any, text: str) -> None:
@@ -453,12 +453,11 @@ def test_mistakes(budget: Any, known: Any, text: str) -> None:
     [
         (
             {"more_bits": ["groupnet"]},
-            "more_bits='list': without a budget nothing asks for it; give a budget too, such as "
-            "'3MB'",
+            "more_bits='list': it has no effect without a budget; give a budget too, such as '3MB'",
         ),
         (
             {"more_bits": ["groupnet"], "budget": SOME},
-            "more_bits='groupnet': what wide loses with these bits has to be measured first; give "
+            "more_bits='groupnet': this needs the measured loss of wide with these bits; give "
             "sensitivity=binarize.sensitivity(model, data, more_bits=['groupnet']), or its file",
         ),
         (

@@ -29,7 +29,7 @@ def brute(groups: list[list[Item]], room: float) -> Item:
 @pytest.mark.parametrize("seed", range(8))
 def test_every_room_has_its_best_choice(seed: int) -> None:
     draw = random.Random(seed)
-    # Integers, so that sums are exact in any order; some costs are negative, some values alike.
+    # Integers, so that sums are exact in any order; some costs are negative, some values equal.
     sizes = [1] * 9 if seed % 2 else [1, 2, 3, 2, 3]
     groups = [[(draw.randint(-3, 30), draw.randint(0, 12)) for _ in range(size)] for size in sizes]
     choices = front(groups)

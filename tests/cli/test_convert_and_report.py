@@ -252,11 +252,11 @@ def test_convert_within_a_budget(run, tmp_path: Path) -> None:
     again = run(*net, "--policy", rules, "--plan-only", "--json", "--quiet")
     assert again.json["decisions"] == answer.json["decisions"]
     for words, text in (
-        (("--budget", "much"), "budget='much': is no size, number of operations"),
-        (("--budget", "1kB"), "budget='1kB': the least that policy 'bidense' reaches is "),
-        (("--budget", "drop=0.1"), "what a layer loses has to be measured first"),
+        (("--budget", "much"), "budget='much': is not a size, number of operations"),
+        (("--budget", "1kB"), "budget='1kB': the minimum of policy 'bidense' is "),
+        (("--budget", "drop=0.1"), "this budget needs measured losses of the layers"),
         (("--budget", "9kB", "--sensitivity", tmp_path / "no.json"), "cannot be read"),
-        (("--sensitivity", tmp_path / "no.json"), "without a budget nothing asks for it"),
+        (("--sensitivity", tmp_path / "no.json"), "it has no effect without a budget"),
     ):
         answer = run(*net, "--plan-only", *words, "--quiet")
         assert answer.code == 1

@@ -58,8 +58,11 @@ def test_another_float_network_is_trained_alike(run: Any, float_run: Path, tmp_p
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (("--point", "3 apples"), "is no size, number of operations, latency, drop or agreement"),
-        (("--point", "1B"), "budget='1B': the least that policy 'deploy' reaches is"),
+        (
+            ("--point", "3 apples"),
+            "is not a size, number of operations, latency, drop or agreement",
+        ),
+        (("--point", "1B"), "budget='1B': the minimum of policy 'deploy' is"),
         (("--rival", "demo:UNet,width=3"), "unexpected keyword argument 'width'"),
         (("--rounds", "0"), "rounds=0: must be at least 1"),
         (("--policy", "depoly"), "did you mean 'deploy'"),

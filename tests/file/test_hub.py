@@ -280,12 +280,14 @@ def rejected(call: Callable[[], object], kind: type[Exception] = FileError) -> s
 def test_missing_folder(name: str | Path, hub: Hub) -> None:
     said = rejected(lambda: binarize.from_pretrained(name))
     assert said == f"source={str(name)!r}: there is no such folder; check the path"
-    assert not hub.calls  # the Hub is not asked about paths
+    assert not hub.calls  # paths are not looked up on the Hub
 
 
 def test_folder_without_a_network(tmp_path: Path) -> None:
     said = rejected(lambda: binarize.from_pretrained(tmp_path))
-    assert "this folder has no model.safetensors; give one that binarize.save_pretrained" in said
+    assert (
+        "this folder has no model.safetensors; give a folder that binarize.save_pretrained" in said
+    )
 
 
 def test_revision_of_a_folder(tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def test_network_of_another_library(
     folder.mkdir(parents=True)
     save_file({"weight": torch.zeros(2)}, folder / "model.safetensors", metadata)
     said = rejected(lambda: binarize.from_pretrained("me/other" if remote else folder))
-    assert "its model.safetensors holds no network of binarize; load it with its own" in said
+    assert "its model.safetensors does not hold a network of binarize; load it with its own" in said
 
 
 def test_repository_without_a_network(hub: Hub) -> None:
@@ -319,8 +321,8 @@ def test_no_such_repository(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (errors.LocalEntryNotFoundError, "the Hub cannot be reached"),
-        (errors.GatedRepoError, "access to it has to be granted first"),
+        (errors.LocalEntryNotFoundError, "the Hub is unreachable"),
+        (errors.GatedRepoError, "you have no access to this repository"),
         (errors.HfHubHTTPError, "it cannot be downloaded (HfHubHTTPError: several lines)"),
         (OSError, "it cannot be downloaded (OSError: several lines)"),
     ],
@@ -349,7 +351,7 @@ def test_failed_upload(student: nn.Module, hub: Hub, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(hub, "create_repo", fail)
     said = rejected(lambda: binarize.push_to_hub(student, "me/net"))
-    assert said.startswith("repo_id='me/net': the Hub does not take it (HfHubHTTPError: several")
+    assert said.startswith("repo_id='me/net': the Hub rejected the upload (HfHubHTTPError: several")
 
 
 def test_nothing_is_made_for_a_network_that_cannot_be_saved(tmp_path: Path, hub: Hub) -> None:
@@ -357,7 +359,7 @@ def test_nothing_is_made_for_a_network_that_cannot_be_saved(tmp_path: Path, hub:
         lambda: binarize.save_pretrained(nn.Conv2d(3, 3, 1), tmp_path / "new" / "net"),
         lambda: binarize.push_to_hub(nn.Conv2d(3, 3, 1), "me/net"),
     ):
-        assert "it was not made by binarize.convert" in rejected(call, ModelError)
+        assert "binarize.convert did not make it" in rejected(call, ModelError)
     assert not list(tmp_path.iterdir())
     assert not hub.calls
 

@@ -80,16 +80,16 @@ def test_not_a_path(path: Any) -> None:
 def test_truncated_file(file: Path, network: nn.Module, kept: int) -> None:
     file.write_bytes(file.read_bytes()[:kept])
 
-    with pytest.raises(FileError, match="not a safetensors file, or not all of it") as error:
+    with pytest.raises(FileError, match="not a safetensors file, or an incomplete one") as error:
         binarize.load(file, network)
 
-    assert message(error).endswith("; get it again from where it was saved")
+    assert message(error).endswith("; get the file again from its source")
 
 
 def test_file_with_a_tail(file: Path, network: nn.Module) -> None:
     file.write_bytes(file.read_bytes() + b"tail")
 
-    with pytest.raises(FileError, match="not a safetensors file, or not all of it"):
+    with pytest.raises(FileError, match="not a safetensors file, or an incomplete one"):
         binarize.load(file, network)
 
 
@@ -144,7 +144,7 @@ def test_damaged_header(file: Path, network: nn.Module, changes: dict[str, str |
     with pytest.raises(FileError, match="its header is damaged") as error:
         binarize.load(edit(file, **changes), network)
 
-    assert message(error).endswith("; get it again from where it was saved")
+    assert message(error).endswith("; get the file again from its source")
 
 
 def test_file_that_cannot_build_its_network(file: Path) -> None:
@@ -162,8 +162,11 @@ def test_file_that_cannot_build_its_network(file: Path) -> None:
     [
         ('{"library": "keras", "name": "a", "arguments": {}}', "comes from an unknown library"),
         ('{"library": "timm", "name": "resnet19", "arguments": {}}', "cannot be built here"),
-        ('{"library": "timm", "name": "test_resnet", "arguments": {}}', "is another one"),
-        ('{"library": "timm", "name": "resnet18", "arguments": {}}', "is another one"),
+        (
+            '{"library": "timm", "name": "test_resnet", "arguments": {}}',
+            "built by its name differs",
+        ),
+        ('{"library": "timm", "name": "resnet18", "arguments": {}}', "built by its name differs"),
     ],
 )
 def test_library_that_builds_something_else(tmp_path: Path, origin: str, words: str) -> None:
@@ -242,7 +245,7 @@ def test_network_that_is_converted_already(file: Path, student: nn.Module) -> No
         binarize.load(file, student)
 
     assert message(error).endswith(
-        ": it has binary layers already; give the float network that was converted"
+        ": it already has binary layers; give the float network that was converted"
     )
 
 
@@ -294,8 +297,8 @@ def test_network_that_is_not_converted(
         binarize.save(network, tmp_path / "a.safetensors")
 
     assert message(error) == (
-        f"model={type(network).__name__!r}: it was not made by binarize.convert; "
-        "convert it first; of a wrapper (DataParallel, say) give the network inside"
+        f"model={type(network).__name__!r}: binarize.convert did not make it; "
+        "convert it first; if it is a wrapper (such as DataParallel), give the network inside"
     )
     assert not list(tmp_path.iterdir())
 
@@ -310,7 +313,7 @@ def test_missing_folder(student: nn.Module, tmp_path: Path) -> None:
         binarize.save(student, tmp_path / "no" / "a.safetensors")
 
     folder = os.path.realpath(tmp_path / "no")
-    assert message(error).endswith(f"there is no folder {folder!r}; make the folder first")
+    assert message(error).endswith(f"there is no folder {folder!r}; create the folder first")
 
 
 def test_saving_over_a_folder(student: nn.Module, tmp_path: Path) -> None:

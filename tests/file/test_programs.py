@@ -105,7 +105,7 @@ def test_what_has_no_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         binarize.save(packed(), tmp_path / "net.safetensors")
     assert str(caught.value) == (
-        "model='Net': it has no program yet, as it was not called; "
+        "model='Net': it has no program yet, because it was not called; "
         "give inputs: binarize.pack(model, example_inputs=...)"
     )
     assert list(tmp_path.iterdir()) == []
@@ -127,7 +127,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
 
     with pytest.raises(FileError, match="its format version 7 is newer than 1"):
         load_with(format_version="7")
-    with pytest.raises(FileError, match="its weights have layout 9, and this release's"):
+    with pytest.raises(FileError, match="its weights have layout 9, but this release's"):
         load_with(weight_layout="9")
     newer = ("weight_layout", "checksum")
     earlier = {key: value for key, value in metadata.items() if key not in newer}

@@ -107,7 +107,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @pytest.fixture(scope="session")
 def lab() -> SimpleNamespace:
-    """The helpers of this file, for the tests beside it."""
+    """The helpers of this file, for the tests in this folder."""
     return SimpleNamespace(
         build=build,
         outline=outline,
@@ -122,7 +122,7 @@ def lab() -> SimpleNamespace:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """Small maps gain nothing from threads, and the tests share their machine."""
+    """Small feature maps gain nothing from threads, and the tests share their machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Feature maps that are filled part by part depend on what they are filled with."""
+"""Feature maps that are filled in parts depend on all of these parts."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def base_grid(like: Tensor) -> Tensor:
     return torch.stack([x, y], -1)[None]
 
 
-# What becomes of the result of a convolution of 18 channels, beside the map it reads.
+# How the result of an 18-channel convolution is used together with its input feature map.
 WAYS: dict[str, Sample] = {
     "deformable": lambda m, a, y: m.dcn(a, y),
     "tanh": lambda m, a, y: m.dcn(a, 4 * y.tanh()),
@@ -73,7 +73,7 @@ def test_what_makes_coordinates_stays(way: str, policy: str) -> None:
         assert offset.action == "keep"
         assert "coordinates" in offset.roles
         assert "coordinates" in offset.reason
-    # The maps that are sampled are features.
+    # The sampled feature maps are features.
     assert {layers[site].action for site in ("a", "c")} == {"binarize"}
 
 

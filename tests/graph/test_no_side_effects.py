@@ -26,7 +26,7 @@ exec("grid = None\nby_size = {}", vars(OTHER))
 
 
 def make(like: Tensor, how: str = "linspace") -> Tensor:
-    """A grid (1, H, W, 2) for the size of a map, as different people make it."""
+    """A grid (1, H, W, 2) for the size of a feature map, written in several styles."""
     h, w = like.shape[-2:]
     if how == "linspace":
         ys, xs = torch.linspace(-1, 1, h), torch.linspace(-1, 1, w)

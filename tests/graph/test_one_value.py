@@ -48,8 +48,8 @@ def test_one_value_per_channel(norm: Any, copies: int, told: Any) -> None:
         student(image)
     assert told(error.value) == (
         "input=(1, 8, 1, 1): layer 'pooled.0' has a BatchNorm, which needs more than one value per "
-        "channel when training; use a larger batch or larger images, or convert with this layer "
-        "kept: overrides={'pooled.0': 'keep'}"
+        "channel in training; use a larger batch or larger images, or keep this layer in float: "
+        "overrides={'pooled.0': 'keep'}"
     )
     assert student.eval()(image).isfinite().all()
 

@@ -264,7 +264,7 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    # All of them first: one that was left behind would be blamed on another test.
+    # All of them first: a leftover one would be blamed on another test.
     told = [worker.communicate(timeout=150)[1] for worker in workers]
     for worker, errors in zip(workers, told, strict=True):
         assert worker.returncode == 0, errors[-3000:]

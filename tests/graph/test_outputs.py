@@ -1,4 +1,4 @@
-"""What makes an output stays float whatever follows it; feature maps are no outputs."""
+"""A layer that makes an output stays float whatever follows; feature maps are not outputs."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_depth_stays_non_negative() -> None:
 
 
 class Features(nn.Module):
-    """Feature maps of several scales, as an encoder hands them out."""
+    """Feature maps of several scales, as an encoder returns them."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

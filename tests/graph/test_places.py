@@ -186,7 +186,7 @@ def test_a_plain_shortcut_passes_by_transposed_convolutions(
 
 
 class Merge(Ends):
-    """Several ways of some binary layers each, added up, and a map that no bypass carries."""
+    """A sum of several paths with binary layers, and a feature map that no bypass carries."""
 
     def __init__(self, ways: int, depth: int, factor: float) -> None:
         super().__init__(
@@ -248,7 +248,7 @@ def test_a_projection_has_its_role(stride: int, policy: str) -> None:
 
 
 class Context(nn.Module):
-    """The mean of an image beside its feature map; layers and a sigmoid follow far behind."""
+    """The mean of an image next to its feature map; layers and a sigmoid follow much later."""
 
     def __init__(self, gates: bool) -> None:
         super().__init__()

@@ -539,7 +539,7 @@ CHECKED = settings(
 
 
 def runs(model: nn.Module, x: Tensor) -> Any:
-    """Its outputs, or ``None`` where the float network itself does not take such a map."""
+    """Its outputs, or ``None`` if the float network itself rejects such an input."""
     try:
         return model(x)
     except (RuntimeError, ValueError):

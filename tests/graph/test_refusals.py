@@ -79,7 +79,7 @@ def test_a_layer_is_no_network(
 
 
 def test_an_override_where_there_are_no_layers() -> None:
-    with pytest.raises(PolicyError, match="leave it out: the network has no convolution or"):
+    with pytest.raises(PolicyError, match="remove it: the network has no convolution or"):
         binarize.plan(nn.Sequential(nn.ReLU()), example_inputs=X, overrides={"*": "keep"})
 
 
@@ -248,7 +248,7 @@ def test_a_model_converted_already(refuse: Callable[..., str]) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
 def test_a_scripted_model(refuse: Callable[..., str]) -> None:
     scripted = torch.jit.script(net())
-    assert "has no Python forward left" in refuse(scripted, example_inputs=X)
+    assert "has no Python forward" in refuse(scripted, example_inputs=X)
 
 
 def test_statistics_that_are_not_finite() -> None:

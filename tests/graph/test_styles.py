@@ -203,7 +203,7 @@ class ConvNeXt(nn.Module):
 
 
 class Split(nn.Module):
-    """Branches beside each other, as in Inception and CSP networks."""
+    """Parallel branches, as in Inception and CSP networks."""
 
     def __init__(self, c: int) -> None:
         super().__init__()

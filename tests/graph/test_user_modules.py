@@ -235,7 +235,7 @@ def test_u_nets_of_other_ranks(rank: int, lab: SimpleNamespace) -> None:
 
 
 class Shuffled(nn.Module):
-    """An activation right behind a channel shuffle, one behind a layout that ends in channels."""
+    """An activation right after a channel shuffle, and one after a channels-last layout."""
 
     def __init__(self) -> None:
         super().__init__()

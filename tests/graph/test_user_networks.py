@@ -139,7 +139,7 @@ def test_functional_dropout_follows_the_mode(probability: float) -> None:
 
 
 class DropoutBlock(nn.Module):
-    """Dropout between an addition that goes and a functional ReLU that is replaced."""
+    """Dropout between a dropped addition and a functional ReLU that is replaced."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -266,7 +266,7 @@ def test_a_shortcut_round_a_norm_stays() -> None:
 
 
 class TopDown(nn.Module):
-    """A small feature pyramid: lateral layers, nearest upsampling, one addition of two maps."""
+    """A small feature pyramid: lateral layers, nearest upsampling, an addition of two maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ def test_a_merge_of_two_maps_stays() -> None:
 
 
 class SharedHead(nn.Module):
-    """One convolution and one norm, called on three maps."""
+    """One convolution and one norm, called on three feature maps."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -140,7 +140,7 @@ def test_output_shapes_and_gradients(case: SimpleNamespace) -> None:
     assert case.lab.shapes(got) == case.lab.shapes(expected)
     tensors = case.lab.flat(got)
     assert all(torch.isfinite(t).all() for t in tensors)
-    # Linear in the output, with unequal weights: a plain sum is constant behind a norm.
+    # Linear in the output, with unequal weights: a plain sum is constant after a norm.
     sum((t * torch.randn_like(t)).sum() for t in tensors).backward()
     sum((t * torch.randn_like(t)).sum() for t in case.lab.flat(expected)).backward()
     unused = {name.rpartition(".")[0] for name, p in teacher.named_parameters() if p.grad is None}

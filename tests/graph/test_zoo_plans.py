@@ -50,7 +50,7 @@ REASONS = {"image", "prediction", "1x1 feature map"}
 
 
 def positions(model: nn.Module, x: torch.Tensor, lab: SimpleNamespace) -> dict[str, int]:
-    """Positions of the map that each layer reads, in the order in which they run."""
+    """Positions of the feature map that each layer reads, in order of execution."""
     seen: dict[str, int] = {}
 
     def note(name: str):
@@ -157,7 +157,7 @@ def test_shortcuts_are_treated_by_what_they_carry(lab: SimpleNamespace) -> None:
     convnext = additions("timm/convnext_tiny")
     assert len(convnext) == 18
     assert set(convnext.values()) == {"keep"}
-    # A top-down addition is a merge of two maps, no shortcut.
+    # A top-down addition merges two feature maps; it is not a shortcut.
     fpn = additions("smp/FPN/resnet18")
     dropped = [scope for scope, action in fpn.items() if action == "drop"]
     assert not any(scope.startswith("decoder") for scope in dropped)

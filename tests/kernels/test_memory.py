@@ -1,4 +1,4 @@
-"""Memory of large maps."""
+"""Memory of large feature maps."""
 
 from __future__ import annotations
 

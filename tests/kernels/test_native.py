@@ -28,7 +28,7 @@ SQUARE: dict[str, Any] = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
 
 @pytest.fixture(autouse=True)
 def threads_for_small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the maps of these tests, which are small, would be left to one thread."""
+    """Otherwise, one thread would process the small feature maps of these tests."""
     monkeypatch.setattr(native, "SERIAL_WORK", 0)
 
 
@@ -47,7 +47,7 @@ def test_missing_kernels_are_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     native.implementation.cache_clear()
     try:
         monkeypatch.setenv(native.ENVIRONMENT, "reference")
-        native.implementation()  # asked for
+        native.implementation()  # requested
         native.implementation.cache_clear()
         monkeypatch.delenv(native.ENVIRONMENT)
         with pytest.warns(SlowWarning, match="run on plain torch, which is slow: no compiler wor"):
@@ -267,7 +267,7 @@ def test_joined_sources_of_different_sizes(parts: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("parts", [(32,), (16, 8), (64, 64), (70, 26)])
-def test_enlarged_sources(factor: int, parts: tuple[int, ...]) -> None:
+def test_upsampled_sources(factor: int, parts: tuple[int, ...]) -> None:
     x = [nhwc(2, c, 3, 5) for c in parts]
     for outputs in (8, 24, 100, 200):
         values = plain(x, outputs, upsample=[factor] * len(parts), **SQUARE)

@@ -197,7 +197,7 @@ def test_linear_layer_is_a_pointwise_convolution() -> None:
     torch.testing.assert_close(y.movedim(1, -1).view(2, 5, 3, 33), layer(x).detach())
 
 
-def test_joined_sources_are_enlarged_on_the_way() -> None:
+def test_joined_sources_are_upsampled_on_the_fly() -> None:
     layer = BiConv2d(70 + 6 + 1, 20, 3, padding=1)
     randomize(layer)
     parts = [torch.randn(2, 70, 3, 3), torch.randn(2, 6, 6, 6), torch.randn(2, 1, 1, 1)]

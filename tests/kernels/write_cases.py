@@ -140,7 +140,7 @@ def main(path: str, count: int = 300) -> None:
         try:
             cases.append(encode(values, draw))
         except (BinarizeError, RuntimeError):
-            continue  # a window larger than the map, a reflection beyond it
+            continue  # a window larger than the feature map, or a reflection beyond it
     Path(path).write_bytes(struct.pack("q", count) + b"".join(cases))
 
 

@@ -111,7 +111,7 @@ def test_another_machine_is_refused(profile: Profile, field: str) -> None:
 def test_a_file_of_something_else(tmp_path: Path, text: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(text)
-    with pytest.raises(FileError, match=r"is not a profile that can be read .*binarize profile"):
+    with pytest.raises(FileError, match=r"is not a readable profile .*binarize profile"):
         Profile.load(path)
     with pytest.raises(FileError, match="is not a profile"):
         Profile.load(tmp_path / "missing.json")
@@ -140,15 +140,15 @@ def test_a_budget_of_time_reads_a_profile(profile: Profile, tmp_path: Path) -> N
     assert predicted == pytest.approx(least + 2)
     share = binarize.plan(net, budget=f"time={100 * (least + 2.5) / 20:.3f}%", **given)
     assert [d.action for d in share.layers] == [d.action for d in plan.layers]
-    with pytest.raises(BinarizeError, match=rf"the least that .* reaches is {least:.3f} ms;"):
+    with pytest.raises(BinarizeError, match=rf"the minimum of policy .* is {least:.3f} ms;"):
         binarize.plan(net, budget="1ms", **given)
-    del net.unused  # which would stay binary: it costs nothing, and is worth nothing
-    with pytest.raises(BinarizeError, match=r"the network in float needs no more than .* ms"):
+    del net.unused  # it would stay binary: it costs nothing and gains nothing
+    with pytest.raises(BinarizeError, match=r"the float network needs only .* ms"):
         binarize.plan(net, budget="1s", **given)
 
 
 def test_a_budget_of_time_needs_a_size() -> None:
     with pytest.raises(BinarizeError, match=r"latency depends on the size of the inputs; give ex"):
         binarize.plan(Net().eval(), budget="1ms")
-    with pytest.raises(BinarizeError, match=r"^profile='str': without a budget nothing asks"):
+    with pytest.raises(BinarizeError, match=r"^profile='str': it has no effect without"):
         binarize.plan(Net().eval(), profile="profile.json")

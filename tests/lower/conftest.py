@@ -96,7 +96,7 @@ def operators(packed: Any) -> list[str]:
 
 @pytest.fixture(scope="session")
 def shop() -> SimpleNamespace:
-    """The helpers of this file, for the tests beside it."""
+    """The helpers of this file, for the tests in this folder."""
     return SimpleNamespace(
         Block=Block,
         UNet=UNet,
@@ -109,7 +109,7 @@ def shop() -> SimpleNamespace:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """Small maps gain nothing from threads, and the tests share their machine."""
+    """Small feature maps gain nothing from threads, and the tests share their machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

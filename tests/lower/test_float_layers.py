@@ -17,7 +17,7 @@ from binarize.nn import BiConv2d
 
 
 class Net(nn.Module):
-    """A pointwise float convolution before a unit, and one behind an enlargement at the end."""
+    """A pointwise float convolution before a unit, and one after an upsampling at the end."""
 
     def __init__(self, kernel: int = 1, **options: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ IMAGE = torch.randn(2, 3, 12, 14).contiguous(memory_format=torch.channels_last)
 
 
 def operators(shop: SimpleNamespace, network: nn.Module, image: Tensor = IMAGE) -> list[str]:
-    """What the program calls beside units, once it gives the network's result."""
+    """What the program calls besides binary layers, once it returns the network's result."""
     packed = binarize.pack(network)
     with torch.no_grad():
         wanted = network(image)
@@ -46,9 +46,9 @@ def operators(shop: SimpleNamespace, network: nn.Module, image: Tensor = IMAGE) 
     return found_operators
 
 
-def test_only_what_no_unit_comes_after_rounds_otherwise(shop: SimpleNamespace) -> None:
+def test_only_layers_without_a_later_unit_change_their_rounding(shop: SimpleNamespace) -> None:
     network = shop.train_like(Net())
-    assert operators(shop, network) == ["convolution", "upsample_bilinear2d", "convolve_points"]
+    assert operators(shop, network) == ["convolution", "upsample_bilinear2d", "conv1x1"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_only_what_no_unit_comes_after_rounds_otherwise(shop: SimpleNamespace) -
 )
 def test_other_convolutions_stay(shop: SimpleNamespace, options: dict[str, int]) -> None:
     network = shop.train_like(Net(**options))
-    # The last case is one that does not stay, but whose map is too small.
+    # The last case is a layer that would not stay, but its feature map is too small.
     image = IMAGE if "groups" not in options else IMAGE[..., :5, :6]
     assert operators(shop, network, image)[-1] == "convolution"
 
@@ -69,7 +69,7 @@ def test_maps_in_torchs_own_layout_stay() -> None:
     packed = binarize.pack(Plain().eval())
     packed(torch.randn(2, 3, 16, 16))
     (program,) = packed.programs.values()
-    assert float_layers.convolve_points not in {n.target for n in program.module.graph.nodes}
+    assert float_layers.conv1x1 not in {n.target for n in program.module.graph.nodes}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -81,11 +81,11 @@ def test_large_results_are_made_in_bands(
     x = torch.randn(2, 12, 9, 20).contiguous(memory_format=torch.channels_last)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
     with torch.no_grad():
-        whole = float_layers.convolve_points(x, conv.weight, conv.bias)
+        whole = float_layers.conv1x1(x, conv.weight, conv.bias)
         torch.testing.assert_close(whole, conv(x))
         monkeypatch.setattr(memory, "LARGE", 1)
         monkeypatch.setattr(float_layers, "_BAND", 4 * 20 * 5 * 4)  # four rows
-        banded = float_layers.convolve_points(x, conv.weight, conv.bias)
+        banded = float_layers.conv1x1(x, conv.weight, conv.bias)
     assert banded.stride() == whole.stride() == conv(x).stride()
     torch.testing.assert_close(banded, whole)
 
@@ -95,10 +95,10 @@ def test_large_results_have_memory_given(
 ) -> None:
     network = shop.train_like(Net())
     plain = binarize.pack(network)(IMAGE)
-    monkeypatch.setattr(memory, "LARGE", 4 * 2 * 12 * 24 * 28)  # the enlarged map's bytes
+    monkeypatch.setattr(memory, "LARGE", 4 * 2 * 12 * 24 * 28)  # upsampled feature map
     packed = binarize.pack(network)
     assert torch.equal(packed(IMAGE), plain)
-    assert shop.operators(packed) == "convolution empty upsample_bilinear2d convolve_points".split()
+    assert shop.operators(packed) == "convolution empty upsample_bilinear2d conv1x1".split()
     monkeypatch.undo()
     # Such a program is whole in a file, too.
     binarize.save(packed, tmp_path / "net.safetensors")

@@ -63,7 +63,7 @@ def test_onnx_runtime_gives_the_same(shop: SimpleNamespace, tmp_path: Path) -> N
 
 
 class Named(nn.Module):
-    """Two pictures, one by name, and a number that is no picture."""
+    """Two images, one by keyword, and a number, which is not an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Named(nn.Module):
 @pytest.mark.filterwarnings("ignore")
 def test_any_size(shop: SimpleNamespace, tmp_path: Path, pooling_exports: None) -> None:
     network, path = shop.train_like(Net()), tmp_path / "net.onnx"
-    # One picture is an example of any number.
+    # A single image is an example for any batch size.
     binarize.export_onnx(network, path, torch.randn(1, 3, 8, 12), dynamic=True)
     session = onnxruntime.InferenceSession(path)
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]

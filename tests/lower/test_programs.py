@@ -1,4 +1,4 @@
-"""What packed networks compute, and which maps their programs still write."""
+"""The results of packed networks, and the feature maps that their programs still write."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
         made_there(torch.randn(2, 3, 12, 16))
     assert shop.operators(packed) == shop.operators(made_there) == operators
     # Stem and head, the stem's norm and activation.
-    found = "convolution addcmul relu_ convolve_points".split()
+    found = "convolution addcmul relu_ conv1x1".split()
     assert shop.operators(packed) == found
     down, conv1, conv2, up = shop.calls(packed)
     assert [len(call["sources"]) for call in (down, conv1, conv2, up)] == [1, 1, 1, 2]
@@ -50,7 +50,7 @@ def test_unet_is_one_chain_of_units(shop: SimpleNamespace) -> None:
     assert all(call["act_slope"] is not None for call in (down, conv1, conv2, up))
     assert [call["want_means"] for call in (down, conv1, conv2, up)] == [True, True, True, False]
     assert [len(call["means"]) for call in (down, conv1, conv2, up)] == [0, 1, 1, 2]
-    # Those of the stem's map are taken by its readers.
+    # Those of the stem's feature map are computed by its readers.
     (program,) = packed.programs.values()
     left = up["means"][1]
     assert getattr(program.module, left.target).numel() == 0
@@ -76,7 +76,7 @@ def test_addition_behind_a_unit(shop: SimpleNamespace) -> None:
 
 
 class Tail(nn.Module):
-    """A unit with something behind it that must not be taken for what a unit can do."""
+    """A binary layer followed by an operation that must not be fused into it."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def test_what_a_unit_reads(shop: SimpleNamespace, what: str, factors: list[int])
 
 
 class Normed(nn.Module):
-    """Float convolutions with norms, whose maps are results."""
+    """Float convolutions with norms, whose feature maps are outputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ class Resized(nn.Module):
         {"size": (7, 9)},
     ],
 )
-def test_enlargements(shop: SimpleNamespace, how: dict[str, Any], mode: str) -> None:
+def test_upsampling(shop: SimpleNamespace, how: dict[str, Any], mode: str) -> None:
     agree(shop, Resized({**how, "mode": mode}), torch.randn(2, 3, 4, 4))
 
 

@@ -1,4 +1,4 @@
-"""What cannot be packed is told in one line, and nothing is changed."""
+"""Networks that cannot be packed raise a one-line error, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def test_what_cannot_be_packed(shop: SimpleNamespace) -> None:
         ),
         "twice": (
             binarize.pack(student),
-            "model='PackedNetwork': it is packed already; use it as it is",
+            "model='PackedNetwork': it is already packed; use it as it is",
         ),
         "training": (
             training,
-            "model='block.conv1': this module is in training mode, and what is packed is for "
+            "model='block.conv1': this module is in training mode, but packed networks are for "
             "inference; call model.eval() first",
         ),
         "all in training": (
             shop.student(shop.UNet()).train(),
-            "model='UNet': this module is in training mode, and what is packed is for "
+            "model='UNet': this module is in training mode, but packed networks are for "
             "inference; call model.eval() first",
         ),
         "no network": (
@@ -55,7 +55,7 @@ def test_example_inputs_that_do_not_fit(shop: SimpleNamespace) -> None:
     student = shop.student(shop.UNet())
     with pytest.raises(ModelError, match="the network does not accept them .RuntimeError: Given"):
         binarize.pack(student, example_inputs=torch.zeros(1, 7, 8, 8))
-    with pytest.raises(ModelError, match="neither tensor, tuple nor mapping"):
+    with pytest.raises(ModelError, match="must be a tensor, a tuple or a mapping"):
         binarize.pack(student, example_inputs=3)
 
 
@@ -68,7 +68,7 @@ def test_training_is_refused(shop: SimpleNamespace) -> None:
     )
     assert packed.eval() is packed
     assert not any(module.training for module in packed.modules())
-    with pytest.raises(ModelError, match="it was not made by binarize.convert"):
+    with pytest.raises(ModelError, match="binarize.convert did not make it"):
         binarize.save(nn.Sequential(packed), "never.safetensors")
 
 

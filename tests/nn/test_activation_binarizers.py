@@ -321,7 +321,7 @@ def test_zero_is_positive_in_every_dtype(name: str) -> None:
         y = binarizer(x)
         assert y.dtype == dtype
         assert y.shape == x.shape
-        # Scales that follow the map may be 0 for a map of zeros.
+        # Scales that depend on the feature map may be 0 for one of zeros.
         assert bool((y >= 0).all())
 
 

@@ -59,7 +59,7 @@ def test_the_kernels_agree(spread: str) -> None:
 
 
 class Pooled(nn.Module):
-    """A pooled branch beside the map, as in ASPP and pyramid pooling."""
+    """A pooled branch next to the feature map, as in ASPP and pyramid pooling."""
 
     def __init__(self, spread: str) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ def binarized(x: Tensor, unit: BinaryLayer) -> Tensor:
 
 
 def float_output(x: Tensor, unit: BinaryLayer, kind: type, args: Any, kwargs: Any) -> Tensor:
-    """The same-named torch layer, run with the binary weight on the binarized map."""
+    """The same-named torch layer, run with the binary weight on the binarized feature map."""
     name = kind.__name__.removeprefix("Bi")
     layer = getattr(nn, name)(*args, **kwargs, bias=False).double()
     signs, scale = unit.binary_weight()
@@ -135,7 +135,7 @@ def float_output(x: Tensor, unit: BinaryLayer, kind: type, args: Any, kwargs: An
 
 
 def carried(x: Tensor, unit: BinaryLayer) -> Tensor:
-    """What the bypass adds; a transposed unit resizes the map before it."""
+    """What the bypass adds; a transposed layer first resizes the feature map."""
     if "Transpose" in type(unit).__name__:
         with torch.no_grad():
             size = unit(x).shape[2:]
@@ -284,7 +284,7 @@ def test_asymmetric_padding_goes_round_the_binarized_map(padding: tuple[int, ...
 @pytest.mark.parametrize("size", [(7, 9), (8, 8), (6, 5), (1, 1)])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (2, 2), (3, 1), (4, 3), (1, 2)])
 def test_same_padding_with_a_stride(size: tuple[int, int], kernel: int, stride: int) -> None:
-    """TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel after the map."""
+    """TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel after the feature map."""
     unit = BiConv2d(4, 6, kernel, stride=stride, pre_padding="same", bypass=False)
     unit = unit.double().eval()
     x = torch.randn(2, 4, *size, dtype=torch.float64)

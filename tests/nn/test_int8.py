@@ -267,7 +267,7 @@ def test_limits_are_running_averages(momentum: float | None) -> None:
     for values in (lows, highs):
         average = values[0]
         for count, value in enumerate(values[1:], 2):
-            # As long as there are few batches, they count alike.
+            # While there are few batches, they have equal weight.
             share = 1 / count if momentum is None else max(momentum, 1 / count)
             average += share * (value - average)
         wanted.append(average)

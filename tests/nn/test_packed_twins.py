@@ -1,4 +1,4 @@
-"""A packed twin against its layer in eval mode, on the same input."""
+"""A packed layer against the original in eval mode, on the same input."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_norm_without_statistics() -> None:
     layer, x = build("3x3")
     layer.norm = nn.BatchNorm2d(7, track_running_stats=False).eval()
     twin = twin_of(layer)
-    assert twin.quantizer.reason == "its norm takes the statistics of the batch"
+    assert twin.quantizer.reason == "its norm uses the statistics of the batch"
     with torch.no_grad():
         torch.testing.assert_close(twin(x), layer(x))
 

@@ -22,7 +22,7 @@ from binarize.nn import (
 from binarize.nn.packed import PackedUnit, pack_layer
 from binarize.nn.parts import BINARIZERS, WEIGHTS
 
-# Layer, positional arguments, keywords, input shape: every way to lay a weight over a map.
+# Layer, positional arguments, keywords, input shape: every kind of kernel geometry.
 LAYERS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any], tuple[int, ...]]] = {
     "plain": (BiConv2d, (37, 9, 3), {"padding": 1}, (2, 37, 7, 6)),
     "grouped": (BiConv2d, (36, 8, 3), {"groups": 4, "stride": 2}, (2, 36, 7, 6)),

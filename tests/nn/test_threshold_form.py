@@ -13,7 +13,7 @@ from binarize.nn.parts import BINARIZERS
 
 
 def carry_out(form: ThresholdForm, x: Tensor) -> Tensor:
-    """Values by the form's own words, for maps (N, C, *spatial)."""
+    """Values by the form's definition, for feature maps (N, C, *spatial)."""
     positions = list(range(2, x.dim()))
     column = (1, -1) + (1,) * len(positions)
     mean = x.mean(positions, keepdim=True) if positions else x

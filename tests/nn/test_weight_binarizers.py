@@ -131,7 +131,7 @@ def test_irnet(layout: tuple[tuple[int, ...], int, int, Slices], done: float) ->
         standard = (values - values.mean()) / values.std()
         scale = 2 ** torch.round(torch.log2(standard.detach().abs().mean()))
         same(used.detach(), scale * signs(standard.detach()))
-        # What the estimator lets through goes on through the standardization.
+        # The estimator's gradient continues through the standardization.
         standard.backward(arriving * scale * decay(standard.detach(), done), retain_graph=True)
     same(weight.grad, twin.grad if twin.grad is not None else torch.zeros(0), 1e-8)
 
@@ -338,7 +338,7 @@ def test_bits_give_back_the_weight_in_use_to_the_last_bit(name: str) -> None:
             expected = quantizer.spread(quantizer.scale(layer.weight), layer.weight)
             assert torch.equal(factor, expected), kind
         else:
-            with pytest.raises(BinarizeError, match="more than signs times one scale"):
+            with pytest.raises(BinarizeError, match="are not signs times one scale"):
                 layer.binary_weight()
 
 

@@ -20,7 +20,7 @@ from binarize.policy import load_policy, policies, validate
 
 NAMES = sorted(policies())
 NOT_COUNTED = (
-    "the kernels do not know the scale of its activations",  # XNOR-Net's, one per sample
+    "the kernels do not support the scale of its activations",  # XNOR-Net's, one per sample
     "its activations have a scale per channel",  # of a depthwise layer
 )
 

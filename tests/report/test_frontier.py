@@ -99,7 +99,7 @@ def test_files(tmp_path: Path) -> None:
     page = FRONTIER.to_html(tmp_path / "page.html").read_text("utf-8")
     assert page == (tmp_path / "frontier.html").read_text("utf-8")
     (tmp_path / "frontier.json").write_text('{"format": "other"}')
-    with pytest.raises(FileError, match="is not a frontier that can be read"):
+    with pytest.raises(FileError, match="is not a readable frontier"):
         Frontier.load(tmp_path / "frontier.json")
     with pytest.raises(FileError, match="cannot be written to"):
         FRONTIER.save(tmp_path / "missing")

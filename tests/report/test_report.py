@@ -245,7 +245,7 @@ def test_inputs_given_by_name_are_not_known_later() -> None:
 def test_a_plan_that_does_not_know_its_inputs_is_read() -> None:
     student = binarize.convert(Small(), example_inputs=torch.zeros(1, 3, 10, 14))
     told = student.binarize_plan.to_dict()
-    del told["example"]  # as files had it before
+    del told["example"]  # as in older files
     student.binarize_plan = type(student.binarize_plan).from_dict(told)
 
     assert binarize.report(student).inputs is None
@@ -357,7 +357,7 @@ def test_inputs_by_name_and_in_a_tuple() -> None:
     [
         (torch.zeros(1, 4, 10, 14), "the network's forward does not accept them"),
         (torch.zeros(1, 3, 10, 14, dtype=torch.int64), "images must be floating point"),
-        ("image", "neither tensor, tuple nor mapping"),
+        ("image", "must be a tensor, a tuple or a mapping"),
     ],
 )
 def test_inputs_that_do_not_fit(inputs: object, words: str) -> None:

@@ -68,7 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
         "padding": (0, 0, 0, 0),
         "transposed": True,
     },
-    "two sources, one enlarged": {"channels": (40, 16), "kernel": (3, 3), "sources": (24, 16)},
+    "two sources, one upsampled": {"channels": (40, 16), "kernel": (3, 3), "sources": (24, 16)},
     "empty batch": {"channels": (16, 8), "kernel": (3, 3), "samples": 0},
     "large": {"channels": (64, 64), "kernel": (3, 3), "size": (48, 40)},
 }
@@ -258,7 +258,7 @@ REFUSED = {
     },
     "attribute kernel: holds 1 numbers, must hold 2; export the network again": {"kernel": [3]},
     "attribute stride: 0 is not allowed; export the network again": {"stride": [0, 1]},
-    "attribute padding_mode='mirror': is not known; use a newer operator library": {
+    "attribute padding_mode='mirror': is unknown; use a newer operator library": {
         "padding_mode": "mirror"
     },
     "attribute groups=0: must be 1 to 2147483647; export the network again": {"groups": 0},

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class UNet(nn.Module):
-    """A residual block, a decoder that enlarges and concatenates, a head."""
+    """A residual block, a decoder that upsamples and concatenates, a head."""
 
     def __init__(self, classes: int = 4) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class UNet(nn.Module):
 
 
 class Nearest(UNet):
-    """The same with a fixed enlargement, which units read in the place of its result."""
+    """The same with a fixed upsampling, whose input the binary layers read instead."""
 
     def forward(self, x: Tensor) -> Any:
         first = F.relu(self.norm(self.stem(x)))
@@ -142,7 +142,7 @@ def compare(packed: Any, session: Session, *inputs: Tensor) -> None:
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
-    "dictionary, enlarged": (Nearest, [(1, 3, 16, 24), (2, 3, 8, 6)]),
+    "dictionary, upsampled": (Nearest, [(1, 3, 16, 24), (2, 3, 8, 6)]),
     "three dimensions": (Volume, [(1, 1, 8, 8, 6), (2, 1, 5, 6, 7)]),
     "two inputs": (Stereo, [(1, 3, 16, 16), (2, 3, 9, 13)]),
     "linear layers": (Pixelwise, [(1, 3, 16, 16), (2, 3, 24, 20)]),

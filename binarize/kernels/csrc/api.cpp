@@ -1,10 +1,10 @@
-// The C ABI: what is compiled in, what this machine can run, and the way there.
+// The C ABI: which kernels are compiled in, which this machine can run, and the dispatch to them.
 #include "sets.h"
 
 namespace {
 
 #if defined(__x86_64__) || defined(__i386__)
-// __builtin_cpu_supports looks at what the operating system saves, too.
+// __builtin_cpu_supports also checks what the operating system saves.
 bool runs_avx2() { return __builtin_cpu_supports("avx2"); }
 #if defined(BINARIZE_EMULATED)
 bool runs_avx512bw() { return true; }

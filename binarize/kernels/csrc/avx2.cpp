@@ -1,10 +1,10 @@
-// AVX2: bits counted four at a time by a table in a register.
+// AVX2: counts the bits of four words at a time with a table in a register.
 #include <immintrin.h>
 
 #include "sets.h"
 #include "codes.inc.hpp"
 
-// Bytes of the registers that table look-ups use.
+// Bytes of the registers for table look-ups.
 #define BINARIZE_LOOKUP 32
 
 namespace {
@@ -52,7 +52,7 @@ inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation&
   return kFlip ? (word & ~flip) | (other & flip) : word;
 }
 
-// The same of fewer than 64 floats; the bits beyond them are 0.
+// The same for fewer than 64 floats; the remaining bits are 0.
 template <bool kDeviation, bool kFlip>
 inline uint64_t pack_part(const float* x, const float* t, int64_t count, uint64_t flip,
                           Deviation& deviation) {
@@ -108,7 +108,7 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
     for (int v = 0; v < 2; ++v) sum[i][v] = bytes[i][v] = zero;
   }
   // A byte holds 31 times 8.
-  int room = 31;
+  int left = 31;
   for (int64_t r = 0; r < reads; ++r, weight += 8) {
     const int64_t at = offsets[r];
 #pragma GCC unroll 2
@@ -124,8 +124,8 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
         bytes[i][v] = _mm256_add_epi8(bytes[i][v], _mm256_add_epi8(few, rest));
       }
     }
-    if (--room == 0) {
-      room = 31;
+    if (--left == 0) {
+      left = 31;
       for (int i = 0; i < kPixels; ++i) {
         for (int v = 0; v < 2; ++v) {
           sum[i][v] = _mm256_add_epi64(sum[i][v], _mm256_sad_epu8(bytes[i][v], zero));

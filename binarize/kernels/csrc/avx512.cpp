@@ -1,4 +1,4 @@
-// AVX-512 with VPOPCNTDQ: eight words counted by one instruction.
+// AVX-512 with VPOPCNTDQ: one instruction counts the bits of eight words.
 #include "avx512_intrinsics.h"
 #include "sets.h"
 #include "codes.inc.hpp"

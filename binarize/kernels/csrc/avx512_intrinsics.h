@@ -1,5 +1,5 @@
-// The intrinsics of AVX-512, or the same in plain code, by which .ci/kernels tests the sets on
-// machines that have none of it.
+// The intrinsics of AVX-512, or the same in plain code, with which .ci/kernels tests the sets on
+// machines without them.
 #ifndef BINARIZE_AVX512_INTRINSICS_H
 #define BINARIZE_AVX512_INTRINSICS_H
 
@@ -8,7 +8,7 @@
 #include <simde/x86/avx512.h>
 #include <stdint.h>
 
-// Lacking in SIMDe 0.7.4.
+// Missing in SIMDe 0.7.4.
 static inline __m512i emulated_cvtepu8_epi32(__m128i bytes) {
   uint8_t from[16];
   uint32_t to[16];

@@ -1,4 +1,4 @@
-// What both AVX-512 sets share: packing, counts in bit planes, and the stages' plan.
+// Shared by both AVX-512 sets: packing, counting in bit planes, and the plan of the stages.
 
 constexpr int kRegister = 64;
 
@@ -39,7 +39,7 @@ inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation&
   return word;
 }
 
-// The same of fewer than 64 floats; the bits beyond them are 0.
+// The same for fewer than 64 floats; the remaining bits are 0.
 template <bool kDeviation, bool kFlip>
 inline uint64_t pack_part(const float* x, const float* t, int64_t count, uint64_t flip,
                           Deviation& deviation) {

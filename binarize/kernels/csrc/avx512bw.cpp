@@ -1,9 +1,9 @@
-// AVX-512 without VPOPCNTDQ (Skylake-SP, Cascade Lake): bits counted by tables in registers.
+// AVX-512 without VPOPCNTDQ (Skylake-SP, Cascade Lake): counts bits with tables in registers.
 #include "avx512_intrinsics.h"
 #include "sets.h"
 #include "codes.inc.hpp"
 
-// Bytes of the registers that table look-ups use.
+// Bytes of the registers for table look-ups.
 #define BINARIZE_LOOKUP 64
 
 namespace {

@@ -43,14 +43,14 @@ enum BinarizePadding {
 
 enum BinarizeBypass { BINARIZE_NONE = 0, BINARIZE_CONTIGUOUS = 1, BINARIZE_INTERLEAVED = 2 };
 
-/* Everything about a unit but its tensors. Read only; may be shared between threads. */
+/* Everything about a unit except its tensors. Read-only; threads may share it. */
 typedef struct {
   int64_t samples, in_channels, out_channels, groups;
   int64_t in_size[3], out_size[3];
   int64_t kernel[3], stride[3], before[3], dilation[3], bypass_offset[3];
   int64_t padding_mode, transposed, bypass, folded, depthwise;
   int64_t sources, residuals;
-  /* Per source: channels, factor of enlargement, strides of n, z, y, x in elements. */
+  /* Per source: channels, upsampling factor, strides of n, z, y, x in elements. */
   const int64_t* source;
   /* Per residual: strides of n, z, y, x in elements. */
   const int64_t* residual;
@@ -59,8 +59,8 @@ typedef struct {
   int64_t prepared;
 } BinarizeGeometry;
 
-/* The tensors of one call, in this order; those that may be null are marked so.
-   After them come `sources` maps, `sources` means (null where not given), `residuals` maps. */
+/* The tensors of one call, in this order; those that may be null are marked. After them come
+   `sources` feature maps, `sources` means (null if not given), `residuals` feature maps. */
 enum BinarizeTensor {
   BINARIZE_WEIGHT,
   BINARIZE_GAIN,
@@ -82,7 +82,7 @@ enum BinarizeTensor {
 typedef void (*BinarizeRunner)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 BINARIZE_API int32_t binarize_abi(void);
-/* 1 if the library holds it, 2 if this machine can run it as well, else 0. */
+/* 1 if the library has it, 2 if this machine can also run it, else 0. */
 BINARIZE_API int32_t binarize_available(int32_t instruction_set);
 /* Bytes of a weight that is prepared for an instruction set, 0 if its portable layout is the
    fastest there, -1 if the geometry is refused. Sizes of feature maps, samples and sources do not
@@ -93,15 +93,15 @@ BINARIZE_API int64_t binarize_prepared(int32_t instruction_set, const BinarizeGe
 BINARIZE_API int32_t binarize_prepare_weight(int32_t instruction_set,
                                              const BinarizeGeometry* geometry, const void* weight,
                                              void* prepared);
-/* Bytes of scratch memory that a call needs, or -1 if the geometry is refused. */
+/* Bytes of scratch memory that a call needs, or -1 if the geometry is rejected. */
 BINARIZE_API int64_t binarize_scratch(const BinarizeGeometry* geometry, int64_t threads);
-/* Bytes of the packed weight, or -1 if the geometry is refused; sizes and sources do not matter. */
+/* Bytes of the packed weight, or -1 if the geometry is rejected; ignores sizes and sources. */
 BINARIZE_API int64_t binarize_weight_bytes(const BinarizeGeometry* geometry);
 /* Runs the unit; `runner` may be null. */
 BINARIZE_API int32_t binarize_unit(int32_t instruction_set, const BinarizeGeometry* geometry,
                                    const void* const* tensors, int64_t threads,
                                    BinarizeRunner runner);
-/* Codes of numbers for 8-bit layers: clip(round(x * inverse) + zero, 0, 255), halves to even. */
+/* Codes for 8-bit layers: clip(round(x * inverse) + zero, 0, 255), ties to even. */
 BINARIZE_API int32_t binarize_codes(int32_t instruction_set, const float* x, int64_t count,
                                     float inverse, int32_t zero, uint8_t* codes);
 

@@ -1,4 +1,4 @@
-// Float maps to bits: means, thresholds, signs, mean |x - t|, padding, strings.
+// Float feature maps to bits: means, thresholds, signs, mean |x - t|, padding, strings.
 
 struct Work;
 
@@ -29,14 +29,14 @@ struct Source {
     channels = s[0], up = s[1], n = s[2], z = s[3], y = s[4], col = s[5];
     shift = up & (up - 1) ? -1 : __builtin_ctzll((uint64_t)up);
   }
-  // Position before enlargement; dividing would take longer than copying a pixel.
+  // Position before upsampling; a division would take longer than copying a pixel.
   int64_t small(int64_t i) const { return shift < 0 ? i / up : i >> shift; }
   const float* at(int64_t in, int64_t iz, int64_t iy, int64_t ix) const {
     return x + in * n + small(iz) * z + small(iy) * y + small(ix) * col;
   }
 };
 
-// Position in the map of a position that may hang over its border, or -1 for a zero.
+// Position in the feature map of a possibly out-of-border position, or -1 for a zero.
 static int64_t inside(int64_t i, int64_t size, int64_t mode) {
   if (i >= 0 && i < size) return i;
   if (mode == BINARIZE_REFLECT) {
@@ -48,8 +48,8 @@ static int64_t inside(int64_t i, int64_t size, int64_t mode) {
   return -1;
 }
 
-// Adds pixels to sums per channel, in double: a threshold that lies on a map's mean, as those of
-// constant maps may, is only hit by the mean itself.
+// Adds pixels to sums per channel, in double: only the exact mean hits a threshold that equals the
+// mean of a feature map, which is the case for constant ones.
 static void add_pixels(const float* x, int64_t stride, int64_t pixels, int64_t channels,
                        double* __restrict sums) {
   int64_t i = 0;
@@ -99,7 +99,7 @@ static void mean_item(Call& c, int64_t item, int64_t) {
   add_pixels(x, s.col, r.to - r.from, s.channels, sums);
 }
 
-// Adds up partial sums in double and divides.
+// Adds partial sums in double and divides.
 template <class T>
 static void finish_means(const T* part, int64_t rows, int64_t row_stride, int64_t channels,
                          int64_t count, float* __restrict means) {
@@ -114,7 +114,7 @@ static void finish_means(const T* part, int64_t rows, int64_t row_stride, int64_
   }
 }
 
-// Whether there is a source whose means are needed and not given.
+// Whether some source's means are needed and not given.
 static bool takes_means(const Call& c) {
   if (!c.floats(BINARIZE_MEAN_GAIN)) return false;
   for (int64_t i = 0; i < c.g->sources; ++i) {
@@ -123,11 +123,11 @@ static bool takes_means(const Call& c) {
   return false;
 }
 
-// Thresholds that depend on a mean lie below it by this share, so that all of a channel that is
-// constant up to rounding is +1; binarize/ops/ties.py has the same.
+// Thresholds that depend on a mean are this fraction below it, so that a channel that is constant
+// up to rounding is +1 everywhere; binarize/ops/ties.py does the same.
 constexpr float kTieMargin = 0x1p-18f;
 
-// Thresholds of every sample, (n, channel).
+// The thresholds of every sample, (n, channel).
 static void make_levels(Call& c) {
   const BinarizeGeometry& g = *c.g;
   const float *gain = c.floats(BINARIZE_MEAN_GAIN), *base = c.floats(BINARIZE_THRESHOLD);
@@ -184,7 +184,7 @@ static void make_flips(Call& c) {
 struct Packer {
   const float* level;
   const uint64_t* flip;  // or null
-  int64_t full, rest;    // whole words, and channels behind them
+  int64_t full, rest;    // whole words, and channels after them
 
   Packer(const float* l, const uint64_t* f, int64_t channels)
       : level(l), flip(f), full(channels / 64), rest(channels % 64) {}
@@ -205,17 +205,17 @@ struct Packer {
   }
 };
 
-// Puts a source's words where its channels begin, which may be inside a word.
+// Writes a source's words at its first channel, which may be inside a word.
 static inline void merge_word(uint64_t* to, int64_t shift, uint64_t word) {
   to[0] |= word << shift;
   if (shift && (word >> (64 - shift))) to[1] |= word >> (64 - shift);
 }
 
-// Floats by which maps are fetched ahead where they are not read in one go.
+// Prefetch distance in floats, for feature maps that are not read sequentially.
 constexpr int64_t kAhead = 512;
 
 #if defined(BINARIZE_MASKS)
-// Pixels whose channels fill kWide registers and fit into a word: thresholds and sums stay in
+// Packs pixels whose channels fill kWide registers and fit into a word: thresholds and sums stay in
 // registers. Every word is written `repeat` times.
 template <int kWide, bool kDeviation>
 static void pack_few(const float* x, int64_t step, int64_t pixels, const float* level,
@@ -241,7 +241,7 @@ static void pack_few(const float* x, int64_t step, int64_t pixels, const float* 
   deviation.add(all, (float)repeat);
 }
 
-// Whether pack_few did it.
+// Returns whether pack_few handled it.
 template <bool kDeviation>
 static bool pack_few_channels(const Source& s, const float* x, int64_t from, int64_t to,
                               const float* level, uint64_t* row, Deviation& deviation) {
@@ -296,7 +296,7 @@ static void pack_row(const Call& c, int64_t n, int64_t z, int64_t y, int64_t fro
                                           [&](int64_t k, uint64_t word) { at[k] = word; });
       }
     } else {
-      Deviation full;  // of pixels that are there `up` times
+      Deviation full;  // of pixels that occur `up` times
       for (int64_t p = from; p < to; x += s.col) {
         const int64_t end = min(to, (s.small(p) + 1) * s.up);
         Deviation part;
@@ -350,7 +350,7 @@ static void pack_segment(const Call& c, int64_t item) {
                      sizeof(uint64_t) * (size_t)((end - begin) * p.words));
     return;
   }
-  // A row that only repeats another one at the border does not count again.
+  // A row that only repeats another one at the border is not counted again.
   const bool counts = z == pz - p.before[0] && y == py - p.before[1];
   Deviation sums;
   if (counts && c.tensors[BINARIZE_EXPONENT]) {
@@ -383,10 +383,10 @@ static inline uint64_t read_bits(const uint64_t* from, int64_t at, int64_t count
   return count < 64 ? value & (((uint64_t)1 << count) - 1) : value;
 }
 
-// Bits of all taps of a row in one string, where one word holds them.
-static void word_strings(const uint64_t* row, int64_t pixels, int64_t step, int64_t reach,
+// Bits of all taps of a row in one string, if they fit into one word.
+static void word_strings(const uint64_t* row, int64_t pixels, int64_t step, int64_t tap_step,
                          int64_t channels, int64_t taps, uint64_t* __restrict out) {
-  for (int64_t t = 0; t < taps; ++t, row += reach) {
+  for (int64_t t = 0; t < taps; ++t, row += tap_step) {
     const int64_t shift = t * channels, keep = t ? -1 : 0;
     if (step == 1) {
       for (int64_t x = 0; x < pixels; ++x) {
@@ -400,16 +400,16 @@ static void word_strings(const uint64_t* row, int64_t pixels, int64_t step, int6
   }
 }
 
-// The same for few channels: a word per pixel holds them.
+// The same for few channels: a pixel fits into a word.
 template <int kTaps>
-static void short_strings(const uint64_t* row, int64_t pixels, int64_t step, int64_t reach,
+static void short_strings(const uint64_t* row, int64_t pixels, int64_t step, int64_t tap_step,
                           int64_t channels, int64_t words, uint64_t* __restrict out) {
   for (int64_t x = 0; x < pixels; ++x, row += step, out += words) {
     uint64_t string[kTaps + 1] = {0};
 #pragma GCC unroll 5
     for (int t = 0; t < kTaps; ++t) {
       const int64_t at = t * channels / 64, shift = t * channels % 64;
-      const uint64_t bits = row[t * reach];
+      const uint64_t bits = row[t * tap_step];
       string[at] |= bits << shift;
       string[at + 1] |= bits >> 1 >> (63 - shift);
     }
@@ -424,18 +424,18 @@ static void string_row(const Call& c, int64_t line) {
   const uint64_t* row = p.bits + line * p.padded[2] * p.words;
   const int64_t in_group = g.in_channels / g.groups, words = p.string_words;
   const int64_t taps = g.folded ? g.kernel[2] : 1;
-  const int64_t step = g.folded ? g.stride[2] : 1, reach = g.folded ? g.dilation[2] : 1;
+  const int64_t step = g.folded ? g.stride[2] : 1, tap_step = g.folded ? g.dilation[2] : 1;
   uint64_t* out = p.strings + line * p.string_pixels * g.groups * words;
   if (g.groups == 1 && words == 1) {
-    return word_strings(row, p.string_pixels, step, reach, in_group, taps, out);
+    return word_strings(row, p.string_pixels, step, tap_step, in_group, taps, out);
   }
   if (g.groups == 1 && p.words == 1 && taps == 3) {
-    return short_strings<3>(row, p.string_pixels, step, reach, in_group, words, out);
+    return short_strings<3>(row, p.string_pixels, step, tap_step, in_group, words, out);
   }
   if (g.groups == 1 && p.words == 1 && taps == 5) {
-    return short_strings<5>(row, p.string_pixels, step, reach, in_group, words, out);
+    return short_strings<5>(row, p.string_pixels, step, tap_step, in_group, words, out);
   }
-  const int64_t tap_words = reach * p.words;
+  const int64_t tap_words = tap_step * p.words;
   for (int64_t x = 0; x < p.string_pixels; ++x) {
     const uint64_t* pixel = row + x * step * p.words;
     for (int64_t group = 0; group < g.groups; ++group, out += words) {
@@ -453,7 +453,7 @@ static void string_row(const Call& c, int64_t line) {
 
 static void code_row(const Call& c, int64_t line);
 
-// What comes of a row's bits once they are all there.
+// What follows when all bits of a row are there.
 static void regroup_row(const Call& c, int64_t line) {
   if (c.plan.gathered) string_row(c, line);
   if (c.plan.coded) code_row(c, line);
@@ -461,7 +461,7 @@ static void regroup_row(const Call& c, int64_t line) {
 
 static void regroup_item(Call& c, int64_t item, int64_t) { regroup_row(c, item); }
 
-// Packs rows that read the same row of every source, or one beyond the border. Where a row is one
+// Packs rows that read the same row of every source, or one beyond the border. If a row is a single
 // segment, its strings are made while it is in the cache.
 static void pack_item(Call& c, int64_t item, int64_t) {
   const BinarizeGeometry& g = *c.g;
@@ -493,7 +493,7 @@ static void pack_item(Call& c, int64_t item, int64_t) {
   }
 }
 
-// Per sample the gains with alpha multiplied in.
+// Per sample, the gains multiplied by alpha.
 static void make_scale(Call& c) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;

@@ -1,8 +1,8 @@
-// The bypass: what is added to every output beside the count, and where a block of pixels finds it.
+// The bypass, which is added to every output after the count, and where a block of pixels reads it.
 //
-// All input channels are copied as often as they fit into the output; the channels that are left
-// are means of neighbours. Copies are read where the map lies, if its pixels follow each other as
-// the outputs do (`straight`); else the pixels are first brought into the thread's memory.
+// All input channels are copied as often as they fit into the output; the remaining channels are
+// means of neighbors. If a feature map's pixels are in the order of the outputs, copies are read
+// directly (`straight`); otherwise the pixels are first gathered in the thread's memory.
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -11,8 +11,8 @@
 #endif
 
 #if defined(BINARIZE_SHUFFLE)
-// Lane i of the result is float kStep * i + kFrom of the given vectors, as far as they reach; the
-// lanes beyond are those of `have`.
+// Lane i of the result is float kStep * i + kFrom of the given vectors, while there are any; the
+// remaining lanes are those of `have`.
 template <int kStep, int kFrom, int kAt, int... kLane>
 static inline __attribute__((always_inline)) Floats pick(Floats have, Floats next,
                                                          std::integer_sequence<int, kLane...>) {
@@ -23,7 +23,7 @@ static inline __attribute__((always_inline)) Floats pick(Floats have, Floats nex
                                               : kLane)...);
 }
 
-// Every kStep-th float of kStep vectors, from float kFrom on.
+// Every kStep-th float of kStep vectors, starting at float kFrom.
 template <int kStep, int kFrom, int... kAt>
 static inline __attribute__((always_inline)) Floats every(const Floats* x,
                                                           std::integer_sequence<int, kAt...>) {
@@ -41,7 +41,7 @@ static inline __attribute__((always_inline)) Floats add_neighbours(
   return sum;
 }
 
-// Sums of kSize neighbours each, of kSize vectors.
+// Sums of kSize neighbors each, from kSize vectors.
 template <int kSize>
 static inline __attribute__((always_inline)) Floats sum_neighbours(const Floats* x) {
   if constexpr (kSize == 1) {
@@ -62,7 +62,7 @@ static inline __attribute__((always_inline)) Floats sum_neighbours(const Floats*
 }
 #endif
 
-// The same for one sum, in the same order, so that a mean does not depend on its place.
+// The same for one sum, in the same order, so that a mean does not depend on its position.
 template <int kSize>
 static inline __attribute__((always_inline)) float sum_of(const float* x) {
   if constexpr (kSize == 1) {
@@ -78,14 +78,14 @@ static inline __attribute__((always_inline)) float sum_of(const float* x) {
   }
 }
 
-// Means of `size` neighbours each, `groups` times.
+// Means of `size` neighbors each, `groups` times.
 template <int kSize>
 static void group_means(const float* x, int64_t groups, float* __restrict out) {
   constexpr float share = 1.0f / kSize;
   int64_t j = 0;
 #if defined(BINARIZE_SHUFFLE)
   for (; j + kLanes <= groups; j += kLanes) {
-    // One by one: a copy of all in smaller pieces would be waited for.
+    // One by one: a copy in smaller pieces would stall the loads.
     Floats part[kSize];
 #pragma GCC unroll 8
     for (int i = 0; i < kSize; ++i) part[i] = load_as<Floats>(x + j * kSize + i * kLanes);
@@ -128,8 +128,8 @@ static void contiguous_means(const float* x, int64_t size, int64_t groups, float
   }
 }
 
-// The channels that are left when all were copied as often as they fit. The last group also takes
-// what does not divide evenly.
+// The channels that remain when all are copied as often as they fit. The last group also takes the
+// remainder of an uneven division.
 static void fuse_down(const float* x, int64_t channels, int64_t out_channels, bool interleaved,
                       float* __restrict out) {
   const int64_t size = channels / out_channels, head = out_channels - 1;
@@ -147,7 +147,7 @@ static void fuse_down(const float* x, int64_t channels, int64_t out_channels, bo
   out[head] = mean_of(x + head * size, channels - head * size);
 }
 
-// torch's nearest neighbour, float arithmetic and all.
+// torch's nearest neighbor, including its float arithmetic.
 static int64_t nearest(int64_t o, int64_t in, int64_t out) {
   if (in == out) return o;
   if (out == 2 * in) return o >> 1;
@@ -163,7 +163,7 @@ static int64_t clamped(const BinarizeGeometry& g, int d, int64_t i) {
   return i < 0 ? 0 : min(i, g.in_size[d] - 1);
 }
 
-// A memcpy of few floats, without its call.
+// A memcpy of a few floats without the call.
 static inline void copy_floats(const float* from, int64_t count, float* to) {
   int64_t k = 0;
   for (; k + kLanes <= count; k += kLanes) {
@@ -174,7 +174,7 @@ static inline void copy_floats(const float* from, int64_t count, float* to) {
   for (; k < count; ++k) to[k] = from[k];
 }
 
-// Adds up kCount pixels, and what is there where `more` is set, and multiplies.
+// Adds kCount pixels, and the current sum if `more` is set, and multiplies.
 template <int kCount>
 static void add_places(const float* const* x, bool more, float times, int64_t channels,
                        float* __restrict to) {
@@ -195,7 +195,7 @@ static void add_places(const float* const* x, bool more, float times, int64_t ch
   }
 }
 
-// The mean over the window whose first pixel is at `from`.
+// The mean over the window that starts at pixel `from`.
 static void window_mean(const BinarizeGeometry& g, const Source& s, int64_t n,
                         const int64_t from[3], float* __restrict to) {
   const int64_t all = g.stride[0] * g.stride[1] * g.stride[2];
@@ -220,7 +220,7 @@ static void window_mean(const BinarizeGeometry& g, const Source& s, int64_t n,
   }
 }
 
-// All input channels at one output position: where they lie, or brought into `map`.
+// All input channels at one output position: read directly, or gathered in `map`.
 static const float* bypass_pixel(const Call& c, int64_t n, const int64_t at[3], float* map) {
   const BinarizeGeometry& g = *c.g;
   const bool windows = has_windows(g);
@@ -242,13 +242,13 @@ static const float* bypass_pixel(const Call& c, int64_t n, const int64_t at[3], 
   return map;
 }
 
-// Memory of a thread for the bypass of a block.
+// A thread's memory for the bypass of a block.
 struct BypassScratch {
   float *pixels, *rest, *means, *map;
 };
 
-// The means of neighbours of a stretch of a row, where no mean takes channels of two sources:
-// source by source, all pixels at once if they lie one after another.
+// Means of neighbors for a stretch of a row, if no mean combines channels of two sources: source by
+// source, all pixels at once if they are contiguous.
 static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t first, int64_t count,
                         const BypassScratch& scratch) {
   const BinarizeGeometry& g = *c.g;
@@ -271,7 +271,7 @@ static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t f
         contiguous_means(x + k * s.col, size, groups, means + k * groups);
       }
     }
-    // A pixel of an enlarged map is there several times, and so is one at the border.
+    // A pixel of an upsampled feature map occurs several times, and so does one at the border.
     for (int64_t j = 0, k = 0; !all && j < pixels; ++j) {
       const int64_t end = j + 1 < pixels ? (low + j + 1) * s.up - start : count;
       for (; k < end; ++k) copy_floats(means + j * groups, groups, to + k * rest);
@@ -280,7 +280,7 @@ static void stage_means(const Call& c, int64_t n, const int64_t at[3], int64_t f
   }
 }
 
-// Brings `count` pixels, the first of which is output `at`, to place `first` of a block.
+// Gathers `count` pixels, starting at output `at`, from pixel `first` of a block.
 static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t every,
                          int64_t first, int64_t count, const BypassScratch& scratch) {
   const BinarizeGeometry& g = *c.g;
@@ -298,7 +298,7 @@ static void stage_bypass(const Call& c, int64_t n, const int64_t at[3], int64_t 
     return;
   }
   if (p.bypass_apart) return stage_means(c, n, at, first, count, scratch);
-  // Neighbours read the same pixel of a map that is enlarged.
+  // Neighbors read the same pixel of an upsampled feature map.
   const bool once = g.transposed || has_windows(g);
   const int64_t repeat = once ? 1 : p.repeat;
   const int64_t start = bypass_start(g, 2, o[2]);

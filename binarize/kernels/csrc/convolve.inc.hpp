@@ -1,6 +1,6 @@
-// Bits to the result: counting and the epilogue, block by block, and the stages of a unit.
+// From bits to the result: counting and the epilogue, block by block, and the stages of a unit.
 
-// Sums of all residuals for `count` outputs of a row, from output `at` on.
+// Sums of all residuals for `count` outputs of a row, starting at output `at`.
 static void join_residuals(const Call& c, int64_t n, const int64_t at[3], int64_t every,
                            int64_t count, float* scratch) {
   const BinarizeGeometry& g = *c.g;
@@ -19,7 +19,7 @@ static void join_residuals(const Call& c, int64_t n, const int64_t at[3], int64_
   }
 }
 
-// Memory of a thread for one block.
+// A thread's memory for one block.
 struct ThreadScratch {
   int32_t* counts;
   BypassScratch bypass;
@@ -45,7 +45,7 @@ struct ThreadScratch {
   }
 };
 
-// What is the same for all blocks of one sample.
+// Values that all blocks of one sample share.
 static void begin_block(const Call& c, int64_t n, const ThreadScratch& scratch, Block& b) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
@@ -68,7 +68,7 @@ static void begin_block(const Call& c, int64_t n, const ThreadScratch& scratch, 
   b.segment[kSegments] = {g.out_channels - b.copies * g.in_channels, p.bypass_rest};
 }
 
-// Places of a block and where they read and write, one stretch of a row after the other.
+// Pixels of a block and where they read and write, one stretch of a row after the other.
 static __attribute__((noinline)) void place_block(const Call& c, int64_t n, int64_t first,
                                                   const ThreadScratch& scratch, Block& b,
                                                   const uint8_t** pixel) {
@@ -77,7 +77,7 @@ static __attribute__((noinline)) void place_block(const Call& c, int64_t n, int6
   const Work& w = *c.work;
   const Phase& f = w.phase;
   const Dim& fx = f.dim[2];
-  // Strings are made for the outputs of a row: their taps begin at 0.
+  // Strings are per output of a row: their taps start at 0.
   const bool rows = g.folded && p.gathered;
   const int64_t start = rows ? 0 : fx.start + p.before[2];
   const int64_t step = (rows ? 1 : fx.step) * w.line[2];
@@ -121,7 +121,7 @@ static __attribute__((noinline)) void place_block(const Call& c, int64_t n, int6
     const int64_t line =
         (w.numbers[0][at[0]] * w.patterns[1] + w.numbers[1][at[1]]) * w.patterns[2];
     for (int64_t k = 0; k < count; k += run.pixels) {
-      // Numbers only grow along a row.
+      // Numbers only increase along a row.
       run.pixels = numbers[count - 1] == numbers[k] ? count - k : 1;
       while (k + run.pixels < count && numbers[k + run.pixels] == numbers[k]) ++run.pixels;
       run.table = p.table + (line + numbers[k]) * b.channels;
@@ -177,7 +177,7 @@ static void skip_phase(Call& c) {
   ++w.index;
 }
 
-// Makes everything ready for the next phase that has outputs.
+// Prepares the next phase that has outputs.
 static void begin_phase(Call& c) {
   Work& w = *c.work;
   for (;;) {
@@ -224,14 +224,14 @@ static void begin_counting(Call& c) {
   begin_phase(c);
 }
 
-// What the epilogue needs, and where bits are read.
+// The inputs of the epilogue, and where bits are read.
 static void begin_work(const Call& c, Work& w) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const void* const* tensors = c.tensors;
   const bool active =
       tensors[BINARIZE_ACT_SHIFT] || tensors[BINARIZE_ACT_SLOPE] || tensors[BINARIZE_ACT_OUT_SHIFT];
-  // An activation that lacks a part has its neutral value in this memory.
+  // An activation without some part uses the neutral value in this memory.
   float* neutral = p.scale + g.samples * g.out_channels;
   for (int i = 0; i < 3; ++i) {
     w.act[i] = c.floats(BINARIZE_ACT_SHIFT + i);

@@ -1,6 +1,6 @@
-// Counting: different bits of windows and weights, for all pixels of a block.
+// Counting: differing bits of windows and weights, for all pixels of a block.
 
-// Where everything that a window reads lies, in words from its first position.
+// Offsets of everything that a window reads, in words from its first position.
 static void make_offsets(const Call& c) {
   const Work& w = *c.work;
   const Phase& f = w.phase;
@@ -10,8 +10,8 @@ static void make_offsets(const Call& c) {
   for (int64_t step = 0; step < f.steps; ++step) {
     const int64_t x = step % taps2, y = step / taps2 % f.dim[1].taps,
                   z = step / (taps2 * f.dim[1].taps);
-    const int64_t at = z * f.dim[0].reach * w.line[0] + y * f.dim[1].reach * w.line[1] +
-                       x * f.dim[2].reach * w.line[2];
+    const int64_t at = z * f.dim[0].tap_step * w.line[0] + y * f.dim[1].tap_step * w.line[1] +
+                       x * f.dim[2].tap_step * w.line[2];
     for (int64_t k = 0; k < words; ++k) *to++ = at + k;
   }
 }
@@ -39,7 +39,7 @@ static void count_dense(const Call& c, const uint8_t* const* pixel, int64_t pixe
   }
 }
 
-// 512 channels of a depthwise convolution at a time, their counts in bit planes.
+// 512 channels of a depthwise convolution at a time, with counts in bit planes.
 typedef uint64_t Lanes __attribute__((vector_size(64)));
 constexpr int kPlanes = 32;
 

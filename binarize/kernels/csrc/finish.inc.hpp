@@ -1,9 +1,9 @@
-// The epilogue: everything that comes after counting, while a block is in the cache.
+// The epilogue: everything after counting, while a block is in the cache.
 
-// Vectors of channels at a time, so that maps are read and written in longer pieces.
+// Vectors of channels at a time, so that feature maps are read and written in longer pieces.
 constexpr int64_t kFinish = 4;
 
-// Places of a block, in the same row, whose windows hang over the border alike.
+// Pixels of a block in the same row whose windows overlap the border in the same way.
 struct Run {
   int64_t pixels;
   const int32_t* table;
@@ -12,18 +12,18 @@ struct Run {
   float* y;
 };
 
-// Channels that find their bypass in one place.
+// Channels whose bypass is in one place.
 struct Segment {
   int64_t channels, step;  // floats from pixel to pixel
 };
 
-// A block of pixels on its way from counts to the result.
+// A block of pixels from counts to the result.
 struct Block {
   int64_t pixels, channels, count_stride;
   const int32_t* counts;
   const float *scale, *offset, *shift, *slope, *out_shift;
   float* sums;  // per channel, or null
-  // The segments follow each other `copies` times; behind them comes another one, the rest.
+  // The segments repeat `copies` times; one more follows them, the rest.
   Segment segment[kSegments + 1];
   int64_t segments, copies;
   int64_t y_step, residual_step;
@@ -40,8 +40,8 @@ static inline __attribute__((always_inline)) F to_floats(I v) {
   }
 }
 
-// All pixels of a block and `kWide` vectors of channels, which begin at `o` and `inner` floats
-// behind the start of their segment.
+// All pixels of a block and `kWide` vectors of channels, starting at channel `o`, `inner` floats
+// after the start of their segment.
 template <class F, class I, int kWide, bool kBypass, bool kResidual, bool kActivation>
 static inline __attribute__((always_inline)) void finish_channels(const Block& b, int64_t segment,
                                                                   int64_t o, int64_t inner) {
@@ -93,7 +93,7 @@ static inline __attribute__((always_inline)) void finish_channels(const Block& b
   }
 }
 
-// Channels that do not fill a register go through smaller ones.
+// Channels that do not fill a register use smaller ones.
 template <bool kBypass, bool kResidual, bool kActivation>
 static inline __attribute__((always_inline)) void finish_segment(const Block& b, int64_t segment,
                                                                  int64_t from, int64_t channels) {

@@ -16,7 +16,7 @@ static int64_t portable_bytes(const BinarizeGeometry& g) {
 constexpr int64_t kLookup = BINARIZE_LOOKUP;
 
 // Row x, entry w of a table: how many of 4 bits differ. A code is the offset of a pixel's row.
-// Activations of 2 bits would be another table of 256 rows, with codes of 16 bits.
+// 2-bit activations would use another table of 256 rows, with 16-bit codes.
 struct LookupTable {
   uint8_t row[16][16];
 };
@@ -32,7 +32,7 @@ static constexpr LookupTable make_lookup_table() {
   return t;
 }
 
-// Row x + 16 y: rows x and y of the table, each as long as half a register.
+// Row x + 16 y: rows x and y of the table, each half a register long.
 struct PairTable {
   uint8_t row[256][kLookup];
 };
@@ -51,8 +51,8 @@ static constexpr PairTable make_pair_table() {
 alignas(64) static constexpr LookupTable kTable = make_lookup_table();
 alignas(64) static constexpr PairTable kPairTable = make_pair_table();
 constexpr int64_t kTableMax = 4;                    // largest entry
-constexpr int64_t kShortSteps = 65535 / kTableMax;  // steps that 16 bits hold
-constexpr int64_t kTilePixels = 8;                  // the most pixels of a tile
+constexpr int64_t kShortSteps = 65535 / kTableMax;  // steps that fit in 16 bits
+constexpr int64_t kTilePixels = 8;                  // maximum pixels of a tile
 static_assert(kChunkSteps * kTableMax <= 255 && kChunkSteps % 2 == 0, "sums in bytes");
 static_assert(2 * kLookup <= kMaxBlockLanes, "sums of a block");
 
@@ -72,14 +72,14 @@ static int64_t lookup_lanes_of(int64_t outputs) {
   return lanes;
 }
 
-// Byte of a register, or of half of it, that belongs to a lane: such that bytes widened to 16 and
-// 32 bits by masks and shifts alone come out in the order of the channels.
+// Byte of a register, or of half a register, that belongs to a lane: bytes widened to 16 and 32
+// bits by masks and shifts alone must come out in the order of the channels.
 static int64_t lookup_place(int64_t lane, int64_t width) {
   const int64_t quarter = width / 4;
   return lane % quarter * 4 + lane / quarter;
 }
 
-// Look-ups of one register of lanes per code.
+// Look-ups per code for one register of lanes.
 static int64_t looks_per_code(const BinarizeGeometry& g, int64_t bits) {
   return is_halved(g, kLookup) ? 1 : bits / 4;
 }
@@ -91,7 +91,7 @@ static int64_t lookup_phase_bytes(const BinarizeGeometry& g, const Phase& f) {
          looks;
 }
 
-// A prepared weight: the portable one, and behind it the same bits in the order of the look-ups.
+// A prepared weight: the portable one, followed by the same bits in the order of the look-ups.
 static int64_t prepared_bytes(const BinarizeGeometry& g) {
   if (!code_bits(g, kLookup)) return 0;
   int64_t bytes = ceil_div(portable_bytes(g), 64) * 64 + 64;
@@ -135,14 +135,14 @@ static void prepare_weight(const BinarizeGeometry& g, const uint64_t* words, uin
   }
 }
 
-// 4 bits each of 32 to a byte each, as offsets into a table of rows of 16 bytes.
+// Expands 4 bits each, 32 in all, to a byte each, as offsets into a table of rows of 16 bytes.
 static inline uint64_t spread_nibbles(uint64_t x) {
   x = (x | x << 16) & 0x0000ffff0000ffffu;
   x = (x | x << 8) & 0x00ff00ff00ff00ffu;
   return (x << 4 | x << 8) & 0xf0f0f0f0f0f0f0f0u;
 }
 
-// 8 bits each of 32 to 16 bits each, as offsets into a table of rows of kLookup bytes.
+// Expands 8 bits each, 32 in all, to 16 bits each, as offsets into rows of kLookup bytes.
 static inline uint64_t spread_bytes(uint64_t x) {
   x = (x | x << 16) & 0x0000ffff0000ffffu;
   x = (x | x << 8) & 0x00ff00ff00ff00ffu;
@@ -175,7 +175,7 @@ static void spread_row(const uint64_t* from, int64_t items, int64_t words, int64
       __builtin_memcpy(to + bytes * i, &four, sizeof(four));
     }
   } else {
-    // What is written beyond an item's codes is written again by the next; the row ends in a gap.
+    // Bytes beyond an item's codes are overwritten by the next; the row ends in a gap.
     for (int64_t i = 0; i < items; ++i, from += words, to += bytes) {
       for (int64_t k = 0; k < bytes; k += 8) {
         const uint64_t eight = spread<kPairs>(from[k / 16] >> (k % 16 * 4));
@@ -200,8 +200,8 @@ static void code_row(const Call& c, int64_t line) {
   }
 }
 
-// Where a window's codes lie, in stretches that are read in one go, and these in chunks after each
-// of which the bytes are widened.
+// Where a window's codes are, in stretches that are read sequentially, divided into chunks after
+// each of which the bytes are widened.
 static void make_chunks(const Call& c) {
   const Work& w = *c.work;
   const Phase& f = w.phase;
@@ -219,8 +219,8 @@ static void make_chunks(const Call& c) {
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t x = step % taps2, y = step / taps2 % f.dim[1].taps,
                   z = step / (taps2 * f.dim[1].taps);
-    int64_t at = z * f.dim[0].reach * w.line[0] + y * f.dim[1].reach * w.line[1] +
-                 x * f.dim[2].reach * w.line[2];
+    int64_t at = z * f.dim[0].tap_step * w.line[0] + y * f.dim[1].tap_step * w.line[1] +
+                 x * f.dim[2].tap_step * w.line[2];
     for (int64_t left = codes; left > 0;) {
       if (chunk->codes == most) {
         ++chunk;
@@ -242,7 +242,7 @@ static void make_chunks(const Call& c) {
 
 #define BINARIZE_UNROLL _Pragma("GCC unroll 8")
 
-// GCC would add up several steps in another order, for which there are too few registers.
+// GCC would add several steps in another order, for which there are too few registers.
 #if defined(BINARIZE_EMULATED)
 #define BINARIZE_IN_REGISTER(v)
 #else
@@ -251,8 +251,8 @@ static void make_chunks(const Call& c) {
 
 typedef uint16_t Shorts __attribute__((vector_size(kLookup)));
 
-// How a code is looked up: 4 bits in all lanes; 4 of its 8 bits in either half of a register; 8
-// bits by two look-ups in all lanes.
+// How a code is looked up: 4 bits in all lanes; 4 of its 8 bits in each half of a register; 8 bits
+// with two look-ups in all lanes.
 enum class Look { kNibble, kHalves, kPair };
 
 // Sums of one chunk, kTile pixels and kWide registers of lanes.
@@ -329,8 +329,8 @@ static __attribute__((noinline)) void look_up_tile(const uint8_t* const* pixel, 
 typedef uint32_t Quarter __attribute__((vector_size(kLookup)));
 typedef uint32_t HalfQuarter __attribute__((vector_size(kLookup / 2)));
 
-// Sums in 16 bits, of a register's lanes or half as many, to counts in 32, in the order of the
-// channels. As many lanes are written as fill whole quarters.
+// Sums in 16 bits, for a register's lanes or half as many, to counts in 32 bits, in the order of
+// the channels. Writes as many lanes as fill whole quarters.
 template <class Wide>
 static inline __attribute__((always_inline)) void widen_sums(const uint16_t* even,
                                                              const uint16_t* odd, int64_t lanes,
@@ -377,7 +377,7 @@ static constexpr Tile tile_of() {
   return {look_up_tile<kPixels, kWide, kLook>, kPixels};
 }
 
-// For so many registers of lanes. As many sums, weights and rows as fit into the registers.
+// For this many registers of lanes. As many sums, weights and rows as fit into the registers.
 static Tile choose_tile(int64_t wide, int64_t bits, bool halved) {
   if (halved) return tile_of<8, 1, Look::kHalves>();
   if (bits == 8) {
@@ -396,7 +396,7 @@ static void count_lookup(const Call& c, const uint8_t* const* pixel, int64_t pix
   const int64_t rounded = pixels + kTilePixels - 1;  // whole tiles of any size
   const bool halved = is_halved(g, kLookup);
   const int64_t looks = looks_per_code(g, p.coded);
-  // In 16 bits; of halves, the sum of both.
+  // In 16 bits; for halves, the sum of both.
   const int64_t most = kShortSteps / (p.coded / 4);
   const uint8_t* weight = c.work->lookup;
   const uint8_t* moved[kMaxBlockPixels + kTilePixels];

@@ -1,4 +1,4 @@
-// NEON (AArch64): bits counted byte by byte.
+// NEON (AArch64): counts bits byte by byte.
 #include <arm_neon.h>
 
 #include "sets.h"
@@ -59,7 +59,7 @@ inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation&
   return kFlip ? (~less & ~flip) | (~more & flip) : ~less;
 }
 
-// The same of fewer than 64 floats; the bits beyond them are 0.
+// The same for fewer than 64 floats; the remaining bits are 0.
 template <bool kDeviation, bool kFlip>
 inline uint64_t pack_part(const float* x, const float* t, int64_t count, uint64_t flip,
                           Deviation& deviation) {
@@ -101,7 +101,7 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
     }
   };
   // A byte holds 31 times 8.
-  int room = 31;
+  int left = 31;
   for (int64_t r = 0; r < reads; ++r, weight += 8) {
     const int64_t at = offsets[r];
 #pragma GCC unroll 4
@@ -113,8 +113,8 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
         bytes[i][v] = vaddq_u8(bytes[i][v], vcntq_u8(vreinterpretq_u8_u64(veorq_u64(a, w))));
       }
     }
-    if (--room == 0) {
-      room = 31;
+    if (--left == 0) {
+      left = 31;
       flush();
     }
   }

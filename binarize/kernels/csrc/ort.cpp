@@ -1,7 +1,7 @@
 // The 1-bit unit as a custom operator of ONNX Runtime: BinaryConv in the domain `binarize`.
 //
 // Its attributes and tensors are those of the torch operator binarize::unit, but feature maps are
-// channels-last, (N, *spatial, C), as the kernels read them. The exporter puts transpositions where
+// channels-last, (N, *spatial, C), as the kernels read them. The exporter adds transpositions where
 // a standard operator needs another order.
 #include <sched.h>
 #include <stdarg.h>
@@ -26,12 +26,12 @@ enum Input {
   kActShift,
   kActSlope,
   kActOutShift,
-  kPadding,     // in the place of the attribute, where it depends on the size of the image
+  kPadding,     // replaces the attribute if it depends on the size of the image
   kFirstSource  // sources, their means if there are any, residuals
 };
 
-constexpr int64_t kMostSources = 64, kMostResiduals = 64, kMostThreads = 64;
-// Floats; less work than this is not worth waking other threads for.
+constexpr int64_t kMaxSources = 64, kMaxResiduals = 64, kMaxThreads = 64;
+// Floats; with less work than this, waking other threads does not pay.
 constexpr int64_t kSerialWork = 1 << 17;
 
 const OrtFunction* api;
@@ -72,7 +72,7 @@ struct Scratch {
 };
 thread_local Scratch scratch;
 
-// The call that this thread is in: a runner has no argument for it.
+// The call that this thread runs: a runner has no argument for it.
 thread_local OrtContext* current;
 
 struct Team {
@@ -87,7 +87,7 @@ void run_on_pool(void (*body)(void*), void* data, unsigned threads, unsigned) {
     team->body(team->data);
   };
   void (*function)(void*, size_t) = one;
-  // Should the pool run them one after the other, the first does all the work.
+  // If the pool runs them one after the other, the first does all the work.
   OrtStatus* status = slot<const OrtContext*, void (*)(void*, size_t), size_t, size_t, void*>(
       kContextParallelFor)(current, function, threads, 0, &team);
   if (status) {
@@ -112,15 +112,14 @@ OrtStatus* read_shape(const OrtValue* value, Tensor& to) {
     s = slot<const OrtShape*, int64_t*, size_t>(kGetDimensions)(shape, to.size, rank);
   reinterpret_cast<void (*)(OrtShape*)>(api[kReleaseTensorTypeAndShape])(shape);
   if (s) return s;
-  if (rank > 8)
-    return refuse("input of %zu dimensions: at most 8 are possible; check the file", rank);
+  if (rank > 8) return refuse("input of %zu dimensions: must have 8 at most; check the file", rank);
   to.rank = (int64_t)rank;
   to.count = 1;
   for (size_t d = 0; d < rank; ++d) to.count *= to.size[d];
   return nullptr;
 }
 
-// A tensor of the call; without data where it was not given.
+// A tensor of the call; without data if it was not given.
 OrtStatus* read_input(OrtContext* context, size_t index, Tensor& to) {
   const OrtValue* value = nullptr;
   to = Tensor();
@@ -146,13 +145,13 @@ struct Unit {
   int64_t dims = 0, sources = 0, groups = 1, transposed = 0, has_means = 0;
   int64_t padding_mode = 0, bypass = 0;
   int64_t kernel[3], stride[3], dilation[3], output_padding[3], bypass_offset[3], padding[6];
-  int64_t upsample[kMostSources];
+  int64_t upsample[kMaxSources];
   int32_t set = BINARIZE_SCALAR;
   int64_t threads = 1;
-  // The weight in the order that this set counts fastest, made by the first call; null if that is
-  // the order it has, or if it is no constant of the graph.
+  // The weight in the fastest order for this set, made by the first call; null if it already has
+  // that order, or if it is not a constant of the graph.
   bool constant_weight = false;
-  int32_t lock = 0, prepared_state = 0;  // 0 not yet, 1 made, 2 not to be made
+  int32_t lock = 0, prepared_state = 0;  // 0 not yet, 1 prepared, 2 not to be prepared
   void* prepared = nullptr;
 
   int64_t folded(int64_t in_channels, int64_t out_channels) const;
@@ -170,20 +169,20 @@ int64_t Unit::folded(int64_t in, int64_t out) const {
          words(in_group * row) < words(in_group) * row;
 }
 
-OrtStatus* read_int(const OrtKernelInfo* info, const char* name, int64_t least, int64_t most,
+OrtStatus* read_int(const OrtKernelInfo* info, const char* name, int64_t min, int64_t max,
                     int64_t& to) {
   if (OrtStatus* s =
           slot<const OrtKernelInfo*, const char*, int64_t*>(kKernelInfoInt)(info, name, &to)) {
     forget(s);
-    return refuse("attribute %s: it is missing; export the network again", name);
+    return refuse("attribute %s: is missing; export the network again", name);
   }
-  if (to < least || to > most)
+  if (to < min || to > max)
     return refuse("attribute %s=%lld: must be %lld to %lld; export the network again", name,
-                  (long long)to, (long long)least, (long long)most);
+                  (long long)to, (long long)min, (long long)max);
   return nullptr;
 }
 
-OrtStatus* read_ints(const OrtKernelInfo* info, const char* name, int64_t count, int64_t least,
+OrtStatus* read_ints(const OrtKernelInfo* info, const char* name, int64_t count, int64_t min,
                      int64_t* to) {
   size_t found = 0;
   const auto read = slot<const OrtKernelInfo*, const char*, int64_t*, size_t*>(kKernelInfoInts);
@@ -193,7 +192,7 @@ OrtStatus* read_ints(const OrtKernelInfo* info, const char* name, int64_t count,
                   found, (long long)count);
   if (OrtStatus* s = read(info, name, to, &found)) return s;
   for (int64_t i = 0; i < count; ++i) {
-    if (to[i] < least || to[i] > INT32_MAX)
+    if (to[i] < min || to[i] > INT32_MAX)
       return refuse("attribute %s: %lld is not allowed; export the network again", name,
                     (long long)to[i]);
   }
@@ -209,7 +208,7 @@ OrtStatus* read_word(const OrtKernelInfo* info, const char* name, const char* co
   for (to = 0; to < count; ++to) {
     if (!strcmp(text, known[to])) return nullptr;
   }
-  return refuse("attribute %s='%s': is not known; use a newer operator library", name, text);
+  return refuse("attribute %s='%s': is unknown; use a newer operator library", name, text);
 }
 
 int32_t best_set() {
@@ -231,7 +230,7 @@ int32_t best_set() {
 
 int64_t processors() {
   const long found = sysconf(_SC_NPROCESSORS_ONLN);
-  return found < 1 ? 1 : found > kMostThreads ? kMostThreads : found;
+  return found < 1 ? 1 : found > kMaxThreads ? kMaxThreads : found;
 }
 
 OrtStatus* read_unit(const OrtKernelInfo* info, Unit& u) {
@@ -248,13 +247,13 @@ OrtStatus* read_unit(const OrtKernelInfo* info, Unit& u) {
   if (OrtStatus* s = read_int(info, "groups", 1, INT32_MAX, u.groups)) return s;
   if (OrtStatus* s = read_int(info, "transposed", 0, 1, u.transposed)) return s;
   if (OrtStatus* s = read_int(info, "has_means", 0, 1, u.has_means)) return s;
-  if (OrtStatus* s = read_int(info, "sources", 1, kMostSources, sources)) return s;
+  if (OrtStatus* s = read_int(info, "sources", 1, kMaxSources, sources)) return s;
   u.sources = sources;
   const int64_t lead = 3 - u.dims;
   struct {
     const char* name;
     int64_t* to;
-    int64_t least, fill;
+    int64_t min, fill;
   } per_dim[] = {{"kernel", u.kernel, 1, 1},
                  {"stride", u.stride, 1, 1},
                  {"dilation", u.dilation, 1, 1},
@@ -262,7 +261,7 @@ OrtStatus* read_unit(const OrtKernelInfo* info, Unit& u) {
                  {"bypass_offset", u.bypass_offset, INT32_MIN, 0}};
   for (auto& each : per_dim) {
     for (int64_t d = 0; d < lead; ++d) each.to[d] = each.fill;
-    if (OrtStatus* s = read_ints(info, each.name, u.dims, each.least, each.to + lead)) return s;
+    if (OrtStatus* s = read_ints(info, each.name, u.dims, each.min, each.to + lead)) return s;
   }
   for (int64_t d = 0; d < 2 * lead; ++d) u.padding[d] = 0;
   if (OrtStatus* s = read_ints(info, "padding", 2 * u.dims, 0, u.padding + 2 * lead)) return s;
@@ -282,7 +281,7 @@ OrtStatus* read_unit(const OrtKernelInfo* info, Unit& u) {
 OrtStatus* create(const OrtOperator*, const OrtFunction*, const OrtKernelInfo* info,
                   void** kernel) {
   Unit* u = (Unit*)malloc(sizeof(Unit));
-  if (!u) return refuse("memory: there is none left for a node");
+  if (!u) return refuse("memory: none is left for a node");
   *u = Unit();
   OrtStatus* status = read_unit(info, *u);
   if (status) {
@@ -293,14 +292,14 @@ OrtStatus* create(const OrtOperator*, const OrtFunction*, const OrtKernelInfo* i
   return nullptr;
 }
 
-// A call's geometry and what it points to.
+// A call's geometry and the arrays that it points to.
 struct Shapes {
   BinarizeGeometry g;
-  int64_t out_size[3];  // of the map, also where the kernel sees one row
-  int64_t source[6 * kMostSources], residual[4 * kMostResiduals];
+  int64_t out_size[3];  // of the feature map, also if the kernel sees it as one row
+  int64_t source[6 * kMaxSources], residual[4 * kMaxResiduals];
 };
 
-// Strides of n, z, y, x of a dense channels-last map.
+// Strides of n, z, y, x of a dense channels-last feature map.
 void dense_strides(const int64_t size[3], int64_t channels, int64_t* to) {
   to[3] = channels;
   to[2] = to[3] * size[2];
@@ -354,26 +353,27 @@ OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals
   for (int d = 0; d < 3; ++d) {
     g.kernel[d] = u.kernel[d], g.stride[d] = u.stride[d], g.dilation[d] = u.dilation[d];
     g.before[d] = padding[2 * d], g.bypass_offset[d] = u.bypass_offset[d];
-    const int64_t reach = u.dilation[d] * (u.kernel[d] - 1) + 1;
+    const int64_t extent = u.dilation[d] * (u.kernel[d] - 1) + 1;  // effective kernel
     const int64_t pads = padding[2 * d] + padding[2 * d + 1];
-    const int64_t room = g.in_size[d] + pads - reach;
+    const int64_t span = g.in_size[d] + pads - extent;
     g.out_size[d] = u.transposed
-                        ? (g.in_size[d] - 1) * u.stride[d] - pads + reach + u.output_padding[d]
-                    : room < 0 ? 0
-                               : room / u.stride[d] + 1;
+                        ? (g.in_size[d] - 1) * u.stride[d] - pads + extent + u.output_padding[d]
+                    : span < 0 ? 0
+                               : span / u.stride[d] + 1;
     if (g.out_size[d] < 1)
       return refuse(
-          "input of size %lld: a kernel that reaches over %lld positions gives no output; give "
-          "a larger image",
-          (long long)g.in_size[d], (long long)reach);
-    const int64_t most = padding[2 * d] > padding[2 * d + 1] ? padding[2 * d] : padding[2 * d + 1];
+          "input of size %lld: a kernel that spans %lld positions gives no output; give a larger "
+          "image",
+          (long long)g.in_size[d], (long long)extent);
+    const int64_t widest =
+        padding[2 * d] > padding[2 * d + 1] ? padding[2 * d] : padding[2 * d + 1];
     const int64_t short_by = u.padding_mode == BINARIZE_REFLECT ? 1 : 0;
     if ((u.padding_mode == BINARIZE_REFLECT || u.padding_mode == BINARIZE_CIRCULAR) &&
-        most > g.in_size[d] - short_by)
+        widest > g.in_size[d] - short_by)
       return refuse(
           "input of size %lld: is too small for a padding of %lld by its own values; give a "
           "larger image",
-          (long long)g.in_size[d], (long long)most);
+          (long long)g.in_size[d], (long long)widest);
     pointwise = pointwise && u.kernel[d] == 1 && u.stride[d] == 1 && !pads && !u.bypass_offset[d];
   }
   for (int64_t i = 0; i < u.sources; ++i) pointwise = pointwise && u.upsample[i] == 1;
@@ -392,7 +392,7 @@ OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals
   }
   memcpy(to.out_size, g.out_size, sizeof(to.out_size));
   if (pointwise) {
-    // Positions that lie one after the other are one row.
+    // Contiguous positions form one row.
     const int64_t count = g.in_size[0] * g.in_size[1] * g.in_size[2];
     for (int d = 0; d < 3; ++d) g.in_size[d] = g.out_size[d] = d < 2 ? 1 : count;
     for (int64_t i = 0; i < u.sources; ++i) to.source[6 * i + 3] = to.source[6 * i + 4] = 0;
@@ -411,7 +411,7 @@ OrtStatus* measure(const Unit& u, const Tensor* sources, const Tensor* residuals
   return nullptr;
 }
 
-// Roughly how long a call takes, in floats read or written; geometry.py counts the same.
+// A call's approximate cost, in floats read or written; geometry.py estimates it the same way.
 int64_t work_of(const BinarizeGeometry& g) {
   int64_t in = g.in_channels, out = g.out_channels, taps = g.in_channels / g.groups, phases = 1;
   for (int d = 0; d < 3; ++d) {
@@ -422,7 +422,7 @@ int64_t work_of(const BinarizeGeometry& g) {
   return g.samples * (2 * in + 2 * out + taps / 512);
 }
 
-// Weight of a call, prepared where that helps.
+// Weight of a call, prepared if that helps.
 const void* counted_weight(Unit& u, BinarizeGeometry& g, const void* weight) {
   if (!u.constant_weight || __atomic_load_n(&u.prepared_state, __ATOMIC_ACQUIRE) == 2) {
     return weight;
@@ -451,14 +451,14 @@ OrtStatus* check_count(const Tensor& x, int64_t count, bool needed, const char* 
 
 OrtStatus* compute(void* kernel, OrtContext* context) {
   Unit& u = *(Unit*)kernel;
-  Tensor fixed[kFirstSource], sources[kMostSources], means[kMostSources], residuals[kMostResiduals];
+  Tensor fixed[kFirstSource], sources[kMaxSources], means[kMaxSources], residuals[kMaxResiduals];
   size_t inputs = 0, outputs = 0;
   if (OrtStatus* s = slot<const OrtContext*, size_t*>(kContextInputCount)(context, &inputs))
     return s;
   if (OrtStatus* s = slot<const OrtContext*, size_t*>(kContextOutputCount)(context, &outputs))
     return s;
   const int64_t residual_count = (int64_t)inputs - kFirstSource - u.sources * (u.has_means ? 2 : 1);
-  if (residual_count < 0 || residual_count > kMostResiduals)
+  if (residual_count < 0 || residual_count > kMaxResiduals)
     return refuse("inputs: there are %zu, which does not fit %lld sources; check the graph", inputs,
                   (long long)u.sources);
   size_t index = 0;
@@ -526,13 +526,14 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
 
   const int64_t threads = work_of(g) < kSerialWork ? 1 : u.threads;
   const int64_t bytes = binarize_scratch(&g, threads);
-  void* room = bytes < 0 ? nullptr : scratch.take(bytes);
-  if (!room)
+  void* memory = bytes < 0 ? nullptr : scratch.take(bytes);
+  if (!memory)
     return bytes < 0
-               ? refuse("geometry: the kernels refuse it; report this as a bug")
-               : refuse("memory: %lld bytes of scratch memory cannot be had; use a smaller image",
-                        (long long)bytes);
-  void* table[BINARIZE_FIRST_SOURCE + 2 * kMostSources + kMostResiduals];
+               ? refuse("geometry: the kernels reject it; report this as a bug")
+               : refuse(
+                     "memory: %lld bytes of scratch memory are not available; use a smaller image",
+                     (long long)bytes);
+  void* table[BINARIZE_FIRST_SOURCE + 2 * kMaxSources + kMaxResiduals];
   table[BINARIZE_WEIGHT] = const_cast<void*>(counted_weight(u, g, fixed[kWeight].data));
   table[BINARIZE_GAIN] = fixed[kGain].data;
   table[BINARIZE_OFFSET] = fixed[kOffset].data;
@@ -545,7 +546,7 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
   table[BINARIZE_ACT_OUT_SHIFT] = fixed[kActOutShift].data;
   table[BINARIZE_RESULT] = y;
   table[BINARIZE_RESULT_MEANS] = y_means;
-  table[BINARIZE_SCRATCH] = room;
+  table[BINARIZE_SCRATCH] = memory;
   void** next = table + BINARIZE_FIRST_SOURCE;
   for (int64_t i = 0; i < u.sources; ++i) *next++ = sources[i].data;
   for (int64_t i = 0; i < u.sources; ++i) *next++ = means[i].data;
@@ -554,7 +555,7 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
   const int32_t status = binarize_unit(u.set, &g, table, threads, run_on_pool);
   current = nullptr;
   if (status != BINARIZE_OK)
-    return refuse("geometry: the kernels refuse it with status %d; report this as a bug", status);
+    return refuse("geometry: the kernels reject it with status %d; report this as a bug", status);
   return nullptr;
 }
 
@@ -610,7 +611,7 @@ const OrtOperator binary_conv = {kOrtApiVersion,
 extern "C" BINARIZE_API OrtStatus* RegisterCustomOps(void* options, const OrtApiBase* base) {
   api = base->get_api(kOrtApiVersion);
   if (!api) {
-    // There is no way to make a status without the table; the oldest one has it.
+    // A status cannot be made without the table; use the oldest one.
     api = base->get_api(1);
     return api ? refuse(
                      "onnxruntime %s: is older than 1.17, which the operators need; use a newer "

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The oldest version of the API that has every slot used here (ONNX Runtime 1.17). */
+/* The oldest API version with all slots used here (ONNX Runtime 1.17). */
 enum { kOrtApiVersion = 17 };
 
 enum OrtSlot {

@@ -1,13 +1,13 @@
-// A unit's work as stages, which the threads of one parallel region go through together.
+// A unit's work in stages, which the threads of one parallel region go through together.
 //
-// Threads come and go as the runner and the system like: a stage is over when its items are done,
-// not when a number of threads has arrived. So one thread can do all of the work, and one that
-// comes late finds it done.
+// Threads join and leave as the runner and the system decide: a stage ends when its items are done,
+// not when some number of threads has arrived. One thread alone can therefore do all the work, and
+// a late one finds it done.
 struct Call;
 
 struct Stage {
   void (*item)(Call& call, int64_t item, int64_t slot);
-  // What comes between this stage and the next, in one thread; may be null.
+  // Runs between this stage and the next, in one thread; may be null.
   void (*after)(Call& call);
   int64_t items;     // at least 1
   uint64_t claimed;  // from the front (low half) and from the back (high half)
@@ -22,7 +22,7 @@ struct Region {
   int64_t slots;
 };
 
-// An item that nobody else does, or -1.
+// An item that no other thread does, or -1.
 static int64_t claim(Stage& stage, bool from_back) {
   const uint64_t before =
       __atomic_fetch_add(&stage.claimed, from_back ? (uint64_t)1 << 32 : 1, __ATOMIC_RELAXED);
@@ -38,7 +38,7 @@ static inline void pause_briefly(int64_t turn) {
   __asm__ volatile("yield");
 #endif
 #if defined(BINARIZE_POSIX)
-  // The thread that is waited for may have lost its processor.
+  // The thread that this one waits for may have been preempted.
   if (turn > 1000) sched_yield();
 #else
   (void)turn;
@@ -47,8 +47,8 @@ static inline void pause_briefly(int64_t turn) {
 
 static void region_main(void* data) {
   Region& region = *(Region*)data;
-  // A slot is a thread's own scratch memory. Two threads begin at either end of the items, so that
-  // each finds what it wrote in the stage before in its own cache.
+  // A slot is a thread's own scratch memory. Two threads start at either end of the items, so that
+  // each finds its results of the previous stage in its own cache.
   const int64_t slot = __atomic_fetch_add(&region.slots, 1, __ATOMIC_RELAXED);
   for (Stage* stage = region.stages; stage < region.stages + region.count; ++stage) {
     for (;;) {

@@ -1,8 +1,8 @@
-// What one call does, worked out from its geometry: phases, padded bits, scratch memory.
-// Included by every instruction set's file inside a namespace of its own, so that no code
-// compiled for one processor is ever shared with another.
+// The plan of one call, computed from its geometry: phases, padded bits, scratch memory.
+// Every instruction set's file includes it in its own namespace, so that no code compiled for one
+// processor is ever shared with another.
 
-// As many floats as a register holds.
+// The number of floats in a register.
 typedef float Floats __attribute__((vector_size(kRegister)));
 typedef int32_t Ints __attribute__((vector_size(kRegister)));
 typedef float Floats8 __attribute__((vector_size(32)));
@@ -19,14 +19,14 @@ static inline __attribute__((always_inline)) T load_as(const P* from) {
 }
 
 struct Dim {
-  int64_t in;     // size of the enlarged input
-  int64_t out;    // outputs of this phase
-  int64_t taps;   // taps of this phase
-  int64_t step;   // input positions per output
-  int64_t start;  // input position of output 0, tap 0
-  int64_t reach;  // input positions per tap
-  int64_t first;  // first output in the result
-  int64_t every;  // distance of the outputs in the result
+  int64_t in;        // size of the enlarged input
+  int64_t out;       // outputs of this phase
+  int64_t taps;      // taps of this phase
+  int64_t step;      // input positions per output
+  int64_t start;     // input position of output 0, tap 0
+  int64_t tap_step;  // input positions per tap
+  int64_t first;     // first output in the result
+  int64_t every;     // distance of the outputs in the result
 };
 
 struct Phase {
@@ -45,7 +45,7 @@ static inline int64_t floor_div(int64_t a, int64_t b) {
   return a >= 0 ? a / b : -((-a + b - 1) / b);
 }
 
-// One dimension of a transposed convolution's phase `rest`; layout.py puts the same taps there.
+// One dimension of a transposed convolution's phase `rest`; layout.py places the same taps there.
 static Dim transposed_dim(const BinarizeGeometry& g, int d, int64_t rest) {
   const int64_t s = g.stride[d], dil = g.dilation[d], k = g.kernel[d], p = g.before[d];
   Dim r = {g.in_size[d], 0, 0, 1, 0, 1, 0, s};
@@ -60,7 +60,7 @@ static Dim transposed_dim(const BinarizeGeometry& g, int d, int64_t rest) {
   }
   if (r.taps == 0) return r;
   r.start = floor_div(r.first + p - last * dil, s);
-  if (r.taps > 1) r.reach = (last - before_last) * dil / s;
+  if (r.taps > 1) r.tap_step = (last - before_last) * dil / s;
   return r;
 }
 
@@ -102,32 +102,31 @@ constexpr int64_t kSegment = 512;        // pixels of a row that one thread pack
 constexpr int64_t kSegments = 4;         // sources that a bypass is read from where they lie
 constexpr int64_t kChunkSteps = 62;      // look-ups whose sums a byte holds, an even number
 
-// Codes that a window reads one after another.
+// Codes that a window reads sequentially.
 struct Stretch {
   int64_t offset, count;
 };
 
-// Stretches of at most kChunkSteps look-ups in all.
+// Stretches with at most kChunkSteps look-ups in total.
 struct Chunk {
   const Stretch *first, *end;
   int64_t codes;
 };
 
-// Whether the outputs fill half of a register of so many bytes, so that its halves look up 4 bits
-// each at the same time.
+// Whether the outputs fill half of a register of this many bytes, so that its halves can look up 4
+// bits each at the same time.
 static inline bool is_halved(const BinarizeGeometry& g, int64_t lookup) {
   return g.out_channels / g.groups <= lookup / 2;
 }
 
-// Bits that one code of a pixel stands for in table look-ups: 8 are read in one go, 4 leave fewer
-// empty. 0: bits of words are counted instead,
-// as most lanes would be empty.
+// Bits per code of a pixel in table look-ups: 8 are read at once, 4 leave fewer lanes empty. With
+// 0, bits of words are counted instead, as most lanes would be empty.
 static inline int64_t code_bits(const BinarizeGeometry& g, int64_t lookup) {
   if (lookup == 0 || g.depthwise || g.out_channels / g.groups <= 8) return 0;
   return is_halved(g, lookup) || g.in_channels / g.groups % 8 == 0 ? 8 : 4;
 }
 
-// Codes of one step of the packed weight, of so many bits each.
+// Codes of one step of the packed weight, with this many bits each.
 static inline int64_t row_codes(const BinarizeGeometry& g, int64_t bits) {
   return ceil_div(g.in_channels / g.groups * (g.folded ? g.kernel[2] : 1), bits);
 }
@@ -212,7 +211,7 @@ static void plan_bypass(const BinarizeGeometry& g, Plan& p) {
   p.bypass_stored = !p.bypass_straight;
 }
 
-// Fills in the plan; with `memory` null only its size.
+// Fills in the plan; only its size if `memory` is null.
 static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means, int64_t threads,
                       char* memory, Plan& p) {
   p.words = ceil_div(g.in_channels, 64);
@@ -232,7 +231,7 @@ static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means,
       const Dim& m = phase.dim[d];
       if (m.taps == 0 || m.out == 0) continue;
       low[d] = min(low[d], m.start);
-      high[d] = max(high[d], m.start + (m.out - 1) * m.step + (m.taps - 1) * m.reach);
+      high[d] = max(high[d], m.start + (m.out - 1) * m.step + (m.taps - 1) * m.tap_step);
       p.patterns[d] = max(p.patterns[d], min(m.out, 2 * m.taps + 1));
     }
   }
@@ -241,9 +240,9 @@ static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means,
     p.padded[d] = high[d] + 1 - low[d];
   }
   const int64_t in_group = g.in_channels / g.groups;
-  // Few pixels do not pay for reading a weight that is twice as long.
+  // Few pixels do not justify reading a weight that is twice as long.
   p.coded = g.samples * outputs > kPixels ? coded : 0;
-  // Codes that belong to one tap and group are read where they lie.
+  // Codes that belong to one tap and group are read directly.
   const bool gather = p.coded ? in_group % p.coded != 0 : g.folded || in_group % 64 != 0;
   p.gathered = !g.depthwise && gather && (g.folded || g.groups > 1);
   p.string_words = ceil_div(g.folded ? in_group * g.kernel[2] : in_group, 64);
@@ -255,7 +254,7 @@ static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means,
   p.code_line = ceil_div((p.gathered ? p.string_pixels : p.padded[2]) * p.code_pixel, 16) * 16 + 16;
 
   const int64_t round = g.depthwise ? 64 : 16, tile = p.coded ? 2 * kPixels : kPixels;
-  // A group's last lanes may lie over the next group's, but not over the next pixel.
+  // A group's last lanes may overlap the next group's, but not the next pixel.
   const int64_t over = p.coded && g.groups > 1 ? 15 : 0;
   p.count_stride = ceil_div(g.out_channels + over, round) * round;
   p.block = min(kMaxBlockPixels, max(tile, 8192 / p.count_stride / tile * tile));

@@ -1,4 +1,4 @@
-// Any processor: bits counted by adding neighbouring fields of a word.
+// Any processor: counts bits by adding neighboring fields of a word.
 #include "sets.h"
 #include "codes.inc.hpp"
 
@@ -33,7 +33,7 @@ inline uint64_t pack64(const float* x, const float* t, uint64_t flip, Deviation&
   return kFlip ? (~less & ~flip) | (~more & flip) : ~less;
 }
 
-// The same of fewer than 64 floats; the bits beyond them are 0.
+// The same for fewer than 64 floats; the remaining bits are 0.
 template <bool kDeviation, bool kFlip>
 inline uint64_t pack_part(const float* x, const float* t, int64_t count, uint64_t flip,
                           Deviation& deviation) {

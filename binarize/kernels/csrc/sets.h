@@ -16,7 +16,7 @@
   int32_t binarize_unit_##name(const BinarizeGeometry& g, const void* const* tensors, \
                                int64_t threads, BinarizeRunner runner)
 
-// Bytes of a weight in the order that a set counts fastest in, and the weight in that order.
+// Bytes of a weight in the set's fastest order for counting, and the weight in that order.
 #define BINARIZE_PREPARED(name) int64_t binarize_prepared_##name(const BinarizeGeometry& g)
 #define BINARIZE_PREPARE(name) \
   void binarize_prepare_##name(const BinarizeGeometry& g, const uint64_t* weight, uint8_t* prepared)

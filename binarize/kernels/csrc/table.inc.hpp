@@ -1,8 +1,8 @@
-// What a phase's work items share, and what a count of 0 different bits stands for.
+// What a phase's work items share, and the sum that a count of 0 differing bits represents.
 
 struct Block;
 
-// What the work items of one phase share.
+// Shared by the work items of one phase.
 struct Work {
   int64_t index;  // of the phase
   Phase phase;
@@ -22,10 +22,10 @@ struct Work {
   int64_t sample;       // elements per sample
 };
 
-// Windows that hang over the border: for every output position of a dimension the number of its
-// pattern, and for every combination of patterns and every channel the sum that a count of 0
-// different bits stands for. Zero padding is stored as 0-bits, which count as -1; what that adds
-// is taken away here by the tap sums.
+// Windows that overlap the border: for every output position of a dimension, the index of its
+// pattern, and for every combination of patterns and every channel, the sum that a count of 0
+// differing bits represents. Zero padding is stored as 0-bits, which count as -1; the tap sums
+// correct for that here.
 static void make_table(const Call& c) {
   const BinarizeGeometry& g = *c.g;
   const Phase& f = c.work->phase;
@@ -42,9 +42,9 @@ static void make_table(const Call& c) {
     from = 0, to = m.taps;
     if (g.padding_mode != BINARIZE_ZEROS) return;
     const int64_t start = m.start + o * m.step;
-    if (start >= 0 && start + (m.taps - 1) * m.reach < m.in) return;
-    if (start < 0) from = min(m.taps, ceil_div(-start, m.reach));
-    to = start >= m.in ? 0 : min(m.taps, (m.in - 1 - start) / m.reach + 1);
+    if (start >= 0 && start + (m.taps - 1) * m.tap_step < m.in) return;
+    if (start < 0) from = min(m.taps, ceil_div(-start, m.tap_step));
+    to = start >= m.in ? 0 : min(m.taps, (m.in - 1 - start) / m.tap_step + 1);
     if (to < from) to = from;
   };
   for (int d = 0; d < 3; ++d) {

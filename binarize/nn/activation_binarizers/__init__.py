@@ -1,4 +1,4 @@
-"""Activation binarizers, a file each; ``binarize.nn.parts`` gives them their names."""
+"""Activation binarizers, one per file; ``binarize.nn.parts`` names them."""
 
 from binarize.nn.activation_binarizers.ablated import AblatedBinarizer
 from binarize.nn.activation_binarizers.adaptive_set import AdaptiveSet

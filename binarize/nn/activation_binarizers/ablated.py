@@ -1,4 +1,4 @@
-"""The distribution-adaptive binarizer with parts taken out or exchanged: BiDense's ablations."""
+"""The distribution-adaptive binarizer with parts removed or replaced: BiDense's ablations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SMALLEST = 1e-5
 class AblatedBinarizer(ActivationBinarizer):
     r""":math:`\alpha \operatorname{sign}(x_s)` with :math:`x_s = x - \beta`, part by part.
 
-    BiDense, Table 4 and Section 4.3. With both options in their first form it is the
+    BiDense, Table 4 and Section 4.3. With the first form of both options, it is the
     :class:`~binarize.nn.DistributionAdaptiveBinarizer`.
 
     ======================  =====================================  ===================
@@ -53,7 +53,7 @@ class AblatedBinarizer(ActivationBinarizer):
         factor: See above.
         scale: ``"layer"`` (one a, alpha and mean of ``|x_s|`` per layer) or ``"channel"`` (one per
             channel, as in the released code; the factor then stays inside the channel sum).
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
     Initial values: k = 1, b = 0, a = 0, alpha = 1. Counted: one float parameter per channel for k
     and b, and for a and alpha one per layer or channel.
@@ -96,7 +96,7 @@ class AblatedBinarizer(ActivationBinarizer):
 
     @property
     def popcount_exact(self) -> bool:
-        """Whether the factor leaves the channel sum."""
+        """Whether the factor can be taken out of the channel sum."""
         return self.scale == "layer" or self.factor == "none"
 
     def threshold_form(self) -> ThresholdForm | None:
@@ -112,7 +112,7 @@ class AblatedBinarizer(ActivationBinarizer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map; same shape and dtype."""
+        """Binarize a feature map; same shape and dtype."""
         over = self.positions(x)
         beta = torch.zeros((), dtype=x.dtype, device=x.device)
         if self.k is not None:
@@ -122,7 +122,7 @@ class AblatedBinarizer(ActivationBinarizer):
             beta = beta + self.along_channels(self.b, x)
         if self.k is not None:
             beta = below_ties(beta)
-        # "0 - beta" is never -0.0, so that the sum's sign bit says x >= beta.
+        # "0 - beta" is never -0.0, so the sign bit of the sum says whether x >= beta.
         shifted = x + (0.0 - beta)
         return scaled_sign(shifted, self._alpha(shifted))
 

@@ -1,4 +1,4 @@
-"""AdaBin's activations: two learned values in the place of -1 and +1."""
+"""AdaBin's activations: two learned values instead of -1 and +1."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class AdaptiveSet(ActivationBinarizer):
 
     Args:
         channels: C, at least 1.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
     Initial values: alpha = 1, beta = 0. Counted: two float parameters per layer.
 
-    Counting bits is not exact by itself: beta times the weights, as far as they lie inside of the
-    map, has to be added.
+    Counting bits alone is not exact: beta times the sum of the weights inside the feature map must
+    be added.
 
-    Deviations: the released code returns alpha * (sign + beta), the paper's form is built here.
+    Deviations: the released code returns alpha * (sign + beta); this is the paper's form.
     sign(0) is +1.
     """
 
@@ -43,7 +43,7 @@ class AdaptiveSet(ActivationBinarizer):
 
     @property
     def popcount_exact(self) -> bool:
-        """No: the constant part does not leave the sum at a padded border."""
+        """No: at a padded border, the constant part does not factor out of the sum."""
         return False
 
     def threshold_form(self) -> ThresholdForm:
@@ -56,10 +56,10 @@ class AdaptiveSet(ActivationBinarizer):
         )
 
     def level_index(self, values: Tensor) -> Tensor:
-        """1 for the larger of the two values, whatever alpha's sign."""
+        """Return 1 for the larger of the two values, whatever alpha's sign."""
         return (values >= self.beta.to(values.dtype)).to(torch.uint8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map; same shape and dtype, values beta - alpha and beta + alpha."""
+        """Binarize a feature map; same shape and dtype, values beta - alpha and beta + alpha."""
         alpha, beta = self.alpha.to(x.dtype), self.beta.to(x.dtype)
         return alpha * sign((x - beta) / alpha) + beta

@@ -1,4 +1,4 @@
-"""IR-Net's activations: a sign whose surrogate sharpens during the training."""
+"""IR-Net's activations: a sign whose surrogate gradient sharpens during training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class AnnealedSign(ActivationBinarizer):
     r""":math:`\operatorname{sign}(x)` with the error decay estimator (EDE).
 
     Qin et al., IR-Net, Eqs. 9-11. Surrogate gradient: :math:`k t (1 - \tanh^2(t x))`, see
-    :func:`binarize.ops.straight_through.error_decay`. No parameters; the buffer ``progress`` says
-    where in the schedule it is.
+    :func:`binarize.ops.straight_through.error_decay`. No parameters; the buffer ``progress`` holds
+    the position in the schedule.
 
     Args:
         channels: C, at least 1.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
-    Deviations: sign(0) is +1; t follows every step, not every epoch.
+    Deviations: sign(0) is +1; t changes every step, not every epoch.
     """
 
     progress: Tensor
@@ -36,12 +36,12 @@ class AnnealedSign(ActivationBinarizer):
         self.progress.zero_()
 
     def set_progress(self, done: float) -> None:
-        """Tell which share of the training is done, 0 to 1."""
+        """Set the share of the training that is done, 0 to 1."""
         self.progress.fill_(done)
 
     def threshold_form(self) -> ThresholdForm:
         return ThresholdForm(b=torch.zeros(self.channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map; same shape and dtype, values -1 and +1."""
+        """Binarize a feature map; same shape and dtype, values -1 and +1."""
         return straight_through(hard_sign(x), error_decay(x, self.progress))

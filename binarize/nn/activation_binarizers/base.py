@@ -1,4 +1,4 @@
-"""What all activation binarizers share."""
+"""The base class of all activation binarizers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ __all__ = ["ActivationBinarizer"]
 
 
 class ActivationBinarizer(nn.Module):
-    """Float map in, map of few levels out; shape and dtype stay.
+    """Maps a float feature map to one with few levels; shape and dtype stay.
 
-    Maps are (N, C, *spatial) with ``channel_dim=1``, or (N, *positions, C) with ``channel_dim=-1``.
-    What training changes is a parameter, what a schedule or a statistic changes is a buffer, so
-    that the ``state_dict`` has all of it; a schedule is driven by a method ``set_progress(done)``,
-    which :class:`binarize.Trainer` calls with the share of the training that is done.
+    Feature maps are (N, C, *spatial) with ``channel_dim=1``, or (N, *positions, C) with
+    ``channel_dim=-1``. Trained values are parameters; values that follow a schedule or a statistic
+    are buffers, so the ``state_dict`` holds all of them. A schedule has a method
+    ``set_progress(done)``, which :class:`binarize.Trainer` calls with the share of the training
+    that is done.
 
     Args:
         channels: C, at least 1.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
     Attributes:
-        bits: Bits per value; a layer counts its operations once per pair of an activation's and a
-            weight's bits.
+        bits: Bits per value; a layer counts its operations once per pair of an activation bit and a
+            weight bit.
 
     Raises:
         BinarizeError: ``channels`` is below 1.
@@ -44,22 +45,22 @@ class ActivationBinarizer(nn.Module):
 
     @property
     def popcount_exact(self) -> bool:
-        """Whether counting bits, times one factor per sample, gives a channel sum exactly."""
+        """Whether counting bits, times one factor per sample, gives the exact channel sum."""
         return True
 
     def threshold_form(self) -> ThresholdForm | None:
-        """What packed layers do in its place; ``None`` if no threshold form says it."""
+        """Return the equivalent for packed layers; ``None`` if there is no threshold form."""
         return None
 
     def level_index(self, values: Tensor) -> Tensor:
-        """Tell which of its ``2 ** bits`` levels each value of its output is, 0 the lowest.
+        """Return which of its ``2 ** bits`` levels each output value is, 0 the lowest.
 
         Args:
-            values: What ``forward`` returned in eval mode, of any shape.
+            values: The result of ``forward`` in eval mode, of any shape.
 
         Returns:
-            Integers of that shape; with one bit 1 stands for +1. The sign bit decides, so that a
-            scale of 0 hides nothing.
+            Integers of that shape; with one bit, 1 is +1. The sign bit decides, even if the scale
+            is 0.
         """
         return (~torch.signbit(values)).to(torch.uint8)
 
@@ -73,7 +74,7 @@ class ActivationBinarizer(nn.Module):
         return values.view(shape).to(x.dtype)
 
     def positions(self, x: Tensor) -> list[int]:
-        """The dimensions of ``x`` that are neither samples nor channels."""
+        """Return the dimensions of ``x`` other than samples and channels."""
         return [d for d in range(1, x.dim()) if d != self.channel_dim % x.dim()]
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""BiDense's binarizer: threshold and scale follow each image."""
+"""BiDense's binarizer: threshold and scale depend on each image."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ SCALES = ("layer", "channel")
 class DistributionAdaptiveBinarizer(ActivationBinarizer):
     r"""Distribution-adaptive binarizer (DAB), BiDense Eqs. 4-10.
 
-    For every sample n and channel c, with means over the positions p of the map:
+    For every sample n and channel c, with means over the positions p of the feature map:
 
     .. math::
         \beta_{nc} = k_c \, \bar x_{nc} + b_c, \qquad x_s = x - \beta, \qquad
         \alpha = \exp\bigl(a (\overline{|x_s|} - 1)\bigr), \qquad
         B = \alpha \cdot \operatorname{sign}(x_s)
 
-    Surrogate gradient: ``(2 - 2|x_s|)`` where ``|x_s| < 1``, else 0. Both means are taken on the
-    detached map, so gradients reach ``x`` through the sign alone, and ``k``, ``b``, ``a`` directly.
+    Surrogate gradient: ``(2 - 2|x_s|)`` where ``|x_s| < 1``, else 0. Both means are detached, so
+    gradients reach ``x`` only through the sign, and ``k``, ``b``, ``a`` directly.
 
     A value that equals its threshold up to rounding is +1, see :mod:`binarize.ops.ties`.
 
-    ``scale="layer"`` is the paper's text: one ``a``, and one mean of ``|x_s|`` over all elements of
-    a sample. It is a common factor of the convolution's output, so XNOR-popcount is exact.
-    ``scale="channel"`` is the released layer: ``a`` and the mean are per channel.
+    ``scale="layer"`` follows the paper's text: one ``a``, and one mean of ``|x_s|`` over all
+    elements of a sample. It is a common factor of the convolution's output, so XNOR-popcount is
+    exact. ``scale="channel"`` is the released layer: ``a`` and the mean are per channel.
 
     Args:
         channels: C, at least 1.
         scale: ``"layer"`` or ``"channel"``.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
-    Initial values: k = 1, b = 0 (the threshold starts at the channel's mean, where a sign tells
-    most), a = 0 (the scale starts at 1).
+    Initial values: k = 1, b = 0 (the threshold starts at the channel's mean, where a sign carries
+    most information), a = 0 (the scale starts at 1).
 
     Raises:
         BinarizeError: ``channels`` is below 1 or ``scale`` is unknown.
@@ -65,11 +65,11 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
 
     @property
     def popcount_exact(self) -> bool:
-        """Whether the scale leaves the channel sum, so that counting bits gives the same result."""
+        """Whether the scale factors out of the channel sum, so that counting bits is exact."""
         return self.scale == "layer"
 
     def threshold_form(self) -> ThresholdForm | None:
-        """What packed layers do in its place; ``None`` with a scale per channel."""
+        """Return the equivalent for packed layers; ``None`` with a scale per channel."""
         if self.scale != "layer":
             return None
         return ThresholdForm(
@@ -80,7 +80,7 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
         )
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor, list[int], list[int]]:
-        """What :func:`binarize.ops.adaptive_sign.adaptive_sign` needs beside the map.
+        """Return the arguments of :func:`binarize.ops.adaptive_sign.adaptive_sign` besides ``x``.
 
         Args:
             x: As in :meth:`forward`.
@@ -103,14 +103,14 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
             wide = torch.promote_types(x.dtype, torch.float32)
             return x.mean(positions, keepdim=True, dtype=wide)
         # The last bit of a threshold decides signs: in double precision it depends neither on the
-        # order of the sum nor on the map's layout, and is what packed layers have.
+        # summation order nor on the memory layout, and equals that of packed layers.
         return x.mean(positions, keepdim=True, dtype=torch.float64).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map.
+        """Binarize a feature map.
 
         Args:
-            x: Floating-point map of at least two dimensions, samples at dimension 0.
+            x: Floating-point feature map of at least two dimensions, samples in dimension 0.
 
         Returns:
             Tensor of the same shape and dtype: ``alpha * sign(x - beta)``.

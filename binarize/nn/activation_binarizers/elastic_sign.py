@@ -17,22 +17,22 @@ _SMALLEST = 1e-5
 
 
 class ElasticSign(ActivationBinarizer):
-    r""":math:`\alpha \operatorname{sign}(x + b_c)`, a learned scale, and a shift per channel.
+    r""":math:`\alpha \operatorname{sign}(x + b_c)` with a learned scale and a shift per channel.
 
     Liu et al., BiT: Robustly Binarized Multi-distilled Transformer, Section 3.2. Surrogate gradient
-    for ``x`` and ``b``: 1 where ``|x + b| <= alpha``, else 0; for alpha the sum of the signs times
-    the arriving gradient, divided by the square root of the map's size (as in learned step size
-    quantization).
+    for ``x`` and ``b``: 1 where ``|x + b| <= alpha``, else 0; for alpha, the sum of the signs times
+    the incoming gradient, divided by the square root of the feature map's size (as in learned step
+    size quantization).
 
     Args:
         channels: C, at least 1.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
-    Initial values: b = 0; alpha is twice the mean magnitude of the first batch that is seen in
-    training mode (the buffer ``started`` says whether that was), and 1 until then. Alpha is taken
-    as at least 1e-5. Counted: one float parameter per channel, one per layer.
+    Initial values: b = 0; alpha is twice the mean magnitude of the first batch in training mode
+    (the buffer ``started`` records whether there was one), and 1 until then. Alpha is at least
+    1e-5. Counted: one float parameter per channel, one per layer.
 
-    Deviations: the {0, 1} form behind a ReLU is not built, every input is treated as signed.
+    Deviations: there is no {0, 1} form for inputs after a ReLU; every input is treated as signed.
     sign(0) is +1.
     """
 
@@ -53,7 +53,7 @@ class ElasticSign(ActivationBinarizer):
         return ThresholdForm(b=-self.b.detach(), factor=self.alpha.detach().clamp(min=_SMALLEST))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map; same shape and dtype, values -alpha and +alpha."""
+        """Binarize a feature map; same shape and dtype, values -alpha and +alpha."""
         x = x + self.along_channels(self.b, x)
         if self.training and x.numel():
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""LQ-Net's activations: a few bits, whose values are learned."""
+"""LQ-Net's activations: a few bits with learned values."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from binarize.ops.straight_through import clip, straight_through
 __all__ = ["MAX_BITS", "LearnedLevels", "check_bits"]
 
 MAX_BITS = 8
-# What the initial levels span: 3/4 of a normal distribution lie below it.
+# The range of the initial levels: 3/4 of a normal distribution lie below it.
 _QUARTILE = 0.6745
 
 
 class LearnedLevels(ActivationBinarizer):
     r"""The nearest of the levels :math:`v^\top e`, :math:`e \in \{-1, 1\}^b`, one basis per layer.
 
-    Zhang et al., LQ-Nets, Eqs. 2-7. The basis v is no parameter: in training mode it is fitted to
-    the map by least squares, and follows by a moving average (0.9). Surrogate gradient: 1 up to
-    the outermost levels (inclusive), else 0.
+    Zhang et al., LQ-Nets, Eqs. 2-7. The basis v is not a parameter: in training mode, it is a
+    moving average (0.9) of least-squares fits to the feature map. Surrogate gradient: 1 up to the
+    outermost levels (inclusive), else 0.
 
     Args:
         channels: C, at least 1.
         bits: b, 1 to 8.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
     Initial values: v_i = 2^i * 2 * 0.6745 / (2^b - 1). State: the buffer ``basis``. Counted: b
     operations of one bit for each bit of the weight.
 
-    With more than one bit a layer's sum is one of b times b counts, not of one.
+    With more than one bit, a layer's sum is made of b times b counts.
 
-    Deviations: the released code has codes {0, 1} for activations, always behind a ReLU; here
+    Deviations: the released code uses codes {0, 1} for activations, always after a ReLU; here
     they are signed, as in the paper's Eq. 2. Halfway between two levels, the upper one is taken.
 
     Raises:
@@ -57,7 +57,7 @@ class LearnedLevels(ActivationBinarizer):
 
     @property
     def popcount_exact(self) -> bool:
-        """Only with one bit; several take several counts."""
+        """Only with one bit; more bits take several counts."""
         return self.bits == 1
 
     def threshold_form(self) -> ThresholdForm | None:
@@ -66,13 +66,13 @@ class LearnedLevels(ActivationBinarizer):
         return ThresholdForm(b=torch.zeros(self.channels), factor=self.basis)
 
     def level_index(self, values: Tensor) -> Tensor:
-        """Number of the level, 0 to ``2 ** bits - 1``."""
+        """Return the index of the level, 0 to ``2 ** bits - 1``."""
         levels, _ = level_table(self.basis[None])
         flat = values.detach().reshape(1, -1).to(levels.dtype)
         return nearest_level(flat, levels).view(values.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize a map; same shape and dtype."""
+        """Quantize a feature map; same shape and dtype."""
         basis = self.basis.clone()[None]  # the fit below changes the buffer
         levels, codes = level_table(basis)
         with torch.no_grad():
@@ -89,7 +89,7 @@ class LearnedLevels(ActivationBinarizer):
 
 
 def check_bits(bits: int) -> None:
-    """Refuse numbers of bits that no table of levels is made for."""
+    """Reject numbers of bits for which there is no table of levels."""
     if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= MAX_BITS:
         raise BinarizeError(
             "bits", bits, f"must be a whole number from 1 to {MAX_BITS}", "give for example 3"

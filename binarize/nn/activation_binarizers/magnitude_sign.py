@@ -20,10 +20,10 @@ class MagnitudeSign(ActivationBinarizer):
 
     Args:
         channels: C, at least 1.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
-    Deviations: the paper has one scale per window of the convolution (a map K, Section 3.2), its
-    released code none; one per sample is the coarsest of the paper's scales, and leaves the sum.
+    Deviations: the paper has one scale per window of the convolution (the matrix K, Section 3.2),
+    its released code none; one per sample is the coarsest of the paper's scales, and factors out.
     sign(0) is +1.
     """
 
@@ -31,7 +31,7 @@ class MagnitudeSign(ActivationBinarizer):
         return ThresholdForm(b=torch.zeros(self.channels), scale="magnitude")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map; same shape and dtype."""
+        """Binarize a feature map; same shape and dtype."""
         wide = torch.promote_types(x.dtype, torch.float32)
         mean = x.detach().abs().mean(list(range(1, x.dim())), keepdim=True, dtype=wide)
         return sign(x, "clip") * mean.to(x.dtype)

@@ -1,4 +1,4 @@
-"""BiSRNet's activations: a learned line per channel, and a learned slope of the surrogate."""
+"""BiSRNet's activations: an affine map per channel, and a learned slope of the surrogate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RedistributedSign(ActivationBinarizer):
 
     Args:
         channels: C, at least 1.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
     Initial values: k = 1, b = 0, beta = 1. Counted: two float parameters per channel, one per
     layer.
@@ -40,27 +40,27 @@ class RedistributedSign(ActivationBinarizer):
         nn.init.ones_(self.beta)
 
     def threshold_form(self) -> ThresholdForm:
-        """The form; k = 0 makes a threshold of minus or plus infinity, whatever ``x`` is."""
+        """Return the form; with k = 0, the threshold is minus or plus infinity for any ``x``."""
         k, b = self.k.detach(), self.b.detach()
         return ThresholdForm(b=_crossing(k, b), flip=k < 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map; same shape and dtype, values -1 and +1."""
+        """Binarize a feature map; same shape and dtype, values -1 and +1."""
         line = self.along_channels(self.k, x) * x + self.along_channels(self.b, x)
         return straight_through(hard_sign(line), torch.tanh(self.beta.to(x.dtype) * line))
 
 
 def _crossing(k: Tensor, b: Tensor) -> Tensor:
-    """The last number towards which ``k * x + b``, as it is rounded, is not yet negative.
+    """Return the last number towards which the rounded ``k * x + b`` is not yet negative.
 
-    Dividing rounds too, so the quotient may be a few numbers off; with it a packed layer and this
-    module would differ for inputs at the threshold.
+    The rounded quotient may be off by a few numbers; then a packed layer and this module would
+    differ for inputs at the threshold.
     """
     infinity = torch.full_like(b, torch.inf)
     t = torch.where(k == 0, torch.where(b < 0, infinity, -infinity), -b / k)
-    # Through 0 the crossing is exact, but for products too small for a number of their own.
+    # At 0 the crossing is exact, except for products that underflow.
     moves = (k != 0) & (b != 0)
-    # Where the line falls, larger inputs are the negative ones.
+    # For a negative slope, larger inputs are the negative ones.
     down, up = -infinity * k.sign(), infinity * k.sign()
     for _ in range(4):
         t = torch.where(moves & (k * t + b < 0), torch.nextafter(t, up), t)

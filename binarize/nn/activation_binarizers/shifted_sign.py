@@ -20,7 +20,7 @@ class ShiftedSign(ActivationBinarizer):
 
     Args:
         channels: C, at least 1.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
     Initial values: b = 0. Counted: one float parameter per channel.
 
@@ -38,5 +38,5 @@ class ShiftedSign(ActivationBinarizer):
         return ThresholdForm(b=-self.b.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map; same shape and dtype, values -1 and +1."""
+        """Binarize a feature map; same shape and dtype, values -1 and +1."""
         return sign(x + self.along_channels(self.b, x))

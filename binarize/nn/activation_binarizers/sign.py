@@ -23,13 +23,13 @@ class Sign(ActivationBinarizer):
     Args:
         channels: C, at least 1.
         surrogate: ``"clip"`` or ``"polynomial"``.
-        channel_dim: 1 for maps, -1 for channels-last tensors.
+        channel_dim: 1 for feature maps, -1 for channels-last tensors.
 
     Raises:
         BinarizeError: ``channels`` is below 1 or ``surrogate`` is unknown.
 
-    Deviation: sign(0) is +1. DoReFa-Net's activations of one bit are {0, 1}; scaled to {-1, +1}
-    they differ by what the following norm takes up.
+    Deviation: sign(0) is +1. DoReFa-Net's 1-bit activations are {0, 1}; scaled to {-1, +1}, they
+    differ by a constant that the following norm absorbs.
     """
 
     def __init__(self, channels: int, *, surrogate: str = "clip", channel_dim: int = 1) -> None:
@@ -47,7 +47,7 @@ class Sign(ActivationBinarizer):
         return ThresholdForm(b=torch.zeros(self.channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Binarize a map; same shape and dtype, values -1 and +1."""
+        """Binarize a feature map; same shape and dtype, values -1 and +1."""
         return sign(x, self.surrogate)
 
     def extra_repr(self) -> str:

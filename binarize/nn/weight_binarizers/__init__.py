@@ -1,4 +1,4 @@
-"""Weight binarizers, a file each; ``binarize.nn.parts`` gives them their names."""
+"""Weight binarizers, one per file; ``binarize.nn.parts`` names them."""
 
 from binarize.nn.weight_binarizers.adaptive_set import AdaptiveSetWeight
 from binarize.nn.weight_binarizers.balanced import BalancedSign

@@ -1,4 +1,4 @@
-"""AdaBin's weights: two values per output channel in the place of -1 and +1."""
+"""AdaBin's weights: two values per output channel instead of -1 and +1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from binarize.ops.straight_through import error_decay, hard_sign, straight_throu
 
 __all__ = ["AdaptiveSetWeight"]
 
-# Keeps the square root's derivative finite where all weights of a slice agree.
+# Keeps the derivative of the square root finite if all weights of a slice are equal.
 _EPSILON = 1e-12
 
 
@@ -25,10 +25,10 @@ class AdaptiveSetWeight(WeightBinarizer):
     State: the buffers ``progress`` (of the schedule), ``scales`` and ``offsets``, one number per
     slice each.
 
-    Counting bits is not exact by itself: beta times the activations' sum has to be added.
+    Counting bits alone is not exact: beta times the sum of the activations must be added.
 
     Deviations: with groups, n counts the weights of the slice (the released code counts those of
-    all groups); the variance is taken 1e-12 larger. sign(0) is +1; t follows every step.
+    all groups); 1e-12 is added to the variance. sign(0) is +1; t changes every step.
     """
 
     popcount_exact = False
@@ -41,7 +41,7 @@ class AdaptiveSetWeight(WeightBinarizer):
         self.register_buffer("progress", torch.zeros(()))
 
     def set_progress(self, done: float) -> None:
-        """Tell which share of the training is done, 0 to 1."""
+        """Set the share of the training that is done, 0 to 1."""
         self.progress.fill_(done)
 
     def start(self, weight: Tensor) -> None:
@@ -68,7 +68,7 @@ class AdaptiveSetWeight(WeightBinarizer):
         return weight.new_empty(0)
 
     def unpack(self, bits: Tensor, scale: Tensor, like: Tensor) -> Tensor:
-        """The two values in use; the sign of their distance to the centre is exact."""
+        """Return the two effective values; the sign of their distance to the center is exact."""
         signs = super().unpack(bits, torch.ones_like(self.scales), like)
         return signs * self.spread(self.scales, signs) + self.spread(self.offsets, signs)
 

@@ -10,7 +10,7 @@ from binarize.ops.straight_through import error_decay, hard_sign, straight_throu
 
 __all__ = ["BalancedSign"]
 
-# Keeps the square root's derivative finite where all weights of a slice agree.
+# Keeps the derivative of the square root finite if all weights of a slice are equal.
 _EPSILON = 1e-12
 
 
@@ -25,8 +25,8 @@ class BalancedSign(WeightBinarizer):
 
     State: the buffers ``progress`` (of the schedule) and ``scales``, one number per slice.
 
-    Deviations: a slice of one weight is neither centred nor standardized (it would be 0); the
-    variance is taken 1e-12 larger. sign(0) is +1; t follows every step, not every epoch.
+    Deviations: a slice of one weight is neither centered nor standardized (it would be 0); 1e-12
+    is added to the variance. sign(0) is +1; t changes every step, not every epoch.
     """
 
     progress: Tensor
@@ -37,7 +37,7 @@ class BalancedSign(WeightBinarizer):
         self.register_buffer("progress", torch.zeros(()))
 
     def set_progress(self, done: float) -> None:
-        """Tell which share of the training is done, 0 to 1."""
+        """Set the share of the training that is done, 0 to 1."""
         self.progress.fill_(done)
 
     def start(self, weight: Tensor) -> None:
@@ -45,7 +45,7 @@ class BalancedSign(WeightBinarizer):
         self.register_buffer("scales", self._fresh(weight.detach()))
 
     def standardized(self, weight: Tensor) -> Tensor:
-        """The weight with mean 0 and deviation 1 in each slice."""
+        """Return the weight with mean 0 and deviation 1 in each slice."""
         size = self.slice_size(weight)
         if size == 1:
             return weight

@@ -1,4 +1,4 @@
-"""What all weight binarizers share: slices of a weight, and how it is stored."""
+"""The base class of all weight binarizers: slices of a weight, and its storage."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ __all__ = ["WeightBinarizer", "centred_signs"]
 
 
 class WeightBinarizer(nn.Module):
-    """Latent float weight in, weight of few levels out; same shape and dtype.
+    """Maps a latent float weight to one with few levels; same shape and dtype.
 
-    What it knows of a weight is per slice: per output channel, unless ``dim`` says otherwise.
-    Numbers per slice are compact: (groups, channels) flattened to one dimension.
+    Its numbers are per slice: per output channel, unless ``dim`` says otherwise. They are stored
+    compactly: (groups, channels) flattened to one dimension.
 
-    What training changes is a parameter; what a schedule or a statistic changes is a buffer, so
-    that the ``state_dict`` has all of it. A schedule is driven by a method ``set_progress(done)``,
-    which :class:`binarize.Trainer` calls with the share of the training that is done. Statistics
-    that a file could not give back from the signs are taken in training mode and kept in buffers;
-    in evaluation mode they are used as they are.
+    Trained values are parameters; values that follow a schedule or a statistic are buffers, so the
+    ``state_dict`` holds all of them. A schedule has a method ``set_progress(done)``, which
+    :class:`binarize.Trainer` calls with the share of the training that is done. Statistics that
+    cannot be recovered from the signs are updated in training mode and kept in buffers; evaluation
+    mode uses them unchanged.
 
     Args:
         dim: The weight's dimension that slices run along: 0 for convolution and linear weights
             (out, in, ...) to give one per output channel; for transposed weights
             (in, out / groups, ...) 1 gives one per output channel, 0 one per input channel.
-        groups: Blocks of dimension 0 with slices of their own, for transposed grouped
+        groups: Blocks of dimension 0 with their own slices, for transposed grouped
             convolutions, whose dimension 1 counts the output channels of one group only.
 
     Attributes:
-        popcount_exact: Whether the weight in use is signs times one factor per slice, so that a
+        popcount_exact: Whether the effective weight is signs times one factor per slice, so that a
             sum over bits with one factor per output channel is exact.
         bits: Bits per weight of the layer; a layer counts its parameters and operations once per
             bit.
@@ -48,45 +48,45 @@ class WeightBinarizer(nn.Module):
         self.dim = dim
         self.groups = groups
 
-    # What a method defines
+    # Defined by each method
 
     def latent(self, weight: Tensor) -> Tensor:
-        """The latent weight to start from, given that of a float layer."""
+        """Return the initial latent weight for the weight of a float layer."""
         return weight
 
     def start(self, weight: Tensor) -> None:
-        """Take the state (buffers, their shapes too) from a latent weight."""
+        """Initialize the state (buffers, including their shapes) from a latent weight."""
 
     def scale(self, weight: Tensor) -> Tensor:
-        """Detached factors of the signs, compact."""
+        """Return the factors of the signs, detached and compact."""
         raise NotImplementedError
 
     def offset(self, weight: Tensor) -> Tensor | None:
-        """Detached constants that are added to signs times factors, compact; ``None`` is 0."""
+        """Return the constants to add to the products, detached and compact; ``None`` is 0."""
         return None
 
     def signs(self, weight: Tensor) -> Tensor:
-        """Signs of the weight in use, -1 and +1; with several bits a plane for each in front."""
+        """Return the effective weight's signs, -1 and +1; with several bits, (bits, *shape)."""
         one = torch.ones((), dtype=weight.dtype, device=weight.device)
         return torch.where(weight.detach() < 0, -one, one)
 
     # Slices
 
     def slices(self, weight: Tensor) -> tuple[Tensor, list[int]]:
-        """The weight as (groups, rows, ...), and the dimensions that a slice spans in it."""
+        """Return the weight as (groups, rows, ...), and the dimensions that a slice spans."""
         grouped = weight.unflatten(0, (self.groups, -1))
         return grouped, [d for d in range(1, grouped.dim()) if d != self.dim + 1]
 
     def slice_size(self, weight: Tensor) -> int:
-        """Number of weights in a slice."""
+        """Return the number of weights in a slice."""
         grouped, over = self.slices(weight)
         return math.prod(grouped.shape[d] for d in over)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of each slice, compact.
+        """Return the mean of each slice, compact.
 
-        It is taken as ``f + mean(values - f)`` with ``f`` the slice's first element: the same
-        number, and exact to the last bit where all values of a slice agree.
+        It is computed as ``f + mean(values - f)`` with ``f`` the slice's first element: the same
+        number, and exact to the last bit if all values of a slice are equal.
         """
         grouped, over = self.slices(values)
         first = grouped
@@ -105,26 +105,26 @@ class WeightBinarizer(nn.Module):
     # Storage
 
     def pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight as it is stored: bits (uint8), and factors unless a buffer has them."""
+        """Return the stored weight: bits (uint8), and factors unless a buffer holds them."""
         return pack_signs(self.signs(weight)), self.stored_scale(weight)
 
     def stored_scale(self, weight: Tensor) -> Tensor:
-        """The factors that are stored with the bits; none where buffers say all."""
+        """Return the factors stored with the bits; empty if buffers hold them."""
         return self.scale(weight)
 
     def packed_sizes(self, weight: Tensor) -> tuple[int, int]:
-        """Bytes of the bits and number of the factors, of a weight that may have no values."""
+        """Return the bytes of the bits and the number of factors; the weight may have no values."""
         meta = weight.detach().to("meta")
         count = meta.numel() * self.bits // self.copies
         return (count + 7) // 8, self.stored_scale(meta).numel()
 
     def unpack(self, bits: Tensor, scale: Tensor, like: Tensor) -> Tensor:
-        """A latent weight that is in use exactly as the stored one was.
+        """Return a latent weight whose effective weight is exactly the stored one.
 
         Args:
             bits: From :meth:`pack`.
-            scale: From :meth:`pack`. The buffers are those of the stored weight already.
-            like: Tells shape, dtype and device.
+            scale: From :meth:`pack`. The buffers must already be those of the stored weight.
+            like: Gives shape, dtype and device.
         """
         signs = unpack_signs(bits, like.shape, like.dtype).to(like.device)
         return signs * self.spread(scale.to(signs), signs)
@@ -134,9 +134,9 @@ class WeightBinarizer(nn.Module):
 
 
 def centred_signs(signs: Tensor, over: list[int]) -> Tensor:
-    """Values of given signs whose mean over some dimensions is 0, where both signs occur.
+    """Return values with the given signs and mean 0 over some dimensions, if both signs occur.
 
-    With a share p of +1 they are 1 - p and -p; where all are +1 they are 0, which counts as +1.
+    With a share p of +1, they are 1 - p and -p; if all are +1, they are 0, which counts as +1.
 
     Args:
         signs: -1 and +1.

@@ -1,4 +1,4 @@
-"""Several binary weights for one layer, combined by learned numbers: what methods share."""
+"""Several binary weights for one layer, combined by learned numbers: the common base class."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["Bases"]
 
 
 class Bases(WeightBinarizer):
-    r"""K branches, each a :class:`~binarize.nn.ScaledSign` with a latent weight of its own.
+    r"""K branches, each a :class:`~binarize.nn.ScaledSign` with its own latent weight.
 
-    The latent weights are stacked along dimension 0 of the layer's ``weight``. As the branches are
-    linear and read the same map, their sum is one convolution by the combined weight, and K counts
-    of bits. They start as the float weight, what its binary form leaves over, what the binary form
-    of that leaves over, and so on: K copies of one weight would never part.
+    The latent weights are stacked along dimension 0 of the layer's ``weight``. The branches are
+    linear and read the same feature map, so their sum is one convolution with the combined weight,
+    and K counts of bits. The first starts as the float weight, and each of the others as the
+    residual of the branches before it: K copies of one weight would stay equal.
 
     Args:
         dim: See :class:`~binarize.nn.weight_binarizers.base.WeightBinarizer`.
-        groups: See there.
+        groups: As in that class.
         bases: K, 1 to 16.
-        option: What a rule file calls K.
+        option: The name of K in rule files.
 
     Raises:
         BinarizeError: K is not 1 to 16.
@@ -39,16 +39,16 @@ class Bases(WeightBinarizer):
         self.option = option
         self.bits = self.copies = bases
         self.single = ScaledSign(dim, groups)
-        # Stacked along dimension 0, the branches are further blocks or further slices of it.
+        # Stacked along dimension 0, the branches are additional blocks or slices of it.
         self.stacked = ScaledSign(dim, groups * bases if dim == 1 else groups)
 
     @property
     def popcount_exact(self) -> bool:  # type: ignore[override]
-        """Only with one branch; several take several counts."""
+        """Only with one branch; more branches take several counts."""
         return self.bits == 1
 
     def factors(self, branches: Tensor) -> Tensor:
-        """What each branch is multiplied by, broadcasting to (K, *shape of the layer's weight)."""
+        """Return each branch's factor, broadcasting to (K, *shape of the layer's weight)."""
         raise NotImplementedError
 
     def latent(self, weight: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Bases(WeightBinarizer):
         return weight.unflatten(0, (self.bits, -1))
 
     def scale(self, weight: Tensor) -> Tensor:
-        """Of all branches, without the learned numbers: (K * slices,)."""
+        """Return the scales of all branches, without the learned numbers: (K * slices,)."""
         return self.stacked.scale(weight)
 
     def spread(self, scale: Tensor, weight: Tensor) -> Tensor:

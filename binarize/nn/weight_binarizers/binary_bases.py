@@ -14,22 +14,22 @@ class BinaryBases(Bases):
     r""":math:`\sum_i \lambda_i \overline{|W_{io}|} \operatorname{sign}(W_i)`, K binary weights.
 
     Zhuang et al., Structured Binary Neural Networks (Group-Net), Eqs. 4-5: the layer-wise
-    decomposition, K branches of one layer that read the same binary map, combined by learned
-    numbers. Each branch is a :class:`~binarize.nn.ScaledSign` with a latent weight of its own; they
-    are stacked along dimension 0 of the layer's ``weight``. As the branches are linear, their sum
-    is one convolution by the combined weight, and K counts of bits.
+    decomposition, K branches of one layer that read the same binary feature map, combined by
+    learned numbers. Each branch is a :class:`~binarize.nn.ScaledSign` with its own latent weight;
+    they are stacked along dimension 0 of the layer's ``weight``. The branches are linear, so their
+    sum is one convolution with the combined weight, and K counts of bits.
 
     Args:
         dim: See :class:`~binarize.nn.weight_binarizers.base.WeightBinarizer`.
-        groups: See there.
+        groups: As in that class.
         bases: K, 1 to 16.
 
-    Initial values: lambda = 1 / K. The latent weights are the float weight, what its binary form
-    leaves over, what the binary form of that leaves over, and so on: K copies of one weight would
-    never part. Counted: K parameters of one bit per weight, K float ones per layer.
+    Initial values: lambda = 1 / K. The first latent weight is the float weight, and each of the
+    others the residual of the branches before it: K copies of one weight would stay equal. Counted:
+    K parameters of one bit per weight, K float ones per layer.
 
-    Deviations: the branches share the norm behind them (in the source each has its own); the
-    group-wise form, where whole blocks are branches, is no property of a layer and not built.
+    Deviations: the branches share the norm after them (in the source, each has its own); the
+    group-wise form, with whole blocks as branches, is not a property of a layer and not available.
 
     Raises:
         BinarizeError: ``bases`` is not 1 to 16.

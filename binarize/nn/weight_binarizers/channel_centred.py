@@ -28,20 +28,20 @@ class _ScaledSign(torch.autograd.Function):
 
 
 class ChannelCentredSign(WeightBinarizer):
-    r""":math:`\overline{|\tilde W_o|} \operatorname{sign}(\tilde W)`, of weights that are centred.
+    r""":math:`\overline{|\tilde W_o|} \operatorname{sign}(\tilde W)` of centered weights.
 
     With :math:`\tilde W = \operatorname{clip}(W - \overline{W}, -1, 1)`. Rastegari et al.,
-    XNOR-Net, Eqs. 6 and 11; centring and clipping are those of the released code.
-    The centre is the mean over the input channels, for each output channel and position of the
-    kernel (over the dimension, of the first two, that slices do not run along); where there is one
-    input channel only, as in depthwise convolutions, it is 0. Surrogate gradient on the latent
-    weight: :math:`1 / n + \overline{|\tilde W_o|}` where clipping changes nothing, else
+    XNOR-Net, Eqs. 6 and 11; centering and clipping are those of the released code. The center is
+    the mean over the input channels, for each output channel and position of the kernel (over the
+    one of the first two dimensions that slices do not run along); with a single input channel, as
+    in depthwise convolutions, it is 0. Surrogate gradient on the latent weight:
+    :math:`1 / n + \overline{|\tilde W_o|}` where clipping changes nothing, else
     :math:`1 / n`, with n the number of weights of a slice.
 
     State: the buffer ``scales``, one number per slice.
 
-    Deviations: the latent weight is centred and clipped for use, not changed itself; the centre is
-    taken as a constant by the gradient. sign(0) is +1.
+    Deviations: the latent weight itself is not centered and clipped, only the effective one; the
+    gradient treats the center as a constant. sign(0) is +1.
     """
 
     scales: Tensor
@@ -50,7 +50,7 @@ class ChannelCentredSign(WeightBinarizer):
         self.register_buffer("scales", self._fresh(weight.detach()))
 
     def centred(self, weight: Tensor) -> Tensor:
-        """The weight, centred and clipped."""
+        """Return the weight, centered and clipped."""
         return clip(weight - self._centre(weight.detach()), -1, 1)
 
     def _centre(self, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""BiT's weights: centred and scaled over the whole layer."""
+"""BiT's weights: centered and scaled over the whole layer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LayerCentredSign(WeightBinarizer):
 
     def signs(self, weight: Tensor) -> Tensor:
         flat = weight.detach().flatten()
-        # Exact where all weights agree, see WeightBinarizer.mean.
+        # Exact if all weights are equal, see WeightBinarizer.mean.
         centre = flat[:1] + (flat - flat[:1]).mean()
         return hard_sign(weight - self.spread(centre, weight))
 
@@ -45,7 +45,7 @@ class LayerCentredSign(WeightBinarizer):
     def unpack(self, bits: Tensor, scale: Tensor, like: Tensor) -> Tensor:
         signs = super().unpack(bits, torch.ones_like(self.scales), like)
         centred = centred_signs(signs, list(range(signs.dim())))
-        # With the same mean magnitude as before, so that training can go on.
+        # With the same mean magnitude as before, so that training can continue.
         return centred * (self.scales / centred.abs().mean().clamp(min=1e-12))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""LQ-Net's weights: a few bits, whose values are learned for every output channel."""
+"""LQ-Net's weights: a few bits with learned values for every output channel."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _QUARTILE = 0.6745
 class LearnedLevelsWeight(WeightBinarizer):
     r"""The nearest of the levels :math:`v_o^\top e`, :math:`e \in \{-1, 1\}^b`, a basis per slice.
 
-    Zhang et al., LQ-Nets, Eqs. 2-7. The basis v is no parameter: in training mode it is fitted to
-    the latent weight by least squares, and follows by a moving average (0.9). Surrogate gradient:
-    1 everywhere.
+    Zhang et al., LQ-Nets, Eqs. 2-7. The basis v is not a parameter: in training mode, it is a
+    moving average (0.9) of least-squares fits to the latent weight. Surrogate gradient: 1
+    everywhere.
 
     Args:
         dim: See :class:`~binarize.nn.weight_binarizers.base.WeightBinarizer`.
-        groups: See there.
+        groups: As in that class.
         bits: b, 1 to 8.
 
-    Initial values: v_i = 2^i * 0.6745 * deviation / 2^(b - 1) of the slice, which is the source's
-    for the weights it starts from. State: the buffer ``basis``, (slices, b). Counted: b parameters
+    Initial values: v_i = 2^i * 0.6745 * deviation / 2^(b - 1) of the slice, as in the source for
+    its initial weights. State: the buffer ``basis``, (slices, b). Counted: b parameters
     of one bit per weight.
 
     Deviation: halfway between two levels, the upper one is taken.
@@ -47,7 +47,7 @@ class LearnedLevelsWeight(WeightBinarizer):
 
     @property
     def popcount_exact(self) -> bool:  # type: ignore[override]
-        """Only with one bit; several take several counts."""
+        """Only with one bit; more bits take several counts."""
         return self.bits == 1
 
     def start(self, weight: Tensor) -> None:
@@ -57,7 +57,7 @@ class LearnedLevelsWeight(WeightBinarizer):
         self.register_buffer("basis", size * steps * (_QUARTILE / 2 ** (self.bits - 1)))
 
     def _rows(self, weight: Tensor) -> Tensor:
-        """The slices as rows: (slices, weights)."""
+        """Return the slices as rows: (slices, weights)."""
         grouped, over = self.slices(weight)
         kept = [0, self.dim + 1]
         return grouped.permute(*kept, *over).reshape(-1, self.slice_size(weight))
@@ -69,11 +69,11 @@ class LearnedLevelsWeight(WeightBinarizer):
         return rows.view([grouped.shape[d] for d in order]).permute(back).reshape(weight.shape)
 
     def scale(self, weight: Tensor) -> Tensor:
-        """The basis: (slices,) with one bit, else (bits, slices)."""
+        """Return the basis: (slices,) with one bit, else (bits, slices)."""
         return self.basis[:, 0] if self.bits == 1 else self.basis.t()
 
     def signs(self, weight: Tensor) -> Tensor:
-        """Signs, with several bits (bits, *shape); the weight is the sum of signs times basis."""
+        """Return signs, with several bits (bits, *shape); their sum times basis is the weight."""
         levels, codes = level_table(self.basis)
         chosen = nearest_level(self._rows(weight.detach()).to(levels.dtype), levels)
         picked = codes.gather(1, chosen[:, :, None].expand(-1, -1, self.bits))

@@ -35,22 +35,22 @@ class ScaledSign(WeightBinarizer):
         dim: The weight's dimension that the scale runs along: 0 for convolution and linear weights
             (out, in, ...) to give a scale per output channel; for transposed weights
             (in, out / groups, ...) 1 gives a scale per output channel, 0 one per input channel.
-        groups: Blocks of dimension 0 with a scale of their own, for transposed grouped
+        groups: Blocks of dimension 0 with their own scales, for transposed grouped
             convolutions, whose dimension 1 counts the output channels of one group only.
 
-    Deviation: the mean is taken as ``m + mean(|W| - m)`` with ``m`` the slice's first element. It
-    is the same number, and where all magnitudes of a slice agree (a network loaded from its 1-bit
-    file) it is that magnitude to the last bit.
+    Deviation: the mean is computed as ``m + mean(|W| - m)`` with ``m`` the slice's first element:
+    the same number, and exact to the last bit if all magnitudes of a slice are equal (as in a
+    network loaded from its 1-bit file).
     """
 
     def scale(self, weight: Tensor) -> Tensor:
-        """Detached scales, compact: (groups, channels) flattened to one dimension."""
+        """Return the detached scales, compact: (groups, channels) flattened to one dimension."""
         magnitude, over = self.slices(weight.detach().abs())
         first = magnitude
         for d in over:
             first = first.narrow(d, 0, 1)
         first = first.clone()
-        # As in self.mean, but in the buffer that is there: a second one costs most of the time.
+        # As in self.mean, but reusing the buffer: allocating a second one costs most of the time.
         return (first + magnitude.sub_(first).mean(over, keepdim=True)).flatten()
 
     def forward(self, weight: Tensor) -> Tensor:

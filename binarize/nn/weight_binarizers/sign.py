@@ -17,8 +17,8 @@ class SignWeight(WeightBinarizer):
     Hubara et al., Binarized Neural Networks, Eqs. 1 and 4. Surrogate gradient: 1 where
     ``|W| <= 1``, else 0.
 
-    Deviations: sign(0) is +1; latent weights are not clipped to [-1, 1] after a step, beyond it
-    they only stop moving.
+    Deviations: sign(0) is +1; latent weights are not clipped to [-1, 1] after a step; outside, they
+    merely stop moving.
     """
 
     def scale(self, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""DoReFa-Net's weights of one bit: one scale for the whole tensor."""
+"""DoReFa-Net's 1-bit weights: one scale for the whole tensor."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class TensorSign(WeightBinarizer):
 
     Zhou et al., DoReFa-Net, Eq. 9. The mean is detached. Surrogate gradient: 1 everywhere.
 
-    Deviation: sign(0) is +1. The mean is taken in a way that is exact where all magnitudes agree,
+    Deviation: sign(0) is +1. The mean is computed so that it is exact if all magnitudes are equal,
     see :meth:`~binarize.nn.weight_binarizers.base.WeightBinarizer.mean`.
     """
 
     def scale(self, weight: Tensor) -> Tensor:
-        """One number."""
+        """Return one number."""
         magnitude = weight.detach().abs().flatten()
         first = magnitude[:1]
         return first + (magnitude - first).mean(0, keepdim=True)

@@ -1,8 +1,8 @@
-"""The other ways through a forward, which flags and optional arguments choose.
+"""The other code paths of a forward, which flags and optional arguments select.
 
-A network is planned for the arguments of one run. Its forward may do more for others: return
-feature maps too (``return_feats=True``), or take a mask (``mask=None``). What a rewritten forward
-loses on the way that ran, it loses on each of these, as far as they do the same.
+A network is planned for the arguments of one run. Its forward may do more for others: also return
+feature maps (``return_feats=True``), or take a mask (``mask=None``). What a rewritten forward
+loses on the path that ran, it loses on each of these, as far as they do the same.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import fx, nn
 from binarize.errors import ModelError
 from binarize.graph.scopes import ScopeGraph, align, trace_scope
 
-__all__ = ["GIVEN", "Way", "other_ways"]
+__all__ = ["GIVEN", "CodePath", "other_code_paths"]
 
-# Anything but None: the argument stays one.
+# Any value but None: the argument stays an argument.
 GIVEN = "given"
-# A forward with more ways than this is traced for one change of an argument at a time.
+# A forward with more paths than this is traced for one changed argument at a time.
 _MOST = 32
 _MOST_VALUES = 8
 
 
 @dataclass
-class Way:
+class CodePath:
     """What a forward does for certain arguments.
 
     Attributes:
-        values: By name the arguments that choose it: ``(value,)``, or ``GIVEN``.
+        values: The arguments that select it, by name: ``(value,)``, or ``GIVEN``.
         traced: Its graphs, ``None`` if it cannot be traced.
-        twins: Its node per node of the graph of the run.
+        twins: Per node of the run's graph, the node of this one.
         cause: Why it cannot be traced.
     """
 
@@ -44,11 +44,11 @@ class Way:
     cause: str = ""
 
     def condition(self) -> str:
-        """The Python expression that chooses it."""
+        """Return the Python expression that selects it."""
         return " and ".join(self.condition_on(name) for name in self.values)
 
     def condition_on(self, name: str) -> str:
-        """The part of it that is about one argument."""
+        """Return the part of the expression about one argument."""
         value = self.values[name]
         if value is GIVEN:
             return f"{name} is not None"
@@ -57,10 +57,10 @@ class Way:
         return f"{name} {sign} {constant!r}"
 
 
-def other_ways(
+def other_code_paths(
     module: nn.Module, traced: ScopeGraph, given: Mapping[str, Any] | None = None
-) -> list[Way]:
-    """Trace a forward for other values of the arguments that choose the way through it.
+) -> list[CodePath]:
+    """Trace a forward for other values of the arguments that select the path through it.
 
     Args:
         module: The module.
@@ -68,28 +68,28 @@ def other_ways(
         given: The run's arguments that are constants of ``traced``.
 
     Returns:
-        All ways, that of the run first; empty if no other value is known to be of any effect.
+        All paths, that of the run first; empty if no other value is known to have an effect.
     """
     options = _options(module, dict(given or {}))
     first = {name: values[0] for name, values in options.items()}
-    ways = [Way(first, traced, {})]
+    paths = [CodePath(first, traced, {})]
     for values in _combinations(options):
         constants = {name: value[0] for name, value in values.items() if value is not GIVEN}
         try:
             other = trace_scope(module, constants)
         except ModelError as error:
-            ways.append(Way(values, None, {}, error.rule))
+            paths.append(CodePath(values, None, {}, error.rule))
         else:
             pairs = align(traced.graph, other.graph).items()
             twins = {node: twin for node, twin in pairs if _source(node) == _source(twin)}
-            ways.append(Way(values, other, twins))
+            paths.append(CodePath(values, other, twins))
     complete = all(value is GIVEN or type(value[0]) in _COMPLETE for value in first.values())
-    same = all(way.traced is not None and _steps(way.traced) == _steps(traced) for way in ways)
-    return [] if complete and same else ways
+    same = all(path.traced is not None and _steps(path.traced) == _steps(traced) for path in paths)
+    return [] if complete and same else paths
 
 
 def _source(node: fx.Node) -> str:
-    """The module that a node's operand comes of; what follows another one is another thing."""
+    """Return the module that a node's operand comes from; other modules mean other operations."""
     while node.all_input_nodes:
         node = node.all_input_nodes[0]
         if node.op == "call_module":
@@ -97,7 +97,7 @@ def _source(node: fx.Node) -> str:
     return ""
 
 
-# All other values of these are known.
+# All other values of these types are known.
 _COMPLETE = (bool, type(None))
 
 
@@ -121,7 +121,7 @@ def _combinations(options: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _options(module: nn.Module, given: dict[str, Any]) -> dict[str, list[Any]]:
-    """Per argument the values to try, that of the run first."""
+    """Return, per argument, the values to try, that of the run first."""
     found: dict[str, list[Any]] = {}
     for name, parameter in inspect.signature(module.forward).parameters.items():
         if name not in given:
@@ -140,7 +140,7 @@ def _options(module: nn.Module, given: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _instead_of_none(module: nn.Module, given: Mapping[str, Any], name: str) -> list[Any]:
-    """A tensor, say; where that cannot be traced, the argument is a flag."""
+    """Return a tensor, for example; if that cannot be traced, the argument is a flag."""
     others = {key: value for key, value in given.items() if key != name}
     try:
         trace_scope(module, others)
@@ -157,7 +157,7 @@ def _instead_of_none(module: nn.Module, given: Mapping[str, Any], name: str) -> 
 
 
 def _values_in_code(module: nn.Module, value: Any, default: Any) -> list[Any]:
-    """Other strings and whole numbers that a forward compares an argument with, presumably."""
+    """Return other strings and integers that a forward probably compares an argument with."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     known = [default, *(code.co_consts if code is not None else ())]
     known = [x for c in known for x in (c if isinstance(c, tuple | frozenset) else (c,))]

@@ -1,4 +1,4 @@
-"""Networks as users give them: refuse what is none, take wrappers off, copy."""
+"""Validate the input model, unwrap it, copy it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from binarize.errors import ModelError
 
-__all__ = ["copied", "given_network"]
+__all__ = ["deepcopy_model", "unwrap_model"]
 
 
-def given_network(model: Any) -> nn.Module:
+def unwrap_model(model: Any) -> nn.Module:
     """Return the network itself, without the wrapper of ``torch.compile``.
 
     Raises:
-        ModelError: It is no network.
+        ModelError: It is not a ``torch.nn.Module``.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -27,15 +27,15 @@ def given_network(model: Any) -> nn.Module:
     return network
 
 
-def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+def deepcopy_model(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
     """Deep-copy a network.
 
-    Tensors with a history, which ``copy.deepcopy`` refuses, are copied by their values: the hooks
+    Tensors with a grad history, which ``copy.deepcopy`` rejects, are copied by value: the hooks
     of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` leave one in every layer.
 
     Args:
         model: The network.
-        memo: What stands for objects, by their identity, in place of a copy.
+        memo: Objects to use in place of a copy, by ``id`` of the original.
 
     Raises:
         ModelError: It cannot be copied.

@@ -1,6 +1,6 @@
-"""Which layers a run asks for their class, as ``isinstance(layer, nn.BatchNorm2d)`` does.
+"""Record the layers whose class a run checks, as in ``isinstance(layer, nn.BatchNorm2d)``.
 
-What stands in a layer's place must answer as it did, or the forward goes another way in silence.
+The replacement of a layer must pass the same checks, or the forward silently takes another path.
 """
 
 from __future__ import annotations
@@ -17,74 +17,76 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Questions", "watched"]
+__all__ = ["TypeChecks", "record_type_checks"]
 
 _WORDS = ("isinstance", "type")
-# Of functions that call functions.
+# Depth of the search through functions that call functions.
 _DEPTH = 4
 
 
 @dataclass
-class Questions:
-    """What was asked, and where: file, line and text, by the path of the module.
+class TypeChecks:
+    """The recorded type checks: file, line and text, by path of the module.
 
     Attributes:
-        kinds: ``isinstance`` of modules of which an ``nn.Identity`` would say something else.
-        types: ``type(module)``, by code that names its class or none.
+        kinds: ``isinstance`` checks whose result would differ for an ``nn.Identity``.
+        types: ``type(module)``, in code that names its class or no class.
     """
 
     kinds: dict[str, str] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
 
     def about(self, path: str) -> str | None:
-        """Where a module's class was asked for by either, if it was."""
+        """Return where a module's class was checked in either way, if it was."""
         return self.types.get(path, self.kinds.get(path))
 
 
 @contextmanager
-def watched(model: nn.Module, paths: Mapping[int, Sequence[str]]) -> Iterator[Questions]:
-    """Watch the forwards of a network, and the functions that they call, ask for classes.
+def record_type_checks(
+    model: nn.Module, paths: Mapping[int, Sequence[str]]
+) -> Iterator[TypeChecks]:
+    """Record class checks in the forwards of a network and the functions that they call.
 
     Args:
         model: The network.
-        paths: By identity of its modules their names.
+        paths: The names of its modules, by ``id``.
 
     Yields:
-        The questions, filled while the network runs.
+        The record, filled while the network runs.
     """
-    questions = Questions()
+    checks = TypeChecks()
 
     def own_isinstance(value: Any, kinds: Any) -> bool:
         if kinds is own_type:
             kinds = type
         answer = isinstance(value, kinds)
         if id(value) in paths and answer != issubclass(nn.Identity, kinds):
-            _note(questions.kinds, paths[id(value)], sys._getframe(1))
+            _note(checks.kinds, paths[id(value)], sys._getframe(1))
         return answer
 
     def own_type(*args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and id(args[0]) in paths and _may_mean(sys._getframe(1), args[0]):
-            _note(questions.types, paths[id(args[0])], sys._getframe(1))
+        if len(args) == 1 and id(args[0]) in paths and _may_compare(sys._getframe(1), args[0]):
+            _note(checks.types, paths[id(args[0])], sys._getframe(1))
         return type(*args, **kwargs)
 
     own: dict[str, Any] = {"isinstance": own_isinstance, "type": own_type}
     changed: list[tuple[dict[str, Any], str]] = []
     try:
-        for variables, word in _askers(model):
+        for variables, word in _globals_with_checks(model):
             if word not in variables:
-                # A global variable goes before the builtin of that name.
+                # A global variable shadows the builtin of the same name.
                 variables[word] = own[word]
                 changed.append((variables, word))
-        yield questions
+        yield checks
     finally:
         for variables, word in changed:
             variables.pop(word, None)
 
 
-def _may_mean(frame: FrameType, module: nn.Module) -> bool:
-    """Whether code that asks for a type compares it with that of a module, as far as it tells.
+def _may_compare(frame: FrameType, module: nn.Module) -> bool:
+    """Check whether code that reads a type may compare it with that of a module.
 
-    It names the classes (``nn.ReLU``, ``"ReLU"``), or may compare with any.
+    It may if it names the class (``nn.ReLU``, ``"ReLU"``), or names none.
     """
     constants = [
         x for c in frame.f_code.co_consts for x in (c if isinstance(c, tuple | frozenset) else (c,))
@@ -106,8 +108,8 @@ def _note(found: dict[str, str], paths: Sequence[str], frame: FrameType) -> None
         found.setdefault(path, f"{Path(name).name}:{line}: {text}")
 
 
-def _askers(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """The variables that functions which ask for classes take their names from, with the word."""
+def _globals_with_checks(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Return the globals of all functions that check classes, each with the name to replace."""
     found: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
     seen: set[CodeType] = set()
     for cls in {type(module) for module in model.modules()}:
@@ -140,7 +142,7 @@ def _function(value: Any) -> FunctionType | None:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that code takes, that of its inner functions and comprehensions too."""
+    """Return the names that code uses, including its inner functions and comprehensions."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

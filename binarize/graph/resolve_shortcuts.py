@@ -1,4 +1,4 @@
-"""What becomes of every residual addition, and of the layers and scales at it."""
+"""Decide what happens to every residual addition, and to the layers and scales around it."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from binarize.graph.rewritable import Rewritable
 from binarize.graph.shortcuts import BROKEN, GATED, WHOLE, Shortcut, is_scale, scales_of
 from binarize.graph.trace import Op, Trace
 
-__all__ = ["Settlement", "settle_shortcuts"]
+__all__ = ["ShortcutResolution", "resolve_shortcuts"]
 
 
 @dataclass
-class Settlement:
-    """The outcome.
+class ShortcutResolution:
+    """The result.
 
     Attributes:
-        branches: Per dropped addition (index) the operation that takes its place.
-        stopped: Binary layers that lose their bypass.
-        projections: Per projection shortcut its action and the reason.
-        alike: Per removed projection the layer whose output has its size, for counting.
-        scales: Multiplications (index) that go with them.
-        decisions: Decisions about additions and scales, with their position in the run.
+        branches: Per dropped addition (index), the operation that replaces it.
+        bypass_removed: Binary layers that lose their bypass.
+        projections: Per projection shortcut, its action and the reason.
+        alike: Per removed projection, the layer whose output has its size, for counting.
+        scales: Multiplications (index) that are dropped with them.
+        decisions: Decisions about additions and scales, each with its position in the run.
     """
 
     branches: dict[int, int] = field(default_factory=dict)
-    stopped: set[str] = field(default_factory=set)
+    bypass_removed: set[str] = field(default_factory=set)
     projections: dict[str, tuple[str, str]] = field(default_factory=dict)
     alike: dict[str, str | None] = field(default_factory=dict)
     scales: set[int] = field(default_factory=set)
     decisions: list[tuple[int, Decision]] = field(default_factory=list)
 
 
-def settle_shortcuts(
+def resolve_shortcuts(
     trace: Trace,
     shortcuts: list[Shortcut],
     layers: Mapping[str, Layer],
     is_binary: Callable[[Op], bool],
     can_rewrite: Rewritable,
-) -> Settlement:
-    """Decide which of two ways carries the signal: the block's addition or the units' bypasses.
+) -> ShortcutResolution:
+    """Decide what carries the signal: the block's addition or the bypasses of its layers.
 
     Args:
         trace: The run.
-        shortcuts: Its residual additions.
-        layers: Its layers by path.
+        shortcuts: The residual additions of the run.
+        layers: The layers of the run, by path.
         is_binary: Whether the policy makes a layer's call binary.
-        can_rewrite: Tells which forwards can lose an addition.
+        can_rewrite: Tests whether a forward can lose an addition.
 
     Returns:
-        What becomes of additions, projections and scales.
+        What happens to additions, projections and scales.
     """
-    result = Settlement()
+    result = ShortcutResolution()
     by_place: dict[_Place, list[Shortcut]] = defaultdict(list)
     for shortcut in shortcuts:
         by_place[_place(shortcut.op)].append(shortcut)
-    # A projection that the policy keeps in float is the user's wish, and carries the signal.
+    # A projection that the policy keeps in float is the user's choice, and carries the signal.
     loose = {
         place: all(
             is_binary(op) and _only_used_here(trace, op, calls[0].op, layers)
@@ -83,13 +83,13 @@ def settle_shortcuts(
         if why is None:
             result.branches.update({s.op.index: s.op.inputs[s.branch] for s in calls})
             for path in own:
-                result.projections[path] = ("remove", "projection of a shortcut that is gone")
+                result.projections[path] = ("remove", "projection of a removed shortcut")
                 result.alike[path] = _layer_alike(trace, first)
-            reason = "every layer of the block carries the signal by its own bypass"
+            reason = "every layer of the block carries the signal through its own bypass"
         else:
             reason = why
             if min(s.carries for s in calls) > BROKEN:
-                result.stopped |= {layer.path or "" for s in calls for layer in s.last}
+                result.bypass_removed |= {layer.path or "" for s in calls for layer in s.last}
                 reason += "; the branch ends without a bypass instead"
             if free:
                 for path in own:
@@ -110,7 +110,7 @@ def settle_shortcuts(
     return result
 
 
-# Scope, name of the operation and its ordinal: what the code says once, whatever its calls.
+# Scope, name of the operation and its ordinal: one place in the code, whatever its calls.
 _Place = tuple[str, str, int]
 
 
@@ -124,9 +124,9 @@ def _scales_to_drop(
     causes: dict[_Place, str | None],
     can_rewrite: Rewritable,
 ) -> list[Op]:
-    """The factors that go with the additions that go; one op for each place in the code.
+    """Return the factors that are dropped with their additions; one op for each place in the code.
 
-    A factor that stayed would damp the signal at every block: where it has to, so has its
+    A factor that stayed would damp the signal at every block: if it must stay, so must its
     addition, which is noted in ``causes``.
     """
     shortcuts = {s.op.index: s for calls in by_place.values() for s in calls}
@@ -151,7 +151,7 @@ def _scales_to_drop(
 
 
 def _hindrance(trace: Trace, scope: str, calls: list[Shortcut], free: bool) -> str | None:
-    """Why an addition has to stay whatever its forward looks like, or ``None``."""
+    """Return why an addition must stay whatever its forward looks like, or ``None``."""
     if any(s.op.name == "sub" for s in calls):
         return "it subtracts, and the branch alone would change its sign"
     projections = [op.path or "" for op in calls[0].projection]
@@ -161,12 +161,12 @@ def _hindrance(trace: Trace, scope: str, calls: list[Shortcut], free: bool) -> s
     if carries == GATED:
         return "a gate damps the signal on the branch"
     if not free:
-        return "its projection is kept, or used elsewhere too"
+        return "its projection is kept, or also used elsewhere"
     if not all(path.startswith(f"{scope}." if scope else "") for path in projections):
         return "its projection belongs to another module"
     every_call = not scope or len(calls) == trace.calls.get(scope, 1)
     if not every_call or len({s.branch for s in calls}) > 1 or carries != WHOLE:
-        return "it closes a block at some calls only"
+        return "it closes a block only at some calls"
     return None
 
 
@@ -176,7 +176,7 @@ def _scale(op: Op) -> Decision:
         part="scale",
         kind=op.name,
         action="drop",
-        reason="scaled the branch or the sum of a shortcut that is gone",
+        reason="scaled the branch or the sum of a removed shortcut",
         rule=CONTRACT,
         scope=op.scope,
         ordinal=op.ordinal,
@@ -199,7 +199,7 @@ def _only_used_here(
 
 
 def _layer_alike(trace: Trace, shortcut: Shortcut) -> str | None:
-    """The layer that ends the branch, if both sides reach the addition at their own size."""
+    """Return the layer that ends the branch if both operands reach the addition at full size."""
     ends = []
     for end in shortcut.op.inputs:
         op = trace.ops[end]

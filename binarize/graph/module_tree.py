@@ -1,4 +1,4 @@
-"""Where a network's modules are registered, so that one can be exchanged for another."""
+"""Find where a network's modules are registered, and replace them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from binarize.errors import ModelError
 
-__all__ = ["Places", "find_module"]
+__all__ = ["ModuleTree", "find_module"]
 
 
 def find_module(model: nn.Module, path: str) -> Any:
-    """The module at a dotted path.
+    """Return the module at a dotted path.
 
     Raises:
-        ModelError: There is none.
+        ModelError: There is no such module.
     """
     try:
         return model.get_submodule(path)
@@ -42,7 +42,7 @@ _HOOKS = (
 )
 
 
-def _hand_over_hooks(old: nn.Module, new: nn.Module) -> None:
+def _transfer_hooks(old: nn.Module, new: nn.Module) -> None:
     weights = {
         key
         for key, hook in old._forward_pre_hooks.items()
@@ -54,19 +54,19 @@ def _hand_over_hooks(old: nn.Module, new: nn.Module) -> None:
             setattr(old, name, hooks.copy())
             for key in weights & hooks.keys():
                 del hooks[key]
-        # The dictionary itself: a handle removes its hook from there, and a network that has
-        # such handles can only be copied while it lives.
+        # Keep the dictionary itself: a handle removes its hook from it, and a network with such
+        # handles can only be copied while it lives.
         hooks.update(getattr(new, name))
         setattr(new, name, hooks)
     if old._backward_hooks:
         new._is_full_backward_hook = old._is_full_backward_hook
 
 
-class Places:
-    """The owners of every module, read once: a search per exchange would be quadratic.
+class ModuleTree:
+    """The owners of every module, read once: a search per replacement would be quadratic.
 
     Args:
-        model: The network; only :meth:`exchange` may change its tree from now on.
+        model: The network; from now on, only :meth:`replace` may change its tree.
 
     Attributes:
         model: The network.
@@ -80,23 +80,23 @@ class Places:
             for name, child in owner._modules.items():
                 self._owners[id(child)].append((owner, name))
 
-    def exchange(self, path: str, new: nn.Module, within: str = "", *, hooks: bool = True) -> None:
-        """Put a module in another's place, and wherever else that one is registered.
+    def replace(self, path: str, new: nn.Module, within: str = "", *, hooks: bool = True) -> None:
+        """Replace a module wherever it is registered.
 
         Args:
             path: Dotted path of the old module.
-            new: The new one; it takes over the old one's mode.
-            within: Dotted path of the module below which the old one is exchanged.
-            hooks: Whether the new one takes over the old one's hooks too (networks of timm take
-                their features by hooks). Those that compute a weight stay.
+            new: The new module; it takes over the old one's mode.
+            within: Dotted path of the module below which the old one is replaced.
+            hooks: Whether the new module also takes over the old one's hooks (timm extracts
+                features with hooks). Hooks that compute a weight stay with the old one.
 
         Raises:
             ModelError: There is no module at ``path``.
         """
         old = find_module(self.model, path)
-        assert old is not self.model  # a network that is one layer was refused
+        assert old is not self.model  # a single-layer network was rejected
         inside = self._below(within) if within else None
-        # Popped even where some stay: the identity of a module that is gone may be used again.
+        # Pop even where some stay: Python may reuse the id of a deleted module.
         for owner, name in self._owners.pop(id(old)):
             if inside is None or id(owner) in inside:
                 owner._modules[name] = new
@@ -105,7 +105,7 @@ class Places:
                 self._owners[id(old)].append((owner, name))
         new.train(old.training)
         if hooks:
-            _hand_over_hooks(old, new)
+            _transfer_hooks(old, new)
 
     def _below(self, path: str) -> set[int]:
         if path not in self._inside:

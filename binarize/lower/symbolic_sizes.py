@@ -1,9 +1,9 @@
-"""Free sizes: one recorded program for inputs of every size.
+"""Symbolic input sizes: one general program for inputs of every size.
 
-Sizes of the inputs are symbols while the network runs without values. Whatever the run makes of them
-is an expression, which becomes nodes of the graph, and every decision that it takes by one (a Python
-``if``, a fusion) becomes a condition on the sizes for which the program is valid. Both are torch's own
-machinery: :class:`torch.fx.experimental.symbolic_shapes.ShapeEnv`.
+While a network is recorded, the sizes of its inputs are symbols. What it computes from them is an
+expression, which becomes nodes of the graph. Every decision that depends on one (a Python ``if``, a
+fusion) becomes a condition, and the program is valid for the sizes that meet them all. This is torch's
+machinery for dynamic shapes, :class:`torch.fx.experimental.symbolic_shapes.ShapeEnv`.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 __all__ = [
-    "FreeSizes",
     "Interpolation",
     "Numbers",
+    "SymbolicSizes",
     "dimension_order",
-    "example",
     "form",
-    "is_free",
-    "read_enlarged",
+    "hint",
+    "integer_factor",
+    "is_symbolic",
     "strides_of",
-    "whole_factor",
+    "upsampled_source",
 ]
 
 _SYMBOLIC = (SymInt, SymFloat, SymBool)
 
 
-def is_free(value: Any) -> bool:
-    """Whether a tensor's sizes, or any of the values in a structure, depend on free sizes."""
+def is_symbolic(value: Any) -> bool:
+    """Check whether a tensor's shape, or any value in a structure, depends on symbolic sizes."""
     values = value.shape if isinstance(value, Tensor) else tree_iter(value)
     return any(isinstance(x, _SYMBOLIC) for x in values)
 
 
-def example(value: Any) -> Any:
-    """The number that an expression has for the example's sizes; other values as they are.
+def hint(value: Any) -> Any:
+    """Return the value of an expression for the recorded sizes; other values unchanged.
 
-    For decisions about speed, which must not become conditions.
+    For decisions that only affect speed, and so need not become conditions.
     """
     if not isinstance(value, SymInt):
         return value
@@ -60,18 +60,18 @@ def example(value: Any) -> Any:
 
 
 def dimension_order(value: Tensor) -> tuple[int, ...] | None:
-    """A dense tensor's dimensions from the slowest to the fastest; ``None`` if it is not dense."""
+    """Return a dense tensor's dimensions from outermost to innermost; ``None`` if it is not dense."""
     order = sorted(range(value.dim()), key=lambda d: -value.stride(d))
     dense = strides_of(value.shape, order) == value.stride()
     return tuple(order) if dense else None
 
 
 def strides_of(shape: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
-    """The strides of a dense tensor, in elements.
+    """Return the strides of a dense tensor, in elements.
 
     Args:
         shape: Its sizes, numbers or expressions.
-        order: Its dimensions from the slowest to the fastest.
+        order: Its dimensions from outermost to innermost.
     """
     strides, step = [1] * len(shape), 1
     for d in reversed(order):
@@ -80,14 +80,18 @@ def strides_of(shape: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
 
 
 def form(leaves: Sequence[Any], spec: Any, autocast: Hashable) -> Hashable | None:
-    """What a program of free sizes depends on beside its conditions.
+    """Return what a general program depends on besides its conditions.
 
-    Free are the number of samples and the spatial sizes of tensors of three dimensions and more, and the
-    number of rows of matrices, where they are at least two: a size of one may be broadcast.
+    Batch size and spatial sizes are free where they are at least two: a size of one may be broadcast.
+
+    Args:
+        leaves: Flattened arguments.
+        spec: Their structure.
+        autocast: See :func:`binarize.lower.program.autocast_state`.
 
     Returns:
-        Structure, layouts and types of the arguments, and autocast; ``None`` if an argument is not
-        dense or nothing is free.
+        Structure, memory order and dtypes of the arguments, and autocast; ``None`` if an argument is
+        not dense or no size is free.
     """
     described: list[Any] = []
     for leaf in leaves:
@@ -99,7 +103,9 @@ def form(leaves: Sequence[Any], spec: Any, autocast: Hashable) -> Hashable | Non
             return None
         sizes = tuple(None if _may_vary(leaf, d) else n for d, n in enumerate(leaf.shape))
         described.append((sizes, order, leaf.dtype, leaf.device))
-    free = any(isinstance(x, Tensor) and None in d[0] for x, d in zip(leaves, described, strict=True))
+    free = any(
+        isinstance(x, Tensor) and None in d[0] for x, d in zip(leaves, described, strict=True)
+    )
     return (spec, tuple(described), autocast) if free else None
 
 
@@ -108,31 +114,31 @@ def _may_vary(value: Tensor, dim: int) -> bool:
 
 
 class _Environment(ShapeEnv):
-    """Symbols with the values that they have in the example."""
+    """An environment that knows the recorded value of each symbol."""
 
     def __init__(self) -> None:
         super().__init__(duck_shape=False)
         self.examples: dict[sympy.Symbol, int] = {}
 
 
-class FreeSizes:
+class SymbolicSizes:
     """The symbols of one recording.
 
     Attributes:
-        environment: Of the fake tensors.
+        environment: What the fake tensors of the recording need.
     """
 
     def __init__(self) -> None:
         self.environment = _Environment()
-        # Each symbol is a dimension of an input.
+        # Input and dimension that each symbol stands for.
         self._places: dict[sympy.Symbol, tuple[int, int]] = {}
 
     def shape(self, value: Tensor, index: int) -> tuple[list[Any], tuple[Any, ...]]:
-        """Return sizes and strides of an input, with symbols for what may vary.
+        """Return the sizes and strides of an input, with new symbols for its free sizes.
 
         Args:
-            value: The example, dense.
-            index: Which input it is.
+            value: The input, dense.
+            index: Its index.
         """
         sizes: list[Any] = list(value.shape)
         for d, length in enumerate(value.shape):
@@ -149,17 +155,17 @@ class FreeSizes:
 
     @property
     def is_constant(self) -> bool:
-        """Whether a size turned out to have one value only."""
+        """Whether the run allows only one value of some size."""
         return any(
             self.environment.replacements.get(symbol, symbol).is_number for symbol in self._places
         )
 
     def numbers(self, graph: fx.Graph) -> Numbers:
-        """Return what turns expressions into nodes of a graph, whose placeholders are the inputs."""
+        """Return a converter of expressions to nodes of a graph with the inputs as placeholders."""
         return Numbers(graph, self._places)
 
     def conditions(self) -> fx.Graph:
-        """Return a graph from the inputs to a list of what has to be true of their sizes."""
+        """Return a graph that computes from the inputs a list of conditions on their sizes."""
         graph = fx.Graph()
         count = 1 + max(index for index, _ in self._places.values())
         for index in range(count):
@@ -172,10 +178,10 @@ class FreeSizes:
 
 
 class Numbers:
-    """Expressions of free sizes as nodes of a graph, which stand behind its placeholders.
+    """Converts expressions to nodes, which follow the placeholders of a graph.
 
     Args:
-        graph: A graph with its placeholders. Its nodes may be erased meanwhile.
+        graph: A graph with its placeholders. Its nodes may be erased between calls.
         places: Input and dimension of each symbol.
     """
 
@@ -184,11 +190,11 @@ class Numbers:
         self._places = places
 
     def __call__(self, value: Any) -> Any:
-        """Replace the expressions in a structure by nodes, or by numbers where they are constant."""
+        """Replace expressions in a structure by nodes, or by numbers where they are constant."""
         return tree_map_only(_SYMBOLIC, lambda each: self.node(each.node.expr), value)
 
     def node(self, expression: Any) -> Any:
-        """Return the node, or the number, of an expression."""
+        """Return the node or, if it is constant, the value of an expression."""
         inputs, known, last = [], {}, None
         for node in self._graph.nodes:
             if node.op == "placeholder":
@@ -217,7 +223,7 @@ class Numbers:
 
 
 def _traced(function: Any) -> Any:
-    """A function of numbers that becomes a node where one of them is a node's."""
+    """Wrap a function of numbers to become a node if an argument is a proxy."""
 
     def call(*values: Any) -> Any:
         proxy = next((v for v in values if isinstance(v, fx.Proxy)), None)
@@ -229,7 +235,7 @@ def _traced(function: Any) -> Any:
 
 
 class _Arithmetic(PythonReferenceAnalysis):  # type: ignore[misc]
-    """Python's functions, which :class:`torch.fx.Proxy` does not pass on by itself."""
+    """Python's functions, which :class:`torch.fx.Proxy` does not trace."""
 
     @staticmethod
     def floor_to_int(x: Any, dtype: Any) -> Any:
@@ -261,7 +267,7 @@ class _Arithmetic(PythonReferenceAnalysis):  # type: ignore[misc]
 
 
 class _Tracer(GraphAppendingTracer):
-    """Appends nodes behind a node, and each behind the one before."""
+    """Inserts nodes one after another, the first after a given one."""
 
     def __init__(self, graph: fx.Graph, last: Any) -> None:
         super().__init__(graph)
@@ -276,16 +282,14 @@ class _Tracer(GraphAppendingTracer):
 
 
 class Interpolation(TorchFunctionMode):
-    """Calls the operators of :func:`torch.nn.functional.interpolate`, whose own way needs plain sizes."""
+    """Calls the operators of :func:`torch.nn.functional.interpolate`, which itself needs plain sizes."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.interpolate:
             bound = _INTERPOLATE.bind(*args, **(kwargs or {}))
             bound.apply_defaults()
             found = bound.arguments
-            if is_free((found["input"], found["size"])) or is_free(found["input"]):
+            if is_symbolic((found["input"], found["size"])) or is_symbolic(found["input"]):
                 return _interpolate(**found)
         return func(*args, **(kwargs or {}))
 
@@ -330,13 +334,13 @@ def _interpolate(
     return operator(input, list(size), *corners, *scales)
 
 
-def whole_factor(small: Sequence[int], large: Sequence[int], scales: Sequence[Any]) -> int | None:
-    """The whole number by which nearest neighbour enlarges all sides of a feature map, if there is one.
+def integer_factor(small: Sequence[int], large: Sequence[int], scales: Sequence[Any]) -> int | None:
+    """Return the integer factor by which nearest neighbour upsamples all sides, if there is one.
 
     Args:
         small: Spatial sizes of the feature map.
-        large: Those of the result.
-        scales: The given factor per side, or ``None``: one that does not fit the size shifts the grid.
+        large: Spatial sizes of the result.
+        scales: Scale per side, or ``None``; one that does not match the sizes shifts the grid.
     """
     factors = {(b // a if a and b % a == 0 else 0) for a, b in zip(small, large, strict=True)}
     factor = factors.pop()
@@ -344,23 +348,23 @@ def whole_factor(small: Sequence[int], large: Sequence[int], scales: Sequence[An
     return factor if factor and not factors and exact else None
 
 
-def read_enlarged(
+def upsampled_source(
     x: Tensor, means: Tensor | None, size: Sequence[int], scales: Sequence[Any], exact: bool
 ) -> tuple[Tensor, int, Tensor]:
-    """Enlarge a feature map by nearest neighbour, or leave that to the unit that reads it.
+    """Upsample a feature map by nearest neighbour, unless the unit that reads it can.
 
     Args:
         x: (N, C, *spatial).
         means: Its means per sample and channel, if known.
         size: Spatial sizes of the result.
-        scales: See :func:`whole_factor`.
+        scales: See :func:`integer_factor`.
         exact: ``nearest-exact`` instead of ``nearest``.
 
     Returns:
-        What the unit reads, the factor by which it enlarges that, and the means of what it reads, empty
-        if unknown.
+        The feature map that the unit reads, the factor by which the unit upsamples it, and its means,
+        empty if unknown.
     """
-    factor = whole_factor(x.shape[2:], size, scales)
+    factor = integer_factor(x.shape[2:], size, scales)
     if factor:
         return x, factor, x.new_empty(0) if means is None else means
     name = f"{'_upsample_nearest_exact' if exact else 'upsample_nearest'}{len(size)}d"

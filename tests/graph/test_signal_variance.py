@@ -43,7 +43,7 @@ def prepare(model: nn.Module) -> nn.Module:
 
 
 def widths(student: nn.Module, x: Tensor) -> list[tuple[str, float]]:
-    """Standard deviation after every binary layer, in the order in which they run."""
+    """Standard deviation after every binary layer, in order of execution."""
     found: list[tuple[str, float]] = []
 
     def note(name: str):
@@ -75,7 +75,7 @@ def test_width_after_n_binary_layers(name: str, lab: SimpleNamespace) -> None:
         if not width <= 3 * math.sqrt(n)
     }
     assert not too_wide
-    # Nor does the path fade away: the last maps are still of order one.
+    # Nor does the signal fade: the last feature maps are still of order one.
     assert found[-1][1] > 0.1
 
 
@@ -124,7 +124,7 @@ def test_a_sum_over_a_stack_is_an_addition() -> None:
 
 
 class Gated(nn.Module):
-    """Two towers of gated blocks, whose additions stay, each with a layer behind."""
+    """Two towers of gated blocks, whose additions stay, each followed by a layer."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()

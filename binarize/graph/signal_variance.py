@@ -1,8 +1,8 @@
-"""How far a signal grows, and where bypasses have to stop so that it does not grow too far.
+"""Estimate how far a signal's variance grows, and choose the bypasses that must go to limit it.
 
-Networks that merge maps again and again (HRNet) would add up what every bypass carries: a merge
-of four maps at every module multiplies by four. The estimate is the standard deviation that a
-random network shows: a norm's output has 1, a bypass adds the input's to it.
+In networks that merge feature maps repeatedly (HRNet), the signals that the bypasses carry add
+up: a merge of four feature maps in every module multiplies by four. The estimate is the standard
+deviation in a random network: a norm's output has 1, and a bypass adds that of its input.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 
 from binarize.graph.trace import Op, Trace
 
-__all__ = ["LIMIT", "ends_in", "layers_to_stop"]
+__all__ = ["LIMIT", "ends_in", "layers_without_bypass"]
 
-# A map may reach LIMIT * sqrt(n) after n binary layers.
+# The deviation of a feature map may reach LIMIT * sqrt(n) after n binary layers.
 LIMIT = 3.0
 
 _TRANSPARENT = ("drop", "pool", "shape", "activation", "up", "mul")
 
 
 def ends_in(trace: Trace, index: int, is_binary: Callable[[Op], bool]) -> list[Op]:
-    """The binary layers whose output an operation hands on without another layer between."""
+    """Return the binary layers whose output reaches an operation with no layer in between."""
     found: list[Op] = []
     front, seen = [index], {index}
     while front:
@@ -39,9 +39,9 @@ def ends_in(trace: Trace, index: int, is_binary: Callable[[Op], bool]) -> list[O
 
 
 def _summands(trace: Trace, op: Op) -> tuple[int, ...]:
-    """What an operation adds up; a sum over what was stacked is an addition too."""
+    """Return the summands of an operation; a sum over a stack is an addition too."""
     if op.kind == "add":
-        # A weighted mean is no larger than what it takes.
+        # A weighted mean is no larger than its operands.
         return () if op.name == "lerp" else op.inputs
     stack = trace.ops[op.inputs[0]] if op.name == "sum" and len(op.inputs) == 1 else None
     if stack is None or stack.name != "stack" or op.shape != stack.in_shape:
@@ -49,28 +49,28 @@ def _summands(trace: Trace, op: Op) -> tuple[int, ...]:
     return stack.inputs
 
 
-def layers_to_stop(
+def layers_without_bypass(
     trace: Trace,
     is_binary: Callable[[Op], bool],
     is_adopted: Callable[[Op], bool],
     branches: Mapping[int, int],
     shortcuts: set[int],
-    stopped: set[str],
+    bypass_removed: set[str],
     gone: set[int],
 ) -> set[str]:
-    """Binary layers that lose their bypass so that no merge lets the signal grow too far.
+    """Choose the binary layers that lose their bypass so that no merge amplifies the signal.
 
     Args:
         trace: The run.
-        is_binary: Whether a layer's call becomes a binary unit.
-        is_adopted: Whether a norm's call becomes a unit's own norm.
-        branches: Per dropped addition the operation that takes its place.
-        shortcuts: Residual additions that stay; their sides are taken as independent.
-        stopped: Layers that have lost their bypass already.
+        is_binary: Whether a layer's call becomes binary.
+        is_adopted: Whether a norm's call becomes a binary layer's own norm.
+        branches: Per dropped addition, the operation that replaces it.
+        shortcuts: Residual additions that stay; their operands are assumed to be independent.
+        bypass_removed: Layers that have already lost their bypass.
         gone: Multiplications that are dropped.
 
     Returns:
-        Names of further layers.
+        Names of the additional layers.
     """
     size: list[float] = []
     depth: list[int] = []
@@ -78,7 +78,7 @@ def layers_to_stop(
 
     def unit(op: Op, arriving: float) -> float:
         path = op.path or ""
-        return 1.0 if path in stopped or path in more else math.hypot(1.0, arriving)
+        return 1.0 if path in bypass_removed or path in more else math.hypot(1.0, arriving)
 
     for op in trace.ops:
         arriving = [size[i] for i in op.inputs] or [1.0]

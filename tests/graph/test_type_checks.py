@@ -174,7 +174,7 @@ def is_norm(layer: nn.Module) -> bool:
 
 
 class Normed(nn.Module):
-    """Taps behind what one of many ways to ask finds."""
+    """Reads features after a layer that it finds by one of several type checks."""
 
     def __init__(self, how: str, act: Any = nn.ReLU) -> None:
         super().__init__()
@@ -242,12 +242,12 @@ def test_who_asks_is_told(how: str) -> None:
     part = "activation" if how == "type of activation" else "layer"
     told = [d.reason for d in plan.part(part) if "ask" in d.reason]
     assert told
-    assert all("test_questions.py:" in reason for reason in told)
+    assert all("test_type_checks.py:" in reason for reason in told)
     assert all(d.norm is None for d in plan.layers) or how == "type of activation"
 
 
 def test_layers_whose_type_is_asked_for_stay() -> None:
-    with pytest.raises(ModelError, match=r"type is asked for \(test_questions.py:.*kind = "):
+    with pytest.raises(ModelError, match=r"checks its type \(test_type_checks.py:.*kind = "):
         binarize.plan(Normed("type of layer"), example_inputs=X)
 
 
