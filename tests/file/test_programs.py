@@ -60,11 +60,13 @@ def test_all_sizes_that_it_was_called_with(tmp_path: Path) -> None:
         assert (one["twice"], one["type"]) == (two["twice"], two["type"])
     last = {"image": small["image"].contiguous(memory_format=torch.channels_last)}
     assert torch.equal(loaded(last)["maps"][0], wanted[0]["maps"][0])
+    assert torch.equal(loaded(other)["maps"][0], network(other)["maps"][0])
     with pytest.raises(ModelError) as caught:
-        loaded(other)
+        loaded({"image": other["image"].double()})
     assert str(caught.value) == (
-        "input='1x3x10x10 float32': this file holds programs for 1x3x8x12 float32; "
-        "2x3x6x6 float32; pack the network, call it with such an input, and save it again"
+        "input='1x3x10x10 float64': this file holds programs for 1x3x8x12 float32; "
+        "2x3x6x6 float32; 1x3xHxW float32; Nx3xHxW float32; "
+        "pack the network, call it with such an input, and save it again"
     )
     with pytest.raises(ModelError, match="it is for inference"):
         loaded.train()
@@ -125,7 +127,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / "bad.safetensors", edited)
         binarize.load(tmp_path / "bad.safetensors")
 
-    with pytest.raises(FileError, match="its format version 7 is newer than 1"):
+    with pytest.raises(FileError, match="its format version 7 is newer than 2"):
         load_with(format_version="7")
     with pytest.raises(FileError, match="its weights have layout 9, but this release's"):
         load_with(weight_layout="9")
