@@ -12,6 +12,7 @@ from binarize.cli.interruption import is_interruption
 from binarize.cli.output import Output
 from binarize.cli.parser import Parser
 from binarize.errors import BinarizeError, FileError
+from binarize.extras import naming_the_extra, require
 
 __all__ = ["BUG", "INTERRUPTED", "MISTAKE", "OK", "build_parser", "main"]
 
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(args: Any, debug: bool) -> int:
     out = Output(as_json=getattr(args, "json", False), quiet=getattr(args, "quiet", False))
     try:
-        return args.run(args, out) or OK
+        require("rich")
+        with naming_the_extra():
+            return args.run(args, out) or OK
     except BinarizeError as error:
         return _fail(_in_options(error, args), MISTAKE, debug)
     except KeyboardInterrupt:

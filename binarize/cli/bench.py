@@ -6,6 +6,8 @@ import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from binarize.cli.networks import FORMS, add_network_options, nearest
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError
+from binarize.extras import require
 
 if TYPE_CHECKING:
     from binarize.bench import Measured, Subject, Version
@@ -118,6 +121,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.output is not None:
         from binarize.cli.records import make_folder
 
+        require("matplotlib")
         make_folder(args.output)
     import torch
 
@@ -147,9 +151,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 def _tell_memory(args: argparse.Namespace, out: Output) -> None:
-    # Import all libraries of networks, so that the idle process is the same for all.
-    import segmentation_models_pytorch  # noqa: F401
-    import timm  # noqa: F401
+    # Import all libraries of networks that there are, so that the idle process is the same for all.
+    for library in ("segmentation_models_pytorch", "timm"):
+        if find_spec(library) is not None:
+            import_module(library)
     import torch
 
     from binarize.bench import peak_of_this_process
@@ -224,7 +229,7 @@ def _show(args: argparse.Namespace, out: Output, rows: Sequence[Measured], input
     from binarize.cli.bench_chart import draw
     from binarize.cli.doctor import machine
     from binarize.cli.records import write_json
-    from binarize.report.terminal import readable
+    from binarize.report.numbers import readable
 
     base = next((row for row in rows if row.name == "float"), None)
     facts = machine()

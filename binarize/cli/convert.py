@@ -244,7 +244,7 @@ def _save_policy(plan: Plan, path: Path | None, out: Output) -> None:
 
 
 def _show_costs(costs: Mapping[str, float | None], out: Output) -> None:
-    from binarize.report.terminal import readable
+    from binarize.report.numbers import readable
 
     for name, unit in (("bytes", "B"), ("ops", "OPs")):
         before, after = costs[f"float_{name}"], costs[name]

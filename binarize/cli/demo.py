@@ -200,7 +200,7 @@ def _train(
 def _show(answer: dict[str, Any], folder: Path, out: Output) -> None:
     from rich.table import Table
 
-    from binarize.report.terminal import readable
+    from binarize.report.numbers import readable
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")

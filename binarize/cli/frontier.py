@@ -19,6 +19,7 @@ from binarize.cli.train_options import (
     add_training_options,
 )
 from binarize.errors import BinarizeError
+from binarize.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +118,7 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Choose, train, measure, write."""
+    require("matplotlib")
     from binarize.budget import Budget
     from binarize.cli.frontier_measure import measure
     from binarize.cli.records import make_folder

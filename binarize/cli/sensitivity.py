@@ -19,6 +19,7 @@ from binarize.cli.networks import add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
 from binarize.errors import BinarizeError
+from binarize.extras import require
 
 if TYPE_CHECKING:
     from binarize.cli.sensitivity_record import Record
@@ -144,6 +145,7 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Measure, show and write."""
+    require("matplotlib")
     _check(args)
     import torch
 
@@ -286,7 +288,7 @@ def _measure(args: argparse.Namespace, study: Study, record: Record, out: Output
 def _show(result: Sensitivity, out: Output) -> None:
     from rich.table import Table
 
-    from binarize.report.terminal import readable
+    from binarize.report.numbers import readable
 
     out.print(result.headline())
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from binarize.errors import BinarizeError, FileError
+from binarize.extras import require
 from binarize.writing import atomic_write
 
 __all__ = ["Frontier", "Point"]
@@ -145,6 +146,7 @@ class Frontier:
         from binarize.report.frontier_figure import figure
         from binarize.report.frontier_page import frontier_page
 
+        require("matplotlib")
         folder = Path(folder)
         try:
             with atomic_write(folder / "frontier.json") as temporary:
