@@ -55,15 +55,16 @@ def build_parser() -> Parser:
 
 _COMMANDS = (
     *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
-    *("frontier", "profile", "bench", "demo", "rules", "recipes", "coverage", "table", "doctor"),
+    *("frontier", "profile", "bench", "demo", "rules", "recipes", "coverage", "doctor"),
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, parser: Parser | None = None) -> int:
     """Run the command line.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
+        parser: Parser of a tool that is run in the same way; None takes binarize's.
 
     Returns:
         The exit code.
@@ -72,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    parser = build_parser()
+    parser = parser or build_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
-    if args.version:
+    if getattr(args, "version", False):
         return _version()
     if not hasattr(args, "run"):
         parser.print_help()
