@@ -11,6 +11,7 @@ from typing import Any
 
 from binarize.errors import BinarizeError, FileError
 from binarize.extras import require
+from binarize.reading import read_json
 from binarize.writing import atomic_write
 
 __all__ = ["Frontier", "Point"]
@@ -192,18 +193,14 @@ class Frontier:
         Raises:
             FileError: There is no such file, or it is something else.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data["format"] != _FORMAT:
-                raise ValueError(data["format"])
-            return cls.from_dict(data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(
-                "path",
-                str(path),
-                f"is not a frontier that can be read ({type(error).__name__}: {error})",
-                "write one: binarize frontier",
-            ) from error
+        return read_json(
+            path,
+            cls.from_dict,
+            form=_FORMAT,
+            argument="path",
+            what="a frontier that can be read",
+            remedy="write one: binarize frontier",
+        )
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table, its head first."""
