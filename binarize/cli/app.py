@@ -8,13 +8,12 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from binarize.cli.interruption import is_interruption
 from binarize.cli.output import Output
 from binarize.cli.parser import Parser
 from binarize.errors import BinarizeError, FileError
 from binarize.extras import naming_the_extra, require
 
-__all__ = ["BUG", "INTERRUPTED", "MISTAKE", "OK", "build_parser", "main"]
+__all__ = ["BUG", "INTERRUPTED", "MISTAKE", "OK", "build_parser", "is_interruption", "main"]
 
 OK, MISTAKE, BUG, INTERRUPTED = 0, 1, 70, 130
 
@@ -150,3 +149,16 @@ def _version() -> int:
     except PackageNotFoundError:
         print("binarize (not installed, run from a checkout)")
     return OK
+
+
+def is_interruption(error: BaseException | None) -> bool:
+    """Return whether an error is an interruption, or was raised while handling one.
+
+    Args:
+        error: The error.
+    """
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
