@@ -22,6 +22,7 @@ import json
 import logging
 import platform
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -58,7 +59,8 @@ def _deeplab() -> nn.Module:
 
 
 def _paper() -> nn.Module:
-    from binarize.cli.paper_network import DenseNetwork
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+    from paper_network import DenseNetwork
 
     return DenseNetwork(151)
 

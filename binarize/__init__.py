@@ -7,60 +7,42 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from binarize.errors import BinarizeError
+from binarize.errors import BinarizeError as BinarizeError
 
 if TYPE_CHECKING:
-    from binarize import nn, ops
-    from binarize.budget.convert import convert, plan
-    from binarize.file.hub import from_pretrained, push_to_hub, save_pretrained
-    from binarize.file.load import load
-    from binarize.file.save import save
-    from binarize.graph.plan import Plan
-    from binarize.inspection import Inspection, inspect
-    from binarize.latency import Profile, profile
-    from binarize.lower import PackedNetwork, export_onnx, pack
-    from binarize.policy import Policy, policies
-    from binarize.prepare import prepare_student
-    from binarize.report import Frontier, Report, report
-    from binarize.report.sensitivity import Sensitivity
-    from binarize.sensitivity.measure import sensitivity
-    from binarize.train import Trainer, recalibrate
+    # The names of __all__ for type checkers, to which "as" says that they are public here.
+    from binarize import nn as nn
+    from binarize import ops as ops
+    from binarize.budget.convert import convert as convert
+    from binarize.budget.convert import plan as plan
+    from binarize.file.hub import from_pretrained as from_pretrained
+    from binarize.file.hub import push_to_hub as push_to_hub
+    from binarize.file.hub import save_pretrained as save_pretrained
+    from binarize.file.load import load as load
+    from binarize.file.save import save as save
+    from binarize.graph.plan import Plan as Plan
+    from binarize.inspection import Inspection as Inspection
+    from binarize.inspection import inspect as inspect
+    from binarize.latency import Profile as Profile
+    from binarize.latency import profile as profile
+    from binarize.lower import PackedNetwork as PackedNetwork
+    from binarize.lower import export_onnx as export_onnx
+    from binarize.lower import pack as pack
+    from binarize.policy import Policy as Policy
+    from binarize.policy import policies as policies
+    from binarize.prepare import prepare_student as prepare_student
+    from binarize.report import Frontier as Frontier
+    from binarize.report import Report as Report
+    from binarize.report import report as report
+    from binarize.report.sensitivity import Sensitivity as Sensitivity
+    from binarize.sensitivity.measure import sensitivity as sensitivity
+    from binarize.train import Trainer as Trainer
+    from binarize.train import recalibrate as recalibrate
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BinarizeError",
-    "Frontier",
-    "Inspection",
-    "PackedNetwork",
-    "Plan",
-    "Policy",
-    "Profile",
-    "Report",
-    "Sensitivity",
-    "Trainer",
-    "convert",
-    "export_onnx",
-    "from_pretrained",
-    "inspect",
-    "load",
-    "nn",
-    "ops",
-    "pack",
-    "plan",
-    "policies",
-    "prepare_student",
-    "profile",
-    "push_to_hub",
-    "recalibrate",
-    "report",
-    "save",
-    "save_pretrained",
-    "sensitivity",
-]
-
-# Public names and their sub-packages, imported on first use: importing torch takes seconds, and the
-# command line's help does not need it.
+# The public names and their sub-packages, imported on first use: importing torch takes seconds, and
+# the command line's help does not need it.
 _HOMES = {
     "Frontier": "report",
     "Inspection": "inspection",
@@ -88,6 +70,9 @@ _HOMES = {
     "save_pretrained": "file",
     "sensitivity": "sensitivity",
 }
+_PACKAGES = ("nn", "ops")
+
+__all__ = sorted(["BinarizeError", *_PACKAGES, *_HOMES])
 
 
 class _Package(ModuleType):
@@ -108,7 +93,7 @@ sys.modules[__name__].__class__ = _Package
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
-    if name in ("nn", "ops"):
+    if name in _PACKAGES:
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,12 +8,12 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from binarize.cli.interruption import is_interruption
 from binarize.cli.output import Output
 from binarize.cli.parser import Parser
 from binarize.errors import BinarizeError, FileError
+from binarize.extras import naming_the_extra, require
 
-__all__ = ["BUG", "INTERRUPTED", "MISTAKE", "OK", "build_parser", "main"]
+__all__ = ["BUG", "INTERRUPTED", "MISTAKE", "OK", "build_parser", "is_interruption", "main"]
 
 OK, MISTAKE, BUG, INTERRUPTED = 0, 1, 70, 130
 
@@ -54,15 +54,16 @@ def build_parser() -> Parser:
 
 _COMMANDS = (
     *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
-    *("frontier", "profile", "bench", "demo", "rules", "recipes", "coverage", "table", "doctor"),
+    *("frontier", "profile", "bench", "demo", "rules", "recipes", "coverage", "doctor"),
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, parser: Parser | None = None) -> int:
     """Run the command line.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
+        parser: Parser of a tool that is run in the same way; None takes binarize's.
 
     Returns:
         The exit code.
@@ -71,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    parser = build_parser()
+    parser = parser or build_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
-    if args.version:
+    if getattr(args, "version", False):
         return _version()
     if not hasattr(args, "run"):
         parser.print_help()
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(args: Any, debug: bool) -> int:
     out = Output(as_json=getattr(args, "json", False), quiet=getattr(args, "quiet", False))
     try:
-        return args.run(args, out) or OK
+        require("rich")
+        with naming_the_extra():
+            return args.run(args, out) or OK
     except BinarizeError as error:
         return _fail(_in_options(error, args), MISTAKE, debug)
     except KeyboardInterrupt:
@@ -146,3 +149,16 @@ def _version() -> int:
     except PackageNotFoundError:
         print("binarize (not installed, run from a checkout)")
     return OK
+
+
+def is_interruption(error: BaseException | None) -> bool:
+    """Return whether an error is an interruption, or was raised while handling one.
+
+    Args:
+        error: The error.
+    """
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -6,13 +6,16 @@ import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from binarize.cli.networks import FORMS, add_network_options, nearest
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError
+from binarize.extras import require
 
 if TYPE_CHECKING:
     from binarize.bench import Measured, Subject, Version
@@ -118,6 +121,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.output is not None:
         from binarize.cli.records import make_folder
 
+        require("matplotlib")
         make_folder(args.output)
     import torch
 
@@ -147,9 +151,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 
 def _tell_memory(args: argparse.Namespace, out: Output) -> None:
-    # Import all libraries of networks, so that the idle process is the same for all.
-    import segmentation_models_pytorch  # noqa: F401
-    import timm  # noqa: F401
+    # Import all libraries of networks that there are, so that the idle process is the same for all.
+    for library in ("segmentation_models_pytorch", "timm"):
+        if find_spec(library) is not None:
+            import_module(library)
     import torch
 
     from binarize.bench import peak_of_this_process
@@ -221,10 +226,9 @@ def _show(args: argparse.Namespace, out: Output, rows: Sequence[Measured], input
     from torch.utils._pytree import tree_iter
 
     from binarize.bench import relative_speed
-    from binarize.cli.bench_chart import draw
     from binarize.cli.doctor import machine
     from binarize.cli.records import write_json
-    from binarize.report.terminal import readable
+    from binarize.report.numbers import readable
 
     base = next((row for row in rows if row.name == "float"), None)
     facts = machine()
@@ -270,6 +274,50 @@ def _show(args: argparse.Namespace, out: Output, rows: Sequence[Measured], input
     }
     if args.output is not None:
         write_json(args.output / "bench.json", answer)
-        draw(args.output / "bench.png", title, rows)
+        _draw(args.output / "bench.png", title, rows)
         out.print(f"{args.output / 'bench.json'}, {args.output / 'bench.png'}", wrap=False)
     out.emit(answer)
+
+
+def _draw(path: Path, title: str, rows: Sequence[Measured]) -> None:
+    """Write the chart: latency with its spread, memory and file size of the versions.
+
+    Args:
+        path: The file to write.
+        title: The title.
+        rows: The versions; those that do not run have empty bars.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.2 + 0.45 * len(rows)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    axes: Any = figure.subplots(1, 3, sharey=True)
+    panels = (
+        ("latency, ms (line: middle half)", [(row.latency or 0) * 1e3 for row in rows]),
+        ("peak memory, MB (light: libraries)", [(row.peak_bytes or 0) / 1e6 for row in rows]),
+        ("file, MB", [(row.file_bytes or 0) / 1e6 for row in rows]),
+    )
+    colors = ["tab:green" if row.name == "packed" else "tab:gray" for row in rows]
+    places = range(len(rows))
+    for axis, (name, values) in zip(axes, panels, strict=True):
+        axis.barh(places, values, color=colors, height=0.6)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlim(0, 1.35 * max(*values, 1e-9))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    ends = [list(values) for _, values in panels]
+    for place, row in enumerate(rows):
+        if row.quartiles is not None:
+            low, high = (1e3 * value for value in row.quartiles)
+            axes[0].plot([low, high], [place, place], color="black")
+            ends[0][place] = max(ends[0][place], high)
+        if row.idle_bytes is not None:
+            axes[1].barh(place, row.idle_bytes / 1e6, color="white", alpha=0.6, height=0.6)
+    for axis, (_, values), right in zip(axes, panels, ends, strict=True):
+        for place, value in enumerate(values):
+            axis.text(right[place], place, f"  {value:.3g}" if value else "", va="center", size=8)
+    axes[0].set_yticks(places, [row.name for row in rows])
+    axes[0].invert_yaxis()
+    figure.savefig(path)

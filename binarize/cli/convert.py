@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent
+from binarize.cli.policy_options import add_budget_options, add_override_options, overrides
 from binarize.errors import BinarizeError, FileError
 
 if TYPE_CHECKING:
@@ -86,51 +87,8 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--policy", default="bidense", metavar="NAME|FILE", help="the rules (default bidense)"
     )
-    parser.add_argument(
-        "--keep-float",
-        "--keep",
-        dest="keep",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="layers to keep in float",
-    )
-    parser.add_argument(
-        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
-    )
-    parser.add_argument(
-        "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
-    )
-    parser.add_argument(
-        "--budget",
-        metavar="AMOUNT",
-        help="choose which layers get more than one bit by file size (3MB, or 10%% of the float "
-        "network's), latency (12ms, or time=40%%), operations (5GOPs), several of these "
-        "(12ms,3MB), the largest drop of the metric (drop=0.02), or the agreement with the float "
-        "network (agreement=0.9)",
-    )
-    parser.add_argument(
-        "--sensitivity",
-        type=Path,
-        metavar="FILE",
-        help="sensitivity of the layers for --budget: sensitivity.json of binarize sensitivity "
-        "(default: all equal, so the cheapest layers stay float)",
-    )
-    parser.add_argument(
-        "--more-bits",
-        action="append",
-        default=[],
-        metavar="NAME|FILE",
-        help="what --budget may give to layers beside one bit and float: int8, or the bits of a "
-        "policy, such as groupnet or lqnet; --sensitivity must have been measured with it",
-    )
-    parser.add_argument(
-        "--profile",
-        type=Path,
-        metavar="FILE",
-        help="latency of the layers for a --budget of time: what binarize profile wrote on this "
-        "machine (default: measured now)",
-    )
+    add_override_options(parser)
+    add_budget_options(parser)
     parser.add_argument(
         "--save-policy", type=Path, metavar="FILE", help="write the rules, overrides included"
     )
@@ -160,7 +118,6 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.budget.costs import before_and_after
     from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
-    from binarize.cli.start import overrides
     from binarize.cli.weights import load_encoder, load_weights
     from binarize.policy import load_policy
 
@@ -244,7 +201,7 @@ def _save_policy(plan: Plan, path: Path | None, out: Output) -> None:
 
 
 def _show_costs(costs: Mapping[str, float | None], out: Output) -> None:
-    from binarize.report.terminal import readable
+    from binarize.report.numbers import readable
 
     for name, unit in (("bytes", "B"), ("ops", "OPs")):
         before, after = costs[f"float_{name}"], costs[name]

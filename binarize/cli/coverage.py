@@ -1,36 +1,34 @@
-"""``binarize coverage``: convert and check every network of three libraries."""
+"""``binarize coverage``: convert and check every network of a folder of Python files."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binarize.cli.output import Output
-from binarize.cli.parser import Subparsers, add_command
+from binarize.cli.parser import Parser, Subparsers, add_command
 from binarize.errors import BinarizeError, FileError
 
 if TYPE_CHECKING:
     from binarize.survey import Case, Records
+    from binarize.survey.examine import Build
 
-__all__ = ["add", "run"]
+__all__ = ["add", "add_survey_options", "run", "run_survey"]
 
 _DESCRIPTION = """\
-Convert every network of timm, segmentation-models-pytorch and torchvision, check each result
-against its original, and write a document and a JSON file. Nothing is downloaded, and most checks
-run on the meta device. An interrupted survey continues where it stopped; the files of a finished
-one are replaced."""
+Convert every network of a folder of Python files, check each result against its original, and
+write a document and a JSON file. A network is what a function make...() without arguments returns,
+or one that is annotated to return a Module. An interrupted survey continues where it stopped; the
+files of a finished one are replaced."""
 
 _EXAMPLES = [
-    (
-        "binarize coverage --jobs 2 -o docs/coverage.md",
-        "everything, on two cores (one core took 25 minutes)",
-    ),
-    ("binarize coverage 'timm:resnet*' 'smp:Unet/*' -o few.md", "some networks, by pattern"),
-    ("binarize coverage convnext --list", "only list the names of a family"),
-    ("binarize coverage --wild nets/ -o mine.md", "your own networks, all checks with values"),
-    ("binarize coverage --minutes 10 -o part.md", "as much as ten minutes allow"),
+    ("binarize coverage --wild nets/ -o mine.md", "all networks of the folder"),
+    ("binarize coverage --wild nets/ --list", "only list them"),
+    ("binarize coverage --wild nets/unet.py:make_large", "one network"),
+    ("binarize coverage --wild nets/ '*unet*' --minutes 10", "some, as many as the time allows"),
 ]
 
 
@@ -40,11 +38,23 @@ def add(commands: Subparsers) -> None:
         commands,
         "coverage",
         run,
-        help="try the conversion on every network of three libraries",
-        usage="[PATTERN ...] [-o FILE]",
+        help="try the conversion on every network of a folder",
+        usage="--wild FOLDER [PATTERN ...] [-o FILE]",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
+    parser.add_argument(
+        "--wild",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="every make...() in the folder's Python files, or FILE.py:NAME",
+    )
+    add_survey_options(parser)
+
+
+def add_survey_options(parser: Parser) -> None:
+    """Add the options that all surveys have."""
     parser.add_argument(
         "patterns", nargs="*", metavar="PATTERN", help="names or families (default: everything)"
     )
@@ -56,13 +66,6 @@ def add(commands: Subparsers) -> None:
         metavar="FILE",
         help="the document (default coverage.md); the JSON file goes next to it",
     )
-    parser.add_argument(
-        "--wild",
-        type=Path,
-        metavar="FOLDER",
-        help="your own networks instead: every make...() in the folder's Python files, or "
-        "FILE.py:NAME",
-    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
     parser.add_argument(
         "--timeout",
@@ -70,11 +73,6 @@ def add(commands: Subparsers) -> None:
         default=300.0,
         metavar="S",
         help="time limit per network in seconds (default 300)",
-    )
-    parser.add_argument(
-        "--light",
-        action="store_true",
-        help="only convert and compare shapes, except for one network of every family",
     )
     parser.add_argument(
         "--minutes",
@@ -92,19 +90,42 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Survey, and write the document; exit code 1 if a network fails."""
+
+    def cases() -> list[Case]:
+        from binarize.survey import wild_cases
+
+        return wild_cases(args.wild)
+
+    return run_survey(args, out, cases, f"binarize coverage --wild {args.wild}")
+
+
+def run_survey(
+    args: argparse.Namespace,
+    out: Output,
+    known: Callable[[], list[Case]],
+    command: str,
+    *,
+    light: bool = False,
+    build: Build | None = None,
+) -> int | None:
+    """Survey networks, and write the document.
+
+    Args:
+        args: Values of the options of :func:`add_survey_options`.
+        out: Streams of the command.
+        known: Lists the networks.
+        command: What was run, for the document, without patterns and output.
+        light: Only convert and compare shapes, except for the samples.
+        build: Builds a network; None takes the factory in its file.
+
+    Returns:
+        The exit code: 1 if a network fails.
+    """
     _check(args)
     with out.step("listing the networks"):
-        from binarize.survey import (
-            Records,
-            catalogue,
-            select,
-            summarize,
-            wild_cases,
-            write_document,
-        )
+        from binarize.survey import Records, build_wild, select, summarize, write_document
 
-        known = catalogue() if args.wild is None else wild_cases(args.wild)
-        cases = select(known, args.patterns)
+        cases = select(known(), args.patterns)
     if args.list:
         for case in cases:
             out.print(case.key, wrap=False)
@@ -114,11 +135,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.fresh:
         record.unlink(missing_ok=True)
     records = Records(record)
-    _survey(args, out, cases, records)
+    _survey(args, out, cases, records, light, build or build_wild)
     rows = records.of(cases)
     summary = summarize(rows, len(cases))
-    words = ["binarize", "coverage", *args.patterns, *["--light"] * bool(summary.light)]
-    words += [] if args.wild is None else ["--wild", str(args.wild)]
+    words = [command, *args.patterns, *["--light"] * bool(summary.light), "-o", str(args.output)]
     write_document(args.output, rows, len(cases), " ".join(words))
     data = args.output.with_suffix(".json")
     records.write(data, cases, summary.to_dict())
@@ -144,10 +164,17 @@ def _check(args: argparse.Namespace) -> None:
             raise BinarizeError(name, value, f"must be at least {least}", "give a larger number")
 
 
-def _survey(args: argparse.Namespace, out: Output, cases: list[Case], records: Records) -> None:
+def _survey(
+    args: argparse.Namespace,
+    out: Output,
+    cases: list[Case],
+    records: Records,
+    light: bool,
+    build: Build,
+) -> None:
     from binarize.survey import spread, survey
 
-    missing = records.missing(spread(cases), light=args.light)
+    missing = records.missing(spread(cases), light=light)
     done = len(cases) - len(missing)
     if done and missing:
         out.note(f"continuing an interrupted survey: {done} of {len(cases)} networks are done")
@@ -155,7 +182,7 @@ def _survey(args: argparse.Namespace, out: Output, cases: list[Case], records: R
     if not missing or args.minutes == 0:
         return
     with out.bar("networks", len(cases)) as advance:
-        for row in survey(missing, args.jobs, args.timeout, light=args.light):
+        for row in survey(missing, args.jobs, args.timeout, light=light, build=build):
             records.add(row)
             done += 1
             for check, cause in row.failures.items():

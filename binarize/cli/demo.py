@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader
 
-    from binarize.data import Scenes
+    from binarize.data import DenseDataset, Scenes
 
 __all__ = ["add", "run"]
 
@@ -82,7 +83,6 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     started = time.perf_counter()
     import torch
 
-    from binarize.cli.demo_image import draw
     from binarize.cli.records import make_folder, write_json
     from binarize.cli.weights import save_float
     from binarize.data import Scenes
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     save(student, folder / "binary.safetensors")
     again = load(folder / "binary.safetensors", model=build(recipe))
     counted = report(again, example)
-    draw(folder / "demo.png", sets["val"], teacher, again, plan.rows, measured)
+    _draw(folder / "demo.png", sets["val"], teacher, again, plan.rows, measured)
     answer = {
         "description": description,
         "files": {
@@ -200,7 +200,7 @@ def _train(
 def _show(answer: dict[str, Any], folder: Path, out: Output) -> None:
     from rich.table import Table
 
-    from binarize.report.terminal import readable
+    from binarize.report.numbers import readable
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
@@ -235,3 +235,72 @@ def _show(answer: dict[str, Any], folder: Path, out: Output) -> None:
     out.print(f"  binarize report {binary}", wrap=False)
     out.print("  binarize convert smp:Unet:resnet34 --classes 11 --dry-run", wrap=False)
     out.print("  binarize train --help", wrap=False)
+
+
+def _draw(
+    path: Path,
+    data: DenseDataset,
+    teacher: nn.Module,
+    student: nn.Module,
+    rows: int,
+    metrics: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write input, ground truth, float and 1-bit prediction side by side.
+
+    Args:
+        path: The file to write.
+        data: Scenes for segmentation.
+        teacher: The float network.
+        student: The 1-bit network.
+        rows: Number of scenes.
+        metrics: ``mIoU`` of "float" and "binary", for the titles.
+    """
+    import torch
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    colors = torch.tensor(data.palette, dtype=torch.uint8)
+    titles = [
+        "input",
+        "truth",
+        f"float, mIoU {metrics['float']['mIoU']:.2f}",
+        f"1-bit, mIoU {metrics['binary']['mIoU']:.2f}",
+    ]
+    height, width = data[0]["image"].shape[-2:]
+    cell = 2.6
+    figure = Figure(
+        figsize=(4 * cell, rows * cell * height / width + 0.75), dpi=120, layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(rows, 4, squeeze=False)
+    for row, scene in enumerate(_varied(data, rows)):
+        sample = data[scene]
+        shown = [data.denormalize(sample["image"]).permute(1, 2, 0), colors[sample["mask"]]]
+        for network in (teacher, student):
+            network.eval()
+            with torch.no_grad():
+                shown.append(colors[network(sample["image"][None])[0].argmax(0)])
+        for column, panel in enumerate(shown):
+            axis = axes[row, column]
+            axis.imshow(panel.numpy(), interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(titles[column], fontsize=11)
+    figure.legend(
+        handles=[
+            Patch(color="#" + bytes(color).hex(), label=name)
+            for name, color in zip(data.classes, data.palette, strict=True)
+        ],
+        loc="outside lower center",
+        ncol=len(data.classes),
+        frameon=False,
+        fontsize=10,
+    )
+    figure.savefig(path)
+
+
+def _varied(data: DenseDataset, count: int) -> list[int]:
+    """Return a fixed choice of scenes with several classes, neither empty nor crowded."""
+    kinds = [len(data[i]["mask"].unique()) for i in range(len(data))]
+    return sorted(range(len(data)), key=lambda i: (abs(kinds[i] - 5), i))[:count]

@@ -9,11 +9,13 @@ import sys
 import tempfile
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
+from binarize.extras import EXTRAS
 
 __all__ = ["add", "machine", "run"]
 
@@ -26,20 +28,9 @@ _EXAMPLES = [
     ("binarize doctor --json > doctor.json", "to attach to a bug report"),
 ]
 
-# Import name and distribution of every dependency.
-_NEEDED = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "segmentation_models_pytorch": "segmentation-models-pytorch",
-    "accelerate": "accelerate",
-    "torchmetrics": "torchmetrics",
-    "safetensors": "safetensors",
-    "numpy": "numpy",
-    "PIL": "pillow",
-    "matplotlib": "matplotlib",
-    "rich": "rich",
-}
+# Import name and distribution of what is always needed, and of what the extras add.
+_NEEDED = {"torch": "torch", "safetensors": "safetensors", "numpy": "numpy"}
+_OPTIONAL = {name: "pillow" if name == "PIL" else name.replace("_", "-") for name in EXTRAS}
 # Instruction sets useful for binary arithmetic, by their Linux names.
 _FEATURES = ("popcnt", "avx2", "fma", "avx512f", "avx512bw", "avx512_vpopcntdq", "avx512_bf16",
              "amx_bf16", "neon", "asimd", "sve")  # fmt: skip
@@ -61,7 +52,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Collect facts, run checks, report."""
     facts: dict[str, Any] = {"system": machine(), "packages": {}, "checks": {}}
     with out.step("importing the packages"):
-        for module, distribution in _NEEDED.items():
+        for module, distribution in {**_NEEDED, **_OPTIONAL}.items():
             facts["packages"][distribution] = _package(module, distribution)
     broken = [name for name, found in facts["packages"].items() if "error" in found]
     if "torch" not in broken:
@@ -132,6 +123,8 @@ def _cpu_name() -> str:
 
 
 def _package(module: str, distribution: str) -> dict[str, str]:
+    if module in _OPTIONAL and find_spec(module) is None:
+        return {"missing": f"not installed (extra '{EXTRAS[module]}')"}
     try:
         import_module(module)
     except Exception as error:
@@ -249,7 +242,8 @@ def _show(facts: dict[str, Any], out: Output) -> None:
             *_kernel_rows(torch["kernels"]),
         ]
     for name, found in facts["packages"].items():
-        rows.append((name, found.get("version") or f"MISSING  {found['error']}"))
+        shown = found.get("version") or found.get("missing")
+        rows.append((name, shown or f"MISSING  {found['error']}"))
     for name, path in facts["policies"].items():
         rows.append((f"policy {name}", str(path)))
     rows += [(f"check {name}", result) for name, result in facts["checks"].items()]

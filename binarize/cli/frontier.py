@@ -13,12 +13,14 @@ from binarize.cli.datasets import add_data_options
 from binarize.cli.networks import Recipe, add_network_options, build
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent, pair
+from binarize.cli.policy_options import overrides
 from binarize.cli.train_options import (
     add_augment_options,
     add_start_options,
     add_training_options,
 )
 from binarize.errors import BinarizeError
+from binarize.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +119,7 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Choose, train, measure, write."""
+    require("matplotlib")
     from binarize.budget import Budget
     from binarize.cli.frontier_measure import measure
     from binarize.cli.records import make_folder
@@ -231,7 +234,6 @@ def _choose(
     """The rules that spend a budget, as a file."""
     from binarize.budget import plan
     from binarize.cli.examples import example_for
-    from binarize.cli.start import overrides
 
     path: Path = args.output / f"{_slug(name)}.toml"
     if not path.exists():

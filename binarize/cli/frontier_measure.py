@@ -132,7 +132,7 @@ class _Judge:
         """The metrics by split of what takes one image at a time."""
         import torch
 
-        from binarize.train.evaluation import evaluate
+        from binarize.train.run import evaluate
 
         class Wrapped(torch.nn.Module):
             def forward(self, x: Tensor) -> Any:

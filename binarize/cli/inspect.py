@@ -14,6 +14,7 @@ from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
 from binarize.errors import BinarizeError, DataError, FileError
+from binarize.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,7 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Measure, draw and write."""
+    require("matplotlib")
     _check(args)
     paths = _paths(args)
     import torch

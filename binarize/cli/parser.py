@@ -15,6 +15,7 @@ __all__ = [
     "Parser",
     "Subparsers",
     "add_command",
+    "add_common",
     "extent",
     "numbers",
     "pair",
@@ -102,16 +103,27 @@ def add_command(
         description=description,
         epilog=f"examples:\n{shown}",
     )
+    if common:
+        add_common(parser, run)
+    else:
+        parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def add_common(parser: Parser, run: Callable[..., int | None]) -> None:
+    """Add what :func:`binarize.cli.app.main` needs, and the options that all commands have.
+
+    Args:
+        parser: The command's parser.
+        run: Called with the parsed arguments and the :class:`~binarize.cli.output.Output`.
+    """
     parser.set_defaults(run=run, parser=parser)
-    if not common:
-        return parser
     group = parser.add_argument_group(_COMMON)
     group.add_argument(
         "--json", action="store_true", help="print JSON on stdout; everything else goes to stderr"
     )
     group.add_argument("--quiet", action="store_true", help="no progress on stderr")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
 
 
 def size(text: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent
+from binarize.cli.policy_options import add_override_options, overrides
 from binarize.errors import BinarizeError, FileError
 
 __all__ = ["add", "run"]
@@ -49,15 +50,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--policy", default="bidense", metavar="NAME|FILE", help="the rules (default bidense)"
     )
-    parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers to keep in float"
-    )
-    parser.add_argument(
-        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to make binary"
-    )
-    parser.add_argument(
-        "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
-    )
+    add_override_options(parser)
     parser.add_argument(
         "--size",
         type=extent,
@@ -85,7 +78,6 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
     from binarize.cli.examples import example_for, shell_remedies
     from binarize.cli.sources import is_file, open_source
-    from binarize.cli.start import overrides
     from binarize.latency import profile
     from binarize.policy import load_policy
 

@@ -18,7 +18,9 @@ from binarize.cli.datasets import (
 from binarize.cli.networks import add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
+from binarize.cli.policy_options import add_override_options, overrides
 from binarize.errors import BinarizeError
+from binarize.extras import require
 
 if TYPE_CHECKING:
     from binarize.cli.sensitivity_record import Record
@@ -93,21 +95,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--teacher", metavar="FILE", help="the float network that a 1-bit one was converted from"
     )
-    parser.add_argument(
-        "--keep-float",
-        "--keep",
-        dest="keep",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="layers to keep in float",
-    )
-    parser.add_argument(
-        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
-    )
-    parser.add_argument(
-        "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
-    )
+    add_override_options(parser)
     parser.add_argument(
         "--split", help="images to measure on: train, val or test (default val, else test)"
     )
@@ -144,13 +132,14 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Measure, show and write."""
+    require("matplotlib")
     _check(args)
     import torch
 
     from binarize.cli.records import make_folder
     from binarize.cli.sensitivity_record import Record
     from binarize.cli.sources import open_file
-    from binarize.cli.start import make_teacher, overrides, try_out
+    from binarize.cli.start import make_teacher, try_out
     from binarize.sensitivity import Study
     from binarize.train import open_task
 
@@ -286,7 +275,7 @@ def _measure(args: argparse.Namespace, study: Study, record: Record, out: Output
 def _show(result: Sensitivity, out: Output) -> None:
     from rich.table import Table
 
-    from binarize.report.terminal import readable
+    from binarize.report.numbers import readable
 
     out.print(result.headline())
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from binarize.cli.networks import recipe_from
 from binarize.cli.output import Output
+from binarize.cli.policy_options import overrides
 from binarize.cli.sources import is_file, known_about, open_source
 from binarize.cli.weights import load_encoder, load_weights
 from binarize.errors import BinarizeError, ModelError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from binarize.cli.networks import Recipe
 
-__all__ = ["make_student", "make_teacher", "overrides", "try_out"]
+__all__ = ["make_student", "make_teacher", "try_out"]
 
 
 def make_student(
@@ -108,12 +109,6 @@ def _convert(
     out.note(f"binary: {facts['binary_share']:.1%} of the weights of its layers")
     network_out: nn.Module = student
     return network_out
-
-
-def overrides(args: argparse.Namespace) -> dict[str, str] | None:
-    """Return the overrides of ``--keep-float``, ``--int8`` and ``--binarize``."""
-    given = {"keep": args.keep, "int8": args.int8, "binarize": args.binarize}
-    return {layer: action for action, layers in given.items() for layer in layers} or None
 
 
 def try_out(network: nn.Module, example: Any) -> None:

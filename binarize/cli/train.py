@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from binarize.cli.app import is_interruption
 from binarize.cli.datasets import (
     add_data_options,
     has_split,
@@ -18,7 +19,6 @@ from binarize.cli.datasets import (
     open_unlabelled,
     task_of,
 )
-from binarize.cli.interruption import is_interruption
 from binarize.cli.networks import FORMS, add_network_options, nearest
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command

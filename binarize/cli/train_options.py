@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from binarize.cli.parser import pair
+from binarize.cli.policy_options import add_budget_options, add_override_options
 
 __all__ = ["add_augment_options", "add_start_options", "add_training_options"]
 
@@ -33,47 +34,8 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         help="keep norms that were folded into the loaded weights, instead of unfolding them for "
         "training",
     )
-    start.add_argument(
-        "--keep-float",
-        "--keep",
-        dest="keep",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="layers to keep in float",
-    )
-    start.add_argument(
-        "--binarize", action="append", default=[], metavar="PATTERN", help="layers to binarize"
-    )
-    start.add_argument(
-        "--int8", action="append", default=[], metavar="PATTERN", help="layers to compute in 8 bits"
-    )
-    start.add_argument(
-        "--budget",
-        metavar="LIMIT",
-        help="let a size (3MB), a latency (12ms), operations (5GOPs), a loss of the metric "
-        "(drop=0.02) or an agreement (agreement=0.9) decide which layers get more than one bit",
-    )
-    start.add_argument(
-        "--more-bits",
-        action="append",
-        default=[],
-        metavar="NAME|FILE",
-        help="int8, or a multi-bit policy, that --budget may use for layers",
-    )
-    start.add_argument(
-        "--profile",
-        type=Path,
-        metavar="FILE",
-        help="latency of the layers for a --budget of time: what binarize profile wrote on this "
-        "machine (default: measured now)",
-    )
-    start.add_argument(
-        "--sensitivity",
-        type=Path,
-        metavar="FILE",
-        help="sensitivity of the layers for --budget: sensitivity.json of binarize sensitivity",
-    )
+    add_override_options(start)
+    add_budget_options(start)
     start.add_argument("--teacher", metavar="FILE", help="weights of the teacher")
     start.add_argument(
         "--teacher-model", metavar="MODEL", help="the teacher's network (default: --model)"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from binarize.data.dense import DenseDataset
 from binarize.data.images import folder, image_files, read_image
-from binarize.data.labels import label_map, label_table
+from binarize.data.mask_coding import label_map, label_table
 from binarize.data.pairs import paired
 from binarize.errors import DataError
 

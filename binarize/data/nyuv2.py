@@ -14,7 +14,7 @@ from torch import Tensor
 
 from binarize.data.dense import IGNORE, DenseDataset
 from binarize.data.images import folder, read_image, read_map
-from binarize.data.labels import label_map
+from binarize.data.mask_coding import label_map
 from binarize.errors import DataError
 
 __all__ = ["NYUv2"]

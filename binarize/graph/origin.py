@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from binarize.errors import FileError
+from binarize.errors import BinarizeError, FileError
+from binarize.extras import naming_the_extra
 
 __all__ = ["build_origin", "find_origin"]
 
@@ -119,15 +120,18 @@ def build_origin(origin: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         FileError: The library is not one of the three, or does not have the network.
+        BinarizeError: The library is not installed.
     """
     library, name, arguments = origin["library"], origin["name"], dict(origin["arguments"])
     try:
         if library == "timm":
-            import timm
+            with naming_the_extra():
+                import timm
 
             return timm.create_model(name, pretrained=False, **arguments)
         if library == "segmentation_models_pytorch":
-            import segmentation_models_pytorch as smp
+            with naming_the_extra():
+                import segmentation_models_pytorch as smp
 
             return getattr(smp, name)(**arguments)
         if library == "transformers":
@@ -135,6 +139,8 @@ def build_origin(origin: Mapping[str, Any]) -> nn.Module:
 
             cls = getattr(transformers, name)
             return cls(cls.config_class.from_dict(arguments))  # type: ignore[no-any-return]
+    except BinarizeError:
+        raise
     except Exception as error:
         raise FileError(
             "path",

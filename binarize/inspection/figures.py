@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from binarize.extras import naming_the_extra
 from binarize.inspection.numbers import FeatureMap, Inspection, LayerInspection
+
+with naming_the_extra():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 __all__ = ["entropy_figure", "map_figure", "parameter_figure"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize.errors import BinarizeError, FileError
+from binarize.reading import read_json
 from binarize.writing import atomic_write
 
 __all__ = ["LayerLatency", "Machine", "Profile"]
@@ -172,18 +173,14 @@ class Profile:
         Raises:
             FileError: There is no such file, or it is not a profile.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data["format"] != FORMAT:
-                raise ValueError(data["format"])
-            return cls.from_dict(data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(
-                "profile",
-                str(path),
-                f"is not a readable profile ({type(error).__name__}: {error})",
-                "write one: binarize profile MODEL -o profile.json",
-            ) from error
+        return read_json(
+            path,
+            cls.from_dict,
+            form=FORMAT,
+            argument="profile",
+            what="a readable profile",
+            remedy="write one: binarize profile MODEL -o profile.json",
+        )
 
     def __str__(self) -> str:
         actions = [a for a in _TITLES if any(a in layer.milliseconds for layer in self.layers)]

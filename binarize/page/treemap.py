@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import squarify
-
+from binarize.extras import naming_the_extra
 from binarize.page.markup import Markup, element
 
 __all__ = ["Tile", "treemap"]
@@ -87,6 +86,8 @@ def _layout(sizes: Sequence[float], box: _Box) -> list[tuple[int, _Box]]:
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     if not order or width <= 0 or height <= 0:
         return []
+    with naming_the_extra():
+        import squarify
     scaled = squarify.normalize_sizes([sizes[i] for i in order], width, height)
     boxes = squarify.squarify(scaled, x, y, width, height)
     return [(i, (b["x"], b["y"], b["dx"], b["dy"])) for i, b in zip(order, boxes, strict=True)]

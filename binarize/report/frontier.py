@@ -10,6 +10,8 @@ from statistics import median
 from typing import Any
 
 from binarize.errors import BinarizeError, FileError
+from binarize.extras import require
+from binarize.reading import read_json
 from binarize.writing import atomic_write
 
 __all__ = ["Frontier", "Point"]
@@ -145,6 +147,7 @@ class Frontier:
         from binarize.report.frontier_figure import figure
         from binarize.report.frontier_page import frontier_page
 
+        require("matplotlib")
         folder = Path(folder)
         try:
             with atomic_write(folder / "frontier.json") as temporary:
@@ -190,18 +193,14 @@ class Frontier:
         Raises:
             FileError: There is no such file, or it is not a frontier.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data["format"] != _FORMAT:
-                raise ValueError(data["format"])
-            return cls.from_dict(data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(
-                "path",
-                str(path),
-                f"is not a readable frontier ({type(error).__name__}: {error})",
-                "write one: binarize frontier",
-            ) from error
+        return read_json(
+            path,
+            cls.from_dict,
+            form=_FORMAT,
+            argument="path",
+            what="a readable frontier",
+            remedy="write one: binarize frontier",
+        )
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the table, header first."""

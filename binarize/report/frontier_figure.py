@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-
+from binarize.extras import naming_the_extra
 from binarize.report.frontier import Frontier
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["TITLES", "figure"]
 
@@ -26,6 +26,11 @@ def figure(frontier: Frontier) -> Figure:
     Args:
         frontier: Its points.
     """
+    with naming_the_extra():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter
+
     made = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     FigureCanvasAgg(made)
     axis: Any = made.subplots()

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from binarize.extras import naming_the_extra
 from binarize.report.flow import FlowNode
 
-__all__ = ["Report", "Row"]
+__all__ = ["Report", "Row", "readable"]
 
 # BiDense, Section 4: a 64-bit instruction does 64 binary operations, and a float has 32 bits. By
 # the same rule, it does eight 8-bit operations.
@@ -201,7 +202,8 @@ class Report:
         Returns:
             An object that ``rich.print`` prints at the width of the terminal.
         """
-        from binarize.report.terminal import View
+        with naming_the_extra():
+            from binarize.report.terminal import View
 
         return View(self, depth)
 
@@ -233,9 +235,24 @@ class Report:
         return self.table()
 
     def __str__(self) -> str:
-        from binarize.report.terminal import to_text
+        with naming_the_extra():
+            from binarize.report.terminal import to_text
 
         return to_text(self.table())
+
+
+def readable(number: float | None, unit: str = "") -> str:
+    """Write a count with four digits and a prefix, ``"unknown"`` for ``None``."""
+    if number is None:
+        return "unknown"
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        # Compared after rounding, so that 999,999 is 1.000 M and not 1000 K.
+        if number >= factor * 0.99995:
+            digits = number / factor
+            places = 3 if digits < 9.9995 else 2 if digits < 99.995 else 1
+            return f"{digits:.{places}f} {prefix}{unit}"
+    whole = f"{number:.0f}" if number == int(number) else f"{number:.1f}"
+    return f"{whole} {unit}".rstrip()
 
 
 def _effective_params(counts: Row | Report) -> float:

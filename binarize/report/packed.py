@@ -13,7 +13,7 @@ from binarize.lower import PackedNetwork
 from binarize.nn import BinaryLayer
 from binarize.nn.packed import PackedUnit, StoredWeight
 from binarize.nn.packed_int8 import PackedInt8
-from binarize.report.terminal import readable
+from binarize.report.numbers import readable
 
 __all__ = ["PackedReport", "PackedRow", "packed_report"]
 

@@ -16,8 +16,7 @@ from binarize.page import (
     table,
     treemap,
 )
-from binarize.report.numbers import Report, Row
-from binarize.report.terminal import readable
+from binarize.report.numbers import Report, Row, readable
 
 __all__ = ["TREATMENTS", "notebook_html", "report_page", "treatment"]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from binarize.errors import FileError
+from binarize.reading import read_json
 
 __all__ = ["MEASURES", "MODES", "Sensitivity", "SiteSensitivity"]
 
@@ -147,22 +146,13 @@ class Sensitivity:
         Raises:
             FileError: The file is missing, or is not a sensitivity.
         """
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise FileError(
-                "sensitivity",
-                str(path),
-                f"cannot be read ({error.strerror or error})",
-                "give the sensitivity.json that binarize sensitivity wrote",
-            ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(
-                "sensitivity",
-                str(path),
-                f"is not the result of binarize sensitivity ({type(error).__name__}: {error})",
-                "give the sensitivity.json that binarize sensitivity wrote",
-            ) from error
+        return read_json(
+            path,
+            cls.from_dict,
+            argument="sensitivity",
+            what="the result of binarize sensitivity",
+            remedy="give the sensitivity.json that binarize sensitivity wrote",
+        )
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
         """Write ``sensitivity.json`` and ``sensitivity.png``; both, or none.

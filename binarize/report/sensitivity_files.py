@@ -7,14 +7,15 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from binarize.errors import FileError
+from binarize.extras import naming_the_extra
 from binarize.report.sensitivity import MODES, Sensitivity, SiteSensitivity
 from binarize.writing import atomic_write_dir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["NAMES", "figure", "write"]
 
@@ -54,6 +55,10 @@ def write(result: Sensitivity, folder: Path) -> tuple[Path, ...]:
 
 def figure(result: Sensitivity) -> Figure:
     """Draw bars for each layer, in order of execution: distance, and loss of the metric."""
+    with naming_the_extra():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
     rows = result.sites
     panels = [("distance", "distance_error", "distance from the float network's output")]
     if result.metric is not None:

@@ -13,9 +13,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from binarize.report.numbers import Report, Row
+from binarize.report.numbers import Report, Row, readable
 
-__all__ = ["View", "readable", "to_text"]
+__all__ = ["View", "to_text"]
 
 _STYLES = {"binarize": "green", "replace": "green", "keep": "", "remove": "dim", "bypass": "cyan"}
 _STYLES |= {"int8": "yellow"}
@@ -30,20 +30,6 @@ _NOT_KNOWN = "unknown"
 
 _Ground = tuple[str, str, str]
 _Column = tuple[str, list[str], Literal["left", "right"]]
-
-
-def readable(number: float | None, unit: str = "") -> str:
-    """Format a count with four digits and a prefix, ``"unknown"`` for ``None``."""
-    if number is None:
-        return _NOT_KNOWN
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-        # Compare after rounding, so that 999,999 is 1.000 M and not 1000 K.
-        if number >= factor * 0.99995:
-            digits = number / factor
-            places = 3 if digits < 9.9995 else 2 if digits < 99.995 else 1
-            return f"{digits:.{places}f} {prefix}{unit}"
-    whole = f"{number:.0f}" if number == int(number) else f"{number:.1f}"
-    return f"{whole} {unit}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from binarize.train.batches import batch_image, batch_pair
-from binarize.train.outputs import dense_output
-from binarize.train.task import Task
+from binarize.train.batches import batch_image, batch_pair, dense_output
+from binarize.train.tasks import Task
 
 __all__ = ["Comparator", "EvalResult", "compare", "error_of_mean"]
 

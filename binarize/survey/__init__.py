@@ -1,19 +1,19 @@
-"""Survey: convert every network of three libraries, or of a folder of files, and check it."""
+"""Survey: convert every network of a folder of files, and check it."""
 
-from binarize.survey.catalogue import Case, catalogue, select, spread
+from binarize.survey.case import Case, select, spread
 from binarize.survey.document import write_document
 from binarize.survey.pool import survey
 from binarize.survey.records import Records
 from binarize.survey.row import Row
 from binarize.survey.summary import Summary, summarize
-from binarize.survey.wild import wild_cases
+from binarize.survey.wild import build_wild, wild_cases
 
 __all__ = [
     "Case",
     "Records",
     "Row",
     "Summary",
-    "catalogue",
+    "build_wild",
     "select",
     "spread",
     "summarize",

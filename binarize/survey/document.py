@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from binarize.survey.catalogue import LIBRARIES, WILD
+from binarize.survey.case import WILD
 from binarize.survey.records import versions
 from binarize.survey.row import CONVERTED, NOTHING, ORIGINAL, Row
 from binarize.survey.summary import TARGET, Summary, summarize
@@ -86,7 +86,7 @@ def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterat
     yield f"What the default policy does with {what}. Written by"
     yield f"`{command}` in {count(summary.seconds / 60)} minutes of processor time, with"
     yield f"{using}."
-    yield f"`{data}` has the same data for programs, with all layers and causes."
+    yield f"It also writes `{data}`: the same data for programs, with all layers and causes."
     if len(rows) < planned:
         yield ""
         yield f"**Unfinished: {len(rows)} of {planned} networks so far.**"
@@ -116,10 +116,9 @@ def _lines(rows: Sequence[Row], planned: int, command: str, data: str) -> Iterat
 def _summary(rows: Sequence[Row], summary: Summary) -> Iterator[str]:
     yield from ("", "## In short", "")
     lines = []
-    for library in (*LIBRARIES, WILD):
+    for library in dict.fromkeys(row.library for row in rows):
         own = [row for row in rows if row.library == library]
-        if own:
-            lines.append(_short(short_name(library), summarize(own, len(own))))
+        lines.append(_short(short_name(library), summarize(own, len(own))))
     lines.append(_short("all", summary))
     yield from table(_SHORT, lines)
     yield from ("", "### Failures", "")

@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,23 @@ from binarize.graph import Plan, convert
 from binarize.graph.rewrite import apply_plan
 from binarize.nn import BinaryLayer
 from binarize.report import report
-from binarize.survey.catalogue import WILD, Case, build
-from binarize.survey.row import CONVERTED, FAILED, NOTHING, ORIGINAL, Row
-from binarize.survey.shares import enter_plan
-from binarize.survey.sizes import default_sizes, other_sizes, small_sizes
+from binarize.survey.case import WILD, Case
+from binarize.survey.row import CONVERTED, FAILED, NOTHING, ORIGINAL, Row, enter_plan
+from binarize.survey.wild import build_wild
 
-__all__ = ["examine"]
+__all__ = ["Build", "examine"]
 
 _CONVS = (nn.modules.conv._ConvNd,)
+# Image sizes to try a network with.
+_SQUARE = (224, 256, 240, 384, 448, 512, 320, 128)
+# Odd ones first; most decoders need multiples of the encoder's stride, windows those of 7 or 8.
+_OTHER = ((199, 249), (193, 257), (192, 288), (256, 192), (448, 224), (512, 256), (384, 384))
+_SMALL = (64, 96, 128, 160)
+
+Build = Callable[[Case], nn.Module]
 
 
-def examine(case: Case, *, light: bool = False) -> Row:
+def examine(case: Case, *, light: bool = False, build: Build = build_wild) -> Row:
     """Convert a network and check the result against the original.
 
     This happens on the meta device, where tensors have shapes but no values, if the network
@@ -40,6 +46,7 @@ def examine(case: Case, *, light: bool = False) -> Row:
     Args:
         case: The network.
         light: Only convert and compare output shapes.
+        build: Builds the float network with random weights, on torch's current default device.
 
     Returns:
         Its row; errors are recorded, not raised.
@@ -51,16 +58,16 @@ def examine(case: Case, *, light: bool = False) -> Row:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
-            _examine(case, row, light)
+            _examine(case, row, light, build)
         except Exception as error:
             row.status, row.cause = FAILED, describe_error(error)
     row.seconds = round(time.process_time() - start, 2)
     return row
 
 
-def _examine(case: Case, row: Row, light: bool) -> None:
+def _examine(case: Case, row: Row, light: bool, build: Build) -> None:
     try:
-        teacher, x, expected = _original(case)
+        teacher, x, expected = _original(case, build)
     except Exception as error:
         row.status, row.cause = ORIGINAL, describe_error(error)
         return
@@ -87,7 +94,7 @@ def _examine(case: Case, row: Row, light: bool) -> None:
     # Last, because the teacher itself becomes the loaded network.
     row.checks["reload"] = _check(lambda: _apply_again(teacher, student, plan))
     if case.sample:
-        row.checks["real"] = _check(lambda: _real(case, x))
+        row.checks["real"] = _check(lambda: _real(case, x, build))
 
 
 def describe_error(error: BaseException) -> str:
@@ -113,15 +120,15 @@ def _count(row: Row, student: nn.Module, x: Tensor, expected: Any) -> str | None
     return _compare(expected, outputs[-1])
 
 
-def _original(case: Case) -> tuple[nn.Module, Tensor, Any]:
+def _original(case: Case, build: Build) -> tuple[nn.Module, Tensor, Any]:
     """Return the float network, without storage if possible, an image it accepts and its output."""
     first: Exception | None = None
-    for model in _builds(case):
+    for model in _builds(case, build):
         if isinstance(model, Exception):
             first = first or model
             continue
         device = next(model.parameters()).device
-        for shape in default_sizes(case, model):
+        for shape in _default_sizes(case, model):
             x = torch.zeros(shape, device=device)
             try:
                 return model, x, _run(model, x)
@@ -130,7 +137,7 @@ def _original(case: Case) -> tuple[nn.Module, Tensor, Any]:
     raise first or RuntimeError("no size to try")
 
 
-def _builds(case: Case) -> Iterator[nn.Module | Exception]:
+def _builds(case: Case, build: Build) -> Iterator[nn.Module | Exception]:
     """Yield the network built or moved to the meta device, and then with storage."""
     built = False
     try:
@@ -175,7 +182,7 @@ def _other_image(teacher: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
     """Return two images of another size that the original accepts, and its training output."""
     # Running statistics change, if there are any.
     twin = teacher if x.is_meta else copy.deepcopy(teacher)
-    for size in (*other_sizes(tuple(x.shape[2:])), tuple(x.shape[2:])):
+    for size in (*_other_sizes(tuple(x.shape[2:])), tuple(x.shape[2:])):
         other = torch.randn((2, x.shape[1], *size), device=x.device)
         twin.train()
         try:
@@ -246,11 +253,11 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.is_meta or bool(tensor.isfinite().all())
 
 
-def _real(case: Case, x: Tensor) -> str | None:
+def _real(case: Case, x: Tensor, build: Build) -> str | None:
     """Check everything with values, at the smallest size that the original accepts."""
     torch.manual_seed(0)
     teacher = build(case).eval()
-    for size in small_sizes(tuple(x.shape[2:])):
+    for size in _small_sizes(tuple(x.shape[2:])):
         image = torch.randn(1, x.shape[1], *size)
         try:
             _run(copy.deepcopy(teacher).train(), torch.cat([image, image]))
@@ -273,3 +280,38 @@ def _real(case: Case, x: Tensor) -> str | None:
             if not torch.equal(one, other):
                 return "its output differs after save and load"
     return None
+
+
+# Image sizes
+
+
+def _default_sizes(case: Case, model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Yield shapes (1, C, *spatial) to try, the network's default first."""
+    if case.shape is not None:
+        yield case.shape
+        return
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(config, Mapping) and config.get("input_size"):
+        yield (1, *config["input_size"])
+    for side in _SQUARE:
+        yield (1, 3, side, side)
+
+
+def _other_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield sizes other than a network's default, odd ones first."""
+    for height, width in _OTHER:
+        other = (*size[:-2], height, width)
+        if other != size:
+            yield other
+
+
+def _small_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield sizes up to a network's default, small ones first; a larger one comes last.
+
+    Some networks need more for training (Inception v3's second classifier).
+    """
+    for side in _SMALL:
+        if side < size[-1]:
+            yield (*size[:-2], side, side)
+    yield size
+    yield (*size[:-2], 320, 320)

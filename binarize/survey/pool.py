@@ -9,10 +9,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from binarize.survey.catalogue import Case
+from binarize.survey.case import Case
 from binarize.survey.row import FAILED, Row
+from binarize.survey.wild import build_wild
+
+if TYPE_CHECKING:
+    from binarize.survey.examine import Build
 
 __all__ = ["survey"]
 
@@ -22,7 +26,12 @@ _PRELOAD = ["binarize.survey.examine", "timm", "segmentation_models_pytorch", "t
 
 
 def survey(
-    cases: Sequence[Case], jobs: int = 1, timeout: float = 300.0, *, light: bool = False
+    cases: Sequence[Case],
+    jobs: int = 1,
+    timeout: float = 300.0,
+    *,
+    light: bool = False,
+    build: Build = build_wild,
 ) -> Iterator[Row]:
     """Examine networks in worker processes.
 
@@ -31,6 +40,7 @@ def survey(
         jobs: Number of workers.
         timeout: Seconds after which a network counts as failed.
         light: Only convert and compare output shapes, except for the samples.
+        build: Builds a network in a worker; a function that workers can import.
 
     Yields:
         A row for every case, in order of completion.
@@ -41,7 +51,7 @@ def survey(
     try:
         while queue or workers:
             while queue and len(workers) < jobs:
-                workers.append(_Worker(context, timeout, light))
+                workers.append(_Worker(context, timeout, light, build))
                 workers[-1].give(queue.popleft())
             nearest = min(worker.deadline for worker in workers)
             ready = wait([w.link for w in workers], max(nearest - time.monotonic(), 0.0))
@@ -70,9 +80,9 @@ def _context() -> Any:
 class _Worker:
     """A process that examines one network after another."""
 
-    def __init__(self, context: Any, timeout: float, light: bool) -> None:
+    def __init__(self, context: Any, timeout: float, light: bool, build: Build) -> None:
         self.link, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, build), daemon=True)
         self._process.start()
         theirs.close()
         self._timeout = timeout
@@ -114,14 +124,12 @@ class _Worker:
         self.link.close()
 
 
-def _serve(link: Connection) -> None:
+def _serve(link: Connection, build: Build) -> None:
     import torch
 
     from binarize.survey.examine import examine
-    from binarize.survey.shapes import prefer_native_shapes
 
     torch.set_num_threads(1)
-    prefer_native_shapes()
     # Imports stay; networks contain reference cycles and are collected one by one.
     gc.freeze()
     gc.disable()
@@ -129,5 +137,5 @@ def _serve(link: Connection) -> None:
     with suppress(EOFError, BrokenPipeError):
         while True:
             case, light = link.recv()
-            link.send(examine(case, light=light).to_dict())
+            link.send(examine(case, light=light, build=build).to_dict())
             gc.collect()

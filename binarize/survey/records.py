@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize.errors import FileError
-from binarize.survey.catalogue import Case
+from binarize.survey.case import Case
 from binarize.survey.row import Row
 from binarize.writing import atomic_write
 

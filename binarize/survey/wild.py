@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import FileError, ModelError
-from binarize.survey.catalogue import WILD, Case
+from binarize.survey.case import WILD, Case
 
 __all__ = ["build_wild", "import_file", "wild_cases"]
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from binarize.train.callbacks import Callback, CSVLog, EarlyStopping
-from binarize.train.classification import Classification, ClassificationDistillation
-from binarize.train.depth import Depth
-from binarize.train.depth_distillation import DepthDistillation
-from binarize.train.features import FeatureDistillation
-from binarize.train.multilabel import MultiLabel
-from binarize.train.progress import LineProgress, Progress, RichProgress, SilentProgress
-from binarize.train.recalibrate import recalibrate
-from binarize.train.recipes import Recipe, load_recipe
-from binarize.train.segmentation import Segmentation
-from binarize.train.segmentation_distillation import SegmentationDistillation
-from binarize.train.task import Distillation, Task
-from binarize.train.tasks import open_task
-from binarize.train.trainer import Trainer
-from binarize.train.unfold import unfold_norms
+from binarize.extras import naming_the_extra
+
+with naming_the_extra():
+    from binarize.train.classification import Classification, ClassificationDistillation
+    from binarize.train.depth import Depth, DepthDistillation
+    from binarize.train.features import FeatureDistillation
+    from binarize.train.multilabel import MultiLabel
+    from binarize.train.progress import (
+        Callback,
+        CSVLog,
+        EarlyStopping,
+        LineProgress,
+        Progress,
+        RichProgress,
+        SilentProgress,
+    )
+    from binarize.train.recalibrate import recalibrate, unfold_norms
+    from binarize.train.recipes import Recipe, load_recipe
+    from binarize.train.segmentation import Segmentation, SegmentationDistillation
+    from binarize.train.tasks import Distillation, Task, open_task
+    from binarize.train.trainer import Trainer
 
 __all__ = [
     "CSVLog",

@@ -1,17 +1,31 @@
-"""Write and read the training state, so that a killed run resumes as if nothing had happened."""
+"""Checkpoints: what they hold, when they are written, which are kept."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
-from binarize.errors import FileError
+from binarize.errors import BinarizeError, FileError
+from binarize.train.processes import is_distributed
+from binarize.train.schedules import WeightAverage, applied
 from binarize.writing import atomic_write
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Saver",
+    "parse_every",
+    "read_checkpoint",
+    "write_checkpoint",
+]
 
 FORMAT = "binarize training state"
 VERSION = 1
@@ -72,3 +86,148 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "resume with the version that wrote it",
         )
     return state
+
+
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_EPOCH = re.compile(r"epoch-(\d+)\.pt")
+
+
+def parse_every(every: str | int | None) -> tuple[float | None, int | None]:
+    """Return seconds or batches between two checkpoints, both None for none between epochs.
+
+    Args:
+        every: "90s", "10min", "1.5h", or a number of batches.
+
+    Raises:
+        BinarizeError: It is neither.
+    """
+    if every is None:
+        return None, None
+    if isinstance(every, str) and every.isdecimal():
+        every = int(every)
+    if isinstance(every, int) and not isinstance(every, bool) and every > 0:
+        return None, every
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)", str(every))
+    if found is None or float(found[1]) == 0:
+        raise BinarizeError(
+            "save_every", every, "is neither a time nor a number of batches", "write e.g. '10min'"
+        )
+    return float(found[1]) * _UNITS[found[2]], None
+
+
+class Saver:
+    """Write the checkpoints of a training run.
+
+    ``last.pt`` is the newest state, written after each epoch and optionally between steps;
+    ``best.pt`` the network with the best validation metric; ``epoch-0012.pt`` and so on the newest
+    epochs, if more than one is kept. All files are written atomically.
+
+    Args:
+        folder: Output folder; None writes nothing.
+        accelerator: Gives access to the other processes.
+        state: Returns settings, history, best and the student's weights.
+        parts: Other state that a resumed run needs, by name.
+        every: Seconds or batches between checkpoints within an epoch, see :func:`parse_every`.
+        keep: How many epochs to keep.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        accelerator: Accelerator,
+        state: Callable[[], dict[str, Any]],
+        parts: Mapping[str, Callable[[], Any]],
+        *,
+        every: str | int | None = None,
+        keep: int = 1,
+    ) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+        self.state = state
+        self.parts = dict(parts)
+        self.seconds, self.batches = parse_every(every)
+        self.keep = keep
+        self.mark = time.monotonic()
+        self.passed = 0
+        if folder is not None and folder.is_dir() and accelerator.is_main_process:
+            for file in folder.glob(".*.pt.*.part"):  # left by a run that was killed while writing
+                file.unlink(missing_ok=True)
+
+    def after_update(self, batches: int, part: Mapping[str, Any], sums: Tensor) -> None:
+        """Save between two steps, if it is time.
+
+        Args:
+            batches: Batches of this update.
+            part: Progress within the epoch, as plain values.
+            sums: This process's sums of losses.
+        """
+        if self.folder is None or not self._due(batches):
+            return
+        total = self.accelerator.reduce(sums.clone(), "sum")
+        if self.accelerator.is_main_process:
+            self._write(self.folder / "last.pt", {"part": {**part, "sums": total.tolist()}})
+        self._restart()
+
+    def _due(self, batches: int) -> bool:
+        self.passed += batches
+        if self.batches is not None:
+            return self.passed >= self.batches
+        if self.seconds is None:
+            return False
+        due = time.monotonic() - self.mark >= self.seconds
+        if not is_distributed():
+            return due
+        # The first process's clock decides for all: they have to sum their losses together.
+        flag = torch.tensor([int(due)], device=self.accelerator.device)
+        torch.distributed.broadcast(flag, 0)
+        return bool(flag.item())
+
+    def _restart(self) -> None:
+        self.mark, self.passed = time.monotonic(), 0
+
+    def after_epoch(self, epoch: int, *, improved: bool, average: WeightAverage | None) -> None:
+        """Save at the end of an epoch.
+
+        Args:
+            epoch: Its number, from 1.
+            improved: It is the best so far.
+            average: The running average of the weights, which is saved as the best.
+        """
+        if self.folder is None:
+            return
+        if self.accelerator.is_main_process:
+            if improved:
+                with applied(average):
+                    write_checkpoint(self.folder / "best.pt", self.state())
+            self._write(self.folder / "last.pt", {})
+            self._keep(epoch)
+        self.accelerator.wait_for_everyone()
+        self._restart()
+
+    def _write(self, path: Path, more: Mapping[str, Any]) -> None:
+        parts = {name: give() for name, give in self.parts.items()}
+        write_checkpoint(path, {**self.state(), **parts, **more})
+
+    def _keep(self, epoch: int) -> None:
+        """Keep the epoch's checkpoint and delete the oldest beyond the limit."""
+        if self.keep < 2 or self.folder is None:
+            return
+        last, path = self.folder / "last.pt", self.folder / f"epoch-{epoch:04}.pt"
+        try:
+            with atomic_write(path) as temporary:
+                temporary.unlink(missing_ok=True)
+                try:
+                    os.link(last, temporary)  # last.pt is replaced, never written to
+                except OSError:
+                    shutil.copyfile(last, temporary)
+            for file in self.folder.iterdir():
+                found = _EPOCH.fullmatch(file.name)
+                if found is not None and int(found[1]) <= epoch - self.keep:
+                    file.unlink()
+        except OSError as error:
+            raise FileError(
+                "output_dir",
+                str(self.folder),
+                f"cannot keep {path.name} ({error.strerror})",
+                "free some space or choose another folder",
+            ) from error

@@ -13,10 +13,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from binarize.errors import BinarizeError, DataError, ModelError
-from binarize.train.anneal import SCHEDULES, anneal
+from binarize.train.batches import class_scores, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
-from binarize.train.outputs import class_scores
-from binarize.train.precision import wide
+from binarize.train.schedules import SCHEDULES, anneal
 
 __all__ = ["Classification", "ClassificationDistillation", "ClassificationMetric"]
 

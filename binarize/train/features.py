@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, ModelError
-from binarize.train.anneal import SCHEDULES, anneal
+from binarize.train.batches import resize_to
 from binarize.train.checks import check_name, check_not_negative
 from binarize.train.modes import training_flags
-from binarize.train.outputs import resize_to
+from binarize.train.processes import is_distributed
+from binarize.train.schedules import SCHEDULES, anneal
 from binarize.train.stages import Point, Reader, pair_stages
-from binarize.train.synchronise import is_distributed
 
 __all__ = ["FeatureDistillation", "FeatureTerm", "attention_loss", "feature_loss"]
 

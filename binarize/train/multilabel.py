@@ -13,10 +13,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from binarize.errors import DataError, ModelError
-from binarize.train.outputs import dense_output, resize_to
-from binarize.train.precision import wide
-from binarize.train.segmentation import binary_loss
-from binarize.train.segmentation_distillation import SegmentationDistillation
+from binarize.train.batches import dense_output, resize_to, wide
+from binarize.train.segmentation import SegmentationDistillation, binary_loss
 
 __all__ = ["MultiLabel", "MultiLabelMetric"]
 

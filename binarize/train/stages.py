@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import ModelError
+from binarize.train.batches import dense_output
 from binarize.train.modes import training_flags
-from binarize.train.outputs import dense_output
 
 __all__ = ["Point", "Reader", "pair_stages", "stage_ends"]
 

@@ -13,13 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, ModelError
-from binarize.train.batches import batch_parts, reject_single_value, target_size
+from binarize.train.batches import batch_parts, read_batches, reject_single_value, target_size
+from binarize.train.checkpoint import Saver
 from binarize.train.features import FeatureTerm
-from binarize.train.loading import read_batches
+from binarize.train.modes import seed_step
 from binarize.train.progress import Progress, report_images
-from binarize.train.saving import Saver
-from binarize.train.seeding import seed_step
-from binarize.train.task import Distillation, Task
+from binarize.train.tasks import Distillation, Task
 
 __all__ = ["TrainStep", "train_epoch"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
-from binarize.train.batches import batch_image
-from binarize.train.callbacks import Callback
+from binarize.train.batches import batch_image, open_loader
+from binarize.train.checkpoint import parse_every
 from binarize.train.checks import (
     check_devices,
     check_features,
@@ -22,22 +22,18 @@ from binarize.train.checks import (
     loader_length,
     teachers_of,
 )
-from binarize.train.evaluation import evaluate, is_better
 from binarize.train.features import FeatureDistillation, FeatureTerm
-from binarize.train.frozen import frozen_norms
-from binarize.train.launch import launched_accumulation, launched_bf16, open_accelerator
-from binarize.train.loading import open_loader
+from binarize.train.modes import frozen_norms
 from binarize.train.optimizer import (
     OptimizerFactory,
     SchedulerFactory,
 )
-from binarize.train.progress import Progress, open_progress
+from binarize.train.processes import launched_accumulation, launched_bf16, open_accelerator
+from binarize.train.progress import Callback, Progress, open_progress
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
 from binarize.train.resume import checkpoint_path, reject_other_run, stamp
-from binarize.train.run import run
-from binarize.train.saving import parse_every
-from binarize.train.task import Distillation, Task
-from binarize.train.tasks import open_task, output_channels, weigh_classes
+from binarize.train.run import evaluate, is_better, run
+from binarize.train.tasks import Distillation, Task, open_task, output_channels, weigh_classes
 
 __all__ = ["Trainer"]
 
@@ -60,7 +56,7 @@ class Trainer:
             distilled), or None. Kept in evaluation mode and never changed. With a
             teacher, images without labels can be used, too.
         task: "segmentation", "multilabel", "depth", "classification" or a
-            :class:`~binarize.train.task.Task`.
+            :class:`~binarize.train.tasks.Task`.
         recipe: Supplies all arguments below that are None: a bundled name
             (``binarize recipes ls``), a file, or a :class:`~binarize.train.recipes.Recipe`. The
             default is the one with the best measured result.
@@ -89,10 +85,10 @@ class Trainer:
         scheduler: Creates the scheduler from (optimizer, number of updates), which steps once per
             update; None is OneCycle.
         callbacks: Called after each epoch with (trainer, its history entry); see
-            :mod:`binarize.train.callbacks`.
+            :mod:`binarize.train.progress`.
         distillation: The loss between student and teacher; None is the recipe's for the task, see
-            :class:`~binarize.train.segmentation_distillation.SegmentationDistillation` and
-            :class:`~binarize.train.depth_distillation.DepthDistillation`.
+            :class:`~binarize.train.segmentation.SegmentationDistillation` and
+            :class:`~binarize.train.depth.DepthDistillation`.
         features: The loss between feature maps of student and (first) teacher; None is the
             recipe's, usually none.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch

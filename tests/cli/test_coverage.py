@@ -1,4 +1,4 @@
-"""``binarize coverage`` on two small networks."""
+"""``binarize coverage`` on a folder with two small networks."""
 
 from __future__ import annotations
 
@@ -8,53 +8,6 @@ from pathlib import Path
 import pytest
 
 from binarize.survey import Records, Row
-
-NAMES = ("timm:test_resnet", "timm:test_vit")
-
-
-def test_document_and_data(run, tmp_path: Path) -> None:
-    path = tmp_path / "few.md"
-    answer = run("coverage", *NAMES, "--light", "-o", path, "--json")
-    assert answer.code == 0, answer.err
-    assert answer.json["summary"]["networks"] == 2
-    assert answer.json["summary"]["converted"] == 1
-    assert answer.json["summary"]["nothing"] == 1
-    text = path.read_text(encoding="utf-8")
-    assert "| `test_resnet` |" in text
-    assert "`test_vit` | nothing to binarize" in text
-    data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    assert [row["key"] for row in data["rows"]] == list(NAMES)
-    assert data["rows"][0]["checks"] == {"forward": "ok"}
-    assert "0 networks went through all checks; 1 have `forward`" in text
-    # A finished survey leaves nothing to go on with.
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["few.json", "few.md"]
-
-
-def test_no_time_writes_what_there_is(run, tmp_path: Path) -> None:
-    path = tmp_path / "none.md"
-    assert run("coverage", *NAMES, "-o", path, "--minutes", 0).code == 0
-    assert "Unfinished: 0 of 2" in path.read_text(encoding="utf-8")
-
-
-def test_a_finished_part_leaves_the_record_of_the_rest(run, tmp_path: Path) -> None:
-    records = Records(tmp_path / "few.partial.jsonl")
-    for name in ("test_resnet", "resnet18"):
-        records.add(Row(f"timm:{name}", "timm", "resnet", name, status="converted"))
-    assert run("coverage", NAMES[0], "-o", tmp_path / "few.md").code == 0
-    assert "`resnet18`" not in (tmp_path / "few.md").read_text(encoding="utf-8")
-    assert set(Records(records.path).rows) == {"timm:test_resnet", "timm:resnet18"}
-    assert run("coverage", NAMES[0], "timm:resnet18", "-o", tmp_path / "few.md").code == 0
-    assert not records.path.exists()
-
-
-def test_names_only(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    answer = run("coverage", "smp:FPN/resnet18", "vgg", "--list")
-    assert answer.code == 0
-    assert "timm:vgg11\n" in answer.out
-    assert "smp:FPN/resnet18\n" in answer.out
-    assert not list(tmp_path.iterdir())
-
 
 NETS = """
 from torch import nn
@@ -87,14 +40,49 @@ def test_networks_of_a_folder(run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = json.loads(Path("c.json").read_text(encoding="utf-8"))["rows"]
     assert rows[0]["key"] == "wild:nets/mine.py:make_net"
     assert rows[0]["checks"] == dict.fromkeys(("forward", "train", "reload", "real"), "ok")
+    # A finished survey leaves nothing to go on with.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "c.md", "nets"]
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with networks in ``nets``."""
+    monkeypatch.chdir(tmp_path)
+    Path("nets").mkdir()
+    Path("nets/mine.py").write_text(NETS, encoding="utf-8")
+    return tmp_path
+
+
+def test_names_only(run, nets: Path) -> None:
     listed = run("coverage", "--wild", "nets/mine.py:make_net", "--list")
     assert listed.out.splitlines()[-1] == "wild:nets/mine.py:make_net"
+    answer = run("coverage", "--wild", "nets", "*nothing", "--list", "--json")
+    assert answer.json == ["wild:nets/mine.py:make_nothing"]
+    assert [path.name for path in nets.iterdir()] == ["nets"]
+
+
+def test_no_time_writes_what_there_is(run, nets: Path) -> None:
+    assert run("coverage", "--wild", "nets", "-o", "none.md", "--minutes", 0).code == 0
+    assert "Unfinished: 0 of 2" in Path("none.md").read_text(encoding="utf-8")
+
+
+def test_a_finished_part_leaves_the_record_of_the_rest(run, nets: Path) -> None:
+    records = Records(nets / "few.partial.jsonl")
+    for name in ("make_net", "make_nothing"):
+        name = f"nets/mine.py:{name}"
+        records.add(Row(f"wild:{name}", "wild", "mine.py", name, status="converted"))
+    words = ("coverage", "--wild", "nets", "-o", "few.md")
+    assert run(*words, "*make_net").code == 0
+    assert "`make_nothing`" not in Path("few.md").read_text(encoding="utf-8")
+    assert len(Records(records.path).rows) == 2
+    assert run(*words).code == 0
+    assert not records.path.exists()
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("nothing-like-this",), "none of the"),
+        (("--wild", "mine.py", "nothing-like-this"), "none of the"),
         (("--jobs", 0), "jobs=0: must be at least 1"),
         (("--timeout", 0), "timeout=0.0: must be at least 1"),
         (("--minutes", -1), "minutes=-1.0: must be at least 0"),
@@ -104,13 +92,15 @@ def test_networks_of_a_folder(run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             ("--wild", "nowhere"),
             "wild='nowhere': is neither a folder nor a Python file; give FOLDER",
         ),
-        (("--wild", "."), "wild='.': has no factory: "),
+        (("--wild", "empty"), "wild='empty': has no factory: "),
     ],
 )
 def test_mistakes(words, told: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    answer = run("coverage", *words)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine.py").write_text(NETS, encoding="utf-8")
+    answer = run("coverage", *(() if "--wild" in words else ("--wild", "mine.py")), *words)
     assert answer.code == 1
     assert told in answer.err
     assert answer.err.strip().count("\n") <= 1
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "mine.py"]

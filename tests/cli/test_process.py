@@ -124,11 +124,11 @@ def test_a_full_disk_ends_a_training_in_one_line(
 ) -> None:
     import resource
 
-    import binarize.train.saving as saving
+    from binarize.train import checkpoint
 
     folder = tmp_path / "run"
     words = [*TRAIN, "--epochs", "2", "--count", "8", "--policy", "none", "--output", str(folder)]
-    kept = saving.write_checkpoint
+    kept = checkpoint.write_checkpoint
 
     def stop(path: Path, state: dict) -> None:
         kept(path, state)
@@ -136,7 +136,7 @@ def test_a_full_disk_ends_a_training_in_one_line(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "write_checkpoint", stop)
+        patch.setattr(checkpoint, "write_checkpoint", stop)
         assert run(*words).code == 130
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert set(before) == {"last.pt", "best.pt"}

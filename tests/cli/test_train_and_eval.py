@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import binarize.train.saving as saving
 from binarize.cli.networks import Recipe, build
 from binarize.file import load
+from binarize.train import checkpoint
 
 NET = ("--model", "demo:UNet", "--model-arg", "widths=[8,16]")
 SCENES = ("--data", "scenes", "--count", "8", "--size", "32x24", "--batch-size", "4")
@@ -75,7 +75,7 @@ def test_resume_goes_on_as_if_nothing_had_happened(run, tmp_path: Path) -> None:
     words = ("train", *NET, *SCENES, "--policy", "none", "--epochs", 2, "--json")
     expected = run(*words, "--output", whole).json
 
-    kept = saving.write_checkpoint
+    kept = checkpoint.write_checkpoint
 
     def stop(path: Path, state: dict) -> None:
         kept(path, state)
@@ -83,7 +83,7 @@ def test_resume_goes_on_as_if_nothing_had_happened(run, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving, "write_checkpoint", stop)
+        patch.setattr(checkpoint, "write_checkpoint", stop)
         stopped = run(*words, "--output", parts)
     assert stopped.code == 130
     assert f"--resume continues from {parts}/last.pt" in " ".join(stopped.err.split())
@@ -108,7 +108,7 @@ def test_an_interruption_that_clean_up_hides_before_the_first_checkpoint(
             raise RuntimeError("half closed")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving, "write_checkpoint", stop)
+        patch.setattr(checkpoint, "write_checkpoint", stop)
         stopped = run(
             "train", *NET, *SCENES, "--policy", "none", "--epochs", 2, "--output", tmp_path
         )

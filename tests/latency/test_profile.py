@@ -113,7 +113,7 @@ def test_a_file_of_something_else(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(FileError, match=r"is not a readable profile .*binarize profile"):
         Profile.load(path)
-    with pytest.raises(FileError, match="is not a profile"):
+    with pytest.raises(FileError, match="cannot be read"):
         Profile.load(tmp_path / "missing.json")
     with pytest.raises(FileError, match="cannot be written"):
         Profile("", "", "", machine(), 1, (), 0.0, {}).save(tmp_path / "no" / "folder.json")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,14 @@ def test_the_promised_names_exist() -> None:
     for name in binarize.__all__:
         thing = getattr(binarize, name)
         assert inspect.ismodule(thing) == (name in ("nn", "ops")), name
+
+
+def test_type_checkers_know_the_same_names() -> None:
+    tree = ast.parse(Path(binarize.__file__).read_text("utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = [alias for node in imports for alias in node.names if alias.asname is not None]
+    assert sorted(alias.name for alias in names) == binarize.__all__
+    assert all(alias.name == alias.asname for alias in names)
 
 
 def test_importing_the_package_imports_no_torch() -> None:

@@ -17,7 +17,7 @@ PYTHON = {
     name: re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) for name, text in PAGES.items()
 }
 SHELL = {name: re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S) for name, text in PAGES.items()}
-SETUP = ["pip install . && binarize demo", "pip install '.[test]' && pytest"]
+SETUP = ["pip install '.[all]' && binarize demo", "pip install '.[test]' && pytest"]
 # The largest file that a picture of the documentation may be.
 LARGEST = 150_000
 

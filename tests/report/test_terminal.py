@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import binarize
 from binarize.report import Report, Row
-from binarize.report.terminal import readable
+from binarize.report.numbers import readable
 
 
 class Net(nn.Module):

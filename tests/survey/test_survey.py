@@ -1,98 +1,27 @@
-"""Which networks are surveyed, and what happens to the process that examines them."""
+"""What happens to the process that examines a network, and which networks are selected."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 
 import pytest
-import timm
-import torch
 
-from binarize import convert
 from binarize.errors import ModelError
-from binarize.survey import Case, catalogue, pool, select, spread, survey
-from binarize.survey.catalogue import build
-from binarize.survey.examine import _original, _train, examine
-from binarize.survey.row import CONVERTED, FAILED
+from binarize.survey import Case, pool, select, survey
+from binarize.survey.case import WILD
+from binarize.survey.row import FAILED
 
-
-@pytest.fixture(scope="module")
-def everything() -> list[Case]:
-    return catalogue()
-
-
-def test_every_timm_network_is_there(everything: list[Case]) -> None:
-    import timm
-
-    ours = [case for case in everything if case.library == "timm"]
-    assert {case.name for case in ours if not case.variant} == set(timm.list_models())
-    assert {case.family for case in ours} == set(timm.list_modules())
-    samples = Counter(case.family for case in ours if case.sample)
-    assert set(samples) == set(timm.list_modules())
-    assert set(samples.values()) == {1}
-    assert {case.family for case in ours if case.variant == "features"} == set(timm.list_modules())
-
-
-def test_every_smp_decoder_and_encoder_is_there(everything: list[Case]) -> None:
-    from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING as architectures
-    from segmentation_models_pytorch.encoders import encoders
-
-    ours = [case for case in everything if case.library == "segmentation_models_pytorch"]
-    decoders = {cls.__name__ for cls in architectures.values()}
-    assert len(decoders) >= 12
-    assert {case.family for case in ours} == decoders
-    assert {case.family for case in ours if case.variant == "aux"} == decoders
-    assert {case.family for case in ours if case.sample} == decoders
-    assert {f"Unet/{name}" for name in encoders} <= {case.name for case in ours}
-    # Every decoder meets an encoder of every family.
-    counts = Counter(case.family for case in ours if not case.variant)
-    assert min(counts.values()) >= 20
-
-
-def test_torchvision_is_there(everything: list[Case]) -> None:
-    ours = {case.name for case in everything if case.library == "torchvision"}
-    for name in ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "resnet18",
-                 "fasterrcnn_resnet50_fpn", "r3d_18"):  # fmt: skip
-        assert name in ours
-
-
-def test_keys_are_unique_and_in_a_fixed_order(everything: list[Case]) -> None:
-    keys = [case.key for case in everything]
-    assert len(set(keys)) == len(keys)
-    assert [case.key for case in catalogue()] == keys
-
-
-def test_selection(everything: list[Case]) -> None:
-    assert select(everything, []) == everything
-    few = select(everything, ["timm:resnet18", "smp:FPN/resnet18"])
-    assert [case.key for case in few] == ["timm:resnet18", "smp:FPN/resnet18"]
-    assert {case.family for case in select(everything, ["vgg"])} == {"vgg"}
-    with pytest.raises(ModelError, match="none of the .* networks matches it"):
-        select(everything, ["timm:resnet18", "timm:resnet19"])
-
-
-def test_a_survey_sees_every_family_first(everything: list[Case]) -> None:
-    order = spread(everything)
-    assert sorted(case.key for case in order) == sorted(case.key for case in everything)
-    families = {(case.library, case.family) for case in everything}
-    soon = order[: len(families) + sum(case.sample for case in everything)]
-    assert {(case.library, case.family) for case in soon} == families
-    samples = [case.sample for case in order]
-    assert samples == sorted(samples, reverse=True)
-
-
-CASE = Case("timm", "resnet", "test_resnet")
+CASE = Case(WILD, "nets.py", "nets.py:make", sample=True)
 
 
 def test_a_network_that_takes_too_long_is_a_failure() -> None:
     (row,) = survey([CASE], timeout=0.01)
-    assert (row.key, row.status) == ("timm:test_resnet", FAILED)
+    assert (row.key, row.status) == ("wild:nets.py:make", FAILED)
     assert row.cause == "it took more than 0.01 s"
 
 
 def test_a_process_that_dies_harms_its_network_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = Case("timm", "resnet", "resnet18")
+    other = Case(WILD, "nets.py", "nets.py:make_other", sample=True)
     monkeypatch.setattr(pool, "_serve", os._exit)  # does not take what it is given, and dies
     rows = {row.key: row for row in survey([CASE, other], jobs=2, timeout=60)}
     assert set(rows) == {CASE.key, other.key}
@@ -101,59 +30,10 @@ def test_a_process_that_dies_harms_its_network_only(monkeypatch: pytest.MonkeyPa
         assert row.cause == "its process died (exit code 1)"
 
 
-def test_rows_come_from_other_processes() -> None:
-    (row,) = survey([CASE], timeout=120)
-    assert row.status == CONVERTED
-    assert row.failures == {}
-    assert row.checks == {"forward": "ok", "reload": "ok", "train": "ok"}
-    assert row.ops is not None
-    assert row.reference_ops is not None
-    assert 0 < row.ops < row.reference_ops / 10
-    assert row.effective_params is not None
-    assert 0 < row.effective_params < row.params
-    assert (row.size, row.other_size) == ([160, 160], [199, 249])
-
-
-def test_a_layer_without_a_gradient_is_a_failure_unless_the_original_has_none_either() -> None:
-    # Of the encoder the decoder takes no map behind the fourth.
-    row = examine(Case("segmentation_models_pytorch", "PSPNet", "PSPNet/efficientnet-b0"))
-    assert row.status == CONVERTED
-    assert row.failures == {}
-    assert row.checks["train"] == "ok"
-
-    with torch.device("meta"):
-        teacher = timm.create_model("test_resnet")
-    student = convert(teacher)
-    site = next(d.site for d in student.binarize_plan.layers if d.action == "binarize")
-    x = torch.zeros(2, 3, 64, 64, device="meta")
-    assert _train(teacher, student, x, None) is None
-    student.get_submodule(site).register_forward_hook(lambda _module, _args, out: out.detach())
-    assert str(_train(teacher, student, x, None)).startswith(f"no gradient for {site}.")
-
-
-def test_a_network_that_cannot_be_built_without_storage_loses_it() -> None:
-    # Its constructor computes with tensors.
-    with pytest.raises(NotImplementedError), torch.device("meta"):
-        build(Case("torchvision", "classification", "regnet_x_400mf"))
-    model, x, _ = _original(Case("torchvision", "classification", "regnet_x_400mf"))
-    assert x.is_meta
-    assert all(p.is_meta for p in model.parameters())
-    row = examine(Case("torchvision", "classification", "regnet_x_400mf"))
-    assert row.failures == {}
-
-
-@pytest.mark.parametrize("name", ["s3d", "mvit_v2_s"])
-def test_networks_for_films_are_examined_at_the_size_they_take(name: str) -> None:
-    row = examine(Case("torchvision", "video", name), light=True)
-    assert row.status == CONVERTED, row.cause
-    assert row.failures == {}
-    assert row.size == [16, 224, 224]
-
-
-def test_a_light_survey_examines_samples_in_full() -> None:
-    sample = Case("timm", "resnet", "test_resnet", sample=True)
-    rows = list(survey([CASE, sample], timeout=240, light=True))
-    assert [(row.light, "train" in row.checks, "real" in row.checks) for row in rows] == [
-        (True, False, False),
-        (False, True, True),
-    ]
+def test_selection() -> None:
+    cases = [Case(WILD, f"{file}.py", f"{file}.py:make_{size}") for file in "ab" for size in "xy"]
+    assert select(cases, []) == cases
+    assert select(cases, ["b.py"]) == cases[2:]
+    assert select(cases, ["*:make_x", "wild:a.py:make_y"]) == cases[:3]
+    with pytest.raises(ModelError, match="none of the 4 networks matches it; give a name such as"):
+        select(cases, ["a.py", "c.py"])

@@ -10,8 +10,7 @@ import torch
 
 from binarize.errors import DataError, ModelError
 from binarize.train import Depth
-from binarize.train.depth_metric import DEPTH_METRICS, DepthMetric
-from binarize.train.silog import silog_loss
+from binarize.train.depth import DEPTH_METRICS, DepthMetric, silog_loss
 
 CPU = torch.device("cpu")
 

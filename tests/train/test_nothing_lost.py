@@ -18,7 +18,7 @@ from torch import nn
 
 from binarize.errors import BinarizeError
 from binarize.train import SilentProgress, Trainer
-from binarize.train.saving import parse_every
+from binarize.train.checkpoint import parse_every
 
 # Both the process that is killed and the test itself run this.
 SETUP = """
@@ -167,7 +167,7 @@ def test_the_newest_epochs_are_kept(tmp_path: Path) -> None:
 def test_the_time_is_that_since_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import binarize.train.saving as saving
+    from binarize.train import checkpoint
 
     class Clock:
         now = 0.0
@@ -177,15 +177,15 @@ def test_the_time_is_that_since_the_last_checkpoint(
             return self.now
 
     written: list[int] = []
-    kept = saving.write_checkpoint
+    kept = checkpoint.write_checkpoint
 
     def write(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":
             written.append(state["part"]["step"] if "part" in state else 0)
         kept(path, state)
 
-    monkeypatch.setattr(saving, "time", Clock())
-    monkeypatch.setattr(saving, "write_checkpoint", write)
+    monkeypatch.setattr(checkpoint, "time", Clock())
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
     trainer, train, _ = make(tmp_path, 0, 1, save_every="3s")
     trainer.fit(train)
     assert written == [3, 6, 0] * 3  # a second passes with every look at the clock

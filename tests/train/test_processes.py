@@ -121,21 +121,21 @@ INSIDE = """
     import torch
     from torch import nn
     from torch.utils.data import DataLoader
-    import binarize.train.saving as saving
+    from binarize.train import checkpoint
     from binarize.data import Scenes
     from binarize.nn import Int8Conv2d
     from binarize.train import FeatureDistillation, Trainer
 
     folder, resume = sys.argv[1], sys.argv[2] or None
     torch.set_num_threads(1)
-    kept = saving.write_checkpoint
+    kept = checkpoint.write_checkpoint
 
     def write(path, state):
         kept(path, state)
         if "part" in state and len(state["history"]) == 1:
             shutil.copy(path, folder + "/inside.pt")
 
-    saving.write_checkpoint = write
+    checkpoint.write_checkpoint = write
 
     def network(seed, width):
         torch.manual_seed(seed)

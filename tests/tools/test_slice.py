@@ -1,12 +1,13 @@
 """One small network of most families: the slice of the survey that runs with the tests.
 
 Of each the plan is made and carried out without storage, and its outputs compared in shape. What
-`binarize coverage` does beyond that is in test_survey.py; values are in tests/graph.
+`tools/survey.py` does beyond that is in test_zoos.py; values are in tests/graph.
 """
 
 from __future__ import annotations
 
 import pytest
+from zoos import build
 
 from binarize.survey import Case
 from binarize.survey.examine import examine
@@ -46,12 +47,13 @@ def case_of(key: str, task: str = "") -> Case:
     name, _, variant = key.partition("+")
     library, _, name = name.partition(":")
     known = {"smp": "segmentation_models_pytorch"}
-    return Case(known.get(library, library), task, name, variant)
+    shape = (1, 3, 16, 112, 112) if task == "video" else None
+    return Case(known.get(library, library), task, name, variant, shape=shape)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_convolutional_networks_become_binary(name: str) -> None:
-    row = examine(Case("timm", "", name), light=True)
+    row = examine(Case("timm", "", name), light=True, build=build)
     assert row.status == CONVERTED, row.cause
     assert row.failures == {}
     assert row.map_share >= TARGET
@@ -63,7 +65,7 @@ def test_convolutional_networks_become_binary(name: str) -> None:
 
 @pytest.mark.parametrize("name", HYBRID)
 def test_hybrids_become_binary_where_they_convolve(name: str) -> None:
-    row = examine(Case("timm", "", name), light=True)
+    row = examine(Case("timm", "", name), light=True, build=build)
     assert row.status == CONVERTED, row.cause
     assert row.failures == {}
     assert row.dense_binary > 0
@@ -75,7 +77,7 @@ def test_hybrids_become_binary_where_they_convolve(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_are_told_apart(name: str) -> None:
-    row = examine(Case("timm", "", name), light=True)
+    row = examine(Case("timm", "", name), light=True, build=build)
     assert row.status == NOTHING
     assert row.failures == {}
     assert not row.convolutional
@@ -84,7 +86,7 @@ def test_transformers_are_told_apart(name: str) -> None:
 
 @pytest.mark.parametrize("key", OTHERS)
 def test_other_ways_to_build_networks(key: str) -> None:
-    row = examine(case_of(key, TASKS.get(key, "")), light="features" not in key)
+    row = examine(case_of(key, TASKS.get(key, "")), light="features" not in key, build=build)
     assert row.status == CONVERTED, row.cause
     assert row.failures == {}
     assert ("train" in row.checks) == ("features" in key)

@@ -23,8 +23,9 @@ def prefer_native_shapes() -> None:
     the whole process, so use it only in a dedicated one. Versions of torch that work differently
     are left unchanged.
     """
-    with suppress(ImportError, AttributeError):
-        _uncover()
+    if not _kept:
+        with suppress(ImportError, AttributeError):
+            _uncover()
 
 
 def _uncover() -> None:

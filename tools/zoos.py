@@ -1,52 +1,21 @@
-"""The networks of the survey, and how to build each."""
+"""Every network of timm, segmentation-models-pytorch and torchvision, and how to build each."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
+from shapes import prefer_native_shapes
 from torch import nn
 
-from binarize.errors import ModelError
+from binarize.survey import Case
 
-__all__ = ["LIBRARIES", "WILD", "Case", "build", "catalogue", "select", "spread"]
-
-LIBRARIES = ("timm", "segmentation_models_pytorch", "torchvision")
-# Networks from user files.
-WILD = "wild"
+__all__ = ["build", "build_quickly", "catalogue"]
 
 _CLASSES = 10
 # One encoder of each of these timm families is combined with every decoder through smp's wrapper.
 _UNIVERSAL = ("resnetv2", "convnext", "mobilenetv3", "regnet", "efficientnet", "vision_transformer")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One network.
-
-    Attributes:
-        library: One of ``LIBRARIES``, or ``WILD``.
-        family: Its group: timm's module, smp's decoder, torchvision's task.
-        name: The network's name; ``Decoder/encoder`` for smp.
-        variant: ``"features"`` (timm's ``features_only=True``), ``"aux"`` (smp's classification
-            head) or empty.
-        sample: Whether it is also run with real weights.
-    """
-
-    library: str
-    family: str
-    name: str
-    variant: str = ""
-    sample: bool = False
-
-    @property
-    def key(self) -> str:
-        """Its name in the survey, which patterns match."""
-        short = {"segmentation_models_pytorch": "smp"}.get(self.library, self.library)
-        return f"{short}:{self.name}" + (f"+{self.variant}" if self.variant else "")
 
 
 def catalogue() -> list[Case]:
@@ -54,58 +23,8 @@ def catalogue() -> list[Case]:
     return [*_timm(), *_smp(), *_torchvision()]
 
 
-def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
-    """Keep the cases that one of the patterns matches.
-
-    Args:
-        cases: The cases.
-        patterns: As in ``fnmatch``, against the key (``timm:resnet50``, ``smp:Unet/resnet18``) or
-            the family; all cases if there is none.
-
-    Raises:
-        ModelError: A pattern matches nothing.
-    """
-    if not patterns:
-        return list(cases)
-    for pattern in patterns:
-        if not any(_matches(case, pattern) for case in cases):
-            raise ModelError(
-                "pattern",
-                pattern,
-                f"none of the {len(cases)} networks matches it",
-                "give for example 'timm:resnet*', 'smp:Unet/*' or the family 'convnext'",
-            )
-    return [case for case in cases if any(_matches(case, pattern) for pattern in patterns)]
-
-
-def spread(cases: Sequence[Case]) -> list[Case]:
-    """Order cases so that an interrupted survey covers every family.
-
-    Args:
-        cases: The cases.
-
-    Returns:
-        The samples, then the first of each family, the second, ...
-    """
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-    ranks = []
-    for case in cases:
-        counts[case.library, case.family] += 1
-        ranks.append((not case.sample, counts[case.library, case.family]))
-    order = sorted(range(len(cases)), key=lambda i: ranks[i])
-    return [cases[i] for i in order]
-
-
-def _matches(case: Case, pattern: str) -> bool:
-    return fnmatchcase(case.key, pattern) or fnmatchcase(case.family, pattern)
-
-
 def build(case: Case) -> nn.Module:
     """Build the float network with random weights, on torch's current default device."""
-    if case.library == WILD:
-        from binarize.survey.wild import build_wild
-
-        return build_wild(case)
     if case.library == "timm":
         import timm
 
@@ -131,6 +50,12 @@ def build(case: Case) -> nn.Module:
     if case.name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     return torchvision.models.get_model(case.name, **options)
+
+
+def build_quickly(case: Case) -> nn.Module:
+    """Build a network in a process of the survey, where all meta tensors get fast shapes."""
+    prefer_native_shapes()
+    return build(case)
 
 
 # timm
@@ -232,8 +157,17 @@ def _torchvision() -> list[Case]:
         ):
             if name not in seen:
                 seen.add(name)
-                cases.append(Case("torchvision", task, name, sample=name in _SAMPLES))
+                shape = None
+                if task == "video":
+                    side = 224 if name in _LARGE_VIDEOS else 112
+                    shape = (1, 3, 16, side, side)
+                sample = name in _SAMPLES
+                cases.append(Case("torchvision", task, name, sample=sample, shape=shape))
     return cases
+
+
+# torchvision's other video networks take 112.
+_LARGE_VIDEOS = ("mvit_v1_b", "mvit_v2_s", "s3d", "swin3d_t", "swin3d_s", "swin3d_b")
 
 
 _SAMPLES = frozenset(

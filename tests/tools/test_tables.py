@@ -1,4 +1,4 @@
-"""``binarize table``: the paper's rows, counted, and the differences that can be checked."""
+"""``tools/tables.py``: the paper's rows, counted, and the differences that can be checked."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tables import Check, _document, build_parser
 
 from binarize.cli import main
-from binarize.cli.paper_tables import Check
-from binarize.cli.table import _document
 
 # Twelve conversions of a large network, without storage: 20 seconds of a free core.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -50,7 +49,7 @@ def told(written: Path) -> Any:
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert main(["table", "--json", "--quiet", "--output", str(written)]) == 0
+        assert main(["--json", "--quiet", "--output", str(written)], build_parser()) == 0
     return json.loads(out.getvalue())
 
 
@@ -128,7 +127,9 @@ def test_the_document_says_the_same(told: Any, written: Path) -> None:
         assert f"| {check['more']} | {check['less']} |" in text
         assert check["reason"] in text
     kept = Path(__file__).resolve().parents[2] / "docs" / "tables.md"
-    assert kept.read_text(encoding="utf-8") == text, "run: binarize table --output docs/tables.md"
+    assert kept.read_text(encoding="utf-8") == text, (
+        "run: python tools/tables.py --output docs/tables.md"
+    )
 
 
 def test_without_reasons_the_document_has_none() -> None:
@@ -138,7 +139,8 @@ def test_without_reasons_the_document_has_none() -> None:
     assert not Check("k", "bidense", "bias-threshold", 47, 50.1).agrees
 
 
-def test_a_missing_folder_is_told_before_anything_is_counted(run, tmp_path: Path) -> None:
-    answer = run("table", "--output", tmp_path / "missing" / "tables.md")
-    assert answer.code == 1
-    assert "its folder does not exist" in answer.err
+def test_a_missing_folder_is_told_before_anything_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output", str(tmp_path / "missing" / "tables.md")], build_parser()) == 1
+    assert "its folder does not exist" in capsys.readouterr().err

@@ -1,21 +1,33 @@
-"""Batch norms synchronised over all processes, and equal buffers in all of them.
+"""Several processes: joined as launched, batch norms synchronised, buffers made equal.
 
 Shape legend: N samples, C channels.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["SynchronisedNorms", "equalise", "is_distributed"]
+from binarize.errors import BinarizeError
+
+__all__ = [
+    "SynchronisedNorms",
+    "equalise",
+    "is_distributed",
+    "launched_accumulation",
+    "launched_bf16",
+    "open_accelerator",
+]
 
 
 def is_distributed() -> bool:
@@ -96,3 +108,59 @@ def equalise(buffers: Iterable[Tensor]) -> None:
             whole = buffer.contiguous()
             dist.broadcast(whole, 0)
             buffer.copy_(whole)
+
+
+def open_accelerator() -> Accelerator:
+    """Return the accelerator of this process.
+
+    Mixed precision is left to the trainer: Accelerate would rebind the student's forward for it.
+    Data parallelism assumes a static graph, which allows layers that forward never calls.
+
+    Raises:
+        BinarizeError: The process already has an accelerator with mixed precision.
+    """
+    try:
+        return Accelerator(
+            mixed_precision="no",
+            kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
+        )
+    except ValueError as error:
+        if "already been initialized" not in str(error):
+            raise
+        raise BinarizeError(
+            "Accelerator",
+            "mixed_precision",
+            "this process already has an Accelerator with mixed precision",
+            "create none before the Trainer, and pass bf16=True to the Trainer",
+        ) from error
+
+
+def launched_bf16() -> bool:
+    """Return whether ``accelerate launch`` requested bfloat16.
+
+    Raises:
+        BinarizeError: It requested a precision other than "no" and "bf16".
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16"):
+        raise BinarizeError(
+            "mixed_precision",
+            asked,
+            "training runs in float32 or bfloat16",
+            "launch with --mixed_precision bf16, or no",
+        )
+    return asked == "bf16"
+
+
+def launched_accumulation() -> int:
+    """Return how many batches per update ``accelerate launch`` requested.
+
+    Raises:
+        BinarizeError: It is not a whole number, or below 1.
+    """
+    asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if not asked.isdecimal() or int(asked) < 1:
+        raise BinarizeError(
+            "gradient_accumulation_steps", asked, "must be at least 1", "launch with a number"
+        )
+    return int(asked)
