@@ -47,8 +47,8 @@ class PackedNetwork(nn.Module):
     of this size run a fused program without unnecessary steps (see :mod:`binarize.lower.fuse`).
     From the fourth size on, a general program serves all sizes for which the network does the same
     (see :mod:`binarize.lower.symbolic_sizes`). Python code and hooks of the modules do not run in
-    programs. Under ``torch.compile`` and ``torch.export``, and where ``unfused`` gives a reason, the
-    modules run one by one.
+    programs. Under ``torch.compile`` and ``torch.export``, and where ``unfused`` gives a reason,
+    the modules run one by one.
 
     Args:
         network: The network with packed layers in place of its binary layers.

@@ -2,8 +2,8 @@
 
 While a network is recorded, the sizes of its inputs are symbols. What it computes from them is an
 expression, which becomes nodes of the graph. Every decision that depends on one (a Python ``if``, a
-fusion) becomes a condition, and the program is valid for the sizes that meet them all. This is torch's
-machinery for dynamic shapes, :class:`torch.fx.experimental.symbolic_shapes.ShapeEnv`.
+fusion) becomes a condition, and the program is valid for the sizes that meet them all. This is
+torch's machinery for dynamic shapes, :class:`torch.fx.experimental.symbolic_shapes.ShapeEnv`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def hint(value: Any) -> Any:
 
 
 def dimension_order(value: Tensor) -> tuple[int, ...] | None:
-    """Return a dense tensor's dimensions from outermost to innermost; ``None`` if it is not dense."""
+    """Return a dense tensor's dimensions from outermost to innermost, of others ``None``."""
     order = sorted(range(value.dim()), key=lambda d: -value.stride(d))
     dense = strides_of(value.shape, order) == value.stride()
     return tuple(order) if dense else None
@@ -82,7 +82,7 @@ def strides_of(shape: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
 def form(leaves: Sequence[Any], spec: Any, autocast: Hashable) -> Hashable | None:
     """Return what a general program depends on besides its conditions.
 
-    Batch size and spatial sizes are free where they are at least two: a size of one may be broadcast.
+    Batch size and spatial sizes are free if they are at least two: a size of one may be broadcast.
 
     Args:
         leaves: Flattened arguments.
@@ -90,8 +90,8 @@ def form(leaves: Sequence[Any], spec: Any, autocast: Hashable) -> Hashable | Non
         autocast: See :func:`binarize.lower.program.autocast_state`.
 
     Returns:
-        Structure, memory order and dtypes of the arguments, and autocast; ``None`` if an argument is
-        not dense or no size is free.
+        Structure, memory order and dtypes of the arguments, and autocast; ``None`` if an argument
+        is not dense or no size is free.
     """
     described: list[Any] = []
     for leaf in leaves:
@@ -282,7 +282,7 @@ class _Tracer(GraphAppendingTracer):
 
 
 class Interpolation(TorchFunctionMode):
-    """Calls the operators of :func:`torch.nn.functional.interpolate`, which itself needs plain sizes."""
+    """Calls operators in place of ``torch.nn.functional.interpolate``, which needs plain sizes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.interpolate:
@@ -361,8 +361,8 @@ def upsampled_source(
         exact: ``nearest-exact`` instead of ``nearest``.
 
     Returns:
-        The feature map that the unit reads, the factor by which the unit upsamples it, and its means,
-        empty if unknown.
+        The feature map that the unit reads, the factor by which the unit upsamples it, and its
+        means, empty if unknown.
     """
     factor = integer_factor(x.shape[2:], size, scales)
     if factor:
