@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from binarize.errors import FileError
+from binarize.graph.given import stated
 
 __all__ = ["build_origin", "find_origin"]
 
@@ -39,7 +40,7 @@ def find_origin(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _attentions(model: nn.Module) -> list[Any]:
-    configs = (getattr(module, "config", None) for module in model.modules())
+    configs = (stated(module, "config") for module in model.modules())
     return [getattr(config, "_attn_implementation", None) for config in configs]
 
 
