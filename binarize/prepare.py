@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from binarize.budget.convert import convert
+from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.latency import Profile
 from binarize.policy import Policy
 from binarize.policy.match import Overrides
@@ -64,6 +64,7 @@ def prepare_student(
     Raises:
         BinarizeError: The network, the policy or the budget does not fit, or a batch has no images.
     """
+    teacher = unwrap_model(teacher)
     device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     chosen = itertools.islice(iter(() if batches is None else batches), max(0, norm_batches))
     images = [batch_image(batch).to(device) for batch in chosen]
@@ -71,7 +72,7 @@ def prepare_student(
         example_inputs = images[0][:1]
     network = teacher
     if unfold and images and has_folded_norms(teacher):
-        network = copy.deepcopy(teacher)
+        network = deepcopy_model(teacher)
         unfold_norms(network, images)
     student = convert(
         network,

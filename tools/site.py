@@ -1,17 +1,32 @@
 """Hooks of the documentation site (mkdocs.yml): pages from outside docs/, the reference, links.
 
 `docs/` and the README are read in the repository, too: their links lead to files. Here
-they lead to pages, or become plain text where the site has none.
+they lead to pages, or become plain text where the site has none. Equations become MathML, which
+browsers draw without a script. The page of the commands is the parser's own help.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import os
 import posixpath
 import re
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["PAGES", "REFERENCES", "on_config", "on_files", "on_page_content", "on_page_markdown"]
+__all__ = [
+    "COMMANDS",
+    "PAGES",
+    "REFERENCES",
+    "on_config",
+    "on_files",
+    "on_page_content",
+    "on_page_markdown",
+]
+
+COMMANDS = "commands.md"
+"""The page of the command line, made from its help."""
 
 PAGES = {
     "index.md": "README.md",
@@ -35,6 +50,7 @@ _FENCE = re.compile(r"^(```.*?^```$)", re.M | re.S)
 _LINK = re.compile(
     r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:)([^)\s#]*)(#[^)\s]*)?\)"
 )
+_EQUATION = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.M | re.S)
 _IMAGE = re.compile(r"!\[([^\]]*)\]\((?!https?:)([^)\s]+)\)")
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):<code>~?([^<]+)</code>")
 
@@ -60,7 +76,8 @@ def translate(markdown: str, page: str) -> str:
 
     def place(target: str) -> str | None:
         file = posixpath.normpath(posixpath.join(here, target))
-        return pages.get(file, file[5:] if file.startswith("docs/") else None)
+        name = pages.get(file, file[5:] if file.startswith("docs/") else None)
+        return name and posixpath.relpath(name, posixpath.dirname(page) or ".")
 
     def link(found: re.Match[str]) -> str:
         text, target, anchor = found[1], found[2], found[3] or ""
@@ -90,6 +107,41 @@ def reference(page: str) -> str:
     return "\n".join(lines)
 
 
+def commands() -> str:
+    """Return the page of the command line: for each command what it does, examples, options."""
+    from binarize.cli.app import build_parser
+
+    os.environ.update(COLUMNS="100", NO_COLOR="1")
+    lines = ["# Commands", "", "What `binarize COMMAND --help` prints, for every command.", ""]
+    for parser in _parsers(build_parser()):
+        description, epilog = parser.description or "", parser.epilog or ""
+        parser.description = parser.epilog = None
+        before, _, examples = epilog.partition("examples:\n")
+        examples = examples.partition("\n\nEvery command has")[0]
+        lines += [f"## {parser.prog}", "", " ".join(description.split()), "", before.strip(), ""]
+        if examples:
+            code = re.sub(r"^  ", "", examples.strip("\n"), flags=re.M)
+            lines += ["```sh", code, "```", ""]
+        lines += ["```text", parser.format_help().strip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _parsers(parser: Any) -> Iterator[Any]:
+    """Yield a parser and those of its sub-commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in dict.fromkeys(action.choices.values()):
+                yield from _parsers(inner)
+
+
+def equations(markdown: str) -> str:
+    """Turn the equations between lines of ``$$`` into MathML."""
+    from latex2mathml.converter import convert
+
+    return _EQUATION.sub(lambda found: convert(found[1], display="block"), markdown)
+
+
 def on_config(config: Any) -> Any:
     """Give headings the anchors that they have in the repository."""
     config.mdx_configs.setdefault("toc", {})["slugify"] = slug
@@ -105,12 +157,16 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, page, content=text.read()))
     for page in REFERENCES:
         files.append(File.generated(config, page, content=reference(page)))
+    files.append(File.generated(config, COMMANDS, content=commands()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Translate the links of a page."""
-    return markdown if page.file.src_uri in REFERENCES else translate(markdown, page.file.src_uri)
+    """Translate the links and equations of a page."""
+    name = page.file.src_uri
+    if name in REFERENCES or name == COMMANDS:
+        return markdown
+    return equations(translate(markdown, name))
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:

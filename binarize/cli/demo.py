@@ -188,7 +188,7 @@ def _train(
         epochs=plan.epochs,
         seed=seed,
         val_every=plan.epochs,
-        progress=False if out.quiet else None,
+        progress=not out.quiet,
     )
     history = trainer.fit(
         _loader(sets["train"], plan, shuffle=True), _loader(sets["val"], plan, shuffle=False)

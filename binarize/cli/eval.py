@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     split, called = held_out(args, out)
     data = open_data(args, split, out, known=source.settings)
     try_out(source.network, data[0]["image"][None])
-    trainer = Trainer(source.network, task=task, progress=False if out.quiet else None)
+    trainer = Trainer(source.network, task=task, progress=not out.quiet)
     values = trainer.evaluate(make_loader(data, args.batch_size, workers=args.workers))
     show_metrics({called: values}, out, data.classes)
     rows, columns = data[0]["image"].shape[-2:]

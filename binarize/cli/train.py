@@ -191,7 +191,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         balance=args.balance,
         val_every=args.val_every,
         select=args.select,
-        progress=False if out.quiet else None,
+        progress=not out.quiet,
     )
     started = time.perf_counter()
     try:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from binarize.cli.checkpoints import Skipped, load_checkpoint
 from binarize.cli.networks import nearest
 from binarize.errors import FileError
 from binarize.file.container import Entry, write_file
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 KEY = DESCRIPTION
+_BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError)
 _ENDINGS = ("*.safetensors", "*.st", "*.pt", "*.pth", "*.ckpt", "*.bin")
 
 
@@ -96,7 +97,10 @@ def read_header(path: Path, argument: str) -> dict[str, str]:
 
 
 def read_tensors(path: Path, argument: str) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or .pt checkpoint without running its code.
+    """Read the tensors of a .safetensors file or a checkpoint without running its code.
+
+    Of Lightning's checkpoints, whose hyperparameters may be any object, and others' the tensors
+    alone are read. Names lose the ``_orig_mod.`` of modules that were compiled.
 
     Raises:
         FileError: The file is missing, damaged, or has no named tensors.
@@ -106,23 +110,24 @@ def read_tensors(path: Path, argument: str) -> dict[str, Tensor]:
         if file_kind(path) == "safetensors":
             with safe_open(str(path), "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        found = load_checkpoint(path)
+    except (SafetensorError, pickle.UnpicklingError, *_BROKEN) as error:
         raise _damaged(path, argument, error) from error
-    except pickle.UnpicklingError as error:
+    tensors = _named_tensors(found)
+    entries = found.values() if isinstance(found, Mapping) else [found]
+    if not tensors and any(isinstance(entry, Skipped) for entry in entries):
         raise FileError(
             argument,
             str(path),
-            "contains more than weights (a pickled network?)",
+            "contains no named weights, but a pickled network, which would run code",
             "save network.state_dict() instead",
-        ) from error
-    tensors = _named_tensors(found)
+        )
     if not tensors:
         keys = f" under {_some(found)}" if isinstance(found, Mapping) and found else ""
         raise FileError(
             argument, str(path), f"contains no named weights{keys}", "give a state_dict"
         )
-    return tensors
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
 
 
 def _named_tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from binarize.errors import ModelError
+from binarize.graph.model_input import stated
 from binarize.graph.plan import Plan
 from binarize.graph.trace import Trace, trace
 
@@ -29,9 +30,10 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
     Args:
         model: The network.
         example_inputs: A tensor, a tuple or list of positional arguments, a mapping of keyword
-            arguments, or ``None``. ``None`` takes a converted network's own example inputs. For a
-            float network, the first convolution gives the number of channels; the size is the
-            network's default (timm), or the first that its forward accepts.
+            arguments, or ``None``. ``None`` takes a converted network's own example inputs, or the
+            network's ``example_input_array`` (Lightning). For other float networks, the first
+            convolution gives the number of channels; the size is the network's default (timm), or
+            the first that its forward accepts.
 
     Returns:
         The recorded run.
@@ -47,6 +49,7 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
         try:
             return trace(model, args, kwargs)
         except Exception as error:
+            _check_trainer(model, error)
             raise ModelError(
                 "example_inputs",
                 _shapes((args, kwargs)),
@@ -54,15 +57,17 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
                 "give inputs that you would call the network with",
             ) from error
     last: Exception | None = None
-    for shapes in _candidates(model):
+    for candidate in _candidates(model, device):
         try:
-            images = [torch.zeros(shape, device=device, dtype=_dtype(model)) for shape in shapes]
+            args, kwargs = arguments(candidate)
             with warnings.catch_warnings():
                 # The user need not see what a network warns about a guess.
                 warnings.simplefilter("ignore")
-                return trace(model, images)
+                return trace(model, args, kwargs)
         except Exception as error:
             last = last or error
+    if last is not None:
+        _check_trainer(model, last)
     cause = _short(last) if last else "no convolution gives the number of channels"
     raise ModelError(
         "example_inputs",
@@ -70,6 +75,16 @@ def run_example(model: nn.Module, example_inputs: Any = None) -> Trace:
         f"found no input for the network ({cause})",
         "give example_inputs=torch.zeros(...) or a tuple of the forward's arguments",
     ) from last
+
+
+def _check_trainer(model: nn.Module, error: Exception) -> None:
+    if "is not attached to a `Trainer`" in str(error):
+        raise ModelError(
+            "model",
+            type(model).__name__,
+            f"the forward needs Lightning's trainer, which copies do not have ({_short(error)})",
+            "use self.training in it, or give the network that the LightningModule holds",
+        ) from error
 
 
 def input_shapes(trace: Trace) -> tuple[tuple[int, ...], ...]:
@@ -132,27 +147,34 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return kinds[0] if kinds else torch.float32
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[tuple[int, ...], ...]]:
+def _candidates(model: nn.Module, device: torch.device) -> Iterator[Any]:
     plan = getattr(model, "binarize_plan", None)
     if isinstance(plan, Plan) and plan.example:
-        yield plan.example
+        yield _zeros(model, device, *plan.example)
+    given = stated(model, "example_input_array")  # Lightning's
+    if given is not None:
+        yield tree_map_only(Tensor, lambda x: x.detach().to(device), given)
     for attribute in ("pretrained_cfg", "default_cfg"):
-        config = getattr(model, attribute, None)
+        config = stated(model, attribute)
         size = config.get("input_size") if isinstance(config, Mapping) else None
         if size:
             # The first convolution shows a changed in_chans, if it reads the image.
             for channels in dict.fromkeys((_channels(model) or size[0], size[0])):
-                yield ((1, channels, *size[1:]),)
+                yield _zeros(model, device, (1, channels, *size[1:]))
     for module in model.modules():
         for spatial, kind in ((2, nn.Conv2d), (3, nn.Conv3d), (1, nn.Conv1d)):
             if isinstance(module, kind):
                 # It may follow a stem that folds positions into channels.
                 for channels in dict.fromkeys((module.in_channels, 3)):
                     for length in _SIZES[spatial]:
-                        yield ((1, channels, *[length] * spatial),)
+                        yield _zeros(model, device, (1, channels, *[length] * spatial))
                     if spatial == 3:
-                        yield ((1, channels, *_FILM),)
+                        yield _zeros(model, device, (1, channels, *_FILM))
                 return
+
+
+def _zeros(model: nn.Module, device: torch.device, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros(shape, device=device, dtype=_dtype(model)) for shape in shapes)
 
 
 def _channels(model: nn.Module) -> int | None:

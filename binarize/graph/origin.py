@@ -11,6 +11,7 @@ from torch import nn
 
 from binarize.errors import BinarizeError, FileError
 from binarize.extras import naming_the_extra
+from binarize.graph.model_input import stated
 
 __all__ = ["build_origin", "find_origin"]
 
@@ -40,7 +41,7 @@ def find_origin(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _attentions(model: nn.Module) -> list[Any]:
-    configs = (getattr(module, "config", None) for module in model.modules())
+    configs = (stated(module, "config") for module in model.modules())
     return [getattr(config, "_attn_implementation", None) for config in configs]
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import traceback
+import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -141,8 +142,7 @@ def trace(
     copy = skeleton(model, copy_buffers=training)
     recorded: Trace | None = None
     try:
-        with _quiet():
-            recorded = _record(copy, args, kwargs, fake, training)
+        recorded = _record(copy, args, kwargs, fake, training)
     except Exception as error:
         # The forward needs values (data-dependent control flow).
         traceback.clear_frames(error.__traceback__)
@@ -166,7 +166,7 @@ def _record(
     if fake is not None:
         args = tree_map_only(Tensor, fake.stand_in, tuple(args))
         kwargs = tree_map_only(Tensor, fake.stand_in, kwargs)
-    with torch.no_grad(), recorder.hooked(), fake if fake is not None else _nothing():
+    with torch.no_grad(), _quiet(), recorder.hooked(), fake or nullcontext():
         recorder.add_inputs((args, kwargs))
         with record_type_checks(model, recorder.paths) as type_checks, recorder:
             outputs = model(*args, **kwargs)
@@ -183,18 +183,16 @@ def _record(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's logs of a failed attempt: the run is repeated, or the error is reported."""
+    """Silence torch's logs of a failed attempt, and Lightning's warning of a missing trainer."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True
     try:
-        yield
+        with warnings.catch_warnings():
+            # A copy has no trainer to log to, whatever the network has.
+            warnings.filterwarnings("ignore", r"You are trying to `self\.log\(\)`")
+            yield
     finally:
         logger.disabled = disabled
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 class _Recorder(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""Callbacks after each epoch, and the display of progress.
+"""Callbacks after each epoch, and the display of progress on a terminal or in the log.
 
 All processes call a callback with the trainer and the epoch's history entry once the epoch's
 checkpoint is written; training stops early if it returns True. Callbacks keep no state that a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,8 @@ __all__ = [
     "report_images",
     "report_note",
 ]
+
+_LOG = logging.getLogger("binarize.train")
 
 # The most dispensable numbers of an epoch, last one first: the others say the same.
 _LEAST = ("val_loss", "distillation")
@@ -168,7 +171,7 @@ class LineProgress(SilentProgress):
     """One line per epoch, for logs, and occasional lines within long epochs.
 
     Args:
-        stream: The output stream; None is standard error.
+        stream: The output stream; None logs the lines at level INFO (logger ``binarize.train``).
         every: Seconds between two lines within an epoch.
     """
 
@@ -216,7 +219,11 @@ class LineProgress(SilentProgress):
     def note(self, text: str) -> None:
         """Write a line."""
         self._last = time.monotonic()
-        print(text, file=self.stream or sys.stderr, flush=True)
+        if self.stream is None:
+            _LOG.info(text)
+        else:
+            self.stream.write(f"{text}\n")
+            self.stream.flush()
 
 
 class RichProgress:
@@ -245,9 +252,13 @@ class RichProgress:
         )
         self._part = self._bars.add_task("epoch", total=steps, note="")
 
+    def _console(self) -> Any:
+        from rich.console import Console
+
+        return self.console or Console(stderr=True)
+
     def _open(self) -> Any:
         # Imported here: without a terminal, rich is not needed.
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -257,7 +268,7 @@ class RichProgress:
             TimeRemainingColumn,
         )
 
-        console = self.console or Console(stderr=True)
+        console = self._console()
         bars = Progress(
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=max(4, min(24, console.width - _BESIDE))),
@@ -279,10 +290,8 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
-        if self._bars is None:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console = self._bars.console if self._bars is not None else self._console()
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, epoch: int, step: int, loss: float | None) -> None:
         """Advance both bars."""
@@ -323,11 +332,13 @@ class RichProgress:
 
 
 def open_progress(progress: Progress | bool | None) -> Progress:
-    """Return the requested display: an object, False for none, None or True to fit the stream."""
+    """Return the requested display: an object, False for none, True or None as for the Trainer."""
     if progress is False:
         return SilentProgress()
     if progress is None or progress is True:
-        return RichProgress() if sys.stderr.isatty() else LineProgress()
+        if sys.stderr.isatty():
+            return RichProgress()
+        return LineProgress(sys.stderr if progress else None)
     return progress
 
 

@@ -117,7 +117,9 @@ class Trainer:
         val_every: Validate after every so many epochs (and after the last).
         select: The student's weights after :meth:`fit`: of the "last" epoch, or of the
             "best" validation (read from ``output_dir``).
-        progress: A display, False for none, None to fit the error stream.
+        progress: A display, or False for none. None shows bars if the error stream is a terminal,
+            and else logs a line per epoch (logger ``binarize.train``, level INFO); True writes
+            these lines to the error stream.
 
     Raises:
         BinarizeError: A value is out of range, teacher and student are on different devices,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,54 @@ def test_lightning_ema_and_other_wrappers(tmp_path: Path) -> None:
         assert matched.missing == (), name
         for a, b in zip(source.parameters(), target.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+class Options:
+    """A hyperparameter of a class of its own, which marks a file if it is ever unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_hyperparameters_are_not_unpickled(tmp_path: Path, zipped: bool) -> None:
+    source, target = block(), block()
+    hyper = {
+        "options": Options(tmp_path / "ran"), "file": tmp_path, "all": argparse.Namespace(a=[1]),
+        "optimizer": functools.partial(torch.optim.Adam, lr=0.1), "net": block(), "act": nn.ReLU,
+        "counts": Counter("aab"), "names": {"a"}, "dtype": torch.float16,
+    }  # fmt: skip
+    state = {f"model.net.{key}": value for key, value in source.state_dict().items()}
+    found = {"state_dict": state, "hyper_parameters": hyper, "pytorch-lightning_version": "2.6.0"}
+    torch.save(found, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
+    assert load_weights(target, tmp_path / "w.ckpt").missing == ()
+    assert torch.equal(target[0].weight, source[0].weight)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_parts_that_were_compiled(tmp_path: Path) -> None:
+    source = nn.Sequential(block(), block())
+    # As torch.compile(source[1]) renames them.
+    named = {
+        k.replace("1.", "1._orig_mod.", 1) if k.startswith("1.") else k: v
+        for k, v in source.state_dict().items()
+    }
+    assert "1._orig_mod.3.weight" in named
+    for prefix in ("", "model.", "_orig_mod."):
+        target = nn.Sequential(block(), block())
+        torch.save({prefix + k: v for k, v in named.items()}, tmp_path / "w.pt")
+        assert load_weights(target, tmp_path / "w.pt").missing == ()
+        assert torch.equal(target[1][3].weight, source[1][3].weight)
+
+
+def test_a_pickled_network_is_not_run(tmp_path: Path) -> None:
+    for found in (block(), {"model": block(), "epoch": 3}):
+        torch.save(found, tmp_path / "w.pt")
+        with pytest.raises(FileError, match="no named weights, but a pickled network, which would"):
+            load_weights(block(), tmp_path / "w.pt")
 
 
 def test_a_checkpoint_that_is_none_names_its_keys(tmp_path: Path) -> None:

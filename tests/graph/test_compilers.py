@@ -56,6 +56,30 @@ def test_a_compiled_network_is_converted_as_itself() -> None:
     )
 
 
+def test_compiled_modules_inside_are_converted_as_themselves() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(8, 8, 3))),
+        nn.Conv2d(8, 2, 1),
+    ).eval()
+    x = torch.randn(1, 3, 12, 12)
+    expected = binarize.convert(network, example_inputs=x)
+    wrapped = copy.deepcopy(network)
+    wrapped[1][2] = torch.compile(wrapped[1][2], backend="eager")
+    wrapped[1] = torch.compile(wrapped[1], backend="eager")
+    names = list(wrapped.state_dict())
+    assert any(name.count("_orig_mod") == 2 for name in names)
+    student = binarize.convert(wrapped, example_inputs=x)
+    assert list(student.state_dict()) == list(expected.state_dict())
+    assert torch.equal(student(x), expected(x))
+    # The original stays as it is, and shares nothing with the student.
+    assert list(wrapped.state_dict()) == names
+    assert torch.equal(wrapped[0].weight, student[0].weight)
+    assert wrapped[0].weight is not student[0].weight
+    student[1] = torch.compile(student[1], backend="eager")
+    torch.testing.assert_close(binarize.pack(student)(x), expected(x), rtol=1e-4, atol=1e-4)
+
+
 def test_trains_compiled(lab: SimpleNamespace) -> None:
     student = binarize.convert(lab.build("timm/resnet18"), example_inputs=torch.zeros(1, 3, 64, 64))
     twin = copy.deepcopy(student)

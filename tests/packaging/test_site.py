@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from latex2mathml.converter import convert
 
 import binarize
 
@@ -28,7 +30,8 @@ def hooks() -> ModuleType:
 
 
 SITE = hooks()
-WRITTEN = sorted({*(path.name for path in (CHECKOUT / "docs").glob("*.md")), *SITE.PAGES})
+DOCS = CHECKOUT / "docs"
+WRITTEN = sorted({*(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")), *SITE.PAGES})
 
 
 def text_of(page: str) -> str:
@@ -59,7 +62,9 @@ def in_navigation(entries: Any) -> Iterator[str]:
 
 def test_every_page_is_in_the_navigation_once() -> None:
     config = yaml.safe_load((CHECKOUT / "mkdocs.yml").read_text("utf-8"))
-    assert sorted(in_navigation(config["nav"])) == sorted([*WRITTEN, *SITE.REFERENCES])
+    assert sorted(in_navigation(config["nav"])) == sorted(
+        [*WRITTEN, *SITE.REFERENCES, SITE.COMMANDS]
+    )
     assert all((CHECKOUT / hook).is_file() for hook in config["hooks"])
 
 
@@ -67,6 +72,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]*)\)", text_of(page)):
         file, _, anchor = target.partition("#")
+        file = file and posixpath.normpath(posixpath.join(posixpath.dirname(page), file))
         if not file.endswith(".md") and file:
             assert (CHECKOUT / "docs" / file).is_file(), target
             continue
@@ -95,6 +101,9 @@ def test_links_of_the_repository_lead_somewhere(page: str) -> None:
         ),
         ("guide.md", "[`examples/cpp`](../examples/cpp) is", "`examples/cpp` is"),
         ("rules.md", "[s](../docs/sensitivity.md) [k](#keys)", "[s](sensitivity.md) [k](#keys)"),
+        ("tutorials/a.md", "[t](../training.md) [b](b.md)", "[t](../training.md) [b](b.md)"),
+        ("tutorials/a.md", "[r](../../rules/README.md#a)", "[r](../rules.md#a)"),
+        ("guide.md", "[a](tutorials/a.md)", "[a](tutorials/a.md)"),
         ("index.md", "```\n[g](docs/guide.md)\n```\n", "```\n[g](docs/guide.md)\n```\n"),
     ],
 )
@@ -121,3 +130,29 @@ def test_the_reference_has_every_public_name(page: str) -> None:
     assert shown == set(module.__all__) - constants
     if module is binarize:
         assert constants == {"nn", "ops"}  # pages of their own
+
+
+def test_the_page_of_the_commands_has_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from binarize.cli.app import _COMMANDS
+
+    monkeypatch.setenv("COLUMNS", "40")  # put back afterwards: the page has its own width
+    monkeypatch.setenv("NO_COLOR", "")
+    text = SITE.commands()
+    titles = re.findall(r"^## (.*)$", text, re.M)
+    assert titles[0] == "binarize"
+    assert {title.split()[1] for title in titles[1:]} == set(_COMMANDS)
+    assert "binarize rules validate" in titles  # those of commands as well
+    assert len(set(titles)) == len(titles)
+    assert text.count("```sh\n") >= len(_COMMANDS)
+    assert not re.search(r"^examples:", text, re.M)
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_equations_are_complete(page: str) -> None:
+    """They are between lines of two dollars, and their TeX is known to the converter."""
+    text = text_of(page)
+    found = SITE._EQUATION.findall(text)
+    assert text.count("$$") == 2 * len(found)
+    assert (page == "method.md") == bool(found)
+    for tex in found:
+        assert "\\" not in convert(tex), tex

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 
@@ -14,14 +15,20 @@ from binarize.train.progress import describe, open_progress, report_images, repo
 RECORD = {"epoch": 2, "loss": 0.51234, "lr": 0.001, "seconds": 3.25, "mIoU": 0.4, "IoU": [0.1]}
 
 
-def test_a_line_per_epoch(capsys: pytest.CaptureFixture[str]) -> None:
-    show = LineProgress()
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_line_per_epoch(
+    logged: bool, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "binarize")
+    show = LineProgress(None if logged else sys.stderr)
     show.begin(25, 3, 0)
     show.step(2, 1, 0.5)
     show.evaluate(1, 2)
     show.epoch(RECORD)
     show.end()
-    assert capsys.readouterr() == ("", "epoch 2/25  loss 0.5123  mIoU 0.4  3.2 s\n")
+    line = "epoch 2/25  loss 0.5123  mIoU 0.4  3.2 s"
+    assert capsys.readouterr() == ("", "" if logged else f"{line}\n")
+    assert caplog.record_tuples == [("binarize.train", logging.INFO, line)] * logged
 
 
 def test_a_long_epoch_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +146,10 @@ def test_an_evaluation_alone() -> None:
 
 
 def test_what_fits_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type(open_progress(None)) is LineProgress
+    for wanted, stream in ((None, None), (True, sys.stderr)):
+        show = open_progress(wanted)
+        assert type(show) is LineProgress
+        assert show.stream is stream
     assert type(open_progress(False)) is SilentProgress
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert type(open_progress(None)) is RichProgress

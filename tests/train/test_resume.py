@@ -103,12 +103,13 @@ def test_what_changes_the_outcome_is_refused(tmp_path: Path, change: str) -> Non
 
 
 def test_what_changes_nothing_is_applied_and_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "binarize")
     trainer(tmp_path, settings={"root": "/old"}).fit(loader())
     run = trainer(tmp_path, resume="auto", settings={"root": "/new"}, val_every=2, progress=None)
     run.fit(loader())
-    told = capsys.readouterr().err.splitlines()
+    told = [record.getMessage() for record in caplog.records if record.name == "binarize.train"]
     assert told == [
         "resuming after epoch 2 of 2",
         "val_every changes from 1 to 2",
