@@ -3,6 +3,7 @@
 from binarize.page.document import Section, document, figure_image, write_page
 from binarize.page.graph import Node, flow_chart
 from binarize.page.markup import Markup, element
+from binarize.page.paged import Paged, folded, notebook_view
 from binarize.page.table import Cell, table
 from binarize.page.treemap import Tile, treemap
 
@@ -10,12 +11,15 @@ __all__ = [
     "Cell",
     "Markup",
     "Node",
+    "Paged",
     "Section",
     "Tile",
     "document",
     "element",
     "figure_image",
     "flow_chart",
+    "folded",
+    "notebook_view",
     "table",
     "treemap",
     "write_page",

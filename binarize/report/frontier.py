@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from binarize.errors import BinarizeError, FileError
+from binarize.page import Markup, Paged
 from binarize.writing import atomic_write
 
 __all__ = ["Frontier", "Point"]
@@ -45,7 +46,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Frontier:
+class Frontier(Paged):
     """Points of accuracy, time and size.
 
     Attributes:
@@ -161,24 +162,12 @@ class Frontier:
             ) from error
         return ["frontier.json", "frontier.png", "frontier.html"]
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write a page with the figure, the advice and the points; it works offline.
-
-        Args:
-            path: Where to; a file that is there is replaced.
-
-        Returns:
-            The file.
-
-        Raises:
-            FileError: It cannot be written.
-        """
-        from binarize.page import write_page
+    def _page(self) -> str:
         from binarize.report.frontier_page import frontier_page
 
-        return write_page(frontier_page(self), path)
+        return frontier_page(self)
 
-    def _repr_html_(self) -> str:
+    def _notebook(self) -> Markup:
         from binarize.report.frontier_page import notebook_html
 
         return notebook_html(self)

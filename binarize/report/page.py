@@ -13,6 +13,8 @@ from binarize.page import (
     document,
     element,
     flow_chart,
+    folded,
+    notebook_view,
     table,
     treemap,
 )
@@ -69,7 +71,7 @@ def report_page(report: Report) -> str:
     return document(report.network, summary, sections)
 
 
-def notebook_html(report: Report) -> str:
+def notebook_html(report: Report) -> Markup:
     """Totals and layers as static tables.
 
     Args:
@@ -82,13 +84,10 @@ def notebook_html(report: Report) -> str:
     ]
     columns = _HEADS[:8] + _HEADS[9:11]
     layers = [(None, [*cells[:8], *cells[9:11]]) for _, cells in _rows(report, links=False)]
-    details = element(
-        "details",
-        element("summary", f"{len(report.layers)} rows"),
-        table("", columns, layers, static=True),
-    )
-    title = element("p", element("strong", report.network), f", policy {report.policy or 'none'}")
-    return element("div", title, table("", heads, rows, static=True), details)
+    details = folded(f"{len(report.layers)} rows", table("", columns, layers, static=True))
+    policy = f", policy {report.policy or 'none'}"
+    title = element("span", element("strong", report.network), policy)
+    return notebook_view(title, table("", heads, rows, static=True), details)
 
 
 def _compared(report: Report) -> list[tuple[str, str, str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize.errors import FileError
+from binarize.page import Markup, Paged
 
 __all__ = ["MEASURES", "MODES", "Sensitivity", "SiteSensitivity"]
 
@@ -82,7 +83,7 @@ class SiteSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Paged):
     """What binarizing each layer of a network costs, one layer at a time.
 
     Attributes:
@@ -181,24 +182,12 @@ class Sensitivity:
 
         return write(self, Path(folder))
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write a page with the numbers and the figure; it needs nothing else to be read.
-
-        Args:
-            path: Where to; a file that is there is replaced.
-
-        Returns:
-            The file.
-
-        Raises:
-            FileError: It cannot be written.
-        """
-        from binarize.page import write_page
+    def _page(self) -> str:
         from binarize.report.sensitivity_page import sensitivity_page
 
-        return write_page(sensitivity_page(self), path)
+        return sensitivity_page(self)
 
-    def _repr_html_(self) -> str:
+    def _notebook(self) -> Markup:
         from binarize.report.sensitivity_page import notebook_html
 
         return notebook_html(self)
