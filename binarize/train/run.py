@@ -16,8 +16,10 @@ from binarize.train.flips import Flips
 from binarize.train.loading import open_loader
 from binarize.train.modes import training_flags
 from binarize.train.optimizer import make_optimizer, make_scheduler
+from binarize.train.pictures import Pictures
 from binarize.train.progress import report_note
 from binarize.train.resume import restore
+from binarize.train.run_log import RunLog
 from binarize.train.run_settings import describe_run
 from binarize.train.saving import Saver
 from binarize.train.seeding import seed_epoch
@@ -70,6 +72,7 @@ def run(
     distillation = trainer._distillation or trainer.recipe.make_distillation(task.distillation())
     settings = describe_run(trainer, task, distillation, train_loader, steps)
     show = trainer._open_progress()
+    pictures = Pictures(task, val_loader, trainer.pictures) if trainer.pictures else None
     state: dict[str, Any] = {}
     trainer.history, trainer.best = [], None
     if trainer.resume is not None:
@@ -131,6 +134,11 @@ def run(
         keep=trainer.keep_checkpoints,
     )
     shared = None if val_loader is None else trainer._share(val_loader)
+    log = None
+    if trainer.output_dir is not None and trainer.accelerator.is_main_process:
+        facts = {"task": task.name, "metric": task.monitor}
+        log = RunLog(show, trainer.output_dir, facts, trainer.history, lambda: trainer.best)
+        show = log
     try:
         with training_flags(trainer.student, *trainer.teachers):
             show.begin(trainer.epochs, steps, len(trainer.history))
@@ -167,10 +175,14 @@ def run(
                 if shared is not None and due:
                     with applied(average):
                         record.update(trainer._validate(task, shared, show))
+                        if log is not None and pictures is not None:
+                            log.draw(pictures, trainer.student, trainer.device, epoch + 1)
                 improved = trainer._remember(record, task)
                 saver.after_epoch(epoch + 1, improved=improved, average=average)
                 show.epoch(record)
                 stop = trainer._call_back()
+        if log is not None:
+            log.finished = True
     finally:
         show.end()
         trainer.accelerator.free_memory()
