@@ -166,6 +166,20 @@ class Inspection(Paged):
 
         return write(self, Path(folder), pictures)
 
+    @classmethod
+    def load(cls, path: str | Path) -> Inspection:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The folder, or its ``inspection.json``.
+
+        Raises:
+            FileError: There is no inspection, or it is damaged.
+        """
+        from binarize.inspection.files import read
+
+        return read(Path(path))
+
     def headline(self) -> str:
         """Return a one-line summary."""
         made = "by hand" if self.policy is None else f"by policy {self.policy!r}"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from binarize.inspection.figures import entropy_figure, map_figure, parameter_figure
+from binarize.inspection.figures import (
+    entropy_figure,
+    histogram_figure,
+    map_figure,
+    parameter_figure,
+)
 from binarize.inspection.numbers import Inspection, LayerInspection
 from binarize.page import (
     Cell,
@@ -15,7 +20,7 @@ from binarize.page import (
     table,
 )
 
-__all__ = ["inspection_page", "notebook_html"]
+__all__ = ["inspection_page", "inspection_sections", "notebook_html"]
 
 _HEADS = (
     "Layer",
@@ -36,15 +41,29 @@ def inspection_page(inspection: Inspection) -> str:
     Args:
         inspection: The numbers.
     """
-    sections = [Section("layers", "Layers", table("layer-table", _HEADS, _rows(inspection)))]
+    sections = inspection_sections(inspection)
+    return document(f"Inspection of {inspection.network}", inspection.headline(), sections)
+
+
+def inspection_sections(inspection: Inspection, prefix: str = "") -> list[Section]:
+    """Return the sections, also for the page of something else.
+
+    Args:
+        inspection: The numbers.
+        prefix: Begins all their ids.
+    """
+    rows = table(f"{prefix}layer-table", _HEADS, _rows(inspection))
+    title = "Information in binary layers" if prefix else "Layers"
+    sections = [Section(f"{prefix}layers", title, rows)]
     for name, title, figure in (
+        ("histograms", "Distributions over all layers", histogram_figure(inspection)),
         ("entropy", "Channel entropy", entropy_figure(inspection)),
         ("parameters", "Learned binarizer parameters", parameter_figure(inspection)),
         ("maps", "Feature maps before and after", map_figure(inspection, ())),
     ):
         if figure is not None:
-            sections.append(Section(name, title, figure_image(figure, title)))
-    return document(f"Inspection of {inspection.network}", inspection.headline(), sections)
+            sections.append(Section(f"{prefix}{name}", title, figure_image(figure, title)))
+    return sections
 
 
 def notebook_html(inspection: Inspection) -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from binarize.page import (
     Cell,
@@ -52,19 +52,23 @@ def treatment(row: Row) -> str:
     return "bits" if row.binary_params else "float"
 
 
-def report_page(report: Report) -> str:
+def report_page(
+    report: Report, measured: Sequence[Section] = (), more: Sequence[Section] = ()
+) -> str:
     """The page: totals, layers, treemaps, the network as a graph, the policy.
 
     Args:
         report: The report.
+        measured: Further sections, after the totals.
+        more: Further sections, after the layers.
     """
     made = "float" if report.policy is None else f"1-bit by policy {report.policy}"
     summary = f"{made}; operations for {report.inputs}" if report.inputs else made
-    sections = [Section("totals", "Totals", _totals(report))]
+    sections = [Section("totals", "Totals", _totals(report)), *measured]
     sections.append(Section("sizes", "Size and cost", _treemaps(report)))
     if report.flow:
         sections.append(Section("network", "Network", _network(report)))
-    sections.append(Section("layers", "Layers", _layers(report)))
+    sections += [Section("layers", "Layers", _layers(report)), *more]
     if report.policy_text:
         text = element("pre", element("code", report.policy_text), tabindex=0)
         sections.append(Section("policy", "Policy", text))
