@@ -183,7 +183,7 @@ def _histogram(axes: Any, layers: Sequence[LayerInspection]) -> None:
         first = layers[0]
         axes.hist(first.map_entropy, bins=40, range=(0, first.bits), color=_FILL, edgecolor=_LINE)
         axes.set_title(f"First binarization:\n{_label(first.name)}", fontsize=8)
-    axes.set_xlabel("entropy of a feature map, mean over its channels")
+    axes.set_xlabel("entropy of a feature map, mean over its channels", fontsize=8)
     axes.set_ylabel("maps")
     axes.yaxis.get_major_locator().set_params(integer=True)
 
