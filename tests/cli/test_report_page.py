@@ -106,7 +106,7 @@ def test_predictions_are_those_of_binarize_predict(
 
 
 def test_depths_share_their_colours(depth_run: Path, photo: Path) -> None:
-    source = open_source(str(depth_run / "float.safetensors"))
+    source = open_source(str(depth_run / "binary.safetensors"))
     twice = torch.nn.Sequential(source.network, _Farther()).eval()
     section = prediction_section({"a": source, "b": replace(source, network=twice)}, photo)
     near, far = (np.array(images(section.content)[name]).mean() for name in "ab")
