@@ -1,15 +1,18 @@
-"""Atomic writes of files and folders."""
+"""Atomic writes of files, folders and JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_write", "atomic_write_dir"]
+__all__ = ["atomic_write", "atomic_write_dir", "jsonable", "write_json"]
 
 
 @contextlib.contextmanager
@@ -74,3 +77,33 @@ def atomic_write_dir(folder: Path, names: Collection[str]) -> Iterator[Path]:
             (target / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a JSON file atomically; NaN and infinity become null.
+
+    Args:
+        path: The file; an existing one is replaced.
+        record: Mappings, sequences, paths and plain values.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def jsonable(value: Any) -> Any:
+    """Convert a value to JSON types; NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return str(value)

@@ -54,7 +54,7 @@ def build_parser() -> Parser:
 
 _COMMANDS = (
     *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
-    *("frontier", "profile", "bench", "demo", "rules", "recipes", "coverage", "doctor"),
+    *("frontier", "profile", "bench", "view", "demo", "rules", "recipes", "coverage", "doctor"),
 )
 
 

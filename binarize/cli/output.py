@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from binarize.writing import jsonable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Output", "jsonable"]
+__all__ = ["Output"]
 
 
 class Output:
@@ -97,18 +97,3 @@ class Output:
         with bars:
             task = bars.add_task(text, total=total)
             yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
-def jsonable(value: Any) -> Any:
-    """Convert a value to JSON types; NaN and infinity become null."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return str(value)

@@ -96,13 +96,14 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     images = find_images(args.images)
     import torch
 
-    from binarize.cli.images import legend, save_image
+    from binarize.cli.images import save_image
     from binarize.cli.records import output_folder
     from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
     from binarize.data.dense import normalisation
     from binarize.data.images import read_image
     from binarize.data.palette import palette
+    from binarize.data.rendering import legend
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -186,38 +187,29 @@ def _predict(
 ) -> dict[str, Any]:
     import torch
 
-    from binarize.cli.images import (
-        as_input,
-        beside,
-        depth_image,
-        label_image,
-        overlaid,
-        save_image,
-    )
+    from binarize.cli.images import as_input, save_image
     from binarize.cli.start import try_out
     from binarize.data.images import resize_image
+    from binarize.data.rendering import beside, label_image, prediction_image
 
     rows, columns = image.shape[-2:]
     batch = as_input(image if shape is None else resize_image(image, shape), stats)
     try_out(network, batch)
     with torch.no_grad():
         decoded: Tensor = task.decode(network(batch), (rows, columns))[0]
+    rendered = prediction_image(task.name, decoded, colors)
     result: dict[str, Any] = dict(files)
     if task.name == "segmentation":
-        rendered = label_image(decoded, colors)
         values, counts = decoded.unique(return_counts=True)
         result["pixels"] = dict(zip(values.tolist(), counts.tolist(), strict=True))
     elif task.name == "multilabel":
-        rendered = overlaid(decoded, colors)
         result["pixels"] = dict(enumerate(decoded.sum((1, 2)).tolist()))
         masks = (file for kind, file in files.items() if kind.startswith("mask of "))
         for channel, (mask, file) in enumerate(zip(decoded, masks, strict=False)):
             save_image(label_image(mask, [(0, 0, 0), colors[channel]]), file)
     else:
         depth = decoded[0]
-        near, far = float(depth.min()), float(depth.max())
-        rendered = depth_image(depth, near, far)
-        result["metres"] = [near, far]
+        result["metres"] = [float(depth.min()), float(depth.max())]
         if "raw" in files:
             save_image(_millimetres(depth), files["raw"])
     if "side_by_side" in files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -12,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.cli.output import Output, jsonable
+from binarize import writing
+from binarize.cli.output import Output
 from binarize.errors import FileError
-from binarize.writing import atomic_write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,10 +136,8 @@ def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
-    text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        writing.write_json(path, record)
     except OSError as error:
         raise FileError(
             "output",

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from binarize.cli.networks import FORMS, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError
 
-__all__ = ["add", "run"]
+if TYPE_CHECKING:
+    from binarize.cli.sources import Source
+    from binarize.page import Section
+    from binarize.report import Report
+
+__all__ = ["add", "count", "run"]
 
 _DESCRIPTION = """\
 Show for every layer what was decided and what it costs, and the totals compared with the float
@@ -31,6 +37,11 @@ _EXAMPLES = [
     (
         "binarize report unet.safetensors --html page.html",
         "a page to click through: layers, treemaps, the network as a graph",
+    ),
+    (
+        "binarize report runs/binary/binary.safetensors --html page.html \\\n"
+        "      --image photo.jpg --teacher runs/float/float.safetensors",
+        "a page that also shows what both networks predict",
     ),
     ("binarize report unet.safetensors --json", "all numbers as JSON"),
 ]
@@ -72,6 +83,27 @@ def add(commands: Subparsers) -> None:
         help="also write the report as a page: one HTML file that works offline",
     )
     parser.add_argument(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        help="for --html: show what the network predicts for this image",
+    )
+    parser.add_argument(
+        "--teacher", metavar="FILE", help="for --image: the float network to compare it with"
+    )
+    parser.add_argument(
+        "--inspected",
+        type=Path,
+        metavar="DIR",
+        help="for --html: show what binarize inspect wrote into this folder",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="for --html: show the latency of the layers, as binarize profile wrote it",
+    )
+    parser.add_argument(
         "--model",
         dest="network",
         metavar="MODEL",
@@ -88,10 +120,20 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         raise BinarizeError(
             "html", str(args.html), "cannot be combined with --packed", "omit one of them"
         )
-    from binarize.cli.examples import example_for, shell_remedies
+    if args.html is None:
+        for name in ("image", "inspected", "profile"):
+            if getattr(args, name) is not None:
+                raise BinarizeError(
+                    name, str(getattr(args, name)), "is for the page", "give --html FILE too"
+                )
+    if args.teacher is not None and args.image is None:
+        raise BinarizeError("teacher", args.teacher, "needs an image", "give --image FILE too")
+    from binarize.cli.examples import shell_remedies
     from binarize.cli.sources import is_file, open_source
     from binarize.graph import convert
+    from binarize.page import write_page
     from binarize.report import report
+    from binarize.report.page import report_page
 
     fallback = None if is_file(args.model) else recipe_from(args, args.model)
     if args.network is not None:
@@ -114,11 +156,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         out.print(str(paths), wrap=False)
         out.emit({**paths.to_dict(), "file": Path(args.model)})
         return None
-    known = source.settings.get("size")
-    shape = args.size or (None if known is None else tuple(known))
-    # A file records its example inputs; the user's file is only needed for another size.
-    known_inputs = source.binary and shape is None
-    example = None if known_inputs else example_for(network, source.recipe, shape)
+    example = _example(source, args.size)
     if args.policy is not None:
         with out.step(f"converting with policy {args.policy}"), shell_remedies(args.model):
             network = convert(network, args.policy, example_inputs=example)
@@ -127,12 +165,70 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     out.console.print(made.table(args.depth))
     answer = made.to_dict()
     if args.html is not None:
-        answer["html"] = made.to_html(args.html)
+        page = report_page(made, _measured(args, source, network, out), _inspected(args))
+        answer["html"] = write_page(page, args.html)
         out.print(f"page: {args.html}", wrap=False)
     if source.binary:
         answer["file"] = Path(args.model)
     out.emit(answer)
     return None
+
+
+def count(source: Source, reference: str) -> Report:
+    """Count a network as it is.
+
+    Args:
+        source: The opened network.
+        reference: What the user named it by, for messages.
+    """
+    from binarize.cli.examples import shell_remedies
+    from binarize.report import report
+
+    with shell_remedies(reference):
+        return report(source.network, _example(source, None))
+
+
+def _example(source: Source, size: tuple[int, ...] | None) -> Any:
+    """Return example inputs of a size, or else of the network's own; None if it records them."""
+    from binarize.cli.examples import example_for
+
+    known = source.settings.get("size")
+    shape = size or (None if known is None else tuple(known))
+    # A file records its example inputs; the user's file is only needed for another size.
+    if source.binary and shape is None:
+        return None
+    return example_for(source.network, source.recipe, shape)
+
+
+def _measured(args: argparse.Namespace, source: Source, network: Any, out: Output) -> list[Section]:
+    """Return the page's sections on accuracy, latency and predictions, as far as they are known."""
+    from binarize.cli.report_page import latency_section, prediction_section, result_sections
+    from binarize.cli.sources import open_source
+
+    sections = result_sections(Path(args.model).expanduser())
+    if args.profile is not None:
+        from binarize.latency import Profile
+
+        sections.append(latency_section(Profile.load(args.profile)))
+    if args.image is not None:
+        title = "1-bit" if source.binary or args.policy is not None else "float"
+        networks = {title: replace(source, network=network.eval())}
+        if args.teacher is not None:
+            with out.step(f"opening {args.teacher}"):
+                teacher = open_source(args.teacher, source.recipe, argument="teacher")
+            networks = {"float (teacher)": teacher, **networks}
+        with out.step(f"predicting {args.image}"):
+            sections.append(prediction_section(networks, args.image))
+    return sections
+
+
+def _inspected(args: argparse.Namespace) -> list[Section]:
+    from binarize.inspection import Inspection
+    from binarize.inspection.page import inspection_sections
+
+    if args.inspected is None:
+        return []
+    return inspection_sections(Inspection.load(args.inspected), "inspection-")
 
 
 def _report_deployed(args: argparse.Namespace, source: Any, out: Output) -> None:

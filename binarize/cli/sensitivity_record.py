@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from binarize.cli.output import jsonable
 from binarize.report import SiteSensitivity
+from binarize.writing import jsonable
 
 __all__ = ["Record"]
 

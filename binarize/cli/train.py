@@ -36,8 +36,9 @@ Train a network on images with masks or depth. With --policy none the network st
 a policy it is first converted, from its initial weights (--encoder-weights, --init), its
 norm statistics are re-estimated, and it is trained, with a --teacher if one is given.
 
-Writes into --output: last.pt and best.pt (for --resume), metrics.json (history, final metrics,
-command line), and float.safetensors or binary.safetensors (one bit per binary weight)."""
+Writes into --output: last.pt and best.pt (for --resume), history.json and curves.png (while it
+trains; binarize view shows them), metrics.json (history, final metrics, command line), and
+float.safetensors or binary.safetensors (one bit per binary weight)."""
 
 _EXAMPLES = [
     (
@@ -151,6 +152,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         if has_split(args, split)
     }
     if not held:
+        if args.pictures:
+            raise BinarizeError(
+                "pictures",
+                args.pictures,
+                "needs validation images, and the data set has no val/ or test/",
+                "omit --pictures",
+            )
         out.note("note: without val/ or test/ in the data set, there is no validation")
     loader = make_loader(samples, args.batch_size, train=True, workers=args.workers)
 
@@ -190,6 +198,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         seed=args.seed,
         balance=args.balance,
         val_every=args.val_every,
+        pictures=args.pictures,
         select=args.select,
         progress=not out.quiet,
     )
@@ -235,7 +244,7 @@ def _check(args: argparse.Namespace) -> None:
             raise BinarizeError(
                 name.replace("_", "-"), value, "must be positive", "choose a larger value"
             )
-    for name in ("recalibrate", "seed", "weight_decay"):
+    for name in ("recalibrate", "seed", "weight_decay", "pictures"):
         value = getattr(args, name)
         if value is not None and not value >= 0:
             raise BinarizeError(

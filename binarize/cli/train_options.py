@@ -113,6 +113,13 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--val-every", type=int, default=1, metavar="N", help="validate every N epochs (default 1)"
     )
     group.add_argument(
+        "--pictures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="at each validation, write predictions of N images into pictures/ (default 0)",
+    )
+    group.add_argument(
         "--select",
         "--final",
         dest="select",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from binarize.nn.spec import UnitSpec
 from binarize.nn.treatments import TREATMENTS
+from binarize.page import Markup, Paged
 from binarize.policy.loader import from_dict
 from binarize.policy.schema import Policy, format_unit
 
@@ -85,7 +85,7 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Paged):
     """All decisions of a conversion.
 
     Attributes:
@@ -184,24 +184,12 @@ class Plan:
                 lines.append(f"{site}{where}: {before} -> {after}")
         return lines
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write a self-contained page with all decisions and the policy.
-
-        Args:
-            path: The file to write; an existing file is replaced.
-
-        Returns:
-            The file.
-
-        Raises:
-            FileError: It cannot be written.
-        """
+    def _page(self) -> str:
         from binarize.graph.plan_page import plan_page
-        from binarize.page import write_page
 
-        return write_page(plan_page(self), path)
+        return plan_page(self)
 
-    def _repr_html_(self) -> str:
+    def _notebook(self) -> Markup:
         from binarize.graph.plan_page import notebook_html
 
         return notebook_html(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from binarize.graph.plan import Plan
-from binarize.page import Cell, Markup, Section, document, element, table
+from binarize.page import Cell, Markup, Section, document, element, folded, notebook_view, table
 from binarize.policy.write import to_toml
 
 __all__ = ["notebook_html", "plan_page"]
@@ -28,18 +28,14 @@ def plan_page(plan: Plan) -> str:
     return document("Conversion plan", plan.headline(), sections)
 
 
-def notebook_html(plan: Plan) -> str:
+def notebook_html(plan: Plan) -> Markup:
     """The headline, and the decisions as a static table.
 
     Args:
         plan: The plan.
     """
-    details = element(
-        "details",
-        element("summary", f"{len(plan.decisions)} decisions"),
-        table("", _HEADS, _rows(plan), static=True),
-    )
-    return element("div", element("p", plan.headline()), Markup(details))
+    decisions = table("", _HEADS, _rows(plan), static=True)
+    return notebook_view(plan.headline(), folded(f"{len(plan.decisions)} decisions", decisions))
 
 
 def _rows(plan: Plan) -> list[tuple[str | None, list[Cell]]]:

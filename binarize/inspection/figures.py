@@ -16,7 +16,7 @@ with naming_the_extra():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-__all__ = ["entropy_figure", "map_figure", "parameter_figure"]
+__all__ = ["entropy_figure", "histogram_figure", "map_figure", "parameter_figure"]
 
 # Up to this many values per layer are drawn individually.
 _FEW = 8
@@ -71,6 +71,35 @@ def parameter_figure(inspection: Inspection) -> Figure | None:
         f"Binarizer parameters\nbox: quartiles, whiskers: 5 to 95 %, dots: up to {_FEW} values",
         fontsize=8,
     )
+    return figure
+
+
+def histogram_figure(inspection: Inspection) -> Figure | None:
+    """Plot histograms over all layers: channel entropy, and each learned parameter.
+
+    Returns:
+        The figure; ``None`` if nothing was measured.
+    """
+    entropy = "channel entropy, bits"
+    values = {entropy: [value for layer in inspection.layers for value in layer.entropy]}
+    for layer in inspection.layers:
+        for name, learned in layer.parameters.items():
+            values.setdefault(name, []).extend(filter(math.isfinite, learned))
+    shown = {name: some for name, some in values.items() if some}
+    if not shown:
+        return None
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = _figure(max(4.5, 3.0 * columns), 2.4 * rows)
+    for place, (name, some) in enumerate(shown.items()):
+        axes: Any = figure.add_subplot(rows, columns, place + 1)
+        axes.hist(some, bins=40, color=_FILL, edgecolor=_LINE, linewidth=0.5)
+        axes.set_xlabel(name.replace("$", r"\$"), fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.get_major_locator().set_params(nbins=5)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.grid(axis="y", linewidth=0.3)
+        axes.set_axisbelow(True)
     return figure
 
 
@@ -157,7 +186,7 @@ def _histogram(axes: Any, layers: Sequence[LayerInspection]) -> None:
         first = layers[0]
         axes.hist(first.map_entropy, bins=40, range=(0, first.bits), color=_FILL, edgecolor=_LINE)
         axes.set_title(f"First binarization:\n{_label(first.name)}", fontsize=8)
-    axes.set_xlabel("entropy of a feature map, mean over its channels")
+    axes.set_xlabel("entropy of a feature map, mean over its channels", fontsize=8)
     axes.set_ylabel("maps")
     axes.yaxis.get_major_locator().set_params(integer=True)
 

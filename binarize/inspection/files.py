@@ -1,22 +1,24 @@
-"""Write an inspection to files: JSON, tables, figures."""
+"""Write an inspection to files (JSON, tables, figures), and read it again."""
 
 from __future__ import annotations
 
 import csv
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from binarize.errors import FileError
 from binarize.inspection.figures import entropy_figure, map_figure, parameter_figure
-from binarize.inspection.numbers import Inspection
+from binarize.inspection.numbers import FeatureMap, Inspection, LayerInspection
 from binarize.writing import atomic_write_dir
 
-__all__ = ["NAMES", "write"]
+__all__ = ["NAMES", "read", "write"]
 
 NAMES = (
     "inspection.json",
@@ -67,6 +69,58 @@ def write(
             "choose a writable folder",
         ) from error
     return tuple(folder / name for name in written)
+
+
+def read(path: Path) -> Inspection:
+    """Read an inspection, see :meth:`Inspection.load`.
+
+    Args:
+        path: The folder, or its ``inspection.json``.
+
+    Raises:
+        FileError: There is no inspection, or it is damaged.
+    """
+    file = path / "inspection.json" if path.is_dir() else path
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return Inspection(
+            network=data["network"],
+            policy=data["policy"],
+            batches=data["batches"],
+            layers=tuple(_layer(row) for row in data["layers"]),
+            maps_of=data["maps_of"],
+            maps=tuple(_read_maps(data["maps"], file.with_name("feature_maps.csv"))),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise FileError(
+            "inspection",
+            str(path),
+            f"is not an inspection that can be read ({type(error).__name__}: {error})",
+            "give the folder that binarize inspect wrote",
+        ) from error
+
+
+def _layer(row: Any) -> LayerInspection:
+    known = {name: row[name] for name in ("name", "kind", "binarizer", "bits", "calls")}
+    for name in ("share", "entropy", "pooled_entropy", "map_entropy"):
+        known[name] = tuple(map(float, row[name]))
+    known["parameters"] = {
+        name: tuple(math.nan if value is None else float(value) for value in values)
+        for name, values in row["parameters"].items()
+    }
+    return LayerInspection(**known)
+
+
+def _read_maps(rows: Sequence[Any], path: Path) -> Iterator[FeatureMap]:
+    """Return the feature maps, whose values are in a table of their own."""
+    with open(path, newline="", encoding="utf-8") as file:
+        values = [(float(row["before"]), float(row["after"])) for row in csv.DictReader(file)]
+    start = 0
+    for row in rows:
+        end = start + math.prod(row["shape"])
+        both = torch.tensor(values[start:end]).reshape(*row["shape"], 2)
+        yield FeatureMap(row["batch"], row["sample"], row["entropy"], both[..., 0], both[..., 1])
+        start = end
 
 
 def _write_numbers(inspection: Inspection, folder: Path, names: Sequence[str]) -> None:

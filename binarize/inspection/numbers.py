@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from binarize.page import Markup, Paged
+
 __all__ = ["FeatureMap", "Inspection", "LayerInspection"]
 
 
@@ -105,7 +107,7 @@ class FeatureMap:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Paged):
     """Information that a network's feature maps keep after binarization.
 
     Attributes:
@@ -164,27 +166,34 @@ class Inspection:
 
         return write(self, Path(folder), pictures)
 
+    @classmethod
+    def load(cls, path: str | Path) -> Inspection:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The folder, or its ``inspection.json``.
+
+        Raises:
+            FileError: There is no inspection, or it is damaged.
+        """
+        from binarize.inspection.files import read
+
+        return read(Path(path))
+
     def headline(self) -> str:
         """Return a one-line summary."""
         made = "by hand" if self.policy is None else f"by policy {self.policy!r}"
         return f"{self.network}, 1-bit {made}; entropy in bits over {self.batches} batches"
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write the numbers and figures as one self-contained HTML page.
-
-        Args:
-            path: The file; an existing one is replaced.
-
-        Returns:
-            The file.
-
-        Raises:
-            FileError: It cannot be written.
-        """
+    def _page(self) -> str:
         from binarize.inspection.page import inspection_page
-        from binarize.page import write_page
 
-        return write_page(inspection_page(self), path)
+        return inspection_page(self)
+
+    def _notebook(self) -> Markup:
+        from binarize.inspection.page import notebook_html
+
+        return notebook_html(self)
 
     def __str__(self) -> str:
         head = self.headline()

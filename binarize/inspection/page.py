@@ -1,12 +1,26 @@
-"""An inspection as an HTML page."""
+"""An inspection as an HTML page, and as the small table of a notebook."""
 
 from __future__ import annotations
 
-from binarize.inspection.figures import entropy_figure, map_figure, parameter_figure
+from binarize.inspection.figures import (
+    entropy_figure,
+    histogram_figure,
+    map_figure,
+    parameter_figure,
+)
 from binarize.inspection.numbers import Inspection, LayerInspection
-from binarize.page import Cell, Section, document, figure_image, table
+from binarize.page import (
+    Cell,
+    Markup,
+    Section,
+    document,
+    figure_image,
+    folded,
+    notebook_view,
+    table,
+)
 
-__all__ = ["inspection_page"]
+__all__ = ["inspection_page", "inspection_sections", "notebook_html"]
 
 _HEADS = (
     "Layer",
@@ -27,16 +41,43 @@ def inspection_page(inspection: Inspection) -> str:
     Args:
         inspection: The numbers.
     """
-    rows = [(None, _cells(layer)) for layer in inspection.layers]
-    sections = [Section("layers", "Layers", table("layer-table", _HEADS, rows))]
+    sections = inspection_sections(inspection)
+    return document(f"Inspection of {inspection.network}", inspection.headline(), sections)
+
+
+def inspection_sections(inspection: Inspection, prefix: str = "") -> list[Section]:
+    """Return the sections, also for the page of something else.
+
+    Args:
+        inspection: The numbers.
+        prefix: Begins all their ids.
+    """
+    rows = table(f"{prefix}layer-table", _HEADS, _rows(inspection))
+    title = "Information in binary layers" if prefix else "Layers"
+    sections = [Section(f"{prefix}layers", title, rows)]
     for name, title, figure in (
+        ("histograms", "Distributions over all layers", histogram_figure(inspection)),
         ("entropy", "Channel entropy", entropy_figure(inspection)),
         ("parameters", "Learned binarizer parameters", parameter_figure(inspection)),
         ("maps", "Feature maps before and after", map_figure(inspection, ())),
     ):
         if figure is not None:
-            sections.append(Section(name, title, figure_image(figure, title)))
-    return document(f"Inspection of {inspection.network}", inspection.headline(), sections)
+            sections.append(Section(f"{prefix}{name}", title, figure_image(figure, title)))
+    return sections
+
+
+def notebook_html(inspection: Inspection) -> Markup:
+    """Build the headline, and the layers as a static table.
+
+    Args:
+        inspection: The numbers.
+    """
+    layers = table("", _HEADS, _rows(inspection), static=True)
+    return notebook_view(inspection.headline(), folded(f"{len(inspection.layers)} layers", layers))
+
+
+def _rows(inspection: Inspection) -> list[tuple[str | None, list[Cell]]]:
+    return [(None, _cells(layer)) for layer in inspection.layers]
 
 
 def _cells(layer: LayerInspection) -> list[Cell]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from binarize.errors import FileError
 from binarize.page.markup import Markup, element
@@ -17,12 +19,23 @@ from binarize.writing import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Section", "document", "figure_image", "write_page"]
+__all__ = [
+    "Live",
+    "Section",
+    "document",
+    "figure_image",
+    "live_state",
+    "png_image",
+    "served_policy",
+    "write_page",
+]
 
 # The browser then blocks every request, whatever the page contains.
 _SECURITY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 )
+# A page that is served also fetches from its own server, and from nowhere else.
+_SERVED = "img-src 'self' data:; connect-src 'self'"
 
 
 @dataclass(frozen=True)
@@ -40,19 +53,45 @@ class Section:
     content: Markup
 
 
-def document(title: str, summary: str, sections: Sequence[Section]) -> str:
+@dataclass(frozen=True)
+class Live:
+    """How a served page follows what it shows.
+
+    Attributes:
+        version: Identifies its content.
+        seconds: Time between two looks at ``state.json``, which :func:`live_state` makes.
+    """
+
+    version: str
+    seconds: float = 3.0
+
+
+def document(
+    title: str, summary: str, sections: Sequence[Section], live: Live | None = None
+) -> str:
     """Build a whole page.
 
     Args:
         title: The page's title.
         summary: A sentence below it.
         sections: The parts, in order; a navigation bar links to each.
+        live: For a page that a server keeps up to date.
     """
-    links = (element("a", section.title, href=f"#{section.id}") for section in sections)
+    security, scripts = _SECURITY, [element("script", Markup(_asset("page.js")))]
+    if live is not None:
+        security = _SECURITY.replace("img-src data:", _SERVED)
+        scripts.append(
+            element(
+                "script",
+                Markup(_asset("live.js")),
+                data_version=live.version,
+                data_seconds=live.seconds,
+            )
+        )
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_SECURITY),
+        element("meta", http_equiv="Content-Security-Policy", content=security),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
@@ -61,14 +100,50 @@ def document(title: str, summary: str, sections: Sequence[Section]) -> str:
     body = element(
         "body",
         element("header", element("h1", title), element("p", summary)),
-        element("nav", *links, aria_label="Sections"),
-        element(
-            "main",
-            *(element("section", element("h2", s.title), s.content, id=s.id) for s in sections),
-        ),
-        element("script", Markup(_asset("page.js"))),
+        element("nav", *_links(sections), aria_label="Sections"),
+        element("main", *_parts(sections)),
+        *scripts,
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def live_state(
+    title: str, summary: str, sections: Sequence[Section], version: str, since: str
+) -> dict[str, Any]:
+    """Build what a live page asks for, as plain data.
+
+    Args:
+        title: As for :func:`document`.
+        summary: As there.
+        sections: As there.
+        version: Identifies this content.
+        since: The version that the page shows.
+    """
+    state = {"title": title, "summary": summary, "version": version}
+    if since == version:
+        return state
+    return {**state, "nav": "".join(_links(sections)), "main": "".join(_parts(sections))}
+
+
+@cache
+def served_policy() -> str:
+    """Return the Content-Security-Policy of served pages: their own scripts, style and server."""
+
+    def source(name: str) -> str:
+        digest = hashlib.sha256(_asset(name).encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+    scripts = f"script-src {source('page.js')} {source('live.js')}"
+    closed = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return f"default-src 'none'; {scripts}; style-src {source('page.css')}; {_SERVED}; {closed}"
+
+
+def _links(sections: Sequence[Section]) -> list[Markup]:
+    return [element("a", section.title, href=f"#{section.id}") for section in sections]
+
+
+def _parts(sections: Sequence[Section]) -> list[Markup]:
+    return [element("section", element("h2", s.title), s.content, id=s.id) for s in sections]
 
 
 def figure_image(figure: Figure, title: str) -> Markup:
@@ -80,8 +155,18 @@ def figure_image(figure: Figure, title: str) -> Markup:
     """
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return element("img", src=f"data:image/png;base64,{data}", alt=title)
+    return png_image(file.getvalue(), title)
+
+
+def png_image(data: bytes, title: str) -> Markup:
+    """Embed a PNG file as an image.
+
+    Args:
+        data: The file's content.
+        title: Alternative text.
+    """
+    text = base64.b64encode(data).decode("ascii")
+    return element("img", src=f"data:image/png;base64,{text}", alt=title)
 
 
 def write_page(text: str, path: str | Path) -> Path:

@@ -6,7 +6,7 @@ from html import escape
 
 __all__ = ["Markup", "element"]
 
-_VOID = frozenset({"br", "col", "hr", "img", "input", "meta"})
+_VOID = frozenset({"br", "col", "hr", "img", "input", "meta", "source"})
 
 
 class Markup(str):

@@ -11,6 +11,7 @@ from typing import Any
 
 from binarize.errors import BinarizeError, FileError
 from binarize.extras import require
+from binarize.page import Markup, Paged
 from binarize.reading import read_json
 from binarize.writing import atomic_write
 
@@ -47,7 +48,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Frontier:
+class Frontier(Paged):
     """Points of accuracy, time and size.
 
     Attributes:
@@ -164,24 +165,12 @@ class Frontier:
             ) from error
         return ["frontier.json", "frontier.png", "frontier.html"]
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write a page with the figure, the recommendations and the points; it works offline.
-
-        Args:
-            path: The file to write; an existing file is replaced.
-
-        Returns:
-            The file.
-
-        Raises:
-            FileError: It cannot be written.
-        """
-        from binarize.page import write_page
+    def _page(self) -> str:
         from binarize.report.frontier_page import frontier_page
 
-        return write_page(frontier_page(self), path)
+        return frontier_page(self)
 
-    def _repr_html_(self) -> str:
+    def _notebook(self) -> Markup:
         from binarize.report.frontier_page import notebook_html
 
         return notebook_html(self)

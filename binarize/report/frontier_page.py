@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from binarize.page import Cell, Markup, Section, document, element, figure_image, table
+from binarize.page import (
+    Cell,
+    Markup,
+    Section,
+    document,
+    element,
+    figure_image,
+    notebook_view,
+    table,
+)
 from binarize.report.frontier import Frontier
 from binarize.report.frontier_figure import TITLES, figure
 
@@ -27,7 +36,7 @@ def frontier_page(frontier: Frontier) -> str:
     return document(f"Frontier of {frontier.network}", frontier.headline(), sections)
 
 
-def notebook_html(frontier: Frontier) -> str:
+def notebook_html(frontier: Frontier) -> Markup:
     """Build the headline, the points as a static table, and the advice.
 
     Args:
@@ -35,7 +44,7 @@ def notebook_html(frontier: Frontier) -> str:
     """
     heads, rows = _table(frontier)
     points = table("", heads, rows, static=True)
-    return element("div", element("p", frontier.headline()), points, _advice(frontier))
+    return notebook_view(frontier.headline(), points, _advice(frontier))
 
 
 def _advice(frontier: Frontier) -> Markup:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from binarize.extras import naming_the_extra
+from binarize.page import Markup, Paged
 from binarize.report.flow import FlowNode
 
 __all__ = ["Report", "Row", "readable"]
@@ -77,7 +77,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Paged):
     """Size of a network by the accounting of BiDense (Section 4), and of its file.
 
     Attributes:
@@ -207,26 +207,12 @@ class Report:
 
         return View(self, depth)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write a page with the totals, the layers, treemaps, the network and the policy.
-
-        The file is self-contained: it works offline, and mostly without scripts.
-
-        Args:
-            path: The file to write; an existing file is replaced.
-
-        Returns:
-            The file.
-
-        Raises:
-            FileError: It cannot be written.
-        """
-        from binarize.page import write_page
+    def _page(self) -> str:
         from binarize.report.page import report_page
 
-        return write_page(report_page(self), path)
+        return report_page(self)
 
-    def _repr_html_(self) -> str:
+    def _notebook(self) -> Markup:
         from binarize.report.page import notebook_html
 
         return notebook_html(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from binarize.page import (
     Cell,
@@ -13,6 +13,8 @@ from binarize.page import (
     document,
     element,
     flow_chart,
+    folded,
+    notebook_view,
     table,
     treemap,
 )
@@ -49,26 +51,30 @@ def treatment(row: Row) -> str:
     return "bits" if row.binary_params else "float"
 
 
-def report_page(report: Report) -> str:
+def report_page(
+    report: Report, measured: Sequence[Section] = (), more: Sequence[Section] = ()
+) -> str:
     """The page: totals, layers, treemaps, the network as a graph, the policy.
 
     Args:
         report: The report.
+        measured: Further sections, after the totals.
+        more: Further sections, after the layers.
     """
     made = "float" if report.policy is None else f"1-bit by policy {report.policy}"
     summary = f"{made}; operations for {report.inputs}" if report.inputs else made
-    sections = [Section("totals", "Totals", _totals(report))]
+    sections = [Section("totals", "Totals", _totals(report)), *measured]
     sections.append(Section("sizes", "Size and cost", _treemaps(report)))
     if report.flow:
         sections.append(Section("network", "Network", _network(report)))
-    sections.append(Section("layers", "Layers", _layers(report)))
+    sections += [Section("layers", "Layers", _layers(report)), *more]
     if report.policy_text:
         text = element("pre", element("code", report.policy_text), tabindex=0)
         sections.append(Section("policy", "Policy", text))
     return document(report.network, summary, sections)
 
 
-def notebook_html(report: Report) -> str:
+def notebook_html(report: Report) -> Markup:
     """Totals and layers as static tables.
 
     Args:
@@ -81,13 +87,10 @@ def notebook_html(report: Report) -> str:
     ]
     columns = _HEADS[:8] + _HEADS[9:11]
     layers = [(None, [*cells[:8], *cells[9:11]]) for _, cells in _rows(report, links=False)]
-    details = element(
-        "details",
-        element("summary", f"{len(report.layers)} rows"),
-        table("", columns, layers, static=True),
-    )
-    title = element("p", element("strong", report.network), f", policy {report.policy or 'none'}")
-    return element("div", title, table("", heads, rows, static=True), details)
+    details = folded(f"{len(report.layers)} rows", table("", columns, layers, static=True))
+    policy = f", policy {report.policy or 'none'}"
+    title = element("span", element("strong", report.network), policy)
+    return notebook_view(title, table("", heads, rows, static=True), details)
 
 
 def _compared(report: Report) -> list[tuple[str, str, str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from binarize.page import Markup, Paged
 from binarize.reading import read_json
 
 __all__ = ["MEASURES", "MODES", "Sensitivity", "SiteSensitivity"]
@@ -81,7 +82,7 @@ class SiteSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Paged):
     """The cost of binarizing each layer of a network, one layer at a time.
 
     Attributes:
@@ -170,24 +171,12 @@ class Sensitivity:
 
         return write(self, Path(folder))
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write a self-contained page with the numbers and the figure.
-
-        Args:
-            path: The file to write; an existing file is replaced.
-
-        Returns:
-            The file.
-
-        Raises:
-            FileError: It cannot be written.
-        """
-        from binarize.page import write_page
+    def _page(self) -> str:
         from binarize.report.sensitivity_page import sensitivity_page
 
-        return write_page(sensitivity_page(self), path)
+        return sensitivity_page(self)
 
-    def _repr_html_(self) -> str:
+    def _notebook(self) -> Markup:
         from binarize.report.sensitivity_page import notebook_html
 
         return notebook_html(self)

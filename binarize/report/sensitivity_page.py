@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from binarize.page import Cell, Section, document, element, figure_image, table
+from binarize.page import (
+    Cell,
+    Markup,
+    Section,
+    document,
+    figure_image,
+    folded,
+    notebook_view,
+    table,
+)
 from binarize.report.sensitivity import Sensitivity
 from binarize.report.sensitivity_files import figure
 
@@ -27,19 +36,15 @@ def sensitivity_page(result: Sensitivity) -> str:
     return document(f"Sensitivity of {result.network}", result.headline(), sections)
 
 
-def notebook_html(result: Sensitivity) -> str:
+def notebook_html(result: Sensitivity) -> Markup:
     """The headline, and the layers as a static table, the most sensitive first.
 
     Args:
         result: The numbers.
     """
     heads, rows = _table(result)
-    details = element(
-        "details",
-        element("summary", f"{len(result.sites)} layers"),
-        table("", heads, rows, static=True),
-    )
-    return element("div", element("p", result.headline()), details)
+    layers = folded(f"{len(result.sites)} layers", table("", heads, rows, static=True))
+    return notebook_view(result.headline(), layers)
 
 
 def _table(result: Sensitivity) -> tuple[tuple[str, ...], _Rows]:

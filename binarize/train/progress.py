@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from binarize.errors import FileError
+from binarize.page.words import format_duration
 from binarize.train.checks import check_positive
 from binarize.writing import atomic_write
 
 __all__ = [
     "CSVLog",
     "Callback",
+    "Clock",
     "EarlyStopping",
     "LineProgress",
     "Progress",
@@ -107,7 +109,7 @@ def report_note(show: Any, text: str) -> None:
         note(text)
 
 
-class _Clock:
+class Clock:
     """Images per second, and the remaining training time."""
 
     def __init__(self, epochs: int, steps: int, done: int) -> None:
@@ -141,13 +143,6 @@ class _Clock:
         return passed / (self.done - self.start) * (self.all - self.done)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
 class SilentProgress:
     """Show nothing."""
 
@@ -179,13 +174,13 @@ class LineProgress(SilentProgress):
         self.stream = stream
         self.every = every
         self.epochs = 0
-        self._clock = _Clock(0, 0, 0)
+        self._clock = Clock(0, 0, 0)
         self._last = 0.0
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
         """Remember the number of epochs and steps."""
         self.epochs = epochs
-        self._clock = _Clock(epochs, steps, done)
+        self._clock = Clock(epochs, steps, done)
         self._last = time.monotonic()
 
     def images(self, count: int) -> None:
@@ -205,7 +200,7 @@ class LineProgress(SilentProgress):
             parts.append(f"{clock.rate:.3g} images/s")
         left = clock.left()
         if left is not None:
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{format_duration(left)} left")
         self.note("  ".join(parts))
 
     def evaluate(self, batch: int, batches: int | None) -> None:
@@ -239,14 +234,14 @@ class RichProgress:
         self._all: Any = None
         self._part: Any = None
         self._steps = self._epochs = 0
-        self._clock = _Clock(0, 0, 0)
+        self._clock = Clock(0, 0, 0)
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
         """Start the display."""
         self.end()
         self._bars = self._open()
         self._steps, self._epochs = steps, epochs
-        self._clock = _Clock(epochs, steps, done)
+        self._clock = Clock(epochs, steps, done)
         self._all = self._bars.add_task(
             "training", total=epochs * steps, completed=done * steps, note=""
         )

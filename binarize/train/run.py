@@ -17,9 +17,11 @@ from binarize.train.checkpoint import Saver, read_checkpoint
 from binarize.train.features import FeatureTerm
 from binarize.train.modes import seed_epoch, training_flags
 from binarize.train.optimizer import make_optimizer, make_scheduler
+from binarize.train.pictures import Pictures
 from binarize.train.processes import SynchronisedNorms, equalise
 from binarize.train.progress import report_note
 from binarize.train.resume import describe_run, restore
+from binarize.train.run_log import RunLog
 from binarize.train.schedules import Flips, TwoSteps, WeightAverage, applied
 from binarize.train.step import TrainStep, train_epoch
 from binarize.train.tasks import Task
@@ -72,6 +74,7 @@ def run(
     distillation = trainer._distillation or trainer.recipe.make_distillation(task.distillation())
     settings = describe_run(trainer, task, distillation, train_loader, steps)
     show = trainer._open_progress()
+    pictures = Pictures(task, val_loader, trainer.pictures) if trainer.pictures else None
     state: dict[str, Any] = {}
     trainer.history, trainer.best = [], None
     if trainer.resume is not None:
@@ -133,6 +136,11 @@ def run(
         keep=trainer.keep_checkpoints,
     )
     shared = None if val_loader is None else trainer._share(val_loader)
+    log = None
+    if trainer.output_dir is not None and trainer.accelerator.is_main_process:
+        facts = {"task": task.name, "metric": task.monitor}
+        log = RunLog(show, trainer.output_dir, facts, trainer.history, lambda: trainer.best)
+        show = log
     try:
         with training_flags(trainer.student, *trainer.teachers):
             show.begin(trainer.epochs, steps, len(trainer.history))
@@ -169,10 +177,14 @@ def run(
                 if shared is not None and due:
                     with applied(average):
                         record.update(trainer._validate(task, shared, show))
+                        if log is not None and pictures is not None:
+                            log.draw(pictures, trainer.student, trainer.device, epoch + 1)
                 improved = trainer._remember(record, task)
                 saver.after_epoch(epoch + 1, improved=improved, average=average)
                 show.epoch(record)
                 stop = trainer._call_back()
+        if log is not None:
+            log.finished = True
     finally:
         show.end()
         trainer.accelerator.free_memory()

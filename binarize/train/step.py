@@ -13,7 +13,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, ModelError
-from binarize.train.batches import batch_parts, read_batches, reject_single_value, target_size
+from binarize.train.batches import (
+    batch_image,
+    batch_parts,
+    read_batches,
+    reject_single_value,
+    target_size,
+)
 from binarize.train.checkpoint import Saver
 from binarize.train.features import FeatureTerm
 from binarize.train.modes import seed_step
@@ -241,7 +247,7 @@ def train_epoch(
     processes = step.accelerator.num_processes
     on_cpu = device.type == "cpu"
     sums = torch.zeros(2, device=device)
-    done, before_that = 0, 0.0
+    done, before_that, images = 0, 0.0, 0
     if part is not None:
         done, before_that = part["step"], part["seconds"]
         if step.accelerator.is_main_process:  # sums are over all processes
@@ -249,6 +255,7 @@ def train_epoch(
     before: Tensor | None = None
     steps = len(loader)
     for index, batch in enumerate(read_batches(loader, "train_loader", epoch)):
+        images += batch_image(batch).shape[0] * processes
         if index < done:
             continue
         parts = batch_parts(batch, step.task.target, taught=bool(step.teachers))
@@ -289,6 +296,7 @@ def train_epoch(
         record["distillation"] = means[1].item()
     factor = step.optimizer.param_groups[0].get("factor", 1.0)
     record["lr"] = float(step.scheduler.get_last_lr()[0]) / factor
+    record["images"] = images
     record["seconds"] = before_that + time.perf_counter() - started
     return record
 

@@ -95,7 +95,9 @@ class Trainer:
             --mixed_precision``. Losses and metrics are always float32.
         compile: Compile the networks with ``torch.compile``.
         channels_last: Use the channels-last memory format (faster convolutions).
-        output_dir: Folder for ``last.pt`` (the whole state, each epoch) and ``best.pt``.
+        output_dir: Folder for ``last.pt`` (the whole state, each epoch) and ``best.pt``, and to
+            look at, also while training: ``history.json`` and ``curves.png`` (``binarize view``
+            shows them as a page).
         save_every: Also write ``last.pt`` within epochs: after a time ("90s", "10min", "1h") or a
             number of batches, at the next update. Resuming from there gives the same
             weights and history as an uninterrupted run.
@@ -115,6 +117,8 @@ class Trainer:
             None: the recipe's.
         max_depth: Largest depth in metres; None asks the data set, then takes 10.
         val_every: Validate after every so many epochs (and after the last).
+        pictures: With ``output_dir``, write what the network predicts for so many validation images
+            into ``pictures/`` at each validation: input, ground truth and prediction.
         select: The student's weights after :meth:`fit`: of the "last" epoch, or of the
             "best" validation (read from ``output_dir``).
         progress: A display, or False for none. None shows bars if the error stream is a terminal,
@@ -165,6 +169,7 @@ class Trainer:
         balance: float | None = None,
         max_depth: float | None = None,
         val_every: int = 1,
+        pictures: int = 0,
         select: str = "last",
         progress: Progress | bool | None = None,
     ) -> None:
@@ -179,7 +184,7 @@ class Trainer:
         }
         chosen = {k: self.recipe.training[k] if v is None else v for k, v in given.items()}
         check_positive(epochs=chosen["epochs"], val_every=val_every, lr=chosen["lr"])
-        check_not_negative(balance=chosen["balance"])
+        check_not_negative(balance=chosen["balance"], pictures=pictures)
         self.teachers = teachers_of(teacher)
         for one in (None, *self.teachers):
             check_devices(student, one)
@@ -214,6 +219,9 @@ class Trainer:
         check_positive("keep 1", keep_checkpoints=keep_checkpoints)
         if save_every is not None and output_dir is None:
             raise BinarizeError("save_every", save_every, "needs output_dir", "give the folder")
+        if pictures and output_dir is None:
+            raise BinarizeError("pictures", pictures, "needs output_dir", "give the folder")
+        self.pictures = pictures
         self.save_every = save_every
         self.keep_checkpoints = keep_checkpoints
         self.resume = checkpoint_path(resume, self.output_dir)
@@ -250,8 +258,8 @@ class Trainer:
 
         Returns:
             One dict per epoch: ``epoch`` (from 1), ``loss``, ``distillation`` (its part of the
-            loss, with a teacher), ``lr``, ``seconds`` of training, and after a validation
-            ``val_loss`` and the metrics.
+            loss, with a teacher), ``lr``, ``images``, ``seconds`` of training, and after a
+            validation ``val_loss`` and the metrics.
 
         Raises:
             BinarizeError: The data or the checkpoint does not fit the network or the task, or

@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 
 from binarize.cli.convert import show_plan
 from binarize.cli.networks import Recipe, build
-from binarize.cli.output import Output, jsonable
+from binarize.cli.output import Output
 from binarize.file import load
 from binarize.graph import plan
 from binarize.policy import load_policy, validate
 from binarize.policy.loader import _MATCH, _REPLACE, _RULE, _TOP, _UNIT
 from binarize.policy.schema import ACTIONS, KINDS, ROLES
+from binarize.writing import jsonable
 
 NET = ("demo:UNet", "--model-arg", "widths=[8,16]")
 

@@ -25,7 +25,9 @@ def record(folder: Path) -> dict:
 
 def test_a_float_run_leaves_network_numbers_and_checkpoints(float_run: Path) -> None:
     names = {path.name for path in float_run.iterdir()}
-    assert names == {"float.safetensors", "metrics.json", "last.pt", "best.pt"}
+    assert names == {
+        *("float.safetensors", "metrics.json", "last.pt", "best.pt", "history.json", "curves.png")
+    }
     told = record(float_run)
     assert told["command"][0] == "binarize"
     assert [entry["epoch"] for entry in told["history"]] == [1, 2]

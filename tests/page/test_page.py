@@ -232,7 +232,10 @@ def test_frontier_page(points: int, tmp_path: Path) -> None:
 
 def test_notebooks_get_static_tables(report: binarize.Report) -> None:
     plan = binarize.plan(Odd(), example_inputs=torch.zeros(1, 3, 8, 8))
+    net = binarize.convert(Odd(), example_inputs=torch.zeros(1, 3, 8, 8))
+    inspection = binarize.inspect(net, [torch.randn(2, 3, 8, 8)])
     for shown, rows in (
+        (inspection, len(inspection.layers)),
         (report, len(report.layers)),
         (plan, len(plan.decisions)),
         (sensitivity(0), 0),

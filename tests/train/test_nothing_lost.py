@@ -20,6 +20,7 @@ from binarize.errors import BinarizeError
 from binarize.train import SilentProgress, Trainer
 from binarize.train.checkpoint import parse_every
 
+FILES = {"last.pt", "best.pt", "history.json", "curves.png"}
 # Both the process that is killed and the test itself run this.
 SETUP = """
     import torch
@@ -149,14 +150,14 @@ def test_kill_9_at_a_random_moment(whole: Any, tmp_path: Path) -> None:
     history = resumed.fit(train, val)
     assert _numbers(history) == _numbers(expected.history), f"killed after {after} steps"
     _same(resumed.student, expected.student)
-    assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "best.pt"}
+    assert {file.name for file in tmp_path.iterdir()} == FILES
 
 
 def test_the_newest_epochs_are_kept(tmp_path: Path) -> None:
     trainer, train, val = make(tmp_path / "kept", 0, 1, keep_checkpoints=2)
     expected = trainer.fit(train, val)
     names = {file.name for file in (tmp_path / "kept").iterdir()}
-    assert names == {"last.pt", "best.pt", "epoch-0002.pt", "epoch-0003.pt"}
+    assert names == {*FILES, "epoch-0002.pt", "epoch-0003.pt"}
     second = torch.load(tmp_path / "kept" / "epoch-0002.pt", weights_only=True)
     assert len(second["history"]) == 2
     again, train, val = make(tmp_path / "b", 0, 1, resume=tmp_path / "kept" / "epoch-0002.pt")

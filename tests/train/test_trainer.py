@@ -18,6 +18,7 @@ from binarize.data import Augment, Scenes
 from binarize.errors import BinarizeError, DataError, FileError, ModelError
 from binarize.train import Depth, Segmentation, SilentProgress, Trainer
 
+FILES = {"last.pt", "best.pt", "history.json", "curves.png"}
 _IMAGE, _MASK = torch.zeros(4, 3, 16, 16), torch.zeros(4, 16, 16, dtype=torch.int64)
 
 
@@ -180,7 +181,7 @@ def test_checkpoints_hold_plain_data_and_are_written_whole(
 ) -> None:
     trainer = _trainer(_network(), output_dir=tmp_path)
     trainer.fit(_loader("segmentation"), _loader("segmentation", seed=1))
-    assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "best.pt"}
+    assert {file.name for file in tmp_path.iterdir()} == FILES
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert best["best"] == trainer.best
     _network().load_state_dict(best["student"])
@@ -193,7 +194,7 @@ def test_checkpoints_hold_plain_data_and_are_written_whole(
     with pytest.raises(FileError, match=r"cannot write last\.pt \(No space left on device\); free"):
         _trainer(_network(), output_dir=tmp_path, overwrite=True).fit(_loader("segmentation"))
     assert (tmp_path / "last.pt").read_bytes() == before
-    assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "best.pt"}
+    assert {file.name for file in tmp_path.iterdir()} == FILES
 
 
 def test_keep_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
