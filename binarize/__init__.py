@@ -12,6 +12,7 @@ from binarize.errors import BinarizeError
 if TYPE_CHECKING:
     from binarize import nn, ops
     from binarize.budget.convert import convert, plan
+    from binarize.calibration import calibrate
     from binarize.file.hub import from_pretrained, push_to_hub, save_pretrained
     from binarize.file.load import load
     from binarize.file.save import save
@@ -39,6 +40,7 @@ __all__ = [
     "Report",
     "Sensitivity",
     "Trainer",
+    "calibrate",
     "convert",
     "export_onnx",
     "from_pretrained",
@@ -71,6 +73,7 @@ _HOMES = {
     "Report": "report",
     "Sensitivity": "report",
     "Trainer": "train",
+    "calibrate": "calibration",
     "convert": "budget",
     "export_onnx": "lower",
     "from_pretrained": "file",

@@ -31,7 +31,7 @@ from binarize.graph.memory import Memory
 from binarize.graph.questions import Questions, watched
 from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces, random_numbers_kept
 
-__all__ = ["Op", "Trace", "skeleton", "trace"]
+__all__ = ["Op", "Recorder", "Trace", "skeleton", "trace"]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _record(
     training: bool,
 ) -> Trace:
     model.train(training)
-    recorder = _Recorder(model, fake)
+    recorder = Recorder(model, fake)
     if fake is not None:
         args = tree_map_only(Tensor, fake.stand_in, tuple(args))
         kwargs = tree_map_only(Tensor, fake.stand_in, kwargs)
@@ -197,7 +197,7 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, fake: ShapesOnly | None) -> None:
         super().__init__()
         self.model = model

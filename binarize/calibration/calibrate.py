@@ -1,0 +1,190 @@
+"""Fit a converted network to the float network it came from, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize.calibration.equations import LARGEST, Equations, as_columns, as_weight, input_rows
+from binarize.calibration.fits import Moments, Slopes, set_norm
+from binarize.calibration.inputs import read_batches
+from binarize.calibration.pairs import Pair, Ranges, find_pairs
+from binarize.calibration.runs import Call, Runs
+from binarize.errors import ModelError
+from binarize.graph.given import given_network
+from binarize.graph.inputs import run_example
+from binarize.graph.plan import Plan
+from binarize.nn.int8 import Int8Layer
+from binarize.train.modes import training_flags
+
+__all__ = ["calibrate"]
+
+# How strongly fitted weights are drawn to the float ones, see Equations.solve.
+_PULL = 0.1
+
+
+@torch.no_grad()
+def calibrate(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    *,
+    weights: bool = True,
+    activations: bool = True,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> nn.Module:
+    r"""Fit a converted network to its float network, without training.
+
+    In the order of the forward pass, each part is fitted by least squares to the float network's
+    value at the same place, on a few images; its inputs are those of the network as far as it is
+    fitted already. Nothing is labelled, and no gradient is computed.
+
+    - The **latent weight** of a binary layer becomes the weight whose sums over the binarized
+      inputs match the float network's value before the activation best, less what the bypass
+      carries. It is drawn to the float weight, and scaled to its magnitude; its signs are what
+      counts.
+    - The **norm** of a binary layer gets the statistics of these sums, and the gain and bias with
+      which they match best. So do batch norms outside of binary layers.
+    - The **slopes** of an activation that the conversion put in are fitted to the float network's
+      activation: those of the shifted PReLU and what it adds, and Maxout's.
+    - The **ranges** of 8-bit layers are observed.
+
+    Only the norm is fitted where a layer has several latent weights or bits per weight (policies
+    ``groupnet``, ``cbnn``, ``lqnet``), where layers share a weight, and where an output has more
+    than 12,288 inputs. What only training calls stays as it is. A module that is called several
+    times is fitted to all its calls at once.
+
+    Calibrate before training, or instead of it; a trained network loses its training. The time
+    grows with the square of the number of layers: for each, both networks run up to it.
+
+    Args:
+        student: The network that :func:`binarize.convert` made; changed in place.
+        teacher: The float network it was made of; unchanged.
+        batches: What the networks are run on, read once and kept in memory; some 32 images of the
+            kind the network is for. Each is an image tensor, a tuple that starts with the network's
+            inputs, or a dict with "image"; another dict has named inputs.
+        weights: Fit latent weights; without them it is faster, and much less is won.
+        activations: Fit slopes.
+        on_step: Called with (name, parts done, parts in total) after each part.
+
+    Returns:
+        The student, training flags as they were.
+
+    Raises:
+        ModelError: The student was not converted, or the teacher is not the network it came from.
+        DataError: There is no batch, or it does not fit the network. The student is then as it was.
+    """
+    network, reference = given_network(student), given_network(teacher)
+    plan = getattr(network, "binarize_plan", None)
+    if not isinstance(plan, Plan) or not any(d.action != "keep" for d in plan.layers):
+        raise ModelError(
+            "student",
+            type(network).__name__,
+            "is not a converted network",
+            "give the result of binarize.convert",
+        )
+    runs = Runs(network, reference, read_batches(batches, plan))
+    args, kwargs = runs.example
+    with training_flags(network, reference), _restored_on_error(network):
+        trace = run_example(reference, kwargs or args)
+        pairs, ranges = find_pairs(network, reference, plan, trace)
+        pairs = [pair for pair in pairs if _is_wanted(pair, activations)]
+        network.eval()
+        reference.eval()
+        done = (-1, 0)
+        for number, pair in enumerate(pairs, start=1):
+            with _observing(ranges, done, pair.order):
+                _fit(pair, runs, weights=weights)
+            done = pair.order
+            if on_step is not None:
+                on_step(pair.name, number, len(pairs))
+        if ranges.between(done, None):
+            with _observing(ranges, done, None):
+                runs.forward()
+    return student
+
+
+def _is_wanted(pair: Pair, activations: bool) -> bool:
+    if pair.kind in ("unit", "norm"):
+        return True
+    module = pair.module.inner if pair.kind == "inner" else pair.module
+    return activations and Slopes.fits(module)
+
+
+def _fit(pair: Pair, runs: Runs, *, weights: bool) -> None:
+    """Fit one part of the network."""
+    if pair.kind == "unit" and weights and pair.weight is not None:
+        columns = as_columns(pair.module, pair.weight)
+        if columns.shape[1] <= LARGEST:
+            _fit_weight(pair, runs, columns)
+            return
+    if pair.kind in ("unit", "norm"):
+        moments = Moments()
+        for call in runs.calls(pair):
+            moments.add(call.rows(call.norm_input), call.rows(call.wanted()))
+        norm = pair.module.norm if pair.kind == "unit" else pair.module
+        set_norm(norm, moments.result(), moments.count)
+        return
+    slopes = Slopes(pair.module.inner if pair.kind == "inner" else pair.module)
+    for call in runs.calls(pair):
+        slopes.add(call.rows(call.input), call.rows(call.wanted()))
+    slopes.apply()
+
+
+def _fit_weight(pair: Pair, runs: Runs, start: Tensor) -> None:
+    """Fit a unit's latent weight, and then its norm to the sums of the binary one."""
+    unit = pair.module
+    equations = Equations(start)
+    groups, _, outputs = start.shape
+    for call in runs.calls(pair):
+        binary, wanted = unit.binarizer(call.input), call.wanted()
+        spatial = wanted.shape[2:]
+        for samples, rows in input_rows(unit, binary, spatial):
+            values = call.rows(wanted[samples]).to(rows.dtype)
+            equations.add(rows, values.unflatten(1, (groups, outputs)).transpose(0, 1))
+    fitted = equations.solve(start, _PULL)
+    size = fitted.abs().mean(1, keepdim=True)
+    fitted *= start.double().abs().mean(1, keepdim=True) / torch.where(size > 0, size, 1.0)
+    unit.weight.copy_(as_weight(unit, torch.where(size > 0, fitted, start.double())))
+    with training_flags(unit.quantizer):
+        unit.quantizer.train()  # its statistics follow the weight
+        unit.quantizer(unit.weight)
+    used = as_columns(unit, unit.quantizer(unit.weight))
+    set_norm(unit.norm, equations.moments(used), equations.count)
+
+
+@contextmanager
+def _observing(ranges: Ranges, low: Any, high: Any) -> Iterator[None]:
+    """Let the 8-bit layers in a part of the network observe their inputs anew."""
+    layers: list[Int8Layer] = ranges.between(low, high)
+    seen = [layer.input_range for layer in layers]
+    momenta = [one.momentum for one in seen]
+    for one in seen:
+        one.reset_running_stats()
+        one.momentum = None  # a plain average over all batches
+        one.train()
+    try:
+        yield
+    finally:
+        for one, momentum in zip(seen, momenta, strict=True):
+            one.momentum = momentum
+            one.eval()
+
+
+@contextmanager
+def _restored_on_error(network: nn.Module) -> Iterator[None]:
+    """Put back every parameter and buffer if something goes wrong."""
+    tensors = {id(x): x for x in (*network.parameters(), *network.buffers())}
+    saved = [(x, x.detach().clone()) for x in tensors.values()]
+    try:
+        yield
+    except BaseException:
+        for tensor, value in saved:
+            tensor.copy_(value)
+        raise
+
+
