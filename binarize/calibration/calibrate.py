@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from binarize.calibration.equations import LARGEST, Equations, as_columns, as_weight, input_rows
 from binarize.calibration.fits import Moments, Slopes, set_norm
 from binarize.calibration.inputs import read_batches
-from binarize.calibration.pairs import Pair, Ranges, find_pairs
-from binarize.calibration.runs import Call, Runs
+from binarize.calibration.pairs import Pair, find_pairs
+from binarize.calibration.runs import Call, Runs, as_taken
 from binarize.errors import ModelError
 from binarize.graph.given import given_network
 from binarize.graph.inputs import run_example
 from binarize.graph.plan import Plan
-from binarize.nn.int8 import Int8Layer
+from binarize.nn.input_range import InputRange
 from binarize.train.modes import training_flags
 
 __all__ = ["calibrate"]
@@ -58,8 +58,8 @@ def calibrate(
     than 12,288 inputs. What only training calls stays as it is. A module that is called several
     times is fitted to all its calls at once.
 
-    Calibrate before training, or instead of it; a trained network loses its training. The time
-    grows with the square of the number of layers: for each, both networks run up to it.
+    Calibrate before training, or instead of it; a trained network loses its training. Memory is
+    that of a forward pass of both networks on all images, which wait for each other at every layer.
 
     Args:
         student: The network that :func:`binarize.convert` made; changed in place.
@@ -87,64 +87,85 @@ def calibrate(
             "is not a converted network",
             "give the result of binarize.convert",
         )
-    runs = Runs(network, reference, read_batches(batches, plan))
-    args, kwargs = runs.example
+    inputs = read_batches(batches, plan)
+    args, kwargs = as_taken(inputs[0], reference)
     with training_flags(network, reference), _restored_on_error(network):
         trace = run_example(reference, kwargs or args)
-        pairs, ranges = find_pairs(network, reference, plan, trace)
-        pairs = [pair for pair in pairs if _is_wanted(pair, activations)]
+        pairs = [
+            pair
+            for pair in find_pairs(network, reference, plan, trace)
+            if pair.kind != "activation" or (activations and Slopes.fits(pair.module))
+        ]
         network.eval()
         reference.eval()
-        done = (-1, 0)
-        for number, pair in enumerate(pairs, start=1):
-            with _observing(ranges, done, pair.order):
-                _fit(pair, runs, weights=weights)
-            done = pair.order
-            if on_step is not None:
-                on_step(pair.name, number, len(pairs))
-        if ranges.between(done, None):
-            with _observing(ranges, done, None):
-                runs.forward()
+        runs = Runs(network, reference, inputs, pairs)
+        try:
+            for number, pair in enumerate(pairs, start=1):
+                _fit(pair, runs, weights=weights, activations=activations)
+                if on_step is not None:
+                    on_step(pair.name, number, len(pairs))
+        finally:
+            runs.close()
     return student
 
 
-def _is_wanted(pair: Pair, activations: bool) -> bool:
-    if pair.kind in ("unit", "norm"):
-        return True
-    module = pair.module.inner if pair.kind == "inner" else pair.module
-    return activations and Slopes.fits(module)
-
-
-def _fit(pair: Pair, runs: Runs, *, weights: bool) -> None:
-    """Fit one part of the network."""
-    if pair.kind == "unit" and weights and pair.weight is not None:
-        columns = as_columns(pair.module, pair.weight)
-        if columns.shape[1] <= LARGEST:
-            _fit_weight(pair, runs, columns)
-            return
-    if pair.kind in ("unit", "norm"):
+def _fit(pair: Pair, runs: Runs, *, weights: bool, activations: bool) -> None:
+    """Fit one part of the network, while all forward passes wait before it."""
+    calls = list(runs.calls(pair))
+    if pair.kind == "range":
+        _observe(pair.module, calls)
+    elif pair.kind == "activation":
+        slopes = Slopes(pair.module)
+        for call in calls:
+            slopes.add(call.rows(call.input), call.rows(call.value))
+        slopes.apply()
+    elif pair.kind == "norm":
         moments = Moments()
-        for call in runs.calls(pair):
-            moments.add(call.rows(call.norm_input), call.rows(call.wanted()))
-        norm = pair.module.norm if pair.kind == "unit" else pair.module
-        set_norm(norm, moments.result(), moments.count)
-        return
-    slopes = Slopes(pair.module.inner if pair.kind == "inner" else pair.module)
-    for call in runs.calls(pair):
-        slopes.add(call.rows(call.input), call.rows(call.wanted()))
-    slopes.apply()
+        for call in calls:
+            moments.add(call.rows(call.input), call.rows(call.value))
+        set_norm(pair.module, moments.result(), moments.count)
+    else:
+        start = None if pair.weight is None else as_columns(pair.module, pair.weight)
+        if weights and start is not None and start.shape[1] <= LARGEST:
+            _fit_weight(pair.module, calls, start)
+        else:
+            _fit_sums(pair.module, calls)
+        if activations and Slopes.fits(pair.module.inner):
+            slopes = Slopes(pair.module.inner)
+            for call in calls:
+                inside = call.inside()
+                slopes.add(call.rows(inside.inner), call.rows(call.wanted(inside)))
+            slopes.apply()
 
 
-def _fit_weight(pair: Pair, runs: Runs, start: Tensor) -> None:
+def _observe(seen: InputRange, calls: list[Call]) -> None:
+    """Set a range to the average of all calls' extremes."""
+    momentum = seen.momentum
+    seen.reset_running_stats()
+    seen.momentum = None
+    for call in calls:
+        seen.observe(call.input)
+    seen.momentum = momentum
+
+
+def _fit_sums(unit: Any, calls: list[Call]) -> None:
+    """Fit a unit's norm to its sums as they are."""
+    moments = Moments()
+    for call in calls:
+        inside = call.inside()
+        sums = inside.sums if isinstance(unit, nn.Linear) else call.rows(inside.sums)
+        moments.add(sums, call.rows(call.wanted(inside)))
+    set_norm(unit.norm, moments.result(), moments.count)
+
+
+def _fit_weight(unit: Any, calls: list[Call], start: Tensor) -> None:
     """Fit a unit's latent weight, and then its norm to the sums of the binary one."""
-    unit = pair.module
     equations = Equations(start)
     groups, _, outputs = start.shape
-    for call in runs.calls(pair):
-        binary, wanted = unit.binarizer(call.input), call.wanted()
-        spatial = wanted.shape[2:]
-        for samples, rows in input_rows(unit, binary, spatial):
-            values = call.rows(wanted[samples]).to(rows.dtype)
+    for call in calls:
+        wanted = call.wanted(call.inside())
+        for samples, rows in input_rows(unit, unit.binarizer(call.input), wanted.shape[2:]):
+            values = call.rows(wanted[samples])
             equations.add(rows, values.unflatten(1, (groups, outputs)).transpose(0, 1))
     fitted = equations.solve(start, _PULL)
     size = fitted.abs().mean(1, keepdim=True)
@@ -155,24 +176,6 @@ def _fit_weight(pair: Pair, runs: Runs, start: Tensor) -> None:
         unit.quantizer(unit.weight)
     used = as_columns(unit, unit.quantizer(unit.weight))
     set_norm(unit.norm, equations.moments(used), equations.count)
-
-
-@contextmanager
-def _observing(ranges: Ranges, low: Any, high: Any) -> Iterator[None]:
-    """Let the 8-bit layers in a part of the network observe their inputs anew."""
-    layers: list[Int8Layer] = ranges.between(low, high)
-    seen = [layer.input_range for layer in layers]
-    momenta = [one.momentum for one in seen]
-    for one in seen:
-        one.reset_running_stats()
-        one.momentum = None  # a plain average over all batches
-        one.train()
-    try:
-        yield
-    finally:
-        for one, momentum in zip(seen, momenta, strict=True):
-            one.momentum = momentum
-            one.eval()
 
 
 @contextmanager

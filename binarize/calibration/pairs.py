@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,50 +22,59 @@ from binarize.nn.int8 import Int8Layer
 from binarize.nn.parts import ACTIVATIONS
 from binarize.nn.treated import TreatedLayer
 
-__all__ = ["Pair", "Ranges", "Target", "find_pairs"]
+__all__ = ["Pair", "Reading", "Target", "find_pairs", "other_teacher"]
 
 _ACTIVATIONS = tuple(ACTIVATIONS.values())
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where the float network has a value.
-
-    The value is what the operation at ``spot`` returns, or, if there is a ``norm``, what that norm
-    gives for the operation's first operand: a norm may apply an activation itself. An addition that
-    lies behind the activation there and that the unit's bypass replaces is added: what it returns
-    at ``after`` minus its operand at ``before``.
+class Reading:
+    """Something that a run of the float network shows.
 
     Attributes:
-        spot: The operation.
-        norm: A batch norm to apply to its first operand; ``None`` takes the result.
-        before: An operation whose result is subtracted, or ``None``.
-        after: An operation whose result is added, or ``None``.
+        spot: An operation.
+        norm: A batch norm to apply to its first operand, as norms may apply an activation
+            themselves; ``None`` takes the operation's result.
     """
 
     spot: Spot
     norm: Any = None
-    before: Spot | None = None
-    after: Spot | None = None
 
-    @property
-    def spots(self) -> tuple[Spot, ...]:
-        """The operations whose results it takes."""
-        return tuple(one for one in (self.spot, self.before, self.after) if one is not None)
-
-    def read(self, at: Spot, operands: Any, result: Tensor) -> Tensor:
-        """Return the part of the value that one of its operations has, which no one overwrites."""
-        if at != self.spot or self.norm is None:
+    def read(self, operands: Any, result: Tensor) -> Tensor:
+        """Return a copy, as the run may overwrite what it shows."""
+        if self.norm is None:
             return result.detach().clone()
         source = next(x for x in tree_iter(operands) if isinstance(x, Tensor))
         norm = self.norm
-        statistics = norm.running_mean, norm.running_var
-        fresh = statistics[0] is None
-        return F.batch_norm(source, *statistics, norm.weight, norm.bias, fresh, 0.0, norm.eps)
+        mean, variance = norm.running_mean, norm.running_var
+        return F.batch_norm(
+            source, mean, variance, norm.weight, norm.bias, mean is None, 0.0, norm.eps
+        )
 
-    def combine(self, seen: dict[Spot, Tensor]) -> Tensor:
-        """Return the value, given the results of its operations."""
-        value = seen[self.spot]
+
+@dataclass(frozen=True)
+class Target:
+    """A value of the float network, for the student to match.
+
+    Attributes:
+        value: Where it is.
+        before: What has to be subtracted, or ``None``: the operand of an addition that lies behind
+            the activation there, and that the unit's bypass replaces.
+        after: What has to be added, or ``None``: what that addition returns.
+    """
+
+    value: Reading
+    before: Reading | None = None
+    after: Reading | None = None
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What it is made of."""
+        return tuple(one for one in (self.value, self.before, self.after) if one is not None)
+
+    def combine(self, seen: Mapping[Reading, Tensor]) -> Tensor:
+        """Return the value."""
+        value = seen[self.value]
         if self.before is not None and self.after is not None:
             value = value + (seen[self.after] - seen[self.before])
         return value
@@ -73,48 +82,31 @@ class Target:
 
 @dataclass
 class Pair:
-    """Something to fit, and the values to match, call by call.
+    """Something to fit, and the values to match.
 
     Attributes:
-        kind: ``"unit"``, ``"inner"`` (a unit's activation before its bypass), ``"activation"`` or
-            ``"norm"``.
+        kind: ``"unit"``, ``"activation"``, ``"norm"`` or ``"range"`` (of an 8-bit layer's input,
+            which is only observed).
         name: Dotted name in the converted network.
-        module: What is fitted; the unit for ``"inner"``.
-        targets: The float network's values, one per call.
+        module: What is fitted.
+        calls: How many times a forward pass calls it.
         order: Position in the forward pass, of the last call.
+        targets: The float network's values, one per call; empty for ranges.
         weight: Units: the float layer's weight; ``None`` if the latent weight is not fitted.
     """
 
     kind: str
     name: str
     module: Any
-    targets: list[Target]
-    order: tuple[int, int]
+    calls: int
+    order: int
+    targets: list[Target] = field(default_factory=list)
     weight: Tensor | None = None
-
-
-@dataclass
-class Ranges:
-    """The 8-bit layers, by position in the forward pass.
-
-    Attributes:
-        layers: Position of the last call, and the layer.
-    """
-
-    layers: list[tuple[tuple[int, int], Int8Layer]] = field(default_factory=list)
-
-    def between(self, low: tuple[int, int], high: tuple[int, int] | None) -> list[Int8Layer]:
-        """Return those behind one position, up to another one; ``None`` is the end."""
-        return [
-            layer
-            for order, layer in self.layers
-            if order > low and (high is None or order <= high)
-        ]
 
 
 def find_pairs(
     student: nn.Module, teacher: nn.Module, plan: Plan, trace: Trace
-) -> tuple[list[Pair], Ranges]:
+) -> list[Pair]:
     """Find what is fitted, in the order of the forward pass.
 
     Args:
@@ -124,15 +116,15 @@ def find_pairs(
         trace: A run of the teacher.
 
     Returns:
-        The pairs, and the 8-bit layers.
+        The pairs.
 
     Raises:
         ModelError: The teacher is not the network that was converted.
     """
     _check_teacher(teacher, plan)
     finder = _Finder(student, teacher, plan, trace)
-    pairs = [*finder.units(), *finder.activations(), *finder.norms()]
-    return sorted(pairs, key=lambda pair: pair.order), finder.ranges()
+    pairs = [*finder.units(), *finder.activations(), *finder.norms(), *finder.ranges()]
+    return sorted(pairs, key=lambda pair: pair.order)
 
 
 def _check_teacher(teacher: nn.Module, plan: Plan) -> None:
@@ -206,10 +198,7 @@ class _Finder:
             weight = None
             if single and id(unit.weight) not in self._tied:
                 weight = effective_weight(layer).detach()
-            place = ops[-1].index
-            yield Pair("unit", decision.site, unit, targets, (place, 0), weight)
-            if isinstance(unit.inner, _ACTIVATIONS):
-                yield Pair("inner", f"{decision.site}.inner", unit, targets, (place, 1))
+            yield Pair("unit", decision.site, unit, len(ops), ops[-1].index, targets, weight)
 
     def activations(self) -> Iterator[Pair]:
         found: dict[int, Pair] = {}
@@ -227,10 +216,9 @@ class _Finder:
                     "its plan says that this activation was replaced, and it was not",
                     "give the network as it was converted or loaded",
                 )
-            last = self._walk(op)
-            pair = found.setdefault(id(module), Pair("activation", name, module, [], (0, 0)))
-            pair.targets.append(Target(spot(last)))
-            pair.order = (op.index, 2)
+            pair = found.setdefault(id(module), Pair("activation", name, module, 0, 0))
+            pair.targets.append(Target(Reading(spot(self._walk(op)))))
+            pair.calls, pair.order = pair.calls + 1, op.index
         yield from found.values()
 
     def norms(self) -> Iterator[Pair]:
@@ -240,16 +228,14 @@ class _Finder:
                 continue
             ops = self._calls[id(other)]
             if ops:
-                targets = [Target(spot(op), other) for op in ops]
-                yield Pair("norm", name, module, targets, (ops[-1].index, 0))
+                targets = [Target(Reading(spot(op), other)) for op in ops]
+                yield Pair("norm", name, module, len(ops), ops[-1].index, targets)
 
-    def ranges(self) -> Ranges:
-        found = Ranges()
+    def ranges(self) -> Iterator[Pair]:
         for name, module in self.student.named_modules():
             ops = self._calls[id(self._theirs.get(name))]
             if isinstance(module, Int8Layer) and ops:
-                found.layers.append(((ops[-1].index, 0), module))
-        return found
+                yield Pair("range", name, module.input_range, len(ops), ops[-1].index)
 
     def _names(self) -> dict[int, str]:
         """Name in the student of each replaced activation, by the decision's identity."""
@@ -287,8 +273,9 @@ class _Finder:
             # An addition behind the activation, which the bypass replaces too.
             end = self._walk(activation)
             if end is not activation:
-                return Target(spot(place), norm, spot(activation), spot(end))
-        return Target(spot(place), norm)
+                before, after = Reading(spot(activation)), Reading(spot(end))
+                return Target(Reading(spot(place), norm), before, after)
+        return Target(Reading(spot(place), norm))
 
     def _path_of(self, decision: Decision) -> str:
         """Return the path of an activation's operation in a trace, "" for functions."""

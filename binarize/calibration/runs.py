@@ -1,10 +1,11 @@
-"""Run a converted network and its float network side by side, up to where something is fitted."""
+"""Forward passes of a converted network and its float network, which wait where one is fitted."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,157 +13,218 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from binarize.calibration.inputs import Inputs
-from binarize.calibration.pairs import Pair, other_teacher
-from binarize.graph.watch import Spot, Stop, watch
+from binarize.calibration.pairs import Pair, Reading, other_teacher
+from binarize.calibration.walk import Walk
+from binarize.graph.watch import Spot, watch
 
-__all__ = ["Call", "Runs"]
+__all__ = ["Call", "Inside", "Runs", "as_taken"]
+
+
+@dataclass
+class Inside:
+    """What happens inside a binary layer.
+
+    Attributes:
+        sums: Input of its norm.
+        inner: Input of its inner activation, ``None`` without one.
+        carried: What its bypass adds, ``None`` without one.
+    """
+
+    sums: Any = None
+    inner: Any = None
+    carried: Any = None
 
 
 @dataclass
 class Call:
-    """One call of a part of the network.
+    """A call of a module, which has yet to compute.
 
     Attributes:
-        channels_last: Whether channels are the last dimension, not dimension 1.
-        value: The float network's value.
-        input: Its input.
-        norm_input: Input of its norm.
-        carried: What its bypass adds, ``None`` for nothing.
+        name: Name of the module.
+        module: The module.
+        args: Its positional arguments, the feature map first.
+        kwargs: Its named arguments.
+        value: The float network's value; ``None`` for ranges.
     """
 
-    channels_last: bool
-    value: Tensor
-    input: Any = None
-    norm_input: Any = None
-    carried: Tensor | None = None
+    name: str
+    module: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    value: Any = None
 
-    def wanted(self) -> Tensor:
-        """Return the value without what the bypass adds."""
-        return self.value if self.carried is None else self.value - self.carried.view_as(self.value)
+    @property
+    def input(self) -> Tensor:
+        """The feature map."""
+        given: Tensor = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        return given
+
+    def inside(self) -> Inside:
+        """Run a binary layer as it is now, and return what happens inside."""
+        unit, seen = self.module, Inside()
+        hooks = [unit.norm.register_forward_pre_hook(_noting(seen, "sums"))]
+        if unit.inner is not None:
+            hooks.append(unit.inner.register_forward_pre_hook(_noting(seen, "inner")))
+        if unit.bypass is not None:
+            hooks.append(unit.bypass.register_forward_hook(_noting(seen, "carried")))
+        with _removed(hooks):
+            made = unit.forward(*self.args, **self.kwargs)
+        self.check(made)
+        return seen
+
+    def check(self, made: Tensor) -> None:
+        """Reject a value that the module's result, or another tensor of its shape, is not like.
+
+        Raises:
+            ModelError: Their shapes differ.
+        """
+        ours, theirs = tuple(made.shape), tuple(self.value.shape)
+        if ours != theirs:
+            raise other_teacher(self.name, f"its value has shape {theirs}, the student's {ours}")
+
+    def wanted(self, inside: Inside) -> Tensor:
+        """Return what a binary layer should give without its bypass."""
+        value: Tensor = self.value
+        return value if inside.carried is None else value - inside.carried.view_as(value)
 
     def rows(self, x: Tensor) -> Tensor:
-        """Return a feature map as (P, C)."""
-        x = x if self.channels_last or x.ndim < 3 else x.movedim(1, -1)
-        return x.reshape(-1, x.shape[-1])
+        """Return a feature map as (positions, channels)."""
+        dim = -1 if isinstance(self.module, nn.Linear) else getattr(self.module, "channel_dim", 1)
+        return (x if dim == -1 or x.ndim < 3 else x.movedim(1, -1)).flatten(0, -2)
 
 
 class Runs:
-    """Both networks, and what they are run on.
+    """Both networks, a forward pass of each for every batch, and where they wait.
+
+    Each pass goes through the network once, whatever the number of layers, except that those of the
+    student start over behind a module that is called several times: what came between its calls has
+    to be computed anew.
 
     Args:
         student: The converted network.
         teacher: The float network.
         batches: Inputs; at least one.
+        pairs: What will be fitted, in this order.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, batches: Sequence[Inputs]) -> None:
-        self._student, self._teacher = student, teacher
-        self._batches = batches
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        batches: Sequence[Inputs],
+        pairs: Sequence[Pair],
+    ) -> None:
+        self._student, self._batches = student, batches
+        self._like = next(p for p in student.parameters() if p.is_floating_point())
+        self._uses = Counter(
+            reading for pair in pairs for target in pair.targets for reading in target.readings
+        )
+        self._teachers = [_Teacher(teacher, batch, self._uses) for batch in batches]
+        self._walks: list[Walk] = []
+        self._start()
 
-    @property
-    def example(self) -> Inputs:
-        """The first inputs, as the teacher takes them."""
-        return _as_taken(self._batches[0], self._teacher)
+    def _start(self) -> None:
+        self._walks = [Walk(self._forward(batch)) for batch in self._batches]
 
-    def forward(self) -> None:
-        """Run the student on all batches."""
-        for batch in self._batches:
-            args, kwargs = _as_taken(batch, self._student)
+    def _forward(self, batch: Inputs) -> Any:
+        def run(walk: Walk) -> None:
+            args, kwargs = as_taken(batch, self._student)
             self._student(*args, **kwargs)
 
+        return run
+
     def calls(self, pair: Pair) -> Iterator[Call]:
-        """Run both networks on all batches up to a part, and yield its calls."""
-        for batch in self._batches:
-            values = self._values(pair, batch)
-            yield from self._calls(pair, batch, values)
+        """Go on to a part, and yield its calls on all batches before it computes anything.
 
-    def _values(self, pair: Pair, batch: Inputs) -> list[Tensor]:
-        """Return the teacher's values for each call."""
-        missing = {at for target in pair.targets for at in target.spots}
-        readers = {at: target for target in pair.targets for at in target.spots}
-        seen: dict[Spot, Tensor] = {}
-
-        def see(at: Spot, operands: Any, result: Tensor) -> None:
-            if at in missing:
-                seen[at] = readers[at].read(at, operands, result)
-                missing.remove(at)
-                if not missing:
-                    raise Stop
-
-        args, kwargs = _as_taken(batch, self._teacher)
-        watch(self._teacher, args, kwargs, see)
-        if missing:
-            raise other_teacher(
-                pair.name, "on one of the batches it goes another way than on the first"
-            )
-        return [target.combine(seen) for target in pair.targets]
-
-    def _calls(self, pair: Pair, batch: Inputs, values: list[Tensor]) -> list[Call]:
-        """Run the student, and return what it had at each call."""
-        like = next(self._student.parameters())
-        last = _channels_last(pair)
-        calls = [Call(last, value.to(device=like.device, dtype=like.dtype)) for value in values]
-        at = -1
-
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            nonlocal at
-            at += 1
-            if at < len(calls):
-                given = args[0] if args else next(iter(kwargs.values()))
-                calls[at].input = given.detach().clone()
-
-        def before_norm(module: nn.Module, args: Any) -> None:
-            if at < len(calls):
-                calls[at].norm_input = args[0].detach().clone()
-
-        def before_inner(module: nn.Module, args: Any) -> None:
-            if at < len(calls):
-                calls[at].input = args[0].detach().clone()
-
-        def carry(module: nn.Module, args: Any, result: Tensor) -> None:
-            if at < len(calls):
-                calls[at].carried = result.detach().clone()
-
-        def leave(module: nn.Module, args: Any, result: Any) -> None:
-            if at == len(calls) - 1:
-                raise Stop
-
+        Args:
+            pair: The part; all passes go on when the next one is asked for.
+        """
         module = pair.module
-        hooks = [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave),
-        ]
-        if pair.kind in ("unit", "inner"):
-            hooks.append(module.norm.register_forward_pre_hook(before_norm))
-            if module.bypass is not None:
-                hooks.append(module.bypass.register_forward_hook(carry))
-        if pair.kind == "inner":
-            hooks.append(module.inner.register_forward_pre_hook(before_inner))
-        args, kwargs = _as_taken(batch, self._student)
-        with _removed(hooks):
-            try:
-                self._student(*args, **kwargs)
-            except Stop:
-                pass
-        if at != len(calls) - 1:
-            raise other_teacher(pair.name, f"calls this {len(calls)} times, the student {at + 1}")
-        for call in calls:
-            if pair.kind == "norm":
-                call.norm_input = call.input
-            produced = call.norm_input if pair.kind != "activation" else call.input
-            if call.value.numel() != produced.numel():
+
+        def pause(module: nn.Module, args: Any, kwargs: Any) -> None:
+            walk = Walk.current()
+            if walk is not None:
+                walk.pause(Call(pair.name, module, args, kwargs))
+
+        hook = module.register_forward_pre_hook(pause, with_kwargs=True)
+        with _removed([hook]):
+            for number, teacher in enumerate(self._teachers):
+                values = teacher.values(pair)
+                for index in range(pair.calls):
+                    call = self._walks[number].next()
+                    if call is None:
+                        raise other_teacher(
+                            pair.name, f"calls this {pair.calls} times, the student {index}"
+                        )
+                    if values:
+                        call.value = values[index].to(self._like.device, self._like.dtype)
+                        if pair.kind != "unit":
+                            call.check(call.input)
+                    yield call
+        self._forget(pair)
+        if pair.calls > 1:
+            self._close_walks()
+            self._start()
+
+    def _forget(self, pair: Pair) -> None:
+        """Drop the values that nothing else has to match."""
+        for target in pair.targets:
+            for reading in target.readings:
+                self._uses[reading] -= 1
+                if not self._uses[reading]:
+                    for teacher in self._teachers:
+                        teacher.seen.pop(reading, None)
+
+    def _close_walks(self) -> None:
+        for walk in self._walks:
+            walk.close()
+
+    def close(self) -> None:
+        """End all passes."""
+        self._close_walks()
+        for teacher in self._teachers:
+            teacher.walk.close()
+
+
+class _Teacher:
+    """A forward pass of the float network, and what it has shown and is still to be matched."""
+
+    def __init__(self, teacher: nn.Module, batch: Inputs, uses: Counter[Reading]) -> None:
+        self.seen: dict[Reading, Tensor] = {}
+        readings: dict[Spot, list[Reading]] = {}
+        for reading in uses:
+            readings.setdefault(reading.spot, []).append(reading)
+
+        def run(walk: Walk) -> None:
+            def see(at: Spot, operands: Any, result: Tensor) -> None:
+                for reading in readings.get(at, ()):
+                    if uses[reading]:
+                        self.seen[reading] = reading.read(operands, result)
+                        walk.pause(at)
+
+            args, kwargs = as_taken(batch, teacher)
+            watch(teacher, args, kwargs, see)
+
+        self.walk = Walk(run)
+
+    def values(self, pair: Pair) -> list[Tensor]:
+        """Go on until all values of a part are there."""
+        missing = {reading for target in pair.targets for reading in target.readings}
+        while not missing <= self.seen.keys():
+            if self.walk.next() is None:
                 raise other_teacher(
-                    pair.name,
-                    f"its value has shape {tuple(call.value.shape)}, the student's "
-                    f"{tuple(produced.shape)}",
+                    pair.name, "on one of the batches it goes another way than on the first"
                 )
-        return calls
+        return [target.combine(self.seen) for target in pair.targets]
 
 
-def _channels_last(pair: Pair) -> bool:
-    if pair.kind in ("unit", "inner"):
-        return isinstance(pair.module, nn.Linear)
-    return getattr(pair.module, "channel_dim", 1) == -1
+def _noting(seen: Inside, name: str) -> Any:
+    """A hook that keeps the input of a module, or its output."""
+
+    def hook(module: nn.Module, args: Any, *output: Any) -> None:
+        setattr(seen, name, output[0] if output else args[0])
+
+    return hook
 
 
 @contextmanager
@@ -174,7 +236,7 @@ def _removed(hooks: list[Any]) -> Iterator[None]:
             hook.remove()
 
 
-def _as_taken(batch: Inputs, network: nn.Module) -> Inputs:
+def as_taken(batch: Inputs, network: nn.Module) -> Inputs:
     """Return inputs on a network's device and in its dtype."""
     like = next(p for p in network.parameters() if p.is_floating_point())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,8 +31,8 @@ class Spot(NamedTuple):
     call: int
 
 
-class Stop(Exception):  # noqa: N818 - no error: it ends a run that has shown enough
-    """Ends a run early."""
+class Stop(BaseException):
+    """Ends a run early; no error, so that no network takes it for one."""
 
 
 def spot(op: Op) -> Spot:
@@ -45,6 +46,17 @@ class _Watcher(Recorder):
     def __init__(self, model: nn.Module, see: Callable[[Spot, Any, Tensor], None]) -> None:
         super().__init__(model, None)
         self._see = see
+        self._thread = threading.get_ident()
+
+    # Other runs of the network may wait meanwhile, each in a thread of its own.
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == self._thread:
+            super()._enter(module, args, kwargs)
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if threading.get_ident() == self._thread:
+            super()._leave(module, args, kwargs, output)
 
     def _add(
         self,
