@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,7 +57,7 @@ def calibrate(
     Only the norm is fitted where a layer has several latent weights or bits per weight (policies
     ``groupnet``, ``cbnn``, ``lqnet``), where layers share a weight, and where an output has more
     than 12,288 inputs. What only training calls stays as it is. A module that is called several
-    times is fitted to all its calls at once.
+    times is fitted again at every call, to all calls so far.
 
     Calibrate before training, or instead of it; a trained network loses its training. Memory is
     that of a forward pass of both networks on all images, which wait for each other at every layer.
@@ -98,20 +99,27 @@ def calibrate(
         ]
         network.eval()
         reference.eval()
+        steps = [(order, pair, i) for pair in pairs for i, order in enumerate(pair.orders)]
+        steps.sort(key=lambda step: step[0])
         runs = Runs(network, reference, inputs, pairs)
+        earlier: dict[str, list[Call]] = defaultdict(list)
         try:
-            for number, pair in enumerate(pairs, start=1):
-                _fit(pair, runs, weights=weights, activations=activations)
+            for number, (_, pair, index) in enumerate(steps, start=1):
+                calls = runs.calls(pair, index)
+                _fit(pair, earlier[pair.name] + calls, weights=weights, activations=activations)
+                if index + 1 < len(pair.orders):
+                    earlier[pair.name] += [call.kept() for call in calls]
+                else:
+                    del earlier[pair.name]
                 if on_step is not None:
-                    on_step(pair.name, number, len(pairs))
+                    on_step(pair.name, number, len(steps))
         finally:
             runs.close()
     return student
 
 
-def _fit(pair: Pair, runs: Runs, *, weights: bool, activations: bool) -> None:
-    """Fit one part of the network, while all forward passes wait before it."""
-    calls = list(runs.calls(pair))
+def _fit(pair: Pair, calls: list[Call], *, weights: bool, activations: bool) -> None:
+    """Fit one part of the network to its calls."""
     if pair.kind == "range":
         _observe(pair.module, calls)
     elif pair.kind == "activation":

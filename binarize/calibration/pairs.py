@@ -89,8 +89,7 @@ class Pair:
             which is only observed).
         name: Dotted name in the converted network.
         module: What is fitted.
-        calls: How many times a forward pass calls it.
-        order: Position in the forward pass, of the last call.
+        orders: Position of each of its calls in the forward pass.
         targets: The float network's values, one per call; empty for ranges.
         weight: Units: the float layer's weight; ``None`` if the latent weight is not fitted.
     """
@@ -98,8 +97,7 @@ class Pair:
     kind: str
     name: str
     module: Any
-    calls: int
-    order: int
+    orders: list[int] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     weight: Tensor | None = None
 
@@ -107,7 +105,7 @@ class Pair:
 def find_pairs(
     student: nn.Module, teacher: nn.Module, plan: Plan, trace: Trace
 ) -> list[Pair]:
-    """Find what is fitted, in the order of the forward pass.
+    """Find what is fitted.
 
     Args:
         student: The converted network.
@@ -123,8 +121,7 @@ def find_pairs(
     """
     _check_teacher(teacher, plan)
     finder = _Finder(student, teacher, plan, trace)
-    pairs = [*finder.units(), *finder.activations(), *finder.norms(), *finder.ranges()]
-    return sorted(pairs, key=lambda pair: pair.order)
+    return [*finder.units(), *finder.activations(), *finder.norms(), *finder.ranges()]
 
 
 def _check_teacher(teacher: nn.Module, plan: Plan) -> None:
@@ -198,7 +195,7 @@ class _Finder:
             weight = None
             if single and id(unit.weight) not in self._tied:
                 weight = effective_weight(layer).detach()
-            yield Pair("unit", decision.site, unit, len(ops), ops[-1].index, targets, weight)
+            yield Pair("unit", decision.site, unit, _orders(ops), targets, weight)
 
     def activations(self) -> Iterator[Pair]:
         found: dict[int, Pair] = {}
@@ -216,9 +213,9 @@ class _Finder:
                     "its plan says that this activation was replaced, and it was not",
                     "give the network as it was converted or loaded",
                 )
-            pair = found.setdefault(id(module), Pair("activation", name, module, 0, 0))
+            pair = found.setdefault(id(module), Pair("activation", name, module))
             pair.targets.append(Target(Reading(spot(self._walk(op)))))
-            pair.calls, pair.order = pair.calls + 1, op.index
+            pair.orders.append(op.index)
         yield from found.values()
 
     def norms(self) -> Iterator[Pair]:
@@ -229,13 +226,13 @@ class _Finder:
             ops = self._calls[id(other)]
             if ops:
                 targets = [Target(Reading(spot(op), other)) for op in ops]
-                yield Pair("norm", name, module, len(ops), ops[-1].index, targets)
+                yield Pair("norm", name, module, _orders(ops), targets)
 
     def ranges(self) -> Iterator[Pair]:
         for name, module in self.student.named_modules():
             ops = self._calls[id(self._theirs.get(name))]
             if isinstance(module, Int8Layer) and ops:
-                yield Pair("range", name, module.input_range, len(ops), ops[-1].index)
+                yield Pair("range", name, module.input_range, _orders(ops))
 
     def _names(self) -> dict[int, str]:
         """Name in the student of each replaced activation, by the decision's identity."""
@@ -316,3 +313,6 @@ class _Finder:
         known = (only.scope, only.path or "", only.ordinal) in self._replaced
         return only if known and only.kind == "activation" else None
 
+
+def _orders(ops: list[Op]) -> list[int]:
+    return [op.index for op in ops]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from binarize.calibration.inputs import Inputs
-from binarize.calibration.pairs import Pair, Reading, other_teacher
+from binarize.calibration.pairs import Pair, Reading, Target, other_teacher
 from binarize.calibration.walk import Walk
 from binarize.graph.watch import Spot, watch
 
@@ -59,6 +59,11 @@ class Call:
         given: Tensor = self.args[0] if self.args else next(iter(self.kwargs.values()))
         return given
 
+    def kept(self) -> Call:
+        """Return a copy that the network does not overwrite when it goes on."""
+        args, kwargs = tree_map_only(Tensor, torch.clone, (self.args, self.kwargs))
+        return replace(self, args=args, kwargs=kwargs)
+
     def inside(self) -> Inside:
         """Run a binary layer as it is now, and return what happens inside."""
         unit, seen = self.module, Inside()
@@ -96,15 +101,11 @@ class Call:
 class Runs:
     """Both networks, a forward pass of each for every batch, and where they wait.
 
-    Each pass goes through the network once, whatever the number of layers, except that those of the
-    student start over behind a module that is called several times: what came between its calls has
-    to be computed anew.
-
     Args:
         student: The converted network.
         teacher: The float network.
         batches: Inputs; at least one.
-        pairs: What will be fitted, in this order.
+        pairs: What will be fitted.
     """
 
     def __init__(
@@ -114,76 +115,64 @@ class Runs:
         batches: Sequence[Inputs],
         pairs: Sequence[Pair],
     ) -> None:
-        self._student, self._batches = student, batches
         self._like = next(p for p in student.parameters() if p.is_floating_point())
         self._uses = Counter(
             reading for pair in pairs for target in pair.targets for reading in target.readings
         )
         self._teachers = [_Teacher(teacher, batch, self._uses) for batch in batches]
-        self._walks: list[Walk] = []
-        self._start()
 
-    def _start(self) -> None:
-        self._walks = [Walk(self._forward(batch)) for batch in self._batches]
+        def forward(batch: Inputs) -> Walk:
+            args, kwargs = as_taken(batch, student)
+            return Walk(lambda walk: student(*args, **kwargs))
 
-    def _forward(self, batch: Inputs) -> Any:
-        def run(walk: Walk) -> None:
-            args, kwargs = as_taken(batch, self._student)
-            self._student(*args, **kwargs)
+        self._students = [forward(batch) for batch in batches]
 
-        return run
-
-    def calls(self, pair: Pair) -> Iterator[Call]:
-        """Go on to a part, and yield its calls on all batches before it computes anything.
+    def calls(self, pair: Pair, index: int) -> list[Call]:
+        """Go on to a call of a part, on all batches, before it computes anything.
 
         Args:
-            pair: The part; all passes go on when the next one is asked for.
+            pair: The part.
+            index: Number of the call.
+
+        Returns:
+            A call per batch. The passes go on when this is called again.
         """
-        module = pair.module
+        found = []
 
         def pause(module: nn.Module, args: Any, kwargs: Any) -> None:
             walk = Walk.current()
             if walk is not None:
                 walk.pause(Call(pair.name, module, args, kwargs))
 
-        hook = module.register_forward_pre_hook(pause, with_kwargs=True)
-        with _removed([hook]):
-            for number, teacher in enumerate(self._teachers):
-                values = teacher.values(pair)
-                for index in range(pair.calls):
-                    call = self._walks[number].next()
-                    if call is None:
-                        raise other_teacher(
-                            pair.name, f"calls this {pair.calls} times, the student {index}"
-                        )
-                    if values:
-                        call.value = values[index].to(self._like.device, self._like.dtype)
-                        if pair.kind != "unit":
-                            call.check(call.input)
-                    yield call
-        self._forget(pair)
-        if pair.calls > 1:
-            self._close_walks()
-            self._start()
+        with _removed([pair.module.register_forward_pre_hook(pause, with_kwargs=True)]):
+            for student, teacher in zip(self._students, self._teachers, strict=True):
+                call = student.next()
+                if call is None:
+                    raise other_teacher(
+                        pair.name,
+                        f"calls this {len(pair.orders)} times, the student {index}",
+                    )
+                if pair.targets:
+                    value = teacher.value(pair.name, pair.targets[index])
+                    call.value = value.to(self._like.device, self._like.dtype)
+                    if pair.kind != "unit":
+                        call.check(call.input)
+                found.append(call)
+        self._forget(pair, index)
+        return found
 
-    def _forget(self, pair: Pair) -> None:
+    def _forget(self, pair: Pair, index: int) -> None:
         """Drop the values that nothing else has to match."""
-        for target in pair.targets:
-            for reading in target.readings:
-                self._uses[reading] -= 1
-                if not self._uses[reading]:
-                    for teacher in self._teachers:
-                        teacher.seen.pop(reading, None)
-
-    def _close_walks(self) -> None:
-        for walk in self._walks:
-            walk.close()
+        for reading in pair.targets[index].readings if pair.targets else ():
+            self._uses[reading] -= 1
+            if not self._uses[reading]:
+                for teacher in self._teachers:
+                    teacher.seen.pop(reading, None)
 
     def close(self) -> None:
         """End all passes."""
-        self._close_walks()
-        for teacher in self._teachers:
-            teacher.walk.close()
+        for walk in (*self._students, *(teacher.walk for teacher in self._teachers)):
+            walk.close()
 
 
 class _Teacher:
@@ -207,15 +196,14 @@ class _Teacher:
 
         self.walk = Walk(run)
 
-    def values(self, pair: Pair) -> list[Tensor]:
-        """Go on until all values of a part are there."""
-        missing = {reading for target in pair.targets for reading in target.readings}
-        while not missing <= self.seen.keys():
+    def value(self, name: str, target: Target) -> Tensor:
+        """Go on until a value is there."""
+        while not self.seen.keys() >= set(target.readings):
             if self.walk.next() is None:
                 raise other_teacher(
-                    pair.name, "on one of the batches it goes another way than on the first"
+                    name, "on one of the batches it goes another way than on the first"
                 )
-        return [target.combine(self.seen) for target in pair.targets]
+        return target.combine(self.seen)
 
 
 def _noting(seen: Inside, name: str) -> Any:
