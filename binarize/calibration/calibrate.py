@@ -175,6 +175,7 @@ def _fit_weight(unit: Any, calls: list[Call], start: Tensor) -> None:
         for samples, rows in input_rows(unit, unit.binarizer(call.input), wanted.shape[2:]):
             values = call.rows(wanted[samples])
             equations.add(rows, values.unflatten(1, (groups, outputs)).transpose(0, 1))
+    equations.finish()
     fitted = equations.solve(start, _PULL)
     size = fitted.abs().mean(1, keepdim=True)
     fitted *= start.double().abs().mean(1, keepdim=True) / torch.where(size > 0, size, 1.0)

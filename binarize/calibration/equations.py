@@ -108,32 +108,59 @@ def _spread(layer: Any, binary: Tensor, size: Any) -> Tensor:
 class Equations:
     """Least squares of a layer's sums against given values, with an intercept per output.
 
+    While there are fewer rows than inputs, as in the deep layers of a network, the rows themselves
+    are kept, which takes less memory and less time than their normal equations.
+
     Args:
         columns: A weight as (g, n, m).
     """
 
     def __init__(self, columns: Tensor) -> None:
         groups, inputs, outputs = columns.shape
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            return torch.zeros(groups, *shape, dtype=dtype, device=columns.device)
-
         # The matrix may be large, and is solved well within single precision.
         self._dtype = torch.promote_types(columns.dtype, torch.float32)
         self.count = 0
-        self._gram = zeros(inputs, inputs, dtype=self._dtype)
-        self._cross = zeros(inputs, outputs, dtype=self._dtype)
-        self._input, self._value = zeros(inputs), zeros(outputs)
-        self._centred = False
+        self._few: list[tuple[Tensor, Tensor]] = []
+        self._gram = self._cross = torch.empty(0)
+        self._input = columns.new_zeros(groups, inputs, dtype=torch.float64)
+        self._value = columns.new_zeros(groups, outputs, dtype=torch.float64)
+        self._shape = columns.shape
 
     def add(self, rows: Tensor, values: Tensor) -> None:
         """Take in rows (g, P, n) and the values (g, P, m) to match."""
         rows, values = rows.to(self._dtype), values.to(self._dtype)
         self.count += rows.shape[1]
-        self._gram += rows.mT @ rows
-        self._cross += rows.mT @ values
         self._input += rows.sum(1, dtype=torch.float64)
         self._value += values.sum(1, dtype=torch.float64)
+        self._few.append((rows, values))
+        if self.count > self._shape[1]:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Turn rows into products."""
+        if not self._gram.numel():
+            groups, inputs, outputs = self._shape
+            self._gram = self._few[0][0].new_zeros(groups, inputs, inputs)
+            self._cross = self._few[0][0].new_zeros(groups, inputs, outputs)
+        for rows, values in self._few:
+            self._gram += rows.mT @ rows
+            self._cross += rows.mT @ values
+        self._few = []
+
+    def finish(self) -> None:
+        """Take means off, when all rows are in."""
+        self._input /= self.count
+        self._value /= self.count
+        mean, value = (x.to(self._dtype)[:, None] for x in (self._input, self._value))
+        if self._few:
+            rows, values = (torch.cat(parts, 1) for parts in zip(*self._few, strict=True))
+            self._few = [(rows - mean, values - value)]
+            return
+        self._gram /= self.count
+        self._cross /= self.count
+        for group in range(len(mean)):  # in place: the matrix may be large
+            self._gram[group].addr_(mean[group, 0], mean[group, 0], alpha=-1)
+            self._cross[group].addr_(mean[group, 0], value[group, 0], alpha=-1)
 
     def solve(self, start: Tensor, pull: float) -> Tensor:
         r"""Return the weight that fits best, drawn towards another one.
@@ -147,27 +174,35 @@ class Equations:
 
         Args:
             start: :math:`W_0`, (g, n, m).
-            pull: :math:`\rho`.
+            pull: :math:`\rho`, above 0.
 
         Returns:
             The weight, (g, n, m).
         """
-        self._centre()
-        fitted = []
-        for gram, cross, weight in zip(self._gram, self._cross, start.to(self._dtype), strict=True):
-            square = (weight * (gram @ weight)).sum(0)
-            factor = (weight * cross).sum(0) / torch.where(square > 0, square, 1.0)
-            weight = weight * factor.clamp(min=0)
-            diagonal = gram.diagonal()
-            strength = pull * diagonal.mean()
-            kept = diagonal.clone()
-            diagonal += strength  # in place: the matrix may be large
-            factorized, failed = torch.linalg.cholesky_ex(gram)
-            diagonal.copy_(kept)
-            if not failed:
-                weight = torch.cholesky_solve(cross + strength * weight, factorized)
-            fitted.append(weight)
-        return torch.stack(fitted)
+        start = start.to(self._dtype)
+        _, variance, _, both = self.moments(start)
+        factor = (both / torch.where(variance > 0, variance, 1.0)).clamp(min=0)
+        start = start * factor.view(len(start), 1, -1).to(self._dtype)
+        return torch.stack([self._solve(g, weight, pull) for g, weight in enumerate(start)])
+
+    def _solve(self, group: int, start: Tensor, pull: float) -> Tensor:
+        if self._few:
+            rows, values = (x[group] for x in self._few[0])
+            strength = pull * rows.square().sum() / rows.shape[1]
+            gram = rows @ rows.t()
+        else:
+            gram = self._gram[group]
+            strength = pull * gram.diagonal().mean()
+        kept = gram.diagonal().clone()
+        gram.diagonal().add_(strength)
+        factorized, failed = torch.linalg.cholesky_ex(gram)
+        gram.diagonal().copy_(kept)
+        if failed:  # the inputs never vary
+            return start
+        if self._few:
+            rest = torch.cholesky_solve(values - rows @ start, factorized)
+            return start + rows.t() @ rest
+        return torch.cholesky_solve(self._cross[group] + strength * start, factorized)
 
     def moments(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what the sums of a weight have in common with the values.
@@ -178,22 +213,13 @@ class Equations:
         Returns:
             As :meth:`binarize.calibration.fits.Moments.result`, (g * m) each.
         """
-        self._centre()
         mean = (self._input[:, None] @ columns.double())[:, 0]
         columns = columns.to(self._dtype)
-        variance = (columns * (self._gram @ columns)).sum(1).clamp(min=0)
-        both = (columns * self._cross).sum(1)
-        return mean.flatten(), variance.flatten(), self._value.flatten(), both.flatten()
-
-    def _centre(self) -> None:
-        """Turn sums into means, and products into covariances."""
-        if self._centred:
-            return
-        self._centred = True
-        for sums in (self._gram, self._cross, self._input, self._value):
-            sums /= self.count
-        for gram, cross, mean, value in zip(
-            self._gram, self._cross, self._input, self._value, strict=True
-        ):
-            gram.addr_(mean.to(gram), mean.to(gram), alpha=-1)
-            cross.addr_(mean.to(gram), value.to(gram), alpha=-1)
+        if self._few:
+            rows, values = self._few[0]
+            sums = (rows @ columns).double()
+            variance, both = sums.square().mean(1), (sums * values).mean(1)
+        else:
+            variance = (columns * (self._gram @ columns)).sum(1).clamp(min=0)
+            both = (columns * self._cross).sum(1)
+        return tuple(x.double().flatten() for x in (mean, variance, self._value, both))  # type: ignore[return-value]

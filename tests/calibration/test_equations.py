@@ -84,23 +84,27 @@ def equations(rows: torch.Tensor, values: torch.Tensor, like: torch.Tensor) -> E
     made = Equations(like)
     for part in torch.arange(rows.shape[1]).tensor_split(3):
         made.add(rows[:, part], values[:, part])
+    made.finish()
     return made
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_the_solution_minimizes_what_is_promised(groups: int) -> None:
-    """Without a pull it is torch's least squares with an intercept; with one, of more rows."""
+@pytest.mark.parametrize("positions", [40, 20, 5])
+def test_the_solution_minimizes_what_is_promised(groups: int, positions: int) -> None:
+    """It is torch's least squares with an intercept, and with rows that draw to the start.
+
+    With fewer rows than the 20 inputs, they are solved in another way.
+    """
     torch.manual_seed(1)
-    rows = torch.randn(groups, 40, 5, dtype=torch.float64) + 2
-    values = torch.randn(groups, 40, 2, dtype=torch.float64) - 3
-    start = torch.randn(groups, 5, 2, dtype=torch.float64)
+    rows = torch.randn(groups, positions, 20, dtype=torch.float64) + 2
+    values = torch.randn(groups, positions, 2, dtype=torch.float64) - 3
+    start = torch.randn(groups, 20, 2, dtype=torch.float64)
     solved = equations(rows, values, start)
     centred, wanted = rows - rows.mean(1, keepdim=True), values - values.mean(1, keepdim=True)
-    assert torch.allclose(solved.solve(start, 0.0), torch.linalg.lstsq(centred, wanted).solution)
     reach = centred @ start
     factor = ((reach * wanted).sum(1) / (reach * reach).sum(1)).clamp(min=0)
     strength = 0.3 * (centred * centred).sum(1).mean(1)
-    more = strength.sqrt()[:, None, None] * torch.eye(5, dtype=torch.float64)
+    more = strength.sqrt()[:, None, None] * torch.eye(20, dtype=torch.float64)
     expected = torch.linalg.lstsq(
         torch.cat([centred, more], 1), torch.cat([wanted, more @ (start * factor[:, None])], 1)
     ).solution
