@@ -75,9 +75,7 @@ def prepare_student(
     chosen = itertools.islice(iter(() if batches is None else batches), max(0, norm_batches))
     images = [batch_image(batch).to(device) for batch in chosen]
     if calibrate and not images:
-        raise DataError(
-            "calibrate", True, "there are no images to fit layers on", "give batches"
-        )
+        raise DataError("calibrate", True, "there are no images to fit layers on", "give batches")
     if example_inputs is None and images:
         example_inputs = images[0][:1]
     network = teacher

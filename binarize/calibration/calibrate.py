@@ -198,5 +198,3 @@ def _restored_on_error(network: nn.Module) -> Iterator[None]:
         for tensor, value in saved:
             tensor.copy_(value)
         raise
-
-

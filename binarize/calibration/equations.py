@@ -166,7 +166,7 @@ class Equations:
         r"""Return the weight that fits best, drawn towards another one.
 
         For each group, with centred rows A and values T, a weight :math:`W_0` to draw to, and
-        :math:`\alpha_o` the factor (0 or more) with which its output o fits best:
+        :math:`\alpha_o` the factor with which its output o fits best:
 
         .. math::
             \min_W \lVert A W - T \rVert^2 + \lambda \lVert W - W_0 \alpha \rVert^2, \qquad
@@ -181,7 +181,7 @@ class Equations:
         """
         start = start.to(self._dtype)
         _, variance, _, both = self.moments(start)
-        factor = (both / torch.where(variance > 0, variance, 1.0)).clamp(min=0)
+        factor = both / torch.where(variance > 0, variance, 1.0)
         start = start * factor.view(len(start), 1, -1).to(self._dtype)
         return torch.stack([self._solve(g, weight, pull) for g, weight in enumerate(start)])
 

@@ -112,7 +112,8 @@ class Slopes:
     @torch.no_grad()
     def apply(self) -> None:
         """Set what was fitted; what no input tells anything about stays as it is."""
-        assert self._gram is not None and self._cross is not None
+        assert self._gram is not None
+        assert self._cross is not None
         module, gram, cross = self.module, self._gram, self._cross
         if isinstance(module, ShiftedPReLU):
             names = ["slope"] + ["out_shift"] * (module.out_shift is not None)

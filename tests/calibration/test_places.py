@@ -134,7 +134,7 @@ def test_a_norm_with_its_activation() -> None:
 
 
 def test_all_calls_count() -> None:
-    """With a single activation in between, the second call's input is known when it is fitted."""
+    """A module is fitted at its first call, and again at the second, to both."""
     teacher = network(Again)
     student = calibrated(teacher)
     unit = student[1].conv
