@@ -97,7 +97,8 @@ def _spread(layer: Any, binary: Tensor, size: Any) -> Tensor:
     reach = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
     lengths = [(n - 1) * s + 1 for n, s in zip(binary.shape[2:], layer.stride, strict=True)]
     x = binary.new_zeros(*binary.shape[:2], *lengths)
-    x[(..., *(slice(None, None, s) for s in layer.stride))] = binary
+    places: Any = (..., *(slice(None, None, s) for s in layer.stride))
+    x[places] = binary
     pads: list[int] = []
     sides = zip(reach, layer.padding, lengths, size, strict=True)
     for r, p, length, wanted in reversed(list(sides)):

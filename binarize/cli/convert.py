@@ -48,8 +48,9 @@ _EXAMPLES = [
         "the same, and some layers get three bits (also measured with --more-bits)",
     ),
     (
-        "binarize convert runs/float/float.safetensors --calibrate photos -o unet.safetensors",
-        "fit layers to the float network on a folder of images: for use without training",
+        "binarize convert runs/float/float.safetensors --calibrate photos \\\n"
+        "      -o unet.safetensors",
+        "fit layers to the float network on a folder of images, without training",
     ),
     (
         "binarize convert nets.py:make --size 256x192 --dry-run --json",

@@ -324,7 +324,7 @@ def test_calibration_on_a_folder(run, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("--size", "32x24", "--images", "0"), "images=0: must be positive; use 32 or so"),
-        ((), "size=None: --calibrate needs the width and height that images are resized to; give"),
+        ((), "--size: --calibrate needs the width and height that images are resized to; give"),
         (("--size", "32x24", "--calibrate", "nowhere"), "images='nowhere': "),
         (("--size", "32x24", "--dry-run"), "there is nothing to fit in a preview; omit it, or"),
     ],
