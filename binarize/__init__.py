@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from binarize import ops as ops
     from binarize.budget.convert import convert as convert
     from binarize.budget.convert import plan as plan
+    from binarize.calibration import calibrate as calibrate
     from binarize.file.hub import from_pretrained as from_pretrained
     from binarize.file.hub import push_to_hub as push_to_hub
     from binarize.file.hub import save_pretrained as save_pretrained
@@ -53,6 +54,7 @@ _HOMES = {
     "Report": "report",
     "Sensitivity": "report",
     "Trainer": "train",
+    "calibrate": "calibration",
     "convert": "budget",
     "export_onnx": "lower",
     "from_pretrained": "file",

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from binarize.budget.convert import convert
+from binarize.calibration import calibrate as fit
+from binarize.errors import DataError
 from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.latency import Profile
 from binarize.policy import Policy
@@ -36,13 +38,15 @@ def prepare_student(
     profile: Profile | str | Path | None = None,
     norm_batches: int = 8,
     unfold: bool = True,
+    calibrate: bool = False,
 ) -> nn.Module:
     """Convert a network and re-estimate its norm statistics: the starting point for training.
 
     Three steps: norms that were folded into the convolutions get their scale back
     (:func:`binarize.train.unfold_norms`), the network is converted (:func:`binarize.convert`), and
     the statistics of its batch norms, which no longer fit, are re-estimated
-    (:func:`binarize.recalibrate`).
+    (:func:`binarize.recalibrate`). With ``calibrate`` its layers are fitted to the network instead
+    (:func:`binarize.calibrate`).
 
     Args:
         teacher: The float network; it stays unchanged and can teach the result.
@@ -57,17 +61,22 @@ def prepare_student(
         profile: As for :func:`binarize.convert`.
         norm_batches: How many batches re-estimate the norm statistics; 0 leaves them unchanged.
         unfold: Whether folded norms get their scale back.
+        calibrate: Whether latent weights, norms and activations are fitted to the network on these
+            batches, see :func:`binarize.calibrate`.
 
     Returns:
         The 1-bit network, with its plan as ``binarize_plan``.
 
     Raises:
-        BinarizeError: The network, the policy or the budget does not fit, or a batch has no images.
+        BinarizeError: The network, the policy or the budget does not fit, a batch has no images,
+            or there is none to calibrate on.
     """
     teacher = unwrap_model(teacher)
     device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     chosen = itertools.islice(iter(() if batches is None else batches), max(0, norm_batches))
     images = [batch_image(batch).to(device) for batch in chosen]
+    if calibrate and not images:
+        raise DataError("calibrate", True, "there are no images to fit layers on", "give batches")
     if example_inputs is None and images:
         example_inputs = images[0][:1]
     network = teacher
@@ -84,6 +93,8 @@ def prepare_student(
         more_bits=more_bits,
         profile=profile,
     )
-    if images and any(map(has_statistics, student.modules())):
+    if calibrate:
+        fit(student, network, images)
+    elif images and any(map(has_statistics, student.modules())):
         recalibrate(student, images)
     return student

@@ -49,6 +49,11 @@ _EXAMPLES = [
         "the same, and some layers get three bits (also measured with --more-bits)",
     ),
     (
+        "binarize convert runs/float/float.safetensors --calibrate photos \\\n"
+        "      -o unet.safetensors",
+        "fit layers to the float network on a folder of images, without training",
+    ),
+    (
         "binarize convert nets.py:make --size 256x192 --dry-run --json",
         "your own network; the plan as JSON",
     ),
@@ -98,6 +103,25 @@ def add(commands: Subparsers) -> None:
         metavar="WxH[xD]",
         help="an accepted image size (default: found automatically)",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help="fit latent weights, norms and activations to the float network on the images of a "
+        "folder, without training (see --images)",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=32,
+        metavar="N",
+        help="how many of the images of --calibrate, evenly spaced (default 32)",
+    )
+    parser.add_argument(
+        "--normalize",
+        choices=["imagenet", "symmetric", "none"],
+        help="normalisation of the images of --calibrate (default: the file's, else imagenet)",
+    )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the float network's weights")
     parser.add_argument(
         "--encoder-weights", type=Path, metavar="FILE", help="weights of its backbone only"
@@ -112,6 +136,13 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Plan, and unless ``--dry-run`` is given, convert and save."""
     if args.output is None and not args.plan_only:
         raise BinarizeError("output", None, "is required", "give -o FILE, or --dry-run to preview")
+    if args.plan_only and args.calibrate is not None:
+        raise BinarizeError(
+            "calibrate",
+            str(args.calibrate),
+            "there is nothing to fit in a preview",
+            "omit it, or --dry-run",
+        )
     if args.output is not None and not args.output.parent.is_dir():
         raise FileError("output", str(args.output), "its folder does not exist", "create it first")
     from binarize.budget import Budget, convert, plan
@@ -154,12 +185,29 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         out.emit({**describe(made), "costs": costs})
         return None
 
+    from binarize.cli.calibration import calibration_batches
     from binarize.file import float_contents, save
+    from binarize.prepare import prepare_student
 
     if args.weights is None and recipe is not None:
         out.note("note: without --weights the network starts from random weights")
-    with out.step("tracing, planning, rewriting"), shell_remedies(args.model):
-        student: Any = convert(network, args.policy, **options)
+    student: Any
+    if args.calibrate is None:
+        with out.step("tracing, planning, rewriting"), shell_remedies(args.model):
+            student = convert(network, args.policy, **options)
+    else:
+        batches = calibration_batches(args, source)
+        count = sum(len(batch["image"]) for batch in batches)
+        doing = f"converting, and calibrating on {count} images"
+        with out.step(doing), shell_remedies(args.model):
+            student = prepare_student(
+                network,
+                args.policy,
+                batches,
+                norm_batches=len(batches),
+                calibrate=True,
+                **options,
+            )
     with out.step(f"saving {args.output}"):
         save(student, args.output)
     _save_policy(student.binarize_plan, args.save_policy, out)

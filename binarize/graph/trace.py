@@ -32,7 +32,7 @@ from binarize.graph.model_input import deepcopy_model
 from binarize.graph.shapes_only import ShapesOnly, leave_nothing, namespaces, preserve_generators
 from binarize.graph.type_checks import TypeChecks, record_type_checks
 
-__all__ = ["Op", "Trace", "skeleton", "trace"]
+__all__ = ["Op", "Recorder", "Trace", "skeleton", "trace"]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _record(
     training: bool,
 ) -> Trace:
     model.train(training)
-    recorder = _Recorder(model, fake)
+    recorder = Recorder(model, fake)
     if fake is not None:
         args = tree_map_only(Tensor, fake.stand_in, tuple(args))
         kwargs = tree_map_only(Tensor, fake.stand_in, kwargs)
@@ -195,7 +195,14 @@ def _quiet() -> Iterator[None]:
         logger.disabled = disabled
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
+    """Records the operations of a run.
+
+    Args:
+        model: The network that runs.
+        fake: The mode of a run without values; ``None`` for one with values.
+    """
+
     def __init__(self, model: nn.Module, fake: ShapesOnly | None) -> None:
         super().__init__()
         self.model = model

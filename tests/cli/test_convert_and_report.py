@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from binarize.cli.convert import show_plan
 from binarize.cli.networks import Recipe, build
 from binarize.cli.output import Output
+from binarize.data import UnlabelledFolder
 from binarize.file import load
 from binarize.graph import plan
 from binarize.policy import load_policy, validate
 from binarize.policy.loader import _MATCH, _REPLACE, _RULE, _TOP, _UNIT
 from binarize.policy.schema import ACTIONS, KINDS, ROLES
+from binarize.prepare import prepare_student
 from binarize.writing import jsonable
 
 NET = ("demo:UNet", "--model-arg", "widths=[8,16]")
@@ -290,3 +293,46 @@ def test_a_share_of_more_than_all_is_refused(run) -> None:
     answer = run("convert", "demo:UNet", "--plan-only", "--budget", "110%")
     assert answer.code == 1
     assert "write for example '3MB', '10%', '5GOPs', '12ms'" in answer.err
+
+
+def photos(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        pixels = torch.randint(0, 256, (30, 40, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return folder
+
+
+def test_calibration_on_a_folder(run, tmp_path: Path) -> None:
+    folder, target = photos(tmp_path / "photos", 5), tmp_path / "unet.safetensors"
+    torch.manual_seed(0)
+    answer = run(
+        "convert", *NET, "-o", target, "--calibrate", folder, "--images", 3, "--size", "32x24"
+    )
+    assert answer.code == 0, answer.err
+    assert "converting, and calibrating on 3 images" in answer.err
+    torch.manual_seed(0)
+    teacher = build(Recipe("demo:UNet", arguments={"widths": [8, 16]})).eval()
+    data = UnlabelledFolder(folder, (24, 32), normalize="imagenet")
+    batch = torch.stack([data[i]["image"] for i in (0, 1, 3)])
+    expected = prepare_student(teacher, batches=[batch], calibrate=True).eval()
+    found = load(target, model=teacher).eval()
+    assert torch.allclose(found(batch), expected(batch), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size", "32x24", "--images", "0"), "images=0: must be positive; use 32 or so"),
+        ((), "--size: --calibrate needs the width and height that images are resized to; give"),
+        (("--size", "32x24", "--calibrate", "nowhere"), "images='nowhere': "),
+        (("--size", "32x24", "--dry-run"), "there is nothing to fit in a preview; omit it, or"),
+    ],
+)
+def test_calibration_that_cannot_be(run, tmp_path: Path, words, message: str) -> None:
+    folder, target = photos(tmp_path / "photos", 1), tmp_path / "unet.safetensors"
+    answer = run("convert", *NET, "-o", target, "--calibrate", folder, *words)
+    assert answer.code == 1
+    assert message in answer.err
+    assert not target.exists()
