@@ -60,7 +60,7 @@ def test_all_sizes_that_it_was_called_with(tmp_path: Path) -> None:
         assert (one["twice"], one["type"]) == (two["twice"], two["type"])
     last = {"image": small["image"].contiguous(memory_format=torch.channels_last)}
     assert torch.equal(loaded(last)["maps"][0], wanted[0]["maps"][0])
-    assert torch.equal(loaded(other)["maps"][0], network(other)["maps"][0])
+    assert torch.equal(loaded(other)["maps"][0], network.network(other)["maps"][0])
     with pytest.raises(ModelError) as caught:
         loaded({"image": other["image"].double()})
     assert str(caught.value) == (

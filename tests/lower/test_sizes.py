@@ -292,7 +292,8 @@ def test_a_file_serves_other_sizes(tmp_path: Path) -> None:
     binarize.save(network, path)
     loaded: Any = binarize.load(path)
     assert torch.equal(loaded(example), network(example))
-    for samples, size in [(1, s) for s in SIZES] + [(2, (10, 12)), (3, (11, 6))]:
+    sizes = [size for size in SIZES if size != (2, 2)]  # one pixel at half the size
+    for samples, size in [(1, s) for s in sizes] + [(2, (10, 12)), (3, (11, 6))]:
         x = torch.randn(samples, 3, *size)
         assert torch.equal(loaded(x), network.network(x)), (samples, size)
         last = x.contiguous(memory_format=torch.channels_last)
@@ -309,6 +310,7 @@ def test_what_a_file_does_not_serve(tmp_path: Path) -> None:
         (torch.randn(1, 4, 16, 16), "1x4x16x16 float32"),
         (torch.randn(1, 3, 16, 16, dtype=torch.float64), "1x3x16x16 float64"),
         (torch.randn(1, 3, 1, 16), "1x3x1x16 float32"),
+        (torch.randn(1, 3, 2, 2), "1x3x2x2 float32"),
     ):
         with pytest.raises(ModelError) as caught:
             loaded(x)
