@@ -107,7 +107,9 @@ class ProgramNetwork(DeployedNetwork):
         super().__init__()
         self.programs = programs
         self.fixed = not programs.general
-        self.fixed_batch = not any(_any_batch(key) for key, _ in programs.general)
+        # One sample and several are separate programs.
+        batches = {_batch(key) for key, _ in programs.general}
+        self.fixed_batch = not {1, None} <= batches
         first = next(iter(programs.programs))
         self.example_shapes = tuple(tuple(x[0]) for x in first[1] if isinstance(x[0], torch.Size))
 
@@ -125,9 +127,10 @@ class ProgramNetwork(DeployedNetwork):
         return self.run(*args, **kwargs) if given in known else super().forward(*args, **kwargs)
 
 
-def _any_batch(key: Any) -> bool:
-    """Whether the number of samples is free in all that a program of free sizes depends on."""
-    return all(leaf[0][0] is None for leaf in key[1] if len(leaf) == 4)
+def _batch(form: Any) -> int | None:
+    """Return the number of samples that a general program is for, None for all from two on."""
+    counts: list[int | None] = [leaf[0][0] for leaf in form[1] if len(leaf) == 4 and leaf[0]]
+    return counts[0] if counts else 0
 
 
 class OnnxNetwork(DeployedNetwork):

@@ -238,6 +238,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
+        """Record calls of the model's modules."""
         handles = []
         for module in self.model.modules():
             handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -386,6 +387,7 @@ class Recorder(TorchFunctionMode):
                 counts["cat"] += 1
 
     def add_inputs(self, values: Any) -> None:
+        """Record the inputs of the run."""
         for value in tree_iter(values):
             if isinstance(value, Tensor):
                 index = len(self.ops)
@@ -397,6 +399,7 @@ class Recorder(TorchFunctionMode):
                 self._memory.see([], [value])
 
     def add_outputs(self, values: Any) -> None:
+        """Record the outputs of the run."""
         for value in _tensors(values):
             source = self._maker(value)
             if source is not None:

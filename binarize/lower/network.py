@@ -8,7 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -176,11 +176,12 @@ class PackedNetwork(nn.Module):
 
         There is one for a single sample and one for several: a size of one may be broadcast.
         """
-        for (spec, leaves, autocast), _ in list(self._programs.items()):
+        for each in list(self._programs):
+            spec, leaves, autocast = cast(Any, each)
             if autocast != autocast_state():
                 continue
-            for several in (False, True):
-                inputs = [_zeros(leaf, several) for leaf in leaves]
+            for samples in (None, 1, 2):
+                inputs = [_zeros(leaf, samples) for leaf in leaves]
                 key = form(inputs, spec, autocast)
                 known = self._form(key) if key else _Form(fixed="nothing is free")
                 if not known.fixed and not any(p.fits(inputs) for p in known.programs):
@@ -283,22 +284,21 @@ def _make_program(
         if sizes.is_constant:
             raise NotRecordable("a size decides what it does")
         conditions = fx.GraphModule({}, sizes.conditions())
-    return Program(fx.GraphModule(recording.constants, recording.graph), tensors, *told, conditions)
+    module = fx.GraphModule(recording.constants, recording.graph)
+    return Program(module, tensors, told[0], told[1], conditions)
 
 
-def _zeros(leaf: Any, several: bool) -> Any:
-    """Make an argument like a program's, optionally with two samples in place of one."""
+def _zeros(leaf: Any, samples: int | None) -> Any:
+    """Make an argument like a program's, of another number of samples unless that is None."""
     if not isinstance(leaf[0], torch.Size):
         return leaf[1]
     shape, strides, dtype, device = leaf
-    value = torch.empty_strided(shape, strides, dtype=dtype, device=device).zero_()
-    if several and value.dim() >= 3 and len(value) == 1:
-        order = dimension_order(value)
-        doubled = (2, *shape[1:])
-        steps = strides_of(doubled, order) if order else None
-        if steps:
-            value = torch.empty_strided(doubled, steps, dtype=dtype, device=device).zero_()
-    return value
+    value = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+    order = dimension_order(value)
+    if samples and order and value.dim() >= 3:
+        shape = (samples, *shape[1:])
+        strides = strides_of(shape, order)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device).zero_()
 
 
 def _check_plain(leaves: Sequence[Any], what: str) -> None:

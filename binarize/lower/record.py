@@ -31,6 +31,11 @@ class NotRecordable(Exception):
     """A run that a graph cannot represent; the message says why."""
 
 
+def _as_they_are(value: Any) -> Any:
+    """Return a structure without symbolic sizes unchanged."""
+    return value
+
+
 @dataclass
 class Recording:
     """A run as a graph without side effects.
@@ -45,7 +50,7 @@ class Recording:
 
     graph: fx.Graph = field(default_factory=fx.Graph)
     constants: dict[str, Tensor] = field(default_factory=dict)
-    numbers: Callable[[Any], Any] = field(default=lambda value: value)
+    numbers: Callable[[Any], Any] = _as_they_are
 
     def constant(self, value: Tensor) -> fx.Node:
         """Add a node for a known tensor at the graph's insertion point."""

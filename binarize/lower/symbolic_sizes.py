@@ -61,7 +61,7 @@ def hint(value: Any) -> Any:
 
 def dimension_order(value: Tensor) -> tuple[int, ...] | None:
     """Return a dense tensor's dimensions from outermost to innermost, of others ``None``."""
-    order = sorted(range(value.dim()), key=lambda d: -value.stride(d))
+    order = sorted(range(value.dim()), key=value.stride, reverse=True)
     dense = strides_of(value.shape, order) == value.stride()
     return tuple(order) if dense else None
 
