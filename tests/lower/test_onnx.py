@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import binarize
 from binarize.data import Scenes
 from binarize.errors import BinarizeError
-from binarize.nn import BiConv1d, BiConv2d, BiConv3d, BiConvTranspose2d, ShiftedPReLU
+from binarize.nn import BiConv2d, BiConv3d, BiConvTranspose2d, ShiftedPReLU
 from binarize.runtime import Session
 
 
@@ -142,13 +142,10 @@ def test_windows_that_follow_the_size(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("rank", [1, 3])
-def test_units_of_any_rank_read_before_upsampling(
-    rank: int, shop: SimpleNamespace, tmp_path: Path
-) -> None:
-    make, path = {1: BiConv1d, 3: BiConv3d}[rank], tmp_path / "net.onnx"
-    network = shop.train_like(nn.Sequential(nn.Upsample(scale_factor=2), make(4, 4, 1)))
-    x = torch.randn(1, 4, *(2, 3, 4)[:rank])
+def test_units_read_volumes_before_upsampling(shop: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    network = shop.train_like(nn.Sequential(nn.Upsample(scale_factor=2), BiConv3d(4, 4, 1)))
+    x = torch.randn(1, 4, 2, 3, 4)
     binarize.export_onnx(network, path, x, runtime="binarize")
     assert "Resize" not in {node.op_type for node in onnx.load(path).graph.node}
     with torch.no_grad():

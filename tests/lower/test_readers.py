@@ -159,3 +159,4 @@ def test_a_part_that_is_changed_is_no_program(shop: SimpleNamespace, how: str) -
     packed = binarize.pack(student)
     with torch.no_grad():
         torch.testing.assert_close(packed(x), student(x), atol=1e-4, rtol=1e-4)
+    assert "it changes a tensor that is read elsewhere" in packed.unfused
