@@ -43,7 +43,7 @@ import pytest
 
 # Folders of the package, and those of tests that belong to them.
 FOLDERS = {
-    "graph": ("graph", "report", "file", "page"),
+    "graph": ("graph", "report", "file", "page", "policy"),
     "lower": ("lower", "runtime"),
     "file": ("file",),
     "train": ("train",),

@@ -98,7 +98,8 @@ def fill_packed(
     for tensor in (*network.parameters(), *network.buffers()):
         twins[id(tensor)] = tensor  # shared with the packed network
     packed = finish(network, twins)
-    for name, tensor in (*packed.named_parameters(), *packed.named_buffers()):
+    inner = packed.network  # its names are those of the user's network
+    for name, tensor in (*inner.named_parameters(), *inner.named_buffers()):
         if tensor.device.type == "meta":
             raise ModelError(
                 "model", name, "the file has no values for it", "give the network: model=..."

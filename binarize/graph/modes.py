@@ -65,16 +65,15 @@ def _has_parts(module: nn.Module) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _branches_on_mode(cls: type) -> bool:
     """Check whether a method of a class uses ``self.training`` other than as an argument."""
-    for base in cls.__mro__:
-        if base is nn.Module:
-            return False
-        if base.__module__.startswith("torch.nn."):
-            continue
-        for member in vars(base).values():
-            code = getattr(inspect.unwrap(getattr(member, "__func__", member)), "__code__", None)
-            if isinstance(code, CodeType) and _asks(code):
-                return True
-    return False
+    own = itertools.takewhile(lambda base: base is not nn.Module, cls.__mro__)
+    members = itertools.chain.from_iterable(
+        vars(base).values() for base in own if not base.__module__.startswith("torch.nn.")
+    )
+    codes = (
+        getattr(inspect.unwrap(getattr(member, "__func__", member)), "__code__", None)
+        for member in members
+    )
+    return any(isinstance(code, CodeType) and _asks(code) for code in codes)
 
 
 _DECIDING = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT", "COMPARE_OP", "STORE_", "COPY", "DUP_")

@@ -407,6 +407,19 @@ def test_how_budgets_are_written(text: str, kind: str, limit: float) -> None:
     assert (read.kind, read.limit) == (kind, pytest.approx(limit))
 
 
+def test_units_are_powers_of_their_prefixes() -> None:
+    for power, prefix in enumerate(("", "k", "M", "G", "T")):
+        units = {f"{prefix}OPs": 10 ** (3 * power)}
+        if power < 4:
+            units |= {f"{prefix}B": 10 ** (3 * power)}
+        if 0 < power < 4:
+            units |= {f"{prefix}iB": 2 ** (10 * power)}
+        for unit, factor in units.items():
+            assert Budget.parse(f"3{unit}")[0].limit == 3 * factor
+    for unit, milliseconds in (("us", 0.001), ("ms", 1), ("s", 1000)):
+        assert Budget.parse(f"3{unit}")[0].limit == pytest.approx(3 * milliseconds)
+
+
 @pytest.mark.parametrize("text", ["", "3", "MB", "3MX", "-3MB", "0MB", "1.2.3MB", "drop=0", 3,
                                   "agreement=1.1", "loss=0.1", "drop0.1", "3MB 5GOPs",
                                   "0%", "101%"])  # fmt: skip

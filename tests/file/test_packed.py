@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import binarize
 from binarize.errors import FileError, ModelError
-from binarize.file.packed import network_without_values
+from binarize.file.packed import fill_packed, network_without_values
+from binarize.file.slots import find_slots
+from binarize.file.stored import read_stored
 from binarize.nn import BinaryLayer, ShiftedPReLU
 from binarize.nn.packed import PackedUnit, StoredWeight
 
@@ -113,6 +115,28 @@ def test_refusals(tmp_path: Path) -> None:
     other.head = nn.Conv2d(8, 3, 1)
     with pytest.raises(ModelError, match="it is not the network that was saved"):
         binarize.load(path, other, packed=True)
+
+
+def test_a_tensor_without_values_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    binarize.save(trained(Small()), path)
+    empty = network_without_values(Small(), {})
+    student = binarize.convert(empty, example_inputs=torch.zeros(1, 3, 16, 16, device="meta"))
+    slots = [slot for slot in find_slots(student) if slot.keys != ("head.bias",)]
+    with pytest.raises(ModelError) as caught:
+        fill_packed(student, slots, read_stored(path), torch.device("cpu"))
+    assert str(caught.value) == (
+        "model='head.bias': the file has no values for it; give the network: model=..."
+    )
+
+
+def test_whole_numbers_as_parameters(tmp_path: Path) -> None:
+    network = Small()
+    network.levels = nn.Parameter(torch.tensor([3, 5]), requires_grad=False)
+    path = tmp_path / "small.safetensors"
+    binarize.save(trained(network), path)
+    packed = binarize.load(path, network, packed=True)
+    assert packed.network.levels.tolist() == [3, 5]
 
 
 def test_a_network_without_values_takes_no_memory() -> None:

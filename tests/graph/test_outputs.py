@@ -192,6 +192,42 @@ def test_feature_maps_are_no_outputs(kind: str) -> None:
         assert not any("overrides=" in d.reason for d in running)
 
 
+class Matches(nn.Module):
+    """Returns how alike any two positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 16), conv(16, 16), conv(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.a(x).flatten(2).transpose(1, 2) @ self.b(x).flatten(2)
+
+
+def test_a_product_of_two_feature_maps_is_no_frozen_layer() -> None:
+    roles = {d.site: d.roles for d in binarize.plan(Matches()).layers}
+    assert not any("prediction" in each for each in roles.values())
+
+
+class Side(nn.Module):
+    """Returns a prediction as wide as the stem, which further layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.side = conv(3, 16), conv(16, 32), conv(32, 16)
+        self.mix, self.head = conv(16, 16), conv(16, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        side = self.side(F.relu(self.body(F.relu(self.stem(x)))))
+        return self.head(F.relu(self.mix(side))), side
+
+
+def test_the_reason_of_a_guess_is_true() -> None:
+    (side,) = [d for d in binarize.plan(Side()).layers if d.site == "side"]
+    assert side.action == "keep"
+    assert "it narrows, has a bias and is returned unchanged" in side.reason
+
+
 class Auxiliary(nn.Module):
     """A head, and another one with a block of its own that only training calls."""
 

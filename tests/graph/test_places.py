@@ -247,6 +247,38 @@ def test_a_projection_has_its_role(stride: int, policy: str) -> None:
         assert down.action == "keep"
 
 
+class Broken(nn.Module):
+    """A branch whose norm carries no signal, beside a projection with or without a norm."""
+
+    def __init__(self, norm: nn.Module | None) -> None:
+        super().__init__()
+        self.a, self.b, self.group = conv(8, 16, stride=2), conv(16, 16), nn.GroupNorm(2, 16)
+        self.down, self.norm = conv(8, 16, 1, stride=2), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(x)
+        if self.norm is not None:
+            y = self.norm(y)
+        return F.relu(self.group(self.b(F.relu(self.a(x)))) + y)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_projection_that_becomes_a_bypass_loses_its_norm(normed: bool) -> None:
+    layer = Broken(nn.BatchNorm2d(16) if normed else None)
+    student = binarize.convert(ready(Line(layer=layer)))
+    actions = {d.site: d.action for d in student.binarize_plan.layers}
+    assert actions["layer.down"] == "bypass"
+    assert not any(key.startswith(("layer.down", "layer.norm")) for key in student.state_dict())
+    assert student(torch.randn(2, 3, 16, 16)).shape == (2, 2, 8, 8)
+
+
+def test_a_projection_is_found_below_the_block_that_calls_it() -> None:
+    # Its first name is elsewhere.
+    layer = Projected(2)
+    plan = binarize.plan(ready(Line(alias=layer.down, layer=layer)))
+    assert [d.action for d in plan.part("addition")] == ["drop"]
+
+
 class Context(nn.Module):
     """The mean of an image next to its feature map; layers and a sigmoid follow much later."""
 

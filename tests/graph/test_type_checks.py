@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,7 +243,7 @@ def test_classes_of_norms_and_types(how: str) -> None:
 def test_who_asks_is_told(how: str) -> None:
     plan = binarize.plan(Normed(how), example_inputs=X)
     part = "activation" if how == "type of activation" else "layer"
-    told = [d.reason for d in plan.part(part) if "ask" in d.reason]
+    told = [d.reason for d in plan.part(part) if "checks its" in d.reason]
     assert told
     assert all("test_type_checks.py:" in reason for reason in told)
     assert all(d.norm is None for d in plan.layers) or how == "type of activation"
@@ -249,6 +252,32 @@ def test_who_asks_is_told(how: str) -> None:
 def test_layers_whose_type_is_asked_for_stay() -> None:
     with pytest.raises(ModelError, match=r"checks its type \(test_type_checks.py:.*kind = "):
         binarize.plan(Normed("type of layer"), example_inputs=X)
+
+
+ALONE = """
+from torch import nn
+
+class Alone(nn.Sequential):
+    def forward(self, x):
+        norms = 0
+        for layer in self:
+            x = layer(x)
+            norms += isinstance(layer, nn.BatchNorm2d)
+        return x * norms
+"""
+
+
+def test_a_check_in_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "alone.py").write_text(ALONE)
+    monkeypatch.syspath_prepend(tmp_path)
+    alone = importlib.import_module("alone")
+    try:
+        net = alone.Alone(conv(3, 8), conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 2))
+        (body,) = [d for d in binarize.plan(net, example_inputs=X).layers if d.site == "1"]
+        assert body.norm is None
+        assert "alone.py:9: " in body.reason
+    finally:
+        del sys.modules["alone"]
 
 
 def test_no_question_no_change() -> None:

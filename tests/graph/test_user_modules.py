@@ -256,3 +256,20 @@ def test_channels_are_found_wherever_they_go(size: tuple[int, int]) -> None:
     assert (student.first.channels, student.first.channel_dim) == (8, 1)
     assert (student.last.channels, student.last.channel_dim) == (8, -1)
     assert student(torch.randn(2, 3, 9, 11)).shape == (2, 2, 9, 11)
+
+
+class Part:
+    """A result that knows what it belongs to."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.whole, self.value = self, value
+
+
+def test_a_result_that_refers_to_itself() -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Part:
+            return Part(super().forward(x))
+
+    net = Net(*(nn.Conv2d(a, b, 3) for a, b in ((3, 8), (8, 8), (8, 2))))
+    actions = [d.action for d in binarize.plan(net, example_inputs=torch.zeros(1, 3, 9, 9)).layers]
+    assert actions == ["keep", "binarize", "keep"]

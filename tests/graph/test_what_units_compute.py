@@ -343,6 +343,7 @@ def test_stem_gates_and_prediction_are_kept() -> None:
     student = convert(model)
     plan = {d.site: d for d in student.binarize_plan.layers}
     assert {site for site, d in plan.items() if d.action == "binarize"} == {"1.0.conv"}
+    assert {site for site, d in plan.items() if "gate" in d.roles} == {"1.0.reduce", "1.0.expand"}
     assert "image" in plan["0"].reason
     assert "prediction" in plan["2"].reason
     assert "1x1 feature map" in plan["1.0.reduce"].reason

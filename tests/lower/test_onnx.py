@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import binarize
 from binarize.data import Scenes
 from binarize.errors import BinarizeError
-from binarize.nn import BiConv2d, BiConvTranspose2d, ShiftedPReLU
+from binarize.nn import BiConv2d, BiConv3d, BiConvTranspose2d, ShiftedPReLU
 from binarize.runtime import Session
 
 
@@ -139,6 +139,18 @@ def test_windows_that_follow_the_size(
             wanted = network(image)
         found = torch.from_numpy(session(image.numpy()))
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_units_read_volumes_before_upsampling(shop: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    network = shop.train_like(nn.Sequential(nn.Upsample(scale_factor=2), BiConv3d(4, 4, 1)))
+    x = torch.randn(1, 4, 2, 3, 4)
+    binarize.export_onnx(network, path, x, runtime="binarize")
+    assert "Resize" not in {node.op_type for node in onnx.load(path).graph.node}
+    with torch.no_grad():
+        found = torch.from_numpy(Session(path)(x.numpy()))
+        torch.testing.assert_close(found, network(x), atol=1e-4, rtol=1e-4)
 
 
 class OneSize(Net):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import binarize
 from binarize.errors import SlowWarning
 from binarize.kernels import native
-from binarize.nn import BiConv2d
+from binarize.nn import BiConv2d, ShiftedPReLU
 
 
 def assert_alike(packed: Any, network: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -81,6 +81,7 @@ class Tail(nn.Module):
     def __init__(self, what: str) -> None:
         super().__init__()
         self.unit = BiConv2d(4, 4, 3, padding=1)
+        self.act = ShiftedPReLU(4, channel_dim=-1)
         self.what = what
 
     def forward(self, x: Tensor) -> Any:
@@ -101,17 +102,22 @@ class Tail(nn.Module):
             return F.relu(y) + x
         if self.what == "view":
             return F.relu(y.flatten(2)).sum(2)
+        if self.what == "other dimension":
+            return self.act(y)
         return F.gelu(y)
 
 
 @pytest.mark.parametrize(
     "what",
-    [*"broadcast scaled twice itself number after view gelu".split(), "other type"],
+    [
+        *"broadcast scaled twice itself number after view gelu".split(),
+        *("other type", "other dimension"),
+    ],
 )
 def test_tail_that_stays(shop: SimpleNamespace, what: str) -> None:
     network = shop.train_like(Tail(what))
     packed = binarize.pack(network)
-    assert_alike(packed, network, torch.randn(2, 4, 6, 5))
+    assert_alike(packed, network, torch.randn(2, 4, 6, 4))
     assert packed.unfused is None
     (call,) = shop.calls(packed)
     assert call["residuals"] == []
@@ -221,6 +227,25 @@ def test_norm_whose_input_is_read_elsewhere(shop: SimpleNamespace) -> None:
     packed = binarize.pack(network)
     assert_alike(packed, network, torch.randn(1, 3, 7, 6))
     assert shop.operators(packed) == ["convolution", "native_batch_norm"]
+
+
+@pytest.mark.parametrize("gain", ["none", "computed"])
+def test_norms_with_other_gains(shop: SimpleNamespace, gain: str) -> None:
+    class Norm(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight.exp(), self.bias, eps=self.eps)
+
+    norm = nn.BatchNorm2d(4, affine=False) if gain == "none" else Norm(4)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), norm, BiConv2d(4, 4, 3)).eval()
+    with torch.no_grad():
+        for value in (norm.running_mean, norm.running_var, *norm.parameters()):
+            value.uniform_(0.5, 2)
+    packed = binarize.pack(network)
+    assert_alike(packed, network, torch.randn(2, 3, 7, 6))
+    assert packed.unfused is None
+    # Only a norm of known numbers becomes one multiplication and addition.
+    assert ("addcmul" in shop.operators(packed)) is (gain == "none")
 
 
 def test_calls_of_all_sizes(shop: SimpleNamespace) -> None:

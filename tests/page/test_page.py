@@ -177,6 +177,9 @@ def test_plan_page_shows_all_decisions(tmp_path: Path) -> None:
     page = self_contained(plan.to_html(tmp_path / "plan.html").read_text(encoding="utf-8"))
     assert page.count("tr") == 1 + len(plan.decisions)
     assert all(decision.site in page.text for decision in plan.decisions)
+    # Columns are sorted by number.
+    weights = [repr(float(decision.weights)) for decision in plan.layers]
+    assert list(page.values("data-value")) == weights
 
 
 def test_inspection_page(tmp_path: Path) -> None:

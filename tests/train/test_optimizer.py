@@ -56,6 +56,17 @@ def test_groups() -> None:
     assert decay == {"decayed": 0.1, "latent": 0.001, "plain": 0.0}
 
 
+def test_a_single_number_does_not_decay() -> None:
+    network = nn.Linear(2, 3, bias=False)
+    for name, shape in (("scalar", ()), ("gain", (1,)), ("one", (1, 1))):
+        network.register_parameter(name, nn.Parameter(torch.ones(shape)))
+    decayed, plain = parameter_groups(network, 0.1)
+    assert [value is network.weight for value in decayed["params"]] == [True]
+    assert {id(value) for value in plain["params"]} == {
+        id(value) for value in (network.scalar, network.gain, network.one)
+    }
+
+
 def test_nothing_to_train() -> None:
     network = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ModelError) as caught:

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+
+from binarize.train.processes import equalise
 
 SCRIPT = """
     import functools, json, sys
@@ -190,3 +194,25 @@ def test_two_processes_go_on_inside_an_epoch(tmp_path: Path) -> None:
     # Sums of both processes are added in another order.
     assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert resumed["distillation"] == pytest.approx(whole["distillation"], rel=1e-5)
+
+
+def test_buffers_of_all_processes_become_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Seen from the second of two processes; the first one's values are 3.
+    summed = []
+
+    def all_reduce(value: Tensor) -> None:
+        summed.append(value.dtype)
+        value += 3
+
+    def broadcast(value: Tensor, source: int) -> None:
+        assert source == 0
+        value.fill_(3)
+
+    for name, function in (("all_reduce", all_reduce), ("broadcast", broadcast)):
+        monkeypatch.setattr(torch.distributed, name, function)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr("binarize.train.processes.is_distributed", lambda: True)
+    buffers = [torch.ones(2, dtype=each) for each in (torch.float32, torch.bfloat16, torch.int64)]
+    equalise(buffers)
+    assert [buffer.tolist() for buffer in buffers] == [[2, 2], [2, 2], [3, 3]]
+    assert summed == [torch.float32, torch.float32]  # sums in bfloat16 would be coarse

@@ -8,6 +8,7 @@ from torch import nn
 
 from binarize.errors import DataError, ModelError
 from binarize.train import recalibrate
+from binarize.train.recalibrate import has_statistics
 
 
 def _network() -> nn.Sequential:
@@ -86,6 +87,20 @@ def test_a_failure_leaves_the_network_as_it_was(batches, message: str) -> None:
     assert network[1].momentum == 0.03
     assert network.training
     assert network[3].training
+
+
+def test_only_what_keeps_running_statistics_is_estimated() -> None:
+    class Logger(nn.Identity):
+        def observe(self, x: torch.Tensor) -> None:
+            pytest.fail("it is no norm")
+
+    frozen = nn.BatchNorm2d(3, track_running_stats=False)
+    assert [has_statistics(m) for m in (Logger(), frozen, nn.BatchNorm2d(3))] == [
+        False,
+        False,
+        True,
+    ]
+    recalibrate(nn.Sequential(Logger(), nn.BatchNorm2d(3)), [torch.randn(2, 3, 4, 4)])
 
 
 def test_a_network_without_batch_norm() -> None:

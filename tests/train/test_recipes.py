@@ -164,6 +164,18 @@ def test_mistakes_of_recipes(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_all_mistakes_are_listed(tmp_path: Path) -> None:
+    text = "[training]\nlearning = 1\nlr = 0\nwarmupp = 1\nepochs = 0\n"
+    assert [
+        problem.split("=")[0].split(",")[0] for problem in validate_recipe(write(tmp_path, text))
+    ] == [
+        "unknown key training.learning",
+        "training.lr",
+        "unknown key training.warmupp",
+        "training.epochs",
+    ]
+
+
 def test_recipes_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(BinarizeError, match="recipe='cnn-dens': no such .*; did you mean 'cnn-d"):
         Trainer(network(), recipe="cnn-dens")
