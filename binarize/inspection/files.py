@@ -95,7 +95,7 @@ def read(path: Path) -> Inspection:
         raise FileError(
             "inspection",
             str(path),
-            f"is not an inspection that can be read ({type(error).__name__}: {error})",
+            f"is not a readable inspection ({type(error).__name__}: {error})",
             "give the folder that binarize inspect wrote",
         ) from error
 

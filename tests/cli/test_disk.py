@@ -21,7 +21,7 @@ COMMANDS = {
     "pack": ("{file}", "-o", "{out}/a.packed"),
     "export": ("{file}", "-o", "{out}/a.onnx"),
     "predict": ("{file}", "{photos}", "--output", "{out}"),
-    "coverage": ("timm:test_resnet", "--light", "--jobs", "1", "-o", "{out}/a.md"),
+    "coverage": ("--wild", "{photos}/../nets.py", "-o", "{out}/a.md"),
 }
 
 
@@ -50,6 +50,10 @@ def photos(tmp_path: Path) -> Path:
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "0.png")
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(*(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))\n"
+    )
     return folder
 
 

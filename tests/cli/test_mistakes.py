@@ -233,7 +233,7 @@ def test_an_interruption_stays_one_when_cleaning_up_fails(
         finally:
             raise RuntimeError("half closed")
 
-    monkeypatch.setattr("binarize.policy.policies", interrupted)
+    monkeypatch.setattr("binarize.policy.policy_files", interrupted)
     answer = run("rules", "ls")
     assert answer.code == 130
     assert answer.err.strip() == "interrupted"
@@ -243,7 +243,7 @@ def test_a_bug_says_so_and_how_to_see_more(run, monkeypatch: pytest.MonkeyPatch)
     def broken() -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("binarize.policy.policies", broken)
+    monkeypatch.setattr("binarize.policy.policy_files", broken)
     answer = run("rules", "ls")
     assert answer.code == 70
     assert answer.err.startswith("error: ZeroDivisionError: oh (a bug in binarize")

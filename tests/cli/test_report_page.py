@@ -153,7 +153,7 @@ def test_inspections_are_read_as_they_were(inspected, tmp_path: Path) -> None:
         assert [len(t) for t in found._page().split("data:image/png")] == [
             len(t) for t in made._page().split("data:image/png")
         ]
-    with pytest.raises(FileError, match=r"inspection='.*': is not an inspection that can be read"):
+    with pytest.raises(FileError, match=r"inspection='.*': is not a readable inspection"):
         Inspection.load(tmp_path)
     (tmp_path / "inspection.json").write_text((folder / "inspection.json").read_text())
     with pytest.raises(FileError, match=r"feature_maps\.csv"):
@@ -177,8 +177,8 @@ def test_mistakes(run, binary_run: Path, float_run: Path, photo: Path, tmp_path:
         (["--profile", photo], "is for the page; give --html FILE too"),
         (["--html", page, "--teacher", file], "needs an image; give --image FILE too"),
         (["--html", page, "--image", "missing.png"], "missing.png"),
-        (["--html", page, "--inspected", tmp_path], "is not an inspection that can be read"),
-        (["--html", page, "--profile", photo], "is not a profile that can be read"),
+        (["--html", page, "--inspected", tmp_path], "is not a readable inspection"),
+        (["--html", page, "--profile", photo], "is not a readable profile"),
     ):
         answer = run("report", file, *words, "--quiet")
         assert answer.code == 1

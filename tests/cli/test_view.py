@@ -203,7 +203,7 @@ def test_errors_are_one_line(run, tmp_path: Path) -> None:
             (["missing"], "path='missing': no such file or folder; give a folder of binarize"),
             (["empty"], "has nothing to show; give a folder of binarize train"),
             (["runs"], f"has nothing to show; give one of the runs inside, such as runs{os.sep}a"),
-            (["foreign.json"], "is not a frontier that can be read"),
+            (["foreign.json"], "is not a readable frontier"),
             (["other.json"], "is not a result of binarize frontier, sensitivity or inspect"),
             (["cut.json"], "path='cut.json': cannot be read"),
             (["net.safetensors"], "net.safetensors"),
