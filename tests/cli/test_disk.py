@@ -52,7 +52,7 @@ def photos(tmp_path: Path) -> Path:
     Image.fromarray(pixels).save(folder / "0.png")
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n\n\ndef make():\n"
-        "    return nn.Sequential(*(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))\n"
     )
     return folder
 
