@@ -40,7 +40,7 @@ def unwrap_model(model: Any) -> nn.Module:
 
 def _inside(module: nn.Module) -> nn.Module | None:
     """Return the module inside a wrapper of ``torch.compile``."""
-    return module._modules.get(_COMPILED)
+    return dict(module.named_children()).get(_COMPILED)
 
 
 def deepcopy_model(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:

@@ -153,7 +153,7 @@ def test_callbacks_optimizers_and_schedulers(tmp_path: Path) -> None:
     assert [r["epoch"] for r in first.fit(data, data)] == [1, 2, 3, 4] == seen
     assert first.history[0]["lr"] == pytest.approx(0.1 * (1 - 0.5 * 2 / 18))
     rows = (tmp_path / "log.csv").read_text().splitlines()
-    assert rows[0].startswith("epoch,loss,lr,seconds,val_loss,top1,top5")
+    assert rows[0].startswith("epoch,loss,lr,images,seconds,val_loss,top1,top5")
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "4"]
     # A run that came to its early end does not go on when it is resumed.
     assert len(run(resume="auto").fit(data, data)) == 4
