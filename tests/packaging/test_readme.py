@@ -82,6 +82,7 @@ def test_readme_commands_run_on_the_file_of_its_python(
         assert exit_code(main, shlex.split(line)[1:]) == 0, line
 
 
+@pytest.mark.timeout(400)
 def test_shell_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from binarize.cli import main
 
