@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.cli.networks import FORMS, add_network_options, nearest
+from binarize.cli.networks import FORMS, add_network_of_file, add_network_options, nearest
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError
@@ -95,12 +95,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--no-memory", action="store_true", help="do not measure memory (a process per version)"
     )
-    parser.add_argument(
-        "--model",
-        dest="network",
-        metavar="MODEL",
-        help="the network of the file, if the file does not name it (see train)",
-    )
+    add_network_of_file(parser)
     # Internal: run one version in a separate process and report its memory.
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     add_network_options(parser)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binarize.cli.datasets import add_data_options, held_out, open_data
-from binarize.cli.networks import FORMS, add_network_options, recipe_from
+from binarize.cli.networks import FORMS, add_network_of_file, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
 from binarize.errors import BinarizeError, DataError, FileError
@@ -81,12 +81,7 @@ def add(commands: Subparsers) -> None:
         "--maps", type=int, default=4, metavar="N", help="feature maps to keep (default 4)"
     )
     parser.add_argument("--split", help="train, val or test (default test, else val)")
-    parser.add_argument(
-        "--model",
-        dest="network",
-        metavar="MODEL",
-        help="the network of the file, if the file does not name it (see train)",
-    )
+    add_network_of_file(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
     add_data_options(parser, required=False, workers=False)
     add_network_options(parser)

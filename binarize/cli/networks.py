@@ -21,6 +21,7 @@ __all__ = [
     "DEMO",
     "FORMS",
     "Recipe",
+    "add_network_of_file",
     "add_network_options",
     "build",
     "example_of",
@@ -67,6 +68,16 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="argument of the network's constructor, e.g. decoder_channels=[64,48,32,24,16]",
+    )
+
+
+def add_network_of_file(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names a file's network (``network``)."""
+    parser.add_argument(
+        "--model",
+        dest="network",
+        metavar="MODEL",
+        help="the network of the file, if the file does not name it (see train)",
     )
 
 

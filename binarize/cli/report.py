@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.cli.networks import FORMS, add_network_options, recipe_from
+from binarize.cli.networks import FORMS, add_network_of_file, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent
 from binarize.errors import BinarizeError
@@ -103,12 +103,7 @@ def add(commands: Subparsers) -> None:
         metavar="FILE",
         help="for --html: show the latency of the layers, as binarize profile wrote it",
     )
-    parser.add_argument(
-        "--model",
-        dest="network",
-        metavar="MODEL",
-        help="the network of the file, if the file does not name it (see train)",
-    )
+    add_network_of_file(parser)
     add_network_options(parser)
 
 

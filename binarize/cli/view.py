@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from binarize.cli.networks import add_network_options, recipe_from
+from binarize.cli.networks import add_network_of_file, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
 from binarize.errors import BinarizeError, FileError
@@ -52,12 +52,7 @@ def add(commands: Subparsers) -> None:
         "--port", type=int, default=0, metavar="N", help="port (default 0: any free one)"
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument(
-        "--model",
-        dest="network",
-        metavar="MODEL",
-        help="the network of the file, if the file does not name it (see train)",
-    )
+    add_network_of_file(parser)
     add_network_options(parser)
 
 

@@ -20,7 +20,7 @@ from binarize.lower.program import from_data, to_data
 __all__ = ["FORMAT", "holds_programs", "load_programs", "program_contents"]
 
 FORMAT = "binarize-programs"
-# The first has no programs of free sizes; files without any are still written as such.
+# Version 1 has no general programs, and files without any are still written as version 1.
 VERSION = 2
 
 

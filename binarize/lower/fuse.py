@@ -85,7 +85,7 @@ def fuse_units(
     for node in units(recording.graph):
         _take_tail(recording, node)
     for node in units(recording.graph):
-        _read_parts(recording, node, upsampling_factor or _upsampling_factor)
+        _read_parts(node, upsampling_factor or _upsampling_factor)
     _pass_means(recording, makers)
     recording.graph.eliminate_dead_code()
 
@@ -188,9 +188,7 @@ def _join(recording: Recording, y: fx.Node, user: fx.Node, given: dict[str, Any]
 # What precedes a binary layer
 
 
-def _read_parts(
-    recording: Recording, node: fx.Node, upsampling_factor: Callable[[fx.Node], int | None]
-) -> None:
+def _read_parts(node: fx.Node, upsampling_factor: Callable[[fx.Node], int | None]) -> None:
     given = arguments(node)
     pairs = list(zip(given["sources"], given["upsample"], strict=True))
     todo, parts = pairs[::-1], []
