@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,9 @@ class ProgramNetwork(DeployedNetwork):
         # One sample and several are separate programs.
         batches = {_batch(key) for key, _ in programs.general}
         self.fixed_batch = not {1, None} <= batches
-        first = next(iter(programs.programs))
-        self.example_shapes = tuple(tuple(x[0]) for x in first[1] if isinstance(x[0], torch.Size))
+        keys = [*programs.programs, *(key for key, _ in programs.general)]
+        shapes = [leaf[0] for leaf in keys[0][1] if len(leaf) == 4]
+        self.example_shapes = tuple(_example(shape) for shape in shapes)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program of these arguments."""
@@ -125,6 +126,13 @@ class ProgramNetwork(DeployedNetwork):
             for _, shapes, _ in self.programs.programs
         )
         return self.run(*args, **kwargs) if given in known else super().forward(*args, **kwargs)
+
+
+def _example(shape: Sequence[Any]) -> tuple[int, ...]:
+    """Return a typical shape: one sample, and 224 pixels, where a size is free."""
+    return tuple(
+        n if isinstance(n, int) else 1 if place == 0 else 224 for place, n in enumerate(shape)
+    )
 
 
 def _batch(form: Any) -> int | None:
@@ -176,13 +184,7 @@ class OnnxNetwork(DeployedNetwork):
         shapes = [value.shape for value in inputs]
         self.fixed = all(isinstance(n, int) for shape in shapes for n in shape[1:])
         self.fixed_batch = all(isinstance(shape[0], int) for shape in shapes if shape)
-        self.example_shapes = tuple(
-            tuple(
-                n if isinstance(n, int) else 1 if place == 0 else 224
-                for place, n in enumerate(shape)
-            )
-            for shape in shapes
-        )
+        self.example_shapes = tuple(_example(shape) for shape in shapes)
         self.description = self._session.get_modelmeta().custom_metadata_map.get(DESCRIPTION)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:

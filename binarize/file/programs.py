@@ -15,7 +15,7 @@ from binarize.file.container import Entry, check_sum, check_version, read_file, 
 from binarize.file.contents import DESCRIPTION, Contents, decode, encode
 from binarize.kernels import layout
 from binarize.lower import PackedNetwork, PackedPrograms
-from binarize.lower.program import from_data, to_data
+from binarize.lower.program import Program, from_data, to_data
 
 __all__ = ["FORMAT", "holds_programs", "load_programs", "program_contents"]
 
@@ -40,8 +40,11 @@ def program_contents(
     Raises:
         ModelError: It has no programs, or they cannot be stored.
     """
-    plain = [(key, p) for key, p in packed.programs.items() if not _under_autocast(key)]
-    if not plain:
+    packed.generalize()
+    fixed = [(key, p) for key, p in packed.programs.items() if p.conditions is None]
+    general = [(key, p) for key, p in packed.general if _is_storable(key, p)]
+    every = [(key, p) for key, p in [*fixed, *general] if not _under_autocast(key)]
+    if not every:
         raise ModelError(
             "model",
             type(packed.network).__name__,
@@ -52,9 +55,6 @@ def program_contents(
         )
     names: dict[int, str] = {}
     entries, strides = [], {}
-    packed.generalize()
-    general = [(key, p) for key, p in packed.general if not _under_autocast(key)]
-    every = [*plain, *general]
     for value in (value for _, p in every for value in _constants(p.module)):
         if id(value) in names:
             continue
@@ -123,6 +123,15 @@ def _check_layout(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> 
             f"its weights have layout {found}, but this release's kernels read {layout.VERSION}",
             "save it again with this version",
         )
+
+
+def _is_storable(key: Any, program: Program) -> bool:
+    """Check a general program, which a file can do without."""
+    try:
+        to_data(key, program, {id(value): "" for value in _constants(program.module)})
+    except ModelError:
+        return False
+    return True
 
 
 def _under_autocast(key: Any) -> bool:

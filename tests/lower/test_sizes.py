@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import binarize
+from binarize.cli.deployed import ProgramNetwork
 from binarize.errors import ModelError
+from binarize.lower import program
 from binarize.nn import BiConv1d, BiConv2d, BiConv3d, BiConvTranspose2d
 
 # More than are recorded one by one.
@@ -30,7 +32,7 @@ def packed(network: nn.Module) -> Any:
 
 
 def general(network: Any) -> list[Any]:
-    return [program for _, program in network.general]
+    return [each for _, each in network.general]
 
 
 class Net(nn.Module):
@@ -160,7 +162,7 @@ def test_a_thousand_sizes_take_the_memory_of_few() -> None:
         for width in range(2, 27):
             network(torch.zeros(1, 2, height, width))
     assert len(network.programs) == 16
-    assert len({id(program) for program in network.programs.values()}) == 1
+    assert len({id(each) for each in network.programs.values()}) == 1
     assert len(general(network)) == 1, [f.fixed for f in network._forms.values()]
 
 
@@ -299,6 +301,37 @@ def test_a_file_serves_other_sizes(tmp_path: Path) -> None:
         last = x.contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(loaded(last), loaded(x))
     assert loaded.sizes == ["1x3x16x16 float32", "1x3xHxW float32", "Nx3xHxW float32"]
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_a_file_after_many_sizes(tmp_path: Path, count: int) -> None:
+    # Of 40 sizes, those with programs of their own are forgotten.
+    network = packed(nn.Sequential(BiConv2d(2, 4, 3, padding=1), nn.ReLU()))
+    inputs = [torch.randn(1, 2, 4 + side, 4) for side in range(count)]
+    wanted = [network(x) for x in inputs]
+    binarize.save(network, tmp_path / "net.safetensors")
+    loaded: Any = binarize.load(tmp_path / "net.safetensors")
+    for x, y in zip(inputs, wanted, strict=True):
+        assert torch.equal(loaded(x), y)
+    assert len(loaded.programs) == (3 if count == 5 else 0)
+    runner = ProgramNetwork(loaded)
+    assert not runner.fixed
+    assert not runner.fixed_batch
+    assert torch.equal(runner(inputs[4]), wanted[4])
+    assert runner(torch.randn(3, 2, *runner.example_shapes[0][2:])).shape[0] == 3
+
+
+def test_a_general_program_that_cannot_be_stored_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(program._NAMED, "operator.ge")  # its conditions need it
+    network, path = packed(Branch()), tmp_path / "net.safetensors"
+    x = torch.randn(1, 2, 5, 5)
+    wanted = network(x)
+    binarize.save(network, path)
+    loaded: Any = binarize.load(path)
+    assert not loaded.general
+    assert torch.equal(loaded(x), wanted)
 
 
 def test_what_a_file_does_not_serve(tmp_path: Path) -> None:
