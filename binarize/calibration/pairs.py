@@ -15,7 +15,8 @@ from binarize.errors import ModelError
 from binarize.graph.classify import is_batch_norm, module_kind
 from binarize.graph.layers import effective_weight
 from binarize.graph.plan import Decision, Plan
-from binarize.graph.trace import Op, Trace
+from binarize.graph.recorder import Op
+from binarize.graph.trace import Trace
 from binarize.graph.watch import Spot, spot
 from binarize.nn.base import BinaryLayer
 from binarize.nn.int8 import Int8Layer

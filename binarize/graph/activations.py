@@ -11,8 +11,9 @@ from torch import nn
 from binarize.graph.flow import Layer, fed_by, leads_to, only_prediction_follows
 from binarize.graph.layers import scope_name
 from binarize.graph.plan import CONTRACT, Decision
+from binarize.graph.recorder import Op
 from binarize.graph.rewritable import Rewritable
-from binarize.graph.trace import Op, Trace
+from binarize.graph.trace import Trace
 from binarize.policy.schema import Policy
 
 __all__ = ["decide_activations"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from binarize.graph.trace import Op, Trace
+from binarize.graph.recorder import Op
+from binarize.graph.trace import Trace
 
 __all__ = ["make_coordinates"]
 

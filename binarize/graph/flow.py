@@ -14,8 +14,9 @@ from torch import nn
 
 from binarize.graph.coordinates import make_coordinates
 from binarize.graph.outputs import LAYER_KINDS, Outputs
+from binarize.graph.recorder import Op
 from binarize.graph.shortcuts import Shortcut
-from binarize.graph.trace import Op, Trace
+from binarize.graph.trace import Trace
 
 __all__ = [
     "Layer",

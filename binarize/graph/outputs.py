@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import nn
 
+from binarize.graph.recorder import Op
 from binarize.graph.shortcuts import Shortcut
-from binarize.graph.trace import Op, Trace
+from binarize.graph.trace import Trace
 
 __all__ = ["LAYER_KINDS", "Ending", "Outputs", "ending_outputs"]
 

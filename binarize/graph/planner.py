@@ -16,13 +16,14 @@ from binarize.graph.inputs import input_shapes
 from binarize.graph.layers import is_standardized, obstacle
 from binarize.graph.outputs import ending_outputs
 from binarize.graph.plan import CONTRACT, Decision, Plan
+from binarize.graph.recorder import Op
 from binarize.graph.resolve_shortcuts import ShortcutResolution, resolve_shortcuts
 from binarize.graph.rewritable import Rewritable
 from binarize.graph.scopes import ScopeGraph
 from binarize.graph.shortcuts import find_shortcuts
 from binarize.graph.signal_variance import layers_without_bypass
 from binarize.graph.sizes import depends_on_size, spelled_size
-from binarize.graph.trace import Op, Trace
+from binarize.graph.trace import Trace
 from binarize.graph.units import has_bypass
 from binarize.nn.treatments import TREATMENTS
 from binarize.policy.match import Site, select

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from binarize.graph.flow import Layer
 from binarize.graph.layers import scope_name
 from binarize.graph.plan import CONTRACT, Decision
+from binarize.graph.recorder import Op
 from binarize.graph.rewritable import Rewritable
 from binarize.graph.shortcuts import BROKEN, GATED, WHOLE, Shortcut, is_scale, scales_of
-from binarize.graph.trace import Op, Trace
+from binarize.graph.trace import Trace
 
 __all__ = ["ShortcutResolution", "resolve_shortcuts"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from binarize.graph.trace import Op, Trace
+from binarize.graph.recorder import Op
+from binarize.graph.trace import Trace
 
 __all__ = ["Shortcut", "carry", "find_shortcuts", "is_scale", "scales_of"]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from binarize.graph.trace import Op, Trace
+from binarize.graph.recorder import Op
+from binarize.graph.trace import Trace
 
 __all__ = ["LIMIT", "ends_in", "layers_without_bypass"]
 

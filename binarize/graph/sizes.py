@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from binarize.graph.plan import Plan
-from binarize.graph.trace import Op, Trace
+from binarize.graph.recorder import Op
+from binarize.graph.trace import Trace
 
 __all__ = ["depends_on_size", "size_notes", "spelled_size"]
 

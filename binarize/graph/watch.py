@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from binarize.graph.trace import Op, Recorder
+from binarize.graph.recorder import Op, Recorder
 
 __all__ = ["Spot", "Stop", "spot", "watch"]
 
@@ -19,7 +19,7 @@ class Spot(NamedTuple):
     """An operation by its place in the code, which every run of a network has in common.
 
     Attributes:
-        scope: As in :class:`~binarize.graph.trace.Op`.
+        scope: As in :class:`~binarize.graph.recorder.Op`.
         what: Dotted path of a module, kind of a function.
         ordinal: As there.
         call: As there.

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from binarize.graph.trace import Op, Trace
+from binarize.graph.recorder import Op
+from binarize.graph.trace import Trace
 from binarize.nn import BinaryLayer
 
 __all__ = ["count", "has_attention", "layer_macs"]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from binarize.file import Contents
 from binarize.graph.classify import module_kind
 from binarize.graph.plan import Decision, Plan
-from binarize.graph.trace import Op, Trace
+from binarize.graph.recorder import Op
+from binarize.graph.trace import Trace
 from binarize.nn.treated import TreatedLayer
 from binarize.report.counts import count, has_attention
 from binarize.report.numbers import Row
