@@ -183,7 +183,8 @@ class Inspection(Paged):
     def headline(self) -> str:
         """Return a one-line summary."""
         made = "by hand" if self.policy is None else f"by policy {self.policy!r}"
-        return f"{self.network}, 1-bit {made}; entropy in bits over {self.batches} batches"
+        batches = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+        return f"{self.network}, 1-bit {made}; entropy in bits over {batches}"
 
     def _page(self) -> str:
         from binarize.inspection.page import inspection_page

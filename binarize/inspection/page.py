@@ -62,7 +62,8 @@ def inspection_sections(inspection: Inspection, prefix: str = "") -> list[Sectio
         ("maps", "Feature maps before and after", map_figure(inspection, ())),
     ):
         if figure is not None:
-            sections.append(Section(f"{prefix}{name}", title, figure_image(figure, title)))
+            image = figure_image(figure, title, chart=name != "maps")
+            sections.append(Section(f"{prefix}{name}", title, image))
     return sections
 
 

@@ -146,27 +146,31 @@ def _parts(sections: Sequence[Section]) -> list[Markup]:
     return [element("section", element("h2", s.title), s.content, id=s.id) for s in sections]
 
 
-def figure_image(figure: Figure, title: str) -> Markup:
+def figure_image(figure: Figure, title: str, *, chart: bool = True) -> Markup:
     """Embed a figure as an image.
 
     Args:
         figure: The figure.
         title: Alternative text.
+        chart: Lines and boxes on white, which a dark page shows with light and dark swapped.
+            False for pictures, which stay as they are.
     """
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
-    return png_image(file.getvalue(), title)
+    return png_image(file.getvalue(), title, chart=chart)
 
 
-def png_image(data: bytes, title: str) -> Markup:
+def png_image(data: bytes, title: str, *, chart: bool = False) -> Markup:
     """Embed a PNG file as an image.
 
     Args:
         data: The file's content.
         title: Alternative text.
+        chart: See :func:`figure_image`.
     """
     text = base64.b64encode(data).decode("ascii")
-    return element("img", src=f"data:image/png;base64,{text}", alt=title)
+    kind = "chart" if chart else None
+    return element("img", src=f"data:image/png;base64,{text}", alt=title, class_=kind)
 
 
 def write_page(text: str, path: str | Path) -> Path:

@@ -9,8 +9,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import binarize
@@ -104,3 +106,26 @@ def test_page_sorts_searches_and_follows_clicks(tmp_path: Path) -> None:
     # The search hid the binary layer's row; the click shows it again.
     assert seen["row"] == seen["target"]
     assert seen["visible"]
+
+
+@pytest.mark.parametrize(("scheme", "least", "most"), [(0, 0, 0.03), (1, 0.7, 1)])
+def test_figures_are_dark_on_a_dark_page(
+    scheme: int, least: float, most: float, tmp_path: Path
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 24, 3), nn.Conv2d(24, 2, 1))
+    student = binarize.convert(net, example_inputs=torch.zeros(1, 3, 16, 16))
+    found = binarize.inspect(student, [torch.randn(1, 3, 16, 16)])
+    page, picture = found.to_html(tmp_path / "page.html"), tmp_path / "page.png"
+    subprocess.run(
+        [
+            *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu"),
+            *(f"--blink-settings=preferredColorScheme={scheme}", "--window-size=900,1600"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", page.as_uri()),
+        ],
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    with Image.open(picture) as image:
+        light = float((np.asarray(image.convert("L")) > 200).mean())
+    assert least <= light <= most
