@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from binarize.file.hub import save_pretrained as save_pretrained
     from binarize.file.load import load as load
     from binarize.file.save import save as save
+    from binarize.file.tasks import remove_task as remove_task
+    from binarize.file.tasks import tasks as tasks
     from binarize.graph.plan import Plan as Plan
     from binarize.inspection import Inspection as Inspection
     from binarize.inspection import inspect as inspect
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from binarize.report import report as report
     from binarize.report.sensitivity import Sensitivity as Sensitivity
     from binarize.sensitivity.measure import sensitivity as sensitivity
+    from binarize.sharing import add_task as add_task
     from binarize.train import Trainer as Trainer
     from binarize.train import recalibrate as recalibrate
 
@@ -54,6 +57,7 @@ _HOMES = {
     "Report": "report",
     "Sensitivity": "report",
     "Trainer": "train",
+    "add_task": "sharing",
     "calibrate": "calibration",
     "convert": "budget",
     "export_onnx": "lower",
@@ -67,10 +71,12 @@ _HOMES = {
     "profile": "latency",
     "push_to_hub": "file",
     "recalibrate": "train",
+    "remove_task": "file",
     "report": "report",
     "save": "file",
     "save_pretrained": "file",
     "sensitivity": "sensitivity",
+    "tasks": "file",
 }
 _PACKAGES = ("nn", "ops")
 

@@ -24,7 +24,11 @@ __all__ = ["load"]
 
 
 def load(
-    path: str | os.PathLike[str], model: nn.Module | None = None, *, packed: bool = False
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    packed: bool = False,
+    task: str | None = None,
 ) -> nn.Module:
     """Load a network that :func:`binarize.save` wrote, with exactly the same outputs.
 
@@ -34,6 +38,8 @@ def load(
             is converted. Optional if the file says how to build it (``origin`` in its header).
         packed: Whether to load it for inference only: the result is what :func:`binarize.pack`
             returns for the 1-bit network, but without ever holding float copies of binary weights.
+        task: Name of a task that was saved into the file, see :func:`binarize.add_task`; ``None``
+            loads the base. Then ``model`` is still the base's float network.
 
     Returns:
         The 1-bit network in eval mode, on the device of ``model``, in the saved dtype. For the
@@ -42,12 +48,19 @@ def load(
 
     Raises:
         FileError: The file is missing, damaged, not from binarize, or of a newer format, or it does
-            not say how to build its network.
+            not say how to build its network, or has no such task.
         ModelError: ``model`` is not the network that was converted, or is already converted.
     """
     if holds_programs(path):
+        if task is not None:
+            raise FileError(
+                "path",
+                str(path),
+                f"it holds a packed network, which has no task {task!r}",
+                "load the file of the network that was packed",
+            )
         return load_programs(path)
-    stored = read_stored(path)
+    stored = read_stored(path, task)
     if model is not None:
         model = unwrap_model(model)
         _check_model(model)

@@ -12,6 +12,7 @@ from binarize.errors import ModelError
 from binarize.file.container import write_file
 from binarize.file.contents import Contents, network_contents
 from binarize.file.programs import program_contents
+from binarize.file.tasks import save_task
 from binarize.graph.model_input import unwrap_model
 from binarize.graph.plan import Plan
 from binarize.lower import PackedNetwork
@@ -24,6 +25,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     description: Mapping[str, Any] | None = None,
+    task: str | None = None,
 ) -> None:
     """Save a converted network as one safetensors file, with one bit per binary weight.
 
@@ -42,12 +44,18 @@ def save(
             ``settings`` from it (``task``, ``size`` as rows and columns, ``normalize``,
             ``classes``, ``palette``, ``max_depth``). :func:`binarize.load` sets it as the network's
             attribute ``binarize_description``, which is written again if none is given here.
+        task: For a network from :func:`binarize.add_task`: the name under which it is added to its
+            base's file ``path``, or replaced there. The file then also holds the task's flipped
+            bits and own numbers; base and other tasks stay.
 
     Raises:
         ModelError: The network is not converted, has no values (meta device), or has state that
             a file of tensors cannot hold; or it is packed and was not yet called.
-        FileError: The path cannot be written.
+        FileError: The path cannot be written, or with ``task`` does not hold the base.
     """
+    if task is not None:
+        model, plan = _described(model, description)
+        return save_task(model, plan, path, task)
     contents = model_contents(model, description)
     write_file(path, contents.entries, contents.metadata)
 
@@ -64,6 +72,11 @@ def model_contents(model: nn.Module, description: Mapping[str, Any] | None = Non
     """
     if isinstance(model, PackedNetwork):
         return program_contents(model, description)
+    return network_contents(*_described(model, description))
+
+
+def _described(model: nn.Module, description: Mapping[str, Any] | None) -> tuple[nn.Module, Plan]:
+    """Return the converted network, which now has the description, and its plan."""
     model, plan = converted_plan(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta":
@@ -73,7 +86,7 @@ def model_contents(model: nn.Module, description: Mapping[str, Any] | None = Non
     if description is not None:
         described: Any = model
         described.binarize_description = dict(description)
-    return network_contents(model, plan)
+    return model, plan
 
 
 def converted_plan(model: nn.Module) -> tuple[nn.Module, Plan]:

@@ -15,6 +15,7 @@ from binarize.errors import BinarizeError, FileError
 from binarize.file.container import check_sum, check_version, read_file
 from binarize.file.contents import COUNTERS, DESCRIPTION, FORMAT, VERSION, decode
 from binarize.file.slots import Slot
+from binarize.file.tasks import TASK_VERSION, TASKS, base_tensors, task_plan, task_tensors
 from binarize.graph.plan import Plan
 
 __all__ = ["Stored", "read_stored"]
@@ -52,37 +53,53 @@ class Stored:
         return self.aliases.get(slot.name, slot.name)
 
 
-def read_stored(path: str | os.PathLike[str]) -> Stored:
+def read_stored(path: str | os.PathLike[str], task: str | None = None) -> Stored:
     """Read a file that :func:`binarize.save` wrote.
 
+    Args:
+        path: The file.
+        task: Name of a task that shares the base's bits; ``None`` reads the base.
+
     Raises:
-        FileError: It is missing, damaged, not from binarize, or of a newer format.
+        FileError: It is missing, damaged, not from binarize, or of a newer format, or it has no
+            such task.
     """
     metadata, tensors = read_file(path)
     if metadata.get("format") != FORMAT:
         raise FileError(
             "path", str(path), "binarize.save did not write this file", "give a file that it wrote"
         )
-    check_version(path, metadata, VERSION)
+    check_version(path, metadata, TASK_VERSION)
     check_sum(path)
     try:
-        if metadata.get("format_version") != str(VERSION) or metadata["padding_value"] != "0":
+        version = str(TASK_VERSION if TASKS in metadata else VERSION)
+        if metadata.get("format_version") != version or metadata["padding_value"] != "0":
             raise ValueError(f"format_version {metadata.get('format_version')!r}")
         recipe = {**decode(metadata["plan"]), "origin": None}
         if "origin" in metadata:
             recipe["origin"] = json.loads(metadata["origin"])
-        layout = decode(metadata["layout"])
+        plan = Plan.from_dict(recipe)
+        layout, description = metadata["layout"], metadata.get(DESCRIPTION)
+        if task is None:
+            tensors = base_tensors(tensors)
+        else:
+            tensors, record = task_tensors(path, metadata, tensors, task)
+            plan = task_plan(plan, record)
+            layout, description = record["layout"] or layout, record["description"]
+        layout = decode(layout)
         counters = tensors.pop(COUNTERS, torch.empty(0))
         tensors.update(zip(layout["counters"], counters.unbind(), strict=True))
         dtype = layout["dtype"] and getattr(torch, layout["dtype"])
         return Stored(
-            Plan.from_dict(recipe),
+            plan,
             tensors,
             layout["strides"],
             layout["aliases"],
             dtype,
-            json.loads(metadata.get(DESCRIPTION, "null")),
+            json.loads(description or "null"),
         )
+    except FileError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         cause = error.rule if isinstance(error, BinarizeError) else f"{type(error).__name__}"
         raise FileError(

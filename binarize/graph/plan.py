@@ -99,6 +99,8 @@ class Plan(Paged):
         reference: Size of the float network: ``"params"``, and ``"bytes"`` of its state_dict.
         example: Shapes of the tensors that the network ran on if all inputs are positional
             floating-point tensors, else empty. Equal plans may come from different shapes.
+        heads: Layers that have another number of output channels than in the float network, with
+            that number: the network is for another task, see :func:`binarize.add_task`.
     """
 
     policy: Policy
@@ -109,6 +111,7 @@ class Plan(Paged):
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reference: Mapping[str, int] = field(default_factory=dict)
     example: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
+    heads: Mapping[str, int] = field(default_factory=dict)
 
     def part(self, part: str) -> tuple[Decision, ...]:
         """Return the decisions about one part: layers, activations, additions or scales."""
@@ -144,6 +147,7 @@ class Plan(Paged):
             "arguments": {scope: dict(given) for scope, given in self.arguments.items()},
             "reference": dict(self.reference),
             "example": [list(shape) for shape in self.example],
+            **({"heads": dict(self.heads)} if self.heads else {}),
         }
 
     @classmethod
@@ -162,6 +166,7 @@ class Plan(Paged):
             dict(data["arguments"]),
             dict(data["reference"]),
             tuple(tuple(map(int, shape)) for shape in data.get("example", ())),
+            dict(data.get("heads", {})),
         )
 
     def diff(self, other: Plan) -> list[str]:

@@ -13,6 +13,7 @@ from binarize import nn as bnn
 from binarize.errors import ModelError
 from binarize.graph.code_paths import other_code_paths
 from binarize.graph.forwards import new_activation, rewrite_forward
+from binarize.graph.heads import resize_heads
 from binarize.graph.layers import effective_weight
 from binarize.graph.module_tree import ModuleTree, find_module
 from binarize.graph.plan import Decision, Plan
@@ -41,6 +42,7 @@ def apply_plan(
         ModelError: The network is not the one that was planned for. It may then be partly changed:
             call this on a copy.
     """
+    resize_heads(model, plan.heads)
     edits: dict[str, list[Decision]] = defaultdict(list)
     for decision in plan.decisions:
         if decision.rewrite:

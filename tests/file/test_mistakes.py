@@ -115,13 +115,13 @@ def test_foreign_file(tmp_path: Path, network: nn.Module, metadata: dict[str, st
 
 def test_newer_format(file: Path, network: nn.Module) -> None:
     # A newer format may have another plan: the version is looked at before anything else.
-    edited = edit(file, format_version="2", plan="from the future")
+    edited = edit(file, format_version="3", plan="from the future")
 
     with pytest.raises(FileError) as error:
         binarize.load(edited, network)
 
     assert message(error) == (
-        f"path={str(edited)!r}: its format version 2 is newer than 1, which this release reads; "
+        f"path={str(edited)!r}: its format version 3 is newer than 2, which this release reads; "
         "update: pip install -U binarize-torch"
     )
 

@@ -6,6 +6,7 @@ from binarize.nn.weight_binarizers.base import WeightBinarizer
 from binarize.nn.weight_binarizers.binary_bases import BinaryBases
 from binarize.nn.weight_binarizers.cells import BinaryCells
 from binarize.nn.weight_binarizers.channel_centred import ChannelCentredSign
+from binarize.nn.weight_binarizers.flipped_sign import FlippedSign
 from binarize.nn.weight_binarizers.layer_centred import LayerCentredSign
 from binarize.nn.weight_binarizers.learned_levels import LearnedLevelsWeight
 from binarize.nn.weight_binarizers.scaled_sign import ScaledSign
@@ -18,6 +19,7 @@ __all__ = [
     "BinaryBases",
     "BinaryCells",
     "ChannelCentredSign",
+    "FlippedSign",
     "LayerCentredSign",
     "LearnedLevelsWeight",
     "ScaledSign",
