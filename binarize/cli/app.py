@@ -54,7 +54,8 @@ def build_parser() -> Parser:
 
 _COMMANDS = (
     *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
-    *("frontier", "profile", "bench", "view", "demo", "rules", "recipes", "coverage", "doctor"),
+    *("frontier", "profile", "bench", "tasks", "view", "demo", "rules", "recipes", "coverage"),
+    "doctor",
 )
 
 

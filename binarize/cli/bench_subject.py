@@ -17,7 +17,7 @@ from binarize.bench import VERSIONS, Subject, Version
 from binarize.cli.deployed import deployed_kind
 from binarize.cli.examples import example_for, example_image, shell_remedies
 from binarize.cli.networks import Recipe, build, recipe_from
-from binarize.cli.sources import is_file, known_about, open_source
+from binarize.cli.sources import is_file, known_about, open_source, split_task
 from binarize.cli.weights import read_header
 from binarize.errors import BinarizeError
 from binarize.file import load, save
@@ -82,7 +82,7 @@ def _of_deployed(reference: str, kind: str) -> tuple[Subject, dict[str, Version]
 
 
 def _is_binary_file(reference: str) -> bool:
-    header = read_header(Path(reference).expanduser(), "model") if is_file(reference) else {}
+    header = read_header(split_task(reference)[0], "model") if is_file(reference) else {}
     return header.get("format") == "binarize"
 
 

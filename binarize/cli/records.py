@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -114,19 +115,37 @@ def make_record(
     }
 
 
-def save_network(folder: Path, network: nn.Module, record: dict[str, Any], out: Output) -> None:
+def save_network(
+    folder: Path,
+    network: nn.Module,
+    record: dict[str, Any],
+    out: Output,
+    base: Path | None = None,
+) -> None:
     """Write the network and ``metrics.json``; adds the file's ``bytes`` to the record.
+
+    Args:
+        folder: Where to.
+        network: The network.
+        record: What ``metrics.json`` holds.
+        out: The output, for progress.
+        base: For a task that shares bits: its base's file, of which a copy is written.
 
     Raises:
         FileError: A file cannot be written.
     """
+    from binarize.cli.sources import split_task
     from binarize.cli.weights import save_float
     from binarize.file import save
 
-    path = folder / record["files"]["model"]
+    path, task = split_task(folder / record["files"]["model"])
     write_json(folder / "metrics.json", record)  # first, so that the numbers are safe
     with out.step(f"saving {path}"):
-        if path.name == "binary.safetensors":
+        if base is not None:
+            with writing.atomic_write(path) as temporary:
+                shutil.copyfile(base, temporary)
+                save(network.cpu(), temporary, description=record["description"], task=task)
+        elif path.name == "binary.safetensors":
             save(network.cpu(), path, description=record["description"])
         else:
             save_float(network, path, record["description"])

@@ -15,7 +15,7 @@ from binarize.cli.networks import FORMS, Recipe, build
 from binarize.cli.weights import KEY, load_weights, read_header
 from binarize.errors import FileError, ModelError
 
-__all__ = ["Source", "is_file", "known_about", "open_file", "open_source"]
+__all__ = ["Source", "is_file", "known_about", "open_file", "open_source", "split_task"]
 
 _SUFFIXES = (".safetensors", ".st", ".pt", ".pth", ".ckpt", ".bin", ".onnx")
 
@@ -50,12 +50,31 @@ class Source:
 
 def is_file(reference: str) -> bool:
     """Return whether a reference is a weight file and not a specification."""
-    return reference.endswith(_SUFFIXES) or Path(reference).is_file()
+    path, task = split_task(reference)
+    return task is not None or reference.endswith(_SUFFIXES) or path.is_file()
 
 
-def known_about(path: Path, argument: str = "file") -> dict[str, Any]:
+def split_task(reference: str | Path) -> tuple[Path, str | None]:
+    """Return the file of a reference ``FILE`` or ``FILE#TASK``, and the task.
+
+    Args:
+        reference: A file, or with ``#`` a task that shares the bits of the file's base.
+    """
+    file, mark, task = str(reference).rpartition("#")
+    whole = Path(reference).expanduser()
+    if mark and not whole.exists() and (file.endswith(_SUFFIXES) or Path(file).is_file()):
+        return Path(file).expanduser(), task
+    return whole, None
+
+
+def known_about(reference: str | Path, argument: str = "file") -> dict[str, Any]:
     """Return a training run's description of a file, from it or ``metrics.json`` beside it."""
+    path, task = split_task(reference)
     header = read_header(path, argument)
+    if task is not None:
+        from binarize.file.tasks import task_description
+
+        return described(task_description(path, header, task))
     if KEY in header:
         return described(header[KEY])
     if deployed_kind(path) == "onnx":
@@ -80,7 +99,8 @@ def open_source(
     """Open a network by specification or from a file.
 
     Args:
-        reference: A specification, a file that ``binarize`` wrote, or a file of float weights.
+        reference: A specification, a file that ``binarize`` wrote (``FILE#TASK`` for a task in
+            it), or a file of float weights.
         fallback: How to build the network of a file that does not name it.
         argument: Name of the option, for messages.
         packed: Whether to load a binary network packed, for inference only.
@@ -95,7 +115,7 @@ def open_source(
         _check_packed(packed, reference)
         named = Recipe(reference) if fallback is None else fallback
         return Source(build(named).eval(), named, False)
-    path = Path(reference).expanduser()
+    path, task = split_task(reference)
     header = read_header(path, argument)
     kind = deployed_kind(path)
     if kind is not None:
@@ -105,7 +125,7 @@ def open_source(
         if runner.fixed and len(size) == 2:  # a packed network may be of another size
             told = {**told, "settings": {**told.get("settings", {}), "size": list(size)}}
         return Source(runner, None, True, told.get("settings", {}), kind)
-    known = known_about(path, argument)
+    known = known_about(reference, argument)
     recipe = fallback
     if recipe is None and known.get("recipe"):
         recipe = Recipe(**known["recipe"])
@@ -114,7 +134,8 @@ def open_source(
             recipe = None  # built by a user's file that is not available here
     settings = known.get("settings", {})
     if header.get("format") == "binarize":
-        return Source(_load_binary(path, recipe, argument, packed), recipe, True, settings)
+        network = _load_binary(path, recipe, argument, packed, task)
+        return Source(network, recipe, True, settings)
     _check_packed(packed, reference)
     if recipe is None:
         raise ModelError(
@@ -172,12 +193,16 @@ def open_file(
     return open_source(file, fallback, argument="file", packed=packed, deployed=deployed)
 
 
-def _load_binary(path: Path, recipe: Recipe | None, argument: str, packed: bool) -> nn.Module:
+def _load_binary(
+    path: Path, recipe: Recipe | None, argument: str, packed: bool, task: str | None
+) -> nn.Module:
     from binarize.file import load
 
     try:
         if recipe is None or recipe.spec.startswith(("smp:", "timm:")):
-            return load(path, packed=packed).eval()  # the file itself records how to build it
+            return load(
+                path, packed=packed, task=task
+            ).eval()  # the file itself records how to build it
     except FileError as error:
         if "does not say how to build" not in error.rule:
             raise
@@ -189,4 +214,4 @@ def _load_binary(path: Path, recipe: Recipe | None, argument: str, packed: bool)
                 f"name the network with --model ({FORMS})",
             ) from error
     assert recipe is not None
-    return load(path, model=build(recipe), packed=packed).eval()
+    return load(path, model=build(recipe), packed=packed, task=task).eval()

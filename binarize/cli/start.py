@@ -57,6 +57,12 @@ def make_student(
     network, recipe = source.network, source.recipe
     example = next(iter(loader))["image"][:1]
     try_out(network, example)
+    if args.add_task is not None:
+        from binarize.sharing import add_task
+
+        share = 0.01 if args.task_flips is None else args.task_flips
+        with out.step(f"sharing the bits of {args.model}"):
+            return add_task(network, classes, flips=share), recipe, facts
     if source.binary:
         return network, recipe, facts
     if args.encoder_weights is not None:

@@ -71,6 +71,12 @@ _EXAMPLES = [
         "continue after an interruption: the same command and --resume",
     ),
     (
+        "binarize train --data nyuv2 --task segmentation --root data/nyuv2 \\\n"
+        "      --model runs/depth/binary.safetensors --add-task labels --task-flips 1% \\\n"
+        "      --output runs/labels",
+        "a second task that shares the bits of a 1-bit depth network",
+    ),
+    (
         "accelerate launch --num_processes 4 -m binarize train --data nyuv2 ...",
         "in several processes",
     ),
@@ -116,6 +122,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     import torch
 
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
+    from binarize.cli.sources import split_task
     from binarize.cli.start import make_student, make_teacher
     from binarize.data import PartlyLabelled, UnlabelledFolder
     from binarize.train import EarlyStopping, Trainer
@@ -216,7 +223,11 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     for name in ("epochs", "lr", "weight_decay", "warmup", "balance"):
         setattr(args, name, getattr(trainer, name))  # the values in use
     record = {**make_record(args, task, train, recipe, trainer, results), **facts}
-    save_network(args.output, student, record, out)
+    base = None
+    if args.add_task is not None:
+        base = split_task(args.model)[0]
+        record["files"]["model"] += f"#{args.add_task}"
+    save_network(args.output, student, record, out, base)
     show_metrics(results, out, () if task == "depth" else train.classes)
     network = args.output / record["files"]["model"]
     out.print(f"network  {network} ({record['bytes']:,} bytes)", wrap=False)
@@ -258,6 +269,22 @@ def _check(args: argparse.Namespace) -> None:
         raise BinarizeError(
             "unlabelled", str(args.unlabelled), "needs a teacher", "give --teacher FILE"
         )
+    if args.task_flips is not None and args.add_task is None:
+        raise BinarizeError(
+            "task-flips", args.task_flips, "needs a further task", "give --add-task NAME too"
+        )
+    if args.add_task is not None:
+        from binarize.cli.sources import is_file
+        from binarize.file.tasks import check_task_name
+
+        check_task_name(args.add_task, "add-task")
+        if not is_file(args.model):
+            raise BinarizeError(
+                "add-task",
+                args.add_task,
+                "needs a converted network whose bits it shares",
+                "give its file: --model FILE",
+            )
     if args.balance is not None and task_of(args, {}) != "segmentation":
         raise BinarizeError(
             "balance", args.balance, "needs classes", "use it with --task segmentation"
@@ -316,6 +343,7 @@ def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:
         "keep_float": list(args.keep),
         "binarize": list(args.binarize),
         **({"int8": list(args.int8)} if args.int8 else {}),
+        **({"add_task": [args.add_task, args.task_flips]} if args.add_task else {}),
         "budget": args.budget,
         "classes": classes,
         "dataset": args.data,

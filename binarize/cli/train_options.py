@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from binarize.cli.parser import pair
+from binarize.cli.parser import pair, share
 from binarize.cli.policy_options import add_budget_options, add_override_options
 
 __all__ = ["add_augment_options", "add_start_options", "add_training_options"]
@@ -33,6 +33,18 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep norms that were folded into the loaded weights, instead of unfolding them for "
         "training",
+    )
+    start.add_argument(
+        "--add-task",
+        metavar="NAME",
+        help="train a further task that shares the bits of --model FILE, and write it into a copy "
+        "of that file under this name",
+    )
+    start.add_argument(
+        "--task-flips",
+        type=share,
+        metavar="SHARE",
+        help="largest share of the binary weights that the further task may flip (default 1%%)",
     )
     add_override_options(start)
     add_budget_options(start)

@@ -39,9 +39,11 @@ __all__ = [
     "TASK_VERSION",
     "SharedTask",
     "base_tensors",
+    "check_task_name",
     "fingerprint",
     "remove_task",
     "save_task",
+    "task_description",
     "task_plan",
     "task_tensors",
     "tasks",
@@ -155,6 +157,12 @@ def _bytes(value: Tensor) -> bytes:
     return value.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def check_task_name(name: object, argument: str = "task") -> None:
+    """Raise an error if a name cannot be a task's."""
+    if not isinstance(name, str) or not name.strip() or "/" in name:
+        raise BinarizeError(argument, name, "must be a word without '/'", "write for example depth")
+
+
 def save_task(model: nn.Module, plan: Plan, path: str | os.PathLike[str], name: str) -> None:
     """Write a task into its base's file, or replace it there.
 
@@ -170,8 +178,7 @@ def save_task(model: nn.Module, plan: Plan, path: str | os.PathLike[str], name: 
         FileError: There is no such file, it holds another base, or it cannot be written. The file
             stays as it was.
     """
-    if not isinstance(name, str) or not name.strip() or "/" in name:
-        raise BinarizeError("task", name, "must be a word without '/'", "write task='depth'")
+    check_task_name(name)
     base = getattr(model, "binarize_base", None)
     if base is None:
         raise ModelError(
@@ -357,6 +364,25 @@ def task_tensors(
         else:
             merged[key] = value
     return merged, record
+
+
+def task_description(
+    path: str | os.PathLike[str], metadata: Mapping[str, str], name: str
+) -> str | None:
+    """Return the additional data of a task as JSON, see :func:`binarize.save`.
+
+    Args:
+        path: The file, for errors.
+        metadata: Its header's strings.
+        name: Name of the task.
+
+    Raises:
+        FileError: There is no such task.
+    """
+    known = _known(metadata)
+    _check_name(path, known, name)
+    text: str | None = known[name]["description"]
+    return text
 
 
 def task_plan(plan: Plan, record: Mapping[str, Any]) -> Plan:
