@@ -24,6 +24,7 @@ from binarize.file import load, save
 from binarize.file.stored import read_stored
 from binarize.graph.convert import convert
 from binarize.graph.inputs import arguments, input_shapes, run_example
+from binarize.graph.heads import resize_heads
 from binarize.graph.origin import build_origin
 from binarize.lower import pack
 from binarize.nn.int8 import assume_ranges
@@ -45,7 +46,7 @@ def open_subject(args: argparse.Namespace) -> tuple[Subject, dict[str, Version]]
         if kind is not None:
             return _of_deployed(args.model, kind)
     if _is_binary_file(args.model):
-        return _of_binary_file(args.model, Path(args.model).expanduser(), recipe), dict(VERSIONS)
+        return _of_binary_file(args.model, recipe), dict(VERSIONS)
 
     def student() -> nn.Module:
         with shell_remedies(args.model):
@@ -65,7 +66,7 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
         return recipe_from(args, args.network)
     if not is_file(args.model):
         return recipe_from(args, args.model)
-    recipe = known_about(Path(args.model).expanduser(), "model").get("recipe")
+    recipe = known_about(args.model, "model").get("recipe")
     return Recipe(**recipe) if recipe else None
 
 
@@ -86,18 +87,23 @@ def _is_binary_file(reference: str) -> bool:
     return header.get("format") == "binarize"
 
 
-def _of_binary_file(reference: str, path: Path, recipe: Recipe | None) -> Subject:
+def _of_binary_file(reference: str, recipe: Recipe | None) -> Subject:
+    path, task = split_task(reference)
+
     def network() -> nn.Module:
-        origin = read_stored(path).plan.origin
+        plan = read_stored(path, task).plan
         if recipe is not None:
-            return build(recipe)
-        if origin is not None:
-            return build_origin(origin)
-        return open_source(reference).network  # raises if it is unknown how to build it
+            made = build(recipe)
+        elif plan.origin is not None:
+            made = build_origin(plan.origin)
+        else:
+            return open_source(reference).network  # raises if it is unknown how to build it
+        resize_heads(made, plan.heads)
+        return made
 
     def packed() -> nn.Module:
         knows = read_stored(path).plan.origin is not None
-        return load(path, None if knows else network(), packed=True)
+        return load(path, None if knows else network(), packed=True, task=task)
 
     return Subject(network, lambda: open_source(reference, recipe).network, packed)
 
@@ -109,7 +115,7 @@ def open_inputs(args: argparse.Namespace, subject: Subject) -> Inputs:
         BinarizeError: The network's inputs are unknown, or unknown for this batch size.
     """
     path = Path(args.model).expanduser()
-    known = known_about(path, "model").get("settings", {}) if is_file(args.model) else {}
+    known = known_about(args.model, "model").get("settings", {}) if is_file(args.model) else {}
     kind = deployed_kind(path) if is_file(args.model) else None
     size = args.size or (tuple(known["size"]) if known.get("size") else None)
     if kind is not None:
