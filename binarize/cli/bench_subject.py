@@ -23,8 +23,8 @@ from binarize.errors import BinarizeError
 from binarize.file import load, save
 from binarize.file.stored import read_stored
 from binarize.graph.convert import convert
-from binarize.graph.inputs import arguments, input_shapes, run_example
 from binarize.graph.heads import resize_heads
+from binarize.graph.inputs import arguments, input_shapes, run_example
 from binarize.graph.origin import build_origin
 from binarize.lower import pack
 from binarize.nn.int8 import assume_ranges
