@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from binarize.errors import FileError, ModelError
+from binarize.errors import BinarizeError, FileError, ModelError
 from binarize.file.fit import check_fit
 from binarize.file.packed import fill_packed, network_without_values
 from binarize.file.programs import holds_programs, load_programs
 from binarize.file.slots import Slot, find_slots
 from binarize.file.stored import Stored, read_stored
+from binarize.file.tasks import BASE
 from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.graph.origin import build_origin
 from binarize.graph.plan import Plan
 from binarize.graph.rewrite import apply_plan
+from binarize.lower.network import PackedNetwork
+from binarize.lower.several import SeveralTasks
 from binarize.nn.treated import TreatedLayer
 
 __all__ = ["load"]
@@ -28,7 +32,7 @@ def load(
     model: nn.Module | None = None,
     *,
     packed: bool = False,
-    task: str | None = None,
+    task: str | Sequence[str] | None = None,
 ) -> nn.Module:
     """Load a network that :func:`binarize.save` wrote, with exactly the same outputs.
 
@@ -39,7 +43,9 @@ def load(
         packed: Whether to load it for inference only: the result is what :func:`binarize.pack`
             returns for the 1-bit network, but without ever holding float copies of binary weights.
         task: Name of a task that was saved into the file, see :func:`binarize.add_task`; ``None``
-            loads the base. Then ``model`` is still the base's float network.
+            and "base" load the base. ``model`` is the base's float network, whatever the task.
+            Several names: a network that returns a dict with each task's result; packed, layers
+            whose inputs and weights are the same in several tasks run once for all of them.
 
     Returns:
         The 1-bit network in eval mode, on the device of ``model``, in the saved dtype. For the
@@ -51,6 +57,9 @@ def load(
             not say how to build its network, or has no such task.
         ModelError: ``model`` is not the network that was converted, or is already converted.
     """
+    if task is not None and not isinstance(task, str):
+        return _several(path, model, packed, list(task))
+    task = None if task == BASE else task
     if holds_programs(path):
         if task is not None:
             raise FileError(
@@ -103,6 +112,19 @@ def load(
     for slot in sorted(slots, key=lambda slot: slot.layer is not None):
         _fill(slot, stored)
     return student.eval()
+
+
+def _several(
+    path: str | os.PathLike[str], model: nn.Module | None, packed: bool, names: list[str]
+) -> nn.Module:
+    if not names or len(set(names)) < len(names):
+        raise BinarizeError(
+            "task", names, "must be different names", "write task=['base', 'depth']"
+        )
+    networks = {name: load(path, model, packed=packed, task=name) for name in names}
+    if not packed:
+        return SeveralTasks(networks).eval()
+    return PackedNetwork(SeveralTasks({n: cast(Any, p).network for n, p in networks.items()}))
 
 
 def _check_model(model: nn.Module) -> None:

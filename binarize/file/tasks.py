@@ -35,6 +35,7 @@ from binarize.graph.heads import plan_with_heads
 from binarize.graph.plan import Plan
 
 __all__ = [
+    "BASE",
     "TASKS",
     "TASK_VERSION",
     "SharedTask",
@@ -51,6 +52,8 @@ __all__ = [
 
 TASKS = "tasks"
 """Header string with what each task has of its own apart from tensors (JSON, compressed)."""
+BASE = "base"
+"""The base's name among tasks."""
 TASK_VERSION = 2
 """Format version of files with tasks; those without keep their version."""
 _PREFIX, _FLIPS, _JOINED = "task/", ".flips", "joined."
@@ -159,8 +162,9 @@ def _bytes(value: Tensor) -> bytes:
 
 def check_task_name(name: object, argument: str = "task") -> None:
     """Raise an error if a name cannot be a task's."""
-    if not isinstance(name, str) or not name.strip() or "/" in name:
-        raise BinarizeError(argument, name, "must be a word without '/'", "write for example depth")
+    if not isinstance(name, str) or not name.strip() or "/" in name or name == BASE:
+        rule = f"must be a word without '/', other than {BASE!r}"
+        raise BinarizeError(argument, name, rule, "write for example depth")
 
 
 def save_task(model: nn.Module, plan: Plan, path: str | os.PathLike[str], name: str) -> None:

@@ -19,8 +19,10 @@ from binarize.graph.shapes_only import ShapesOnly, forget_sizes, leave_nothing, 
 from binarize.graph.trace import skeleton
 from binarize.kernels.ops import is_watched
 from binarize.lower.fuse import fuse
+from binarize.lower.merge import merge_equal
 from binarize.lower.program import PLAIN, Program, autocast_state, program_key
 from binarize.lower.record import NotRecordable, record
+from binarize.lower.several import SeveralTasks
 from binarize.lower.symbolic_sizes import (
     SymbolicSizes,
     dimension_order,
@@ -277,6 +279,8 @@ def _make_program(
         leave_nothing(fake, network, copy, before)
         if sizes:
             forget_sizes(before)
+    if isinstance(network, SeveralTasks):
+        merge_equal(recording)
     fuse(recording)
     recording.graph.lint()
     conditions = None

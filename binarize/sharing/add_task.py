@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,11 @@ _MOST = 0.5
 
 
 def add_task(
-    base: nn.Module, head: int | Mapping[str, int] | None = None, *, flips: float = 0.01
+    base: nn.Module,
+    head: int | Mapping[str, int] | None = None,
+    *,
+    flips: float = 0.01,
+    shared: Sequence[str] = (),
 ) -> nn.Module:
     """Make a network for another task that shares the bits of a converted network.
 
@@ -43,6 +47,10 @@ def add_task(
         flips: Largest share of the binary weights of each layer whose sign may differ from the
             base's, 0 to 0.5. A share f costs at least -f log2 f - (1-f) log2 (1-f) bits per weight
             of the file: 0.08 for 1 %, 0.29 for 5 %.
+        shared: Names of modules, such as ``["encoder"]``, in which nothing is the task's own. If
+            they come first, they run once for all tasks that are loaded together, see
+            :func:`binarize.load`. :class:`~binarize.Trainer` keeps their norms' statistics; in a
+            training loop of your own, keep these modules in evaluation mode.
 
     Returns:
         The network in training mode.
@@ -58,6 +66,7 @@ def add_task(
     if isinstance(flips, bool) or not isinstance(flips, int | float) or not 0 <= flips <= _MOST:
         raise BinarizeError("flips", flips, "must be from 0 to 0.5", "write 0.01 for 1 %")
     base, plan = converted_plan(base)
+    _check_shared(base, shared)
     for name, tensor in (*base.named_parameters(), *base.named_buffers()):
         if tensor.device.type == "meta":
             raise ModelError("base", name, "it has no values (meta device)", "load weights first")
@@ -65,12 +74,28 @@ def add_task(
     task: Any = deepcopy_model(base)
     resize_heads(task, heads)
     _check_runs(base, task, plan, heads)
+    task.requires_grad_(True)
+    for name in shared:
+        task.get_submodule(name).requires_grad_(False)
+    for site in heads:
+        task.get_submodule(site).requires_grad_(True)
     _share(task, float(flips), set(heads))
     object.__setattr__(task, "binarize_plan", plan_with_heads(plan, heads))
     task.binarize_base = fingerprint(base, plan)
     # It describes the base's task.
     task.binarize_description = None
     return task.train()  # type: ignore[no-any-return]
+
+
+def _check_shared(base: nn.Module, shared: Sequence[str]) -> None:
+    if isinstance(shared, str):
+        raise BinarizeError("shared", shared, "must be a list of names", f"write [{shared!r}]")
+    known = {path for path, _ in base.named_modules()}
+    for name in shared:
+        if name not in known:
+            raise ModelError(
+                "shared", name, "the base has no such module", "name one of its modules"
+            )
 
 
 def _heads(plan: Plan, head: Any) -> dict[str, int]:
@@ -125,7 +150,7 @@ def _share(task: nn.Module, flips: float, heads: set[str]) -> None:
     gated: dict[int, tuple[FlippedSign, nn.Parameter]] = {}
     for path, module in task.named_modules():
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or path in heads:
+        if not isinstance(weight, nn.Parameter) or path in heads or not weight.requires_grad:
             continue
         if isinstance(module, BinaryLayer) and flips and _can_flip(module):
             if id(weight) not in gated:

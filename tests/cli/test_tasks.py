@@ -71,7 +71,7 @@ def test_remove(run: Run, shared: Path, binary_run: Path, tmp_path: Path) -> Non
     ("words", "message"),
     [
         (("--add-task", "depth"), "add-task='depth': needs a converted network whose bits it"),
-        (("--add-task", "a/b"), "add-task='a/b': must be a word without '/'"),
+        (("--add-task", "a/b"), "add-task='a/b': must be a word without '/', other than"),
         (("--task-flips", "1%"), "task-flips=0.01: needs a further task; give --add-task NAME"),
     ],
 )

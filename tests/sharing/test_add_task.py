@@ -263,13 +263,11 @@ def test_only_converted_networks_have_tasks(base: Any) -> None:
         binarize.add_task(nn.Sequential(base))
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", None, 3])
+@pytest.mark.parametrize("name", ["", " ", "a/b", "base", 3])
 def test_names(base: Any, task: Any, name: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     binarize.save(base, path)
-    if name is None:
-        return
-    with pytest.raises(BinarizeError, match="must be a word without '/'"):
+    with pytest.raises(BinarizeError, match="must be a word without '/', other than 'base'"):
         binarize.save(task, path, task=name)
 
 
@@ -323,3 +321,115 @@ def test_damaged_files_are_refused(base: Any, task: Any, tmp_path: Path) -> None
 def test_flips_of_the_same_seed_are_the_same(base: Any) -> None:
     first, second = (learn(binarize.add_task(base, flips=0.05)) for _ in range(2))
     assert torch.equal(first(X), second(X))
+
+
+# Several tasks in one pass
+
+
+# Activations of the network's own forward became modules beside the layers.
+FIRST = ["stem", "norm", "twice", "prelu_1", "prelu_2"]
+
+
+@pytest.fixture(scope="module")
+def three(base: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A file with two tasks that share the first half of the network, and the networks."""
+    path = tmp_path_factory.mktemp("three") / "net.safetensors"
+    binarize.save(base, path)
+    networks = {"base": base}
+    for name, head in (("edges", 2), ("depth.map", 1)):
+        task: Any = binarize.add_task(base, head, flips=0.1, shared=FIRST)
+        torch.manual_seed(head)
+        optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=0.02)
+        for module in FIRST:  # the Trainer does it by itself
+            task.get_submodule(module).eval()
+        for _ in range(5):
+            optimizer.zero_grad()
+            task(torch.randn(4, *SIZE[1:])).square().mean().backward()
+            optimizer.step()
+        binarize.save(task.eval(), path, task=name)
+        networks[name] = task
+    return path, networks
+
+
+def calls(packed: Any) -> int:
+    """Binary layers that a packed network runs."""
+    from binarize.kernels.ops import run_unit
+
+    (program,) = packed.programs.values()
+    return sum(node.target is run_unit for node in program.module.graph.nodes)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_pass_computes_what_each_network_does(
+    three: tuple[Path, dict[str, Any]], packed: bool
+) -> None:
+    path, networks = three
+    names = list(networks)
+    together = binarize.load(path, Net(), task=names, packed=packed)
+    alone = {name: binarize.load(path, Net(), task=name, packed=packed) for name in names}
+    for size in (SIZE, (3, 3, 17, 9), (1, 3, 8, 8)):
+        x = torch.randn(size)
+        found = together(x)
+        assert list(found) == names
+        for name in names:
+            assert torch.equal(found[name], alone[name](x))
+
+
+def test_what_tasks_share_runs_once(three: tuple[Path, dict[str, Any]]) -> None:
+    path, networks = three
+    together = binarize.load(path, Net(), task=list(networks), packed=True)
+    alone = binarize.load(path, Net(), packed=True)
+    together(X)
+    alone(X)
+    # Of four binary calls, the two of the shared layer run once for all three tasks.
+    assert calls(alone) == 4
+    assert calls(together) == 2 + 3 * 2
+
+
+def test_general_programs_and_files_of_several(
+    three: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, networks = three
+    together = binarize.load(path, Net(), task=list(networks), packed=True)
+    for side in (8, 12, 16, 20, 24):
+        x = torch.randn(1, 3, side, side)
+        together(x)
+    binarize.save(together, tmp_path / "programs.safetensors")
+    again = binarize.load(tmp_path / "programs.safetensors")
+    x = torch.randn(1, 3, 28, 12)
+    for name, value in together(x).items():
+        assert torch.equal(again(x)[name], value)
+
+
+@pytest.mark.parametrize("names", [[], ["base", "base"]])
+def test_names_of_several(three: tuple[Path, dict[str, Any]], names: list[str]) -> None:
+    with pytest.raises(BinarizeError, match="must be different names"):
+        binarize.load(three[0], Net(), task=names)
+
+
+def test_shared_modules_are_checked(base: Any) -> None:
+    with pytest.raises(ModelError, match="shared='middle': the base has no such module"):
+        binarize.add_task(base, shared=["middle"])
+    with pytest.raises(BinarizeError, match="must be a list of names; write"):
+        binarize.add_task(base, shared="stem")
+
+
+def test_everything_shared_but_the_head(base: Any, tmp_path: Path) -> None:
+    names = [name for name, _ in base.named_children()]
+    task: Any = binarize.add_task(base, 9, shared=names)
+    trained = [name for name, p in task.named_parameters() if p.requires_grad]
+    assert trained == ["head.weight", "head.bias"]
+    path = tmp_path / "net.safetensors"
+    binarize.save(base, path)
+    binarize.save(task.eval(), path, task="nine")
+    (entry,) = binarize.tasks(path)
+    assert entry.own_bytes == 9 * 16 * 4 + 9 * 4
+    assert entry.flips == entry.flip_bytes == 0
+
+
+def test_a_frozen_base_gives_a_task_that_learns(base: Any) -> None:
+    frozen = copy.deepcopy(base).requires_grad_(False)
+    task = binarize.add_task(frozen, 2)
+    assert {n for n, p in task.named_parameters() if p.requires_grad} == {
+        n for n, p in binarize.add_task(base, 2).named_parameters() if p.requires_grad
+    }
