@@ -127,6 +127,16 @@ def test_stored_as_the_base_is() -> None:
     assert torch.equal(again, quantizer.eval()(weight))
 
 
+@pytest.mark.parametrize("budget", [0.1, 1.0])
+def test_channels_last_weights_flip_the_same(budget: float) -> None:
+    quantizer, latent, _ = made(budget)
+    weight = -latent * torch.rand(latent.shape)
+    last = weight.to(memory_format=torch.channels_last)
+    assert torch.equal(quantizer.flips(weight), quantizer.flips(last))
+    quantizer.eval()
+    assert torch.equal(quantizer(weight), quantizer(last))
+
+
 def test_copies_are_independent() -> None:
     quantizer, latent, base = made(0.5)
     assert torch.equal(quantizer.eval()(latent), base)

@@ -101,8 +101,9 @@ class FlippedSign(WeightBinarizer):
         allowed = int(self.budget * weight.numel())
         if int(flipped.sum()) > allowed:
             best = beyond.masked_fill(~flipped, -1.0).flatten().topk(allowed).indices
-            flipped = torch.zeros_like(flipped)
-            flipped.view(-1)[best] = True
+            chosen = torch.zeros(flipped.numel(), dtype=torch.bool, device=flipped.device)
+            chosen[best] = True
+            flipped = chosen.view(flipped.shape)
         return flipped
 
     def signs(self, weight: Tensor) -> Tensor:
