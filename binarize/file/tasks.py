@@ -9,6 +9,7 @@ one behind the other, one tensor per dtype, as their names would take more bytes
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zlib
 from collections import defaultdict
@@ -73,7 +74,9 @@ class SharedTask:
         flip_bytes: Bytes of the flips.
         own_bytes: Bytes of the other tensors.
         bytes: By how much the file would shrink without the task.
+        alone_bytes: Bytes of its tensors in a file of its own, with all bits.
         heads: Output layers with another number of channels.
+        layers: Flipped and shared binary weights of each layer, by its name.
     """
 
     name: str
@@ -82,7 +85,9 @@ class SharedTask:
     flip_bytes: int
     own_bytes: int
     bytes: int
+    alone_bytes: int
     heads: Mapping[str, int]
+    layers: Mapping[str, tuple[int, int]]
 
 
 # Flips
@@ -105,6 +110,10 @@ def encode_flips(bits: Tensor, base: Tensor) -> Tensor:
     options = (_GAPS, text.tobytes()), (_BITS, differing.tobytes())
     packed = min((bytes([how]) + zlib.compress(data, 9) for how, data in options), key=len)
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+
+
+def _differing(bits: Tensor, base: Tensor) -> int:
+    return int(np.unpackbits(np.bitwise_xor(bits.numpy(), base.numpy())).sum())
 
 
 def decode_flips(flips: Tensor, base: Tensor) -> Tensor:
@@ -204,7 +213,6 @@ def save_task(model: nn.Module, plan: Plan, path: str | os.PathLike[str], name: 
     known = _known(metadata)
     own, joined = _without(tensors, name), _Joined()
     contents = network_contents(model, plan)
-    weights = flips = 0
     for entry in contents.entries:
         value = entry.read().detach().cpu().contiguous()
         given = shared.get(entry.name)
@@ -212,10 +220,7 @@ def save_task(model: nn.Module, plan: Plan, path: str | os.PathLike[str], name: 
         if given is None or given.dtype != value.dtype or given.shape != value.shape:
             own[key] = value
         elif entry.name.endswith(".bits"):
-            weights += 8 * len(value)
-            different = int(np.unpackbits(np.bitwise_xor(value.numpy(), given.numpy())).sum())
-            flips += different
-            if different:
+            if _differing(value, given):
                 own[f"{key}{_FLIPS}"] = encode_flips(value, given)
         elif _bytes(given) != _bytes(value):
             joined.add(entry.name, value)
@@ -225,8 +230,6 @@ def save_task(model: nn.Module, plan: Plan, path: str | os.PathLike[str], name: 
         "heads": dict(plan.heads),
         "layout": None if layout == metadata.get("layout") else layout,
         "description": contents.metadata.get(DESCRIPTION),
-        "weights": weights,
-        "flips": flips,
         "joined": joined.places(sorted(shared)),
     }
     _write(path, own, metadata, known)
@@ -412,22 +415,34 @@ def tasks(path: str | os.PathLike[str]) -> list[SharedTask]:
     metadata, tensors = read_file(path)
     known = _known(metadata)
     whole = _contents(tensors, metadata, known).size
+    base = base_tensors(tensors)
+    bits = {key: key.removesuffix(".weight.bits") for key in base if key.endswith(".weight.bits")}
+    recipe = {**decode(metadata["plan"]), "origin": None} if known else {"decisions": ()}
+    weights = {row["site"]: math.prod(row.get("shape", ())) for row in recipe["decisions"]}
     found = []
     for name, record in known.items():
         start = f"{_PREFIX}{name}/"
         sizes = {k: v.nbytes for k, v in tensors.items() if k.startswith(start)}
         rest = {k: v for k, v in tensors.items() if k not in sizes}
         without = _contents(rest, metadata, {k: v for k, v in known.items() if k != name}).size
-        flips = sum(size for key, size in sizes.items() if key.endswith(_FLIPS))
+        flip_bytes = sum(size for key, size in sizes.items() if key.endswith(_FLIPS))
+        merged, _ = task_tensors(path, metadata, tensors, name)
+        layers = {
+            layer: (_differing(merged[key], base[key]), weights.get(layer, 8 * len(base[key])))
+            for key, layer in bits.items()
+            if merged[key].shape == base[key].shape
+        }
         found.append(
             SharedTask(
                 name,
-                record["flips"],
-                record["weights"],
-                flips,
-                sum(sizes.values()) - flips,
+                sum(flips for flips, _ in layers.values()),
+                sum(count for _, count in layers.values()),
+                flip_bytes,
+                sum(sizes.values()) - flip_bytes,
                 whole - without,
+                sum(value.nbytes for value in merged.values()),
                 dict(record["heads"]),
+                layers,
             )
         )
     return found

@@ -30,9 +30,12 @@ def test_file_has_both(run: Run, shared: Path, binary_run: Path) -> None:
     base = (binary_run / "binary.safetensors").stat().st_size
     assert listed.json["base"] == base
     assert listed.json["bytes"] == shared.stat().st_size == base + task.bytes
-    shown = run("tasks", shared)
+    shown = run("tasks", shared, "--layers")
     assert "depth" in shown.out
     assert f"{task.bytes:,}" in shown.out
+    assert f"{listed.json['alone']:,}" in shown.out
+    assert listed.json["float"] > listed.json["alone"] > listed.json["bytes"]
+    assert all(layer in shown.out for layer in task.layers)
     answer = run("train", *SMALL, *SCENES, "--output", shared.parent)
     assert answer.code == 1
     assert "already holds a run" in answer.err

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -163,6 +164,13 @@ def test_counts_are_right(base: Any, task: Any, tmp_path: Path) -> None:
     assert entry.flips == flips
     assert entry.weights == sum(m.weights for m, _ in layers)
     assert entry.heads == {"head": 7}
+    each = {m.site: (int((m.binary_weight()[0] != o.binary_weight()[0]).sum()), m.weights)
+            for m, o in layers}  # fmt: skip
+    assert entry.layers == each
+    alone = tmp_path / "alone.safetensors"
+    binarize.save(task, alone)
+    tensors = sum(value.nbytes for value in load_file(alone).values())
+    assert entry.alone_bytes == tensors
     assert entry.flip_bytes + entry.own_bytes <= entry.bytes
 
 
