@@ -178,6 +178,45 @@ def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return native
 
 
+def counting(
+    in_channels: int,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    transposed: bool,
+) -> str:
+    """Return how the active kernels count a convolution's bits, for people.
+
+    The choice follows measurements of all shapes, see ``csrc/README.md``; it depends on the
+    instruction set and on the geometry, not on the size of feature maps.
+
+    Args:
+        in_channels: Of the input.
+        out_channels: Of the output.
+        kernel: As for ``binarize::unit``, as are all that follow.
+        stride: Per dimension.
+        dilation: Per dimension.
+        groups: Number of groups.
+        transposed: Whether it is a transposed convolution.
+
+    Returns:
+        ``"avx2: table look-ups"``, ``"avx2: popcount"`` or the like; ``"plain torch"``.
+    """
+    active = status().active
+    if active == "reference":
+        return "plain torch"
+    size = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    none, twice = (0,) * len(size), (0,) * (2 * len(size))
+    shape = (1, in_channels, *size)
+    steps = torch.empty(shape, device="meta").stride()
+    convolution = tuple(kernel), tuple(stride), twice, tuple(dilation), groups, "zeros", transposed
+    g = geometry((shape,), (steps,), (1,), out_channels, *convolution, none, "none", none, ())
+    prepared = _load()[0].binarize_prepared(SETS[active], g.address)
+    return f"{active}: {'table look-ups' if prepared > 0 else 'popcount'}"
+
+
 def unit(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
     """Run ``binarize::unit`` with the active implementation."""
     return implementation()(*arguments, **named)

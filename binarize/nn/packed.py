@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from binarize.kernels.activation import shifted_prelu
 from binarize.kernels.layout import pack_weight
+from binarize.kernels.native import counting
 from binarize.kernels.ops import run_unit
 from binarize.nn.activations import ShiftedPReLU
 from binarize.nn.base import BinaryLayer, check_floating
@@ -201,6 +202,12 @@ class PackedUnit(WeightOfOld, Single):
             False,
         )
         return y.to(input.dtype)
+
+    @property
+    def counting(self) -> str:
+        """How its bits are counted here, see :func:`binarize.kernels.native.counting`."""
+        convolution = self.kernel_size, self.stride, self.dilation, self.groups, self.transposed
+        return counting(self.threshold.numel(), self.gain.numel(), *convolution)
 
     def _pad_to_same(self, x: Tensor) -> list[int]:
         """Return the padding, which here depends on the size."""

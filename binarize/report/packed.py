@@ -32,6 +32,8 @@ class PackedRow:
             or ``"float"``.
         reason: Why.
         bytes: Memory of all its tensors.
+        kernel: For ``"popcount"``: the instruction set, and whether its kernels count bits of
+            words or look sums up in tables, whichever is faster for this layer's shape.
     """
 
     name: str
@@ -39,6 +41,7 @@ class PackedRow:
     path: str
     reason: str
     bytes: int
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,11 @@ class PackedReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [(r.name, r.kind, r.path, readable(r.bytes, "B"), r.reason) for r in self.layers]
-        rows.insert(0, ("Layer", "Kind", "Path", "Bytes", "Why"))
+        rows = [
+            (r.name, r.kind, r.path, r.kernel, readable(r.bytes, "B"), r.reason)
+            for r in self.layers
+        ]
+        rows.insert(0, ("Layer", "Kind", "Path", "Kernel", "Bytes", "Why"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         paths = [row.path for row in self.layers]
         counts = ", ".join(f"{paths.count(path)} {path}" for path in dict.fromkeys(paths))
@@ -102,7 +108,7 @@ def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[Pack
         name, reason = kept.get(id(module), (path, "it was not converted"))
         kind, size = type(module).__name__, _bytes(module)
         if isinstance(module, PackedUnit):
-            yield PackedRow(name, kind, "popcount", _COUNTED, size)
+            yield PackedRow(name, kind, "popcount", _COUNTED, size, module.counting)
         elif isinstance(module, PackedInt8):
             yield PackedRow(name, kind, "int8", reason, size)
         elif isinstance(module, BinaryLayer) and isinstance(module.quantizer, StoredWeight):

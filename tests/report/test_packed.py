@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import binarize
 from binarize.errors import SlowWarning
+from binarize.kernels import native
 
 
 class Net(nn.Module):
@@ -45,6 +46,28 @@ def test_paths_and_reasons() -> None:
     assert 4608 <= body.bytes < 4 * 4608
     assert body.bytes < report.bytes < 40_000
     assert json.loads(json.dumps(report.to_dict()))["layers"][1]["path"] == "popcount"
+
+
+@pytest.mark.parametrize("name", ["reference", *native.status().usable])
+def test_kernels_by_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.ENVIRONMENT, name)
+    net = nn.Sequential(
+        *(nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, groups=64, padding=2, dilation=2)),
+        *(nn.ConvTranspose2d(64, 48, 4, stride=2), nn.Conv2d(48, 8, (1, 5), stride=(1, 2))),
+    )
+    everything = {str(i): "binarize" for i in range(4)}
+    x = torch.zeros(1, 64, 16, 16)
+    student = binarize.convert(net, example_inputs=x, overrides=everything)
+    report = binarize.report(binarize.pack(student.eval()))
+    assert [row.path for row in report.layers] == ["popcount"] * 4
+    kernels = [row.kernel for row in report.layers]
+    # Tables need a register of shuffles, and lanes that outputs fill.
+    tables = name in ("avx2", "avx512bw")
+    wanted = ["table look-ups" if tables and wide else "popcount" for wide in (1, 0, 1, 0)]
+    assert kernels == (
+        ["plain torch"] * 4 if name == "reference" else [f"{name}: {how}" for how in wanted]
+    )
+    assert all(kernel in str(report) for kernel in kernels)
 
 
 def test_weights_that_are_unpacked() -> None:
