@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from binarize.nn.activations import ShiftedPReLU
-from binarize.nn.maxout import Maxout
+from binarize.nn.activations import Maxout, ShiftedPReLU
 
 __all__ = ["Moments", "Slopes", "set_norm"]
 

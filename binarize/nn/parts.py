@@ -6,9 +6,7 @@ from typing import Any
 
 from binarize.nn import activation_binarizers as activations
 from binarize.nn import weight_binarizers as weights
-from binarize.nn.activations import ShiftedPReLU
-from binarize.nn.maxout import Maxout
-from binarize.nn.plain_activations import HardTanh, NoActivation
+from binarize.nn.activations import HardTanh, Maxout, NoActivation, ShiftedPReLU
 
 __all__ = ["ACTIVATIONS", "BINARIZERS", "BYPASSES", "NORMS", "TRANSPOSED_SCALES", "WEIGHTS"]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from binarize.calibration.fits import Moments, Slopes, set_norm
 from binarize.nn import ShiftedPReLU
-from binarize.nn.maxout import Maxout
+from binarize.nn.activations import Maxout
 
 
 def moments(x: torch.Tensor, y: torch.Tensor) -> Moments:
