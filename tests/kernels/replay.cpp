@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "binarize.h"
+#include "platform.h"
 
 static FILE *file;
 
@@ -86,7 +87,7 @@ int main(int argc, char **argv) {
       }
       const int64_t room = binarize_scratch(&g, 3);
       if (room < 0) return 2;
-      tensors[BINARIZE_SCRATCH] = aligned_alloc(64, (size_t)(room + 63) / 64 * 64);
+      tensors[BINARIZE_SCRATCH] = allocate(room);
       memset(tensors[BINARIZE_SCRATCH], 0xa5, (size_t)room);
       tensors[BINARIZE_RESULT] = malloc((size_t)bytes[0]);
       tensors[BINARIZE_RESULT_MEANS] = bytes[1] > 0 ? malloc((size_t)bytes[1]) : nullptr;
@@ -99,7 +100,7 @@ int main(int argc, char **argv) {
                               tolerance);
       }
       if (g.prepared) free(tensors[BINARIZE_WEIGHT]);
-      free(tensors[BINARIZE_SCRATCH]);
+      release(tensors[BINARIZE_SCRATCH]);
       free(tensors[BINARIZE_RESULT]);
       free(tensors[BINARIZE_RESULT_MEANS]);
       if (!good) {
