@@ -21,7 +21,7 @@ _state = {"forked": False}
 
 @lru_cache(maxsize=1)
 def runner(library: Any) -> tuple[int, str]:
-    """Return the address of a function that runs another on several threads, and where they come from.
+    """Return the address of a function that runs another on several threads, and whose they are.
 
     That is ``GOMP_parallel`` of the OpenMP runtime. On Windows, runtimes do not have it, and the
     library of the kernels has one that uses theirs.

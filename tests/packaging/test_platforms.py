@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,6 +138,10 @@ class Instead:
         return getattr(self._module, name)
 
 
+def load_library(libraries: dict[Any, Any], name: Any) -> Any:
+    return libraries[name] if name in libraries else ctypes.CDLL(name)
+
+
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let modules believe that they run on another system, with other libraries."""
@@ -145,9 +150,8 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for module in modules:
             monkeypatch.setattr(module, "sys", Instead(sys, platform=platform))
             if libraries is not None:
-                load = {**libraries}
-                other = Instead(ctypes, CDLL=lambda name: load.get(name) or ctypes.CDLL(name))
-                monkeypatch.setattr(module, "ctypes", other)
+                load = partial(load_library, libraries)
+                monkeypatch.setattr(module, "ctypes", Instead(ctypes, CDLL=load))
 
     return pretend
 

@@ -98,10 +98,11 @@ void binarize_parallel(void (*body)(void*), void* data, unsigned threads, unsign
   const HMODULE runtime = GetModuleHandleA("libiomp5md.dll");
   if (!runtime) return body(data);
   auto thread_number =
-      (int32_t(*)(Location*))(void*)GetProcAddress(runtime, "__kmpc_global_thread_num");
-  auto request =
-      (void (*)(Location*, int32_t, int32_t))(void*)GetProcAddress(runtime, "__kmpc_push_num_threads");
-  auto fork = (void (*)(Location*, int32_t, Task, ...))(void*)GetProcAddress(runtime, "__kmpc_fork_call");
+      (int32_t (*)(Location*))(void*)GetProcAddress(runtime, "__kmpc_global_thread_num");
+  auto request = (void (*)(Location*, int32_t, int32_t))(void*)GetProcAddress(
+      runtime, "__kmpc_push_num_threads");
+  auto fork =
+      (void (*)(Location*, int32_t, Task, ...))(void*)GetProcAddress(runtime, "__kmpc_fork_call");
   if (!thread_number || !request || !fork) return body(data);
   request(&here, thread_number(&here), (int32_t)threads);
   fork(&here, 2, run_task, body, data);

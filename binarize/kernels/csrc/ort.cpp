@@ -111,7 +111,8 @@ OrtStatus* read_shape(const OrtValue* value, Tensor& to) {
     s = slot<const OrtShape*, int64_t*, size_t>(kGetDimensions)(shape, to.size, rank);
   reinterpret_cast<void (*)(OrtShape*)>(api[kReleaseTensorTypeAndShape])(shape);
   if (s) return s;
-  if (rank > 8) return refuse("input of %d dimensions: must have 8 at most; check the file", (int)rank);
+  if (rank > 8)
+    return refuse("input of %d dimensions: must have 8 at most; check the file", (int)rank);
   to.rank = (int64_t)rank;
   to.count = 1;
   for (size_t d = 0; d < rank; ++d) to.count *= to.size[d];

@@ -1,5 +1,5 @@
-// What Windows and POSIX call by different names. Static: no code compiled for one instruction set is
-// shared with another.
+// What Windows and POSIX call by different names. Static: no code compiled for one instruction set
+// is shared with another.
 #ifndef BINARIZE_PLATFORM_H
 #define BINARIZE_PLATFORM_H
 
