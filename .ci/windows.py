@@ -9,6 +9,7 @@ with the second library; pip gets both packages, 40 MB.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -54,11 +55,21 @@ def build(folder: Path) -> None:
         *("-DCMAKE_SYSTEM_PROCESSOR=AMD64", f"-DCMAKE_CXX_COMPILER={COMPILER}"),
     )
     run("cmake", "--build", folder, "--parallel", os.cpu_count() or 1)
+    check_moves(folder / "binarize_kernels.dll")
     flags = ("-std=gnu++17", "-O1", "-static", "-I", ROOT / "binarize/kernels/csrc")
     kernels = folder / "binarize_kernels.dll"
     replay, network = folder / "replay.exe", folder / "network.exe"
     run(COMPILER, *flags, ROOT / "tests/kernels/replay.cpp", kernels, "-o", replay)
     run(COMPILER, *flags, ROOT / "tests/runtime/windows.cpp", "-o", network)
+
+
+def check_moves(library: Path) -> None:
+    """Look for wide registers kept on the stack by moves that need it aligned (CMakeLists.txt)."""
+    objdump = COMPILER.replace("g++", "objdump")
+    text = subprocess.check_output([objdump, "-d", library], text=True)
+    wrong = re.findall(r"vmov(?:ap[sd]|dqa\d*)\s[^\n]*%r[sb]p\)[^\n]*%[yz]mm\d+", text)
+    wrong += re.findall(r"vmov(?:ap[sd]|dqa\d*)\s[^\n]*%[yz]mm\d+[^\n]*%r[sb]p\)", text)
+    assert not wrong, wrong[:5]
 
 
 def export(path: Path) -> np.ndarray:
