@@ -85,8 +85,11 @@ with torch.no_grad():
     assert torch.equal(again(image), student(image))
     assert torch.allclose(packed(image), student(image), atol=1e-4)
 
+from binarize.bench.memory import peak_of_this_process
 from binarize.cli import main
 
+if sys.platform == "linux":
+    assert peak_of_this_process() is None
 sys.exit(main(["doctor", "--json", "--quiet"]))
 """
 
@@ -239,7 +242,11 @@ def test_processor_of_a_windows_machine(on: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_processor_of_an_unknown_machine(on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise FileNotFoundError(2, "No such file or directory")
+
     monkeypatch.setattr(processor, "_listed", lambda name: "")
+    monkeypatch.setattr(processor, "subprocess", Instead(subprocess, run=fail))
     monkeypatch.setattr(processor.platform, "processor", lambda: "")
     for system in ("linux", "darwin", "win32"):  # the latter without sysctl and registry
         on(system, processor)
