@@ -8,11 +8,15 @@ import math
 import os
 import secrets
 import shutil
+import sys
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 __all__ = ["atomic_write", "atomic_write_dir", "jsonable", "write_json"]
+
+_TRIES, _PAUSE = 20, 0.05  # seconds
 
 
 @contextlib.contextmanager
@@ -37,10 +41,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        _replace(temporary, target)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename a file over another; on Windows wait until nobody reads that one."""
+    for _ in range(_TRIES if sys.platform == "win32" else 0):
+        with contextlib.suppress(PermissionError):
+            os.replace(source, target)
+            return
+        time.sleep(_PAUSE)
+    os.replace(source, target)
 
 
 @contextlib.contextmanager
@@ -72,7 +86,7 @@ def atomic_write_dir(folder: Path, names: Collection[str]) -> Iterator[Path]:
             return
         written = sorted(temporary.iterdir())
         for file in written:
-            os.replace(file, target / file.name)
+            _replace(file, target / file.name)
         for name in set(names) - {file.name for file in written}:
             (target / name).unlink(missing_ok=True)
     finally:

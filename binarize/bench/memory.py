@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 __all__ = ["peak_of_this_process"]
 
@@ -23,4 +25,28 @@ def peak_of_this_process() -> int | None:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "win32":
+        return _peak_on_windows()
     return None
+
+
+class _Counters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("page_faults", ctypes.c_uint32),
+        ("peak", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 7),
+    )
+
+
+def _peak_on_windows() -> int | None:
+    kernel: Any = ctypes.CDLL("kernel32")
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    kernel.K32GetProcessMemoryInfo.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32]
+    found = _Counters(size=ctypes.sizeof(_Counters))
+    known = kernel.K32GetProcessMemoryInfo(
+        kernel.GetCurrentProcess(), ctypes.byref(found), found.size
+    )
+    return found.peak if known else None

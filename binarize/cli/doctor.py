@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
 from binarize.extras import EXTRAS
+from binarize.processor import processor_cores, processor_features, processor_name
 
 __all__ = ["add", "machine", "run"]
 
@@ -77,23 +77,16 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 def machine() -> dict[str, Any]:
     """Return versions, processor and platform."""
-    flags = _cpu_flags()
+    found = processor_features()
     return {
         "binarize": _version("binarize-torch"),
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": _cores(),
-        "features": [name for name in _FEATURES if name in flags],
+        "cpu": processor_name(),
+        "cores": processor_cores(),
+        "features": [name for name in _FEATURES if name in found],
     }
-
-
-def _cores() -> int | None:
-    """Return the cores that this process may use, possibly fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def _version(distribution: str) -> str:
@@ -101,25 +94,6 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return "not installed (run from a checkout)"
-
-
-def _cpu_lines() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-
-
-def _cpu_flags() -> set[str]:
-    found = (
-        line for line in _cpu_lines() if line.partition(":")[0].strip() in ("flags", "Features")
-    )
-    return set(next(found, ":").partition(":")[2].split())
-
-
-def _cpu_name() -> str:
-    found = (line for line in _cpu_lines() if line.startswith("model name"))
-    return next(found, ":").partition(":")[2].strip() or platform.processor() or platform.machine()
 
 
 def _package(module: str, distribution: str) -> dict[str, str]:

@@ -42,7 +42,9 @@ class Output:
     def emit(self, answer: Any) -> None:
         """Print the answer as JSON, if requested."""
         if self.as_json:
-            text = json.dumps(jsonable(answer), indent=2, ensure_ascii=False, allow_nan=False)
+            # JSON is UTF-8; where the stream is not, escapes are.
+            escaped = "utf" not in (sys.stdout.encoding or "utf-8").lower()
+            text = json.dumps(jsonable(answer), indent=2, ensure_ascii=escaped, allow_nan=False)
             sys.stdout.write(text + "\n")
 
     def of_a_step(self) -> Output:

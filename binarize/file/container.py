@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,6 +213,9 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
     try:
         with safe_open(name, framework="pt", device="cpu") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if sys.platform == "win32":
+                # They are the file's own memory, and Windows replaces no file that is mapped.
+                tensors = {key: tensor.clone() for key, tensor in tensors.items()}
             return dict(file.metadata() or {}), tensors
     except SafetensorError as error:
         raise FileError(

@@ -30,7 +30,8 @@ ABI = 4
 ENVIRONMENT = "BINARIZE_KERNELS"
 # In order of preference; the numbers are the library's.
 SETS = {"avx512": 2, "avx512bw": 4, "avx2": 1, "neon": 3, "scalar": 0}
-_NAMES = ("libbinarize_kernels.so", "libbinarize_kernels.dylib", "binarize_kernels.dll")
+# On Linux and macOS, and on Windows: CMakeLists.txt.
+_NAMES = ("libbinarize_kernels.so", "binarize_kernels.dll")
 # Floats; with less work than this, some 20 microseconds, waking other threads does not pay.
 SERIAL_WORK = 2**17
 _STATUS = {1: "the library rejects this geometry", 2: "this machine cannot run these kernels"}
@@ -121,7 +122,7 @@ def status() -> Status:
             f"this installation on this machine has {', '.join(choices)}",
             "set one of them, or unset it to use the first",
         )
-    return Status(wanted, path, problem, compiled, usable, openmp.runner()[1])
+    return Status(wanted, path, problem, compiled, usable, openmp.runner(library)[1])
 
 
 @lru_cache(maxsize=1)
@@ -169,7 +170,7 @@ def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
     if name == "reference":
         return reference.unit
     library = _load()[0]
-    number, runner = SETS[name], openmp.runner()[0]
+    number, runner = SETS[name], openmp.runner(library)[0]
     weights = PreparedWeights(library, number)
 
     def native(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import importlib
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +27,7 @@ from binarize.lower.pack import finish, pack
 from binarize.nn.int8 import assume_ranges
 from binarize.policy import Match, Policy, Rule, load_policy, with_overrides
 from binarize.policy.match import Overrides
+from binarize.processor import processor_name
 
 __all__ = ["machine", "profile"]
 
@@ -117,20 +118,12 @@ def profile(
 def machine() -> Machine:
     """Describe this machine."""
     return Machine(
-        _processor(),
+        processor_name(),
         native.status().active,
         torch.get_num_threads(),
         torch.__version__,
         importlib.import_module("binarize").__version__,
     )
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _packed(traced: Traced, plan: Plan) -> PackedNetwork:
@@ -141,7 +134,10 @@ def _packed(traced: Traced, plan: Plan) -> PackedNetwork:
 
 def _clock() -> float:
     """Return seconds; with one thread its own CPU time, whatever else the machine does."""
-    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+    # On Windows, CPU time goes by in steps of 16 ms.
+    if torch.get_num_threads() == 1 and sys.platform != "win32":
+        return time.thread_time()
+    return time.perf_counter()
 
 
 class _Run:

@@ -10,7 +10,8 @@ from binarize.errors import FileError
 
 __all__ = ["library"]
 
-_NAMES = ("libbinarize_ort.so", "libbinarize_ort.dylib", "binarize_ort.dll")
+# On Linux and macOS, and on Windows: CMakeLists.txt.
+_NAMES = ("libbinarize_ort.so", "binarize_ort.dll")
 
 
 def library() -> Path:

@@ -7,6 +7,7 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <stdexcept>
 #include <string>
@@ -43,8 +44,9 @@ int main(int argc, char** argv) try {
 
   Ort::Env env;
   Ort::SessionOptions options;
-  options.RegisterCustomOpsLibrary(argv[2]);
-  Ort::Session session(env, argv[1], options);
+  // A path, as Windows has wide characters there.
+  options.RegisterCustomOpsLibrary(std::filesystem::path(argv[2]).c_str());
+  Ort::Session session(env, std::filesystem::path(argv[1]).c_str(), options);
   Ort::AllocatorWithDefaultOptions allocator;
   const auto in = session.GetInputNameAllocated(0, allocator);
   const auto out = session.GetOutputNameAllocated(0, allocator);

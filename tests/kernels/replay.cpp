@@ -1,14 +1,16 @@
 // Replays the cases that write_cases.py wrote through the C ABI, for every instruction set that
-// the machine can run, with the weight as it comes and prepared for the set. Every buffer has exactly the size it needs, so that a sanitizer sees a step
-// outside; `runner` calls the body three times, as if there were three threads.
+// the machine can run, with the weight as it comes and prepared for the set. Every buffer has
+// exactly the size it needs, so that a sanitizer sees a step outside. The body is called three
+// times, as if there were three threads; on Windows, given an OpenMP runtime, by three threads.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "binarize.h"
+#include "platform.h"
 
-static FILE *file;
+static FILE* file;
 
 static int64_t number() {
   int64_t value;
@@ -20,19 +22,39 @@ static int64_t number() {
 }
 
 // Bytes of the next tensor, or null; the caller frees them.
-static void *tensor(int64_t *bytes) {
+static void* tensor(int64_t* bytes) {
   *bytes = number();
   if (*bytes < 0) return nullptr;
-  void *data = malloc(*bytes ? (size_t)*bytes : 1);
+  void* data = malloc(*bytes ? (size_t)*bytes : 1);
   if (*bytes && fread(data, (size_t)*bytes, 1, file) != 1) exit(2);
   return data;
 }
 
-static void runner(void (*body)(void *), void *data, unsigned threads, unsigned) {
+static void three_times(void (*body)(void*), void* data, unsigned threads, unsigned) {
   for (unsigned i = 0; i < threads; ++i) body(data);
 }
+static BinarizeRunner runner = three_times;
 
-static bool close_enough(const float *got, const float *wanted, int64_t count, double tolerance) {
+#if defined(_WIN32)
+static int64_t inside, most;  // threads at once: now, and ever
+static void (*counted)(void*);
+
+static void count_thread(void* data) {
+  const int64_t now = __atomic_add_fetch(&inside, 1, __ATOMIC_ACQ_REL);
+  if (now > __atomic_load_n(&most, __ATOMIC_ACQUIRE))
+    __atomic_store_n(&most, now, __ATOMIC_RELEASE);
+  // Wait a little for the others.
+  for (int turn = 0; turn < 1000 && __atomic_load_n(&most, __ATOMIC_ACQUIRE) < 3; ++turn) Sleep(0);
+  counted(data);
+  __atomic_sub_fetch(&inside, 1, __ATOMIC_ACQ_REL);
+}
+static void by_threads(void (*body)(void*), void* data, unsigned threads, unsigned flags) {
+  counted = body;
+  binarize_parallel(count_thread, data, threads, flags);
+}
+#endif
+
+static bool close_enough(const float* got, const float* wanted, int64_t count, double tolerance) {
   for (int64_t i = 0; i < count; ++i) {
     if (got[i] == wanted[i] || (isnan(got[i]) && isnan(wanted[i]))) continue;
     if (!(fabs((double)got[i] - wanted[i]) <= tolerance * (1 + fabs((double)wanted[i])))) {
@@ -43,27 +65,33 @@ static bool close_enough(const float *got, const float *wanted, int64_t count, d
   return true;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
+#if defined(_WIN32)
+  if (argc == 3 && LoadLibraryA(argv[2])) {
+    runner = by_threads;
+    --argc;
+  }
+#endif
   if (argc != 2 || !(file = fopen(argv[1], "rb"))) {
-    fprintf(stderr, "usage: replay FILE\n");
+    fprintf(stderr, "usage: replay FILE [OPENMP_RUNTIME.dll]\n");
     return 2;
   }
-  static const char *names[] = {"scalar", "avx2", "avx512", "neon", "avx512bw"};
+  static const char* names[] = {"scalar", "avx2", "avx512", "neon", "avx512bw"};
   int64_t runs[5][2] = {};
   const int64_t cases = number();
   for (int64_t i = 0; i < cases; ++i) {
     const double tolerance = number() ? 0 : 1e-4;
     BinarizeGeometry g;
-    int64_t *fields = (int64_t *)&g;
+    int64_t* fields = (int64_t*)&g;
     for (size_t k = 0; k < offsetof(BinarizeGeometry, source) / 8; ++k) fields[k] = number();
-    int64_t *source = (int64_t *)malloc(sizeof(int64_t) * (size_t)(6 * g.sources));
-    int64_t *residual = (int64_t *)malloc(sizeof(int64_t) * (size_t)(4 * g.residuals + 1));
+    int64_t* source = (int64_t*)malloc(sizeof(int64_t) * (size_t)(6 * g.sources));
+    int64_t* residual = (int64_t*)malloc(sizeof(int64_t) * (size_t)(4 * g.residuals + 1));
     for (int64_t k = 0; k < 6 * g.sources; ++k) source[k] = number();
     for (int64_t k = 0; k < 4 * g.residuals; ++k) residual[k] = number();
     g.source = source, g.residual = residual;
     const int64_t count = BINARIZE_FIRST_SOURCE + 2 * g.sources + g.residuals;
-    void **wanted = (void **)calloc((size_t)count, sizeof(void *));
-    void **tensors = (void **)calloc((size_t)count, sizeof(void *));
+    void** wanted = (void**)calloc((size_t)count, sizeof(void*));
+    void** tensors = (void**)calloc((size_t)count, sizeof(void*));
     int64_t bytes[2] = {0, 0};
     for (int64_t k = 0; k < count; ++k) {
       int64_t size;
@@ -79,27 +107,27 @@ int main(int argc, char **argv) {
       if (run % 2) {
         const int64_t size = binarize_prepared(set, &g);
         if (size <= 0) continue;
-        void *prepared = malloc((size_t)size);
+        void* prepared = malloc((size_t)size);
         if (binarize_prepare_weight(set, &g, wanted[BINARIZE_WEIGHT], prepared)) return 2;
         tensors[BINARIZE_WEIGHT] = prepared;
         g.prepared = 1 + set;
       }
       const int64_t room = binarize_scratch(&g, 3);
       if (room < 0) return 2;
-      tensors[BINARIZE_SCRATCH] = aligned_alloc(64, (size_t)(room + 63) / 64 * 64);
+      tensors[BINARIZE_SCRATCH] = allocate(room);
       memset(tensors[BINARIZE_SCRATCH], 0xa5, (size_t)room);
       tensors[BINARIZE_RESULT] = malloc((size_t)bytes[0]);
       tensors[BINARIZE_RESULT_MEANS] = bytes[1] > 0 ? malloc((size_t)bytes[1]) : nullptr;
-      const int32_t status = binarize_unit(set, &g, (const void *const *)tensors, 3, runner);
+      const int32_t status = binarize_unit(set, &g, (const void* const*)tensors, 3, runner);
       bool good = status == BINARIZE_OK;
       for (int k = 0; k < 2 && good; ++k) {
         const int at = BINARIZE_RESULT + k;
         if (bytes[k] > 0)
-          good = close_enough((const float *)tensors[at], (const float *)wanted[at], bytes[k] / 4,
+          good = close_enough((const float*)tensors[at], (const float*)wanted[at], bytes[k] / 4,
                               tolerance);
       }
       if (g.prepared) free(tensors[BINARIZE_WEIGHT]);
-      free(tensors[BINARIZE_SCRATCH]);
+      release(tensors[BINARIZE_SCRATCH]);
       free(tensors[BINARIZE_RESULT]);
       free(tensors[BINARIZE_RESULT_MEANS]);
       if (!good) {
@@ -120,5 +148,11 @@ int main(int argc, char **argv) {
              (long long)runs[set][0], (long long)runs[set][1]);
   }
   fclose(file);
+#if defined(_WIN32)
+  if (runner == by_threads) {
+    printf("at most %lld threads at once\n", (long long)most);
+    if (most != 3) return 1;
+  }
+#endif
   return runs[BINARIZE_SCALAR][0] == cases ? 0 : 1;
 }

@@ -546,7 +546,7 @@ def test_environment_chooses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_threads_are_those_of_torch() -> None:
-    address, library = openmp.runner()
+    address, library = openmp.runner(native._load()[0])
     assert address
     assert "omp" in library
 

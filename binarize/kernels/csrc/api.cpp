@@ -4,11 +4,51 @@
 namespace {
 
 #if defined(__x86_64__) || defined(__i386__)
-// __builtin_cpu_supports also checks what the operating system saves.
+#if defined(_WIN32)
+// clang-cl does not link the library that __builtin_cpu_supports needs.
+struct Processor {
+  uint32_t b = 0, c = 0;  // of CPUID leaf 7
+  uint64_t saved = 0;     // registers that the operating system saves
+
+  Processor() {
+    if (leaf(0, 0) < 7) return;
+    leaf(1, 0);
+    const bool reports_saved = c >> 27 & 1;
+    leaf(7, 0);
+    uint32_t low, high;
+    if (!reports_saved) return;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    saved = (uint64_t)high << 32 | low;
+  }
+  uint32_t leaf(uint32_t number, uint32_t part) {
+    uint32_t a, d;
+    __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(number), "c"(part));
+    return a;
+  }
+  bool saves(uint64_t registers) const { return (saved & registers) == registers; }
+};
+
+constexpr uint64_t kAvxRegisters = 0x06, kAvx512Registers = 0xe6;
+
+bool runs_avx2() {
+  const Processor processor;
+  return processor.saves(kAvxRegisters) && processor.b >> 5 & 1;
+}
+#else
+// It also checks what the operating system saves.
 bool runs_avx2() { return __builtin_cpu_supports("avx2"); }
+#endif
 #if defined(BINARIZE_EMULATED)
 bool runs_avx512bw() { return true; }
 bool runs_avx512() { return true; }
+#elif defined(_WIN32)
+constexpr uint32_t kAvx512Bw = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+
+bool runs_avx512bw() {
+  const Processor processor;
+  return processor.saves(kAvx512Registers) && (processor.b & kAvx512Bw) == kAvx512Bw;
+}
+bool runs_avx512() { return runs_avx512bw() && Processor().c >> 14 & 1; }
 #else
 bool runs_avx512bw() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -36,6 +76,38 @@ bool is_valid(const BinarizeGeometry& g) {
 }  // namespace
 
 int32_t binarize_abi(void) { return BINARIZE_ABI; }
+
+#if defined(_WIN32)
+namespace {
+
+// What compilers call for `#pragma omp parallel num_threads(threads)`.
+struct Location {
+  int32_t reserved, flags, more[2];
+  const char* source;
+};
+
+using Body = void (*)(void*);
+using Task = void (*)(int32_t*, int32_t*, Body, void*);
+
+void run_task(int32_t*, int32_t*, Body body, void* data) { body(data); }
+
+}  // namespace
+
+void binarize_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  static Location here = {0, 2, {0, 0}, ";binarize;binarize_parallel;0;0;;"};
+  const HMODULE runtime = GetModuleHandleA("libiomp5md.dll");
+  if (!runtime) return body(data);
+  auto thread_number =
+      (int32_t (*)(Location*))(void*)GetProcAddress(runtime, "__kmpc_global_thread_num");
+  auto request = (void (*)(Location*, int32_t, int32_t))(void*)GetProcAddress(
+      runtime, "__kmpc_push_num_threads");
+  auto fork =
+      (void (*)(Location*, int32_t, Task, ...))(void*)GetProcAddress(runtime, "__kmpc_fork_call");
+  if (!thread_number || !request || !fork) return body(data);
+  request(&here, thread_number(&here), (int32_t)threads);
+  fork(&here, 2, run_task, body, data);
+}
+#endif
 
 int32_t binarize_available(int32_t set) {
   switch (set) {

@@ -81,6 +81,13 @@ enum BinarizeTensor {
 /* Runs `body(data)` on `threads` threads and waits: the signature of GOMP_parallel. */
 typedef void (*BinarizeRunner)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
+#if defined(_WIN32)
+/* A runner for Windows, where OpenMP runtimes do not have GOMP_parallel: uses the threads of
+   libiomp5md.dll, if the process has loaded it, else the calling thread. */
+BINARIZE_API void binarize_parallel(void (*body)(void*), void* data, unsigned threads,
+                                    unsigned flags);
+#endif
+
 BINARIZE_API int32_t binarize_abi(void);
 /* 1 if the library has it, 2 if this machine can also run it, else 0. */
 BINARIZE_API int32_t binarize_available(int32_t instruction_set);

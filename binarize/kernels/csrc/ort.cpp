@@ -3,15 +3,14 @@
 // Its attributes and tensors are those of the torch operator binarize::unit, but feature maps are
 // channels-last, (N, *spatial, C), as the kernels read them. The exporter adds transpositions where
 // a standard operator needs another order.
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "binarize.h"
 #include "ort_api.h"
+#include "platform.h"
 
 namespace {
 
@@ -59,12 +58,12 @@ void forget(OrtStatus* status) {
 struct Scratch {
   void* at = nullptr;
   int64_t bytes = 0;
-  ~Scratch() { free(at); }
+  ~Scratch() { release(at); }
   void* take(int64_t need) {
     if (need > bytes) {
-      free(at);
+      release(at);
       bytes = (need + 4095) / 4096 * 4096;
-      at = aligned_alloc(64, (size_t)bytes);
+      at = allocate(bytes);
       if (!at) bytes = 0;
     }
     return at;
@@ -112,7 +111,8 @@ OrtStatus* read_shape(const OrtValue* value, Tensor& to) {
     s = slot<const OrtShape*, int64_t*, size_t>(kGetDimensions)(shape, to.size, rank);
   reinterpret_cast<void (*)(OrtShape*)>(api[kReleaseTensorTypeAndShape])(shape);
   if (s) return s;
-  if (rank > 8) return refuse("input of %zu dimensions: must have 8 at most; check the file", rank);
+  if (rank > 8)
+    return refuse("input of %d dimensions: must have 8 at most; check the file", (int)rank);
   to.rank = (int64_t)rank;
   to.count = 1;
   for (size_t d = 0; d < rank; ++d) to.count *= to.size[d];
@@ -188,8 +188,8 @@ OrtStatus* read_ints(const OrtKernelInfo* info, const char* name, int64_t count,
   const auto read = slot<const OrtKernelInfo*, const char*, int64_t*, size_t*>(kKernelInfoInts);
   forget(read(info, name, nullptr, &found));
   if ((int64_t)found != count)
-    return refuse("attribute %s: holds %zu numbers, must hold %lld; export the network again", name,
-                  found, (long long)count);
+    return refuse("attribute %s: holds %d numbers, must hold %lld; export the network again", name,
+                  (int)found, (long long)count);
   if (OrtStatus* s = read(info, name, to, &found)) return s;
   for (int64_t i = 0; i < count; ++i) {
     if (to[i] < min || to[i] > INT32_MAX)
@@ -229,7 +229,7 @@ int32_t best_set() {
 }
 
 int64_t processors() {
-  const long found = sysconf(_SC_NPROCESSORS_ONLN);
+  const int64_t found = processor_count();
   return found < 1 ? 1 : found > kMaxThreads ? kMaxThreads : found;
 }
 
@@ -427,12 +427,12 @@ const void* counted_weight(Unit& u, BinarizeGeometry& g, const void* weight) {
   if (!u.constant_weight || __atomic_load_n(&u.prepared_state, __ATOMIC_ACQUIRE) == 2) {
     return weight;
   }
-  while (__atomic_exchange_n(&u.lock, 1, __ATOMIC_ACQUIRE)) sched_yield();
+  while (__atomic_exchange_n(&u.lock, 1, __ATOMIC_ACQUIRE)) yield_thread();
   if (u.prepared_state == 0) {
     const int64_t bytes = binarize_prepared(u.set, &g);
-    void* made = bytes > 0 ? aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64)) : nullptr;
+    void* made = bytes > 0 ? allocate(bytes) : nullptr;
     const bool ok = made && binarize_prepare_weight(u.set, &g, weight, made) == BINARIZE_OK;
-    if (!ok) free(made);
+    if (!ok) release(made);
     u.prepared = ok ? made : nullptr;
     __atomic_store_n(&u.prepared_state, ok ? 1 : 2, __ATOMIC_RELEASE);
   }
@@ -459,8 +459,8 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
     return s;
   const int64_t residual_count = (int64_t)inputs - kFirstSource - u.sources * (u.has_means ? 2 : 1);
   if (residual_count < 0 || residual_count > kMaxResiduals)
-    return refuse("inputs: there are %zu, which does not fit %lld sources; check the graph", inputs,
-                  (long long)u.sources);
+    return refuse("inputs: there are %d, which does not fit %lld sources; check the graph",
+                  (int)inputs, (long long)u.sources);
   size_t index = 0;
   for (int i = 0; i < kFirstSource; ++i) {
     if (OrtStatus* s = read_input(context, index++, fixed[i])) return s;
@@ -564,7 +564,7 @@ void* create_unchecked(const OrtOperator*, const OrtFunction*, const OrtKernelIn
 }
 void compute_unchecked(void*, OrtContext*) {}
 void destroy(void* kernel) {
-  free(((Unit*)kernel)->prepared);
+  release(((Unit*)kernel)->prepared);
   free(kernel);
 }
 const char* name(const OrtOperator*) { return "BinaryConv"; }

@@ -37,12 +37,8 @@ static inline void pause_briefly(int64_t turn) {
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif
-#if defined(BINARIZE_POSIX)
   // The thread that this one waits for may have been preempted.
-  if (turn > 1000) sched_yield();
-#else
-  (void)turn;
-#endif
+  if (turn > 1000) yield_thread();
 }
 
 static void region_main(void* data) {

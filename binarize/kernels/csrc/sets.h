@@ -6,11 +6,7 @@
 #include <utility>
 
 #include "binarize.h"
-
-#if defined(__unix__) || defined(__APPLE__)
-#define BINARIZE_POSIX
-#include <sched.h>
-#endif
+#include "platform.h"
 
 #define BINARIZE_SET(name)                                                            \
   int32_t binarize_unit_##name(const BinarizeGeometry& g, const void* const* tensors, \
