@@ -177,6 +177,11 @@ def _fit_weight(unit: Any, calls: list[Call], start: Tensor) -> None:
             equations.add(rows, values.unflatten(1, (groups, outputs)).transpose(0, 1))
     equations.finish()
     fitted = equations.solve(start, _PULL)
+    signs = equations.signs(fitted, start, _PULL)
+    # Signs of a weight binarizer that shifts weights are not the weight's own.
+    magnitude = fitted.abs().clamp(min=torch.finfo(fitted.dtype).tiny)
+    if _keeps_signs(unit, as_weight(unit, signs * magnitude)):
+        fitted = signs * magnitude
     size = fitted.abs().mean(1, keepdim=True)
     fitted *= start.double().abs().mean(1, keepdim=True) / torch.where(size > 0, size, 1.0)
     unit.weight.copy_(as_weight(unit, torch.where(size > 0, fitted, start.double())))
@@ -185,6 +190,14 @@ def _fit_weight(unit: Any, calls: list[Call], start: Tensor) -> None:
         unit.quantizer(unit.weight)
     used = as_columns(unit, unit.quantizer(unit.weight))
     set_norm(unit.norm, equations.moments(used), equations.count)
+
+
+def _keeps_signs(unit: Any, weight: Tensor) -> bool:
+    """Check whether a unit's weight is the latent weight's signs times one factor per output."""
+    quantizer = unit.quantizer
+    if not (quantizer.popcount_exact and unit.popcount_exact):
+        return False
+    return torch.equal(quantizer.signs(weight), torch.where(weight < 0, -1.0, 1.0).to(weight))
 
 
 @contextmanager

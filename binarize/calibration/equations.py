@@ -23,6 +23,8 @@ LARGEST = 12_288
 
 # Elements of the rows that are laid out at a time.
 _CHUNK = 2**24
+# Most passes of the coordinate descent, and inputs between two exact gradients.
+_SWEEPS, _BLOCK = 6, 64
 
 
 def as_columns(layer: Any, weight: Tensor) -> Tensor:
@@ -180,10 +182,7 @@ class Equations:
         Returns:
             The weight, (g, n, m).
         """
-        start = start.to(self._dtype)
-        _, variance, _, both = self.moments(start)
-        factor = both / torch.where(variance > 0, variance, 1.0)
-        start = start * factor.view(len(start), 1, -1).to(self._dtype)
+        start = self._scaled(start)
         return torch.stack([self._solve(g, weight, pull) for g, weight in enumerate(start)])
 
     def _solve(self, group: int, start: Tensor, pull: float) -> Tensor:
@@ -204,6 +203,79 @@ class Equations:
             rest = torch.cholesky_solve(values - rows @ start, factorized)
             return start + rows.t() @ rest
         return torch.cholesky_solve(self._cross[group] + strength * start, factorized)
+
+    def signs(self, weight: Tensor, start: Tensor, pull: float) -> Tensor:
+        r"""Return signs that fit better than those of a weight, with one factor per output.
+
+        Rounding each weight of :meth:`solve` to its sign ignores that inputs are correlated. From
+        there, coordinate descent flips one sign after the other where that lowers
+
+        .. math::
+            \lVert \alpha_o A s - t \rVert^2 + \lambda \lVert \alpha_o s - W_0 \rVert^2, \qquad
+            s \in \{-1, 1\}^n
+
+        (with :math:`W_0` scaled as there), the factor fitted again after each pass over all inputs.
+
+        Args:
+            weight: The weight whose signs to start from, (g, n, m).
+            start: As for :meth:`solve`.
+            pull: As for :meth:`solve`.
+
+        Returns:
+            -1 and +1, (g, n, m).
+        """
+        start = self._scaled(start)
+        signs = torch.where(weight < 0, -1.0, 1.0).to(self._dtype)
+        return torch.stack([self._descend(g, signs[g], start[g], pull) for g in range(len(signs))])
+
+    def _descend(self, group: int, signs: Tensor, start: Tensor, pull: float) -> Tensor:
+        rows = values = torch.empty(0)
+        if self._few:
+            rows, values = (x[group] for x in self._few[0])
+            strength = pull * rows.square().sum() / rows.shape[1]
+            cross = rows.t() @ values + strength * start
+        else:
+            gram = self._gram[group]
+            strength = pull * gram.diagonal().mean()
+            cross = self._cross[group] + strength * start
+        if strength <= 0:  # the inputs never vary
+            return signs
+        inputs = len(signs)
+        for _ in range(_SWEEPS):
+            sums = rows @ signs if self._few else gram @ signs
+            size = (sums.square() if self._few else signs * sums).sum(0) + strength * inputs
+            factor = (cross * signs).sum(0) / size
+            signs = torch.where(factor < 0, -signs, signs)
+            sums = torch.where(factor < 0, -sums, sums)
+            factor = factor.abs()
+            flips = 0
+            for first in range(0, inputs, _BLOCK):
+                block = slice(first, min(first + _BLOCK, inputs))
+                if self._few:
+                    near = rows[:, block].t() @ rows[:, block]
+                    slope = rows[:, block].t() @ sums
+                else:
+                    near = gram[block, block]
+                    slope = gram[block] @ signs
+                ours, wanted, before = signs[block], cross[block], signs[block].clone()
+                for i, own in enumerate(near.diagonal().tolist()):
+                    gain = factor * (own - ours[i] * slope[i]) + ours[i] * wanted[i]
+                    change = torch.where(gain < 0, -2 * ours[i], 0.0)
+                    slope.addr_(near[i], change)
+                    ours[i] += change
+                flips += int((ours != before).sum())
+                if self._few:
+                    sums = sums.addmm_(rows[:, block], ours - before)
+            if not flips:
+                break
+        return signs
+
+    def _scaled(self, start: Tensor) -> Tensor:
+        """Return a weight times the factor with which each output fits best."""
+        start = start.to(self._dtype)
+        _, variance, _, both = self.moments(start)
+        factor = both / torch.where(variance > 0, variance, 1.0)
+        return start * factor.view(len(start), 1, -1).to(self._dtype)
 
     def moments(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what the sums of a weight have in common with the values.

@@ -119,6 +119,65 @@ def test_the_solution_minimizes_what_is_promised(groups: int, positions: int) ->
     assert torch.allclose(solved.solve(start, 0.3), expected)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("positions", [60, 12, 4])
+def test_signs_fit_better_than_rounded_ones_and_no_flip_helps(groups: int, positions: int) -> None:
+    """Against the objective itself, written out, for correlated inputs."""
+    torch.manual_seed(3)
+    mix = torch.randn(10, 10, dtype=torch.float64)
+    rows = torch.randn(groups, positions, 10, dtype=torch.float64) @ mix
+    values = torch.randn(groups, positions, 3, dtype=torch.float64)
+    start = torch.randn(groups, 10, 3, dtype=torch.float64)
+    solved = equations(rows, values, start)
+    rounded = torch.sign(solved.solve(start, 0.2))
+    found = solved.signs(rounded, start, 0.2)
+    assert set(found.flatten().tolist()) <= {-1.0, 1.0}
+    centred, wanted = rows - rows.mean(1, keepdim=True), values - values.mean(1, keepdim=True)
+    reach = centred @ start
+    anchor = start * ((reach * wanted).sum(1) / (reach * reach).sum(1))[:, None]
+    strength = 0.2 * (centred * centred).sum(1).mean(1)[:, None, None]
+
+    def best_factor(signs: torch.Tensor) -> torch.Tensor:
+        sums = centred @ signs
+        over = (sums * wanted).sum(1, keepdim=True) + (strength * signs * anchor).sum(1, True)
+        return over / ((sums * sums).sum(1, keepdim=True) + strength * signs.shape[1])
+
+    def loss(signs: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        off = (centred @ (factor * signs) - wanted).square().sum(1)
+        return off + (strength * (factor * signs - anchor).square()).sum(1)
+
+    least = loss(found, best_factor(found))
+    assert bool((least <= loss(rounded, best_factor(rounded)) + 1e-9).all())
+    factor = best_factor(found)
+    for i in range(10):
+        other = found.clone()
+        other[:, i] *= -1
+        assert bool((least <= loss(other, factor) + 1e-9).all())
+    # The factor is never negative: all signs turn instead.
+    assert bool((factor > -1e-12).all())
+
+
+def test_blocks_of_inputs_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    rows, values = torch.randn(1, 200, 30).double(), torch.randn(1, 200, 5).double()
+    start = torch.randn(1, 30, 5).double()
+    solved = equations(rows, values, start)
+    whole = solved.signs(start, start, 0.1)
+    monkeypatch.setattr("binarize.calibration.equations._BLOCK", 7)
+    assert torch.equal(solved.signs(start, start, 0.1), whole)
+    few = equations(rows[:, :20], values[:, :20], start)
+    one = few.signs(start, start, 0.1)
+    monkeypatch.setattr("binarize.calibration.equations._BLOCK", 64)
+    assert torch.equal(few.signs(start, start, 0.1), one)
+
+
+def test_signs_of_inputs_that_never_vary_stay() -> None:
+    start = torch.randn(1, 4, 2, dtype=torch.float64)
+    rows, values = torch.ones(1, 9, 4).double(), torch.randn(1, 9, 2).double()
+    found = equations(rows, values, start).signs(start, start, 0.1)
+    assert torch.equal(found, torch.sign(start))
+
+
 def test_inputs_that_never_vary_leave_the_weight() -> None:
     start = torch.randn(1, 4, 2, dtype=torch.float64)
     rows, values = torch.ones(1, 9, 4).double(), torch.randn(1, 9, 2).double()
