@@ -15,8 +15,9 @@ import binarize
 from binarize.data import Scenes
 
 PACKAGE = Path(binarize.__file__).parent
-# Binds the error stream for users who ask for a display, and moves an engine's own output.
-STREAMS = {"train/progress.py", "bench/engines.py"}
+# Binds the error stream for users who ask for a display, moves an engine's own output, and reads a
+# command's.
+STREAMS = {"train/progress.py", "bench/engines.py", "processor.py"}
 
 
 def library() -> list[Path]:
