@@ -24,8 +24,9 @@ from binarize.train.modes import training_flags
 
 __all__ = ["calibrate"]
 
-# How strongly fitted weights are drawn to the float ones, see Equations.solve.
-_PULL = 0.1
+# How strongly fitted weights are drawn to the float ones, see Equations.solve: those of which only
+# the signs count, and others.
+_PULL, _LOOSE_PULL = 0.8, 0.1
 
 
 @torch.no_grad()
@@ -46,8 +47,8 @@ def calibrate(
 
     - The **latent weight** of a binary layer becomes the weight whose sums over the binarized
       inputs match the float network's value before the activation best, less what the bypass
-      carries. It is drawn to the float weight, and scaled to its magnitude; its signs are what
-      counts.
+      carries. It is drawn to the float weight, and scaled to its magnitude. Its signs, which are
+      what counts, are then improved by coordinate descent.
     - The **norm** of a binary layer gets the statistics of these sums, and the gain and bias with
       which they match best. So do batch norms outside of binary layers.
     - The **slopes** of an activation that the conversion put in are fitted to the float network's
@@ -176,12 +177,12 @@ def _fit_weight(unit: Any, calls: list[Call], start: Tensor) -> None:
             values = call.rows(wanted[samples])
             equations.add(rows, values.unflatten(1, (groups, outputs)).transpose(0, 1))
     equations.finish()
-    fitted = equations.solve(start, _PULL)
-    signs = equations.signs(fitted, start, _PULL)
-    # Signs of a weight binarizer that shifts weights are not the weight's own.
-    magnitude = fitted.abs().clamp(min=torch.finfo(fitted.dtype).tiny)
-    if _keeps_signs(unit, as_weight(unit, signs * magnitude)):
-        fitted = signs * magnitude
+    if _keeps_signs(unit):
+        fitted = equations.solve(start, _PULL)
+        signs = equations.signs(fitted, start, _PULL)
+        fitted = signs * fitted.abs().clamp(min=torch.finfo(fitted.dtype).tiny)
+    else:
+        fitted = equations.solve(start, _LOOSE_PULL)
     size = fitted.abs().mean(1, keepdim=True)
     fitted *= start.double().abs().mean(1, keepdim=True) / torch.where(size > 0, size, 1.0)
     unit.weight.copy_(as_weight(unit, torch.where(size > 0, fitted, start.double())))
@@ -192,12 +193,17 @@ def _fit_weight(unit: Any, calls: list[Call], start: Tensor) -> None:
     set_norm(unit.norm, equations.moments(used), equations.count)
 
 
-def _keeps_signs(unit: Any, weight: Tensor) -> bool:
-    """Check whether a unit's weight is the latent weight's signs times one factor per output."""
+def _keeps_signs(unit: Any) -> bool:
+    """Check whether a unit's weight is the latent weight's signs times one factor per output.
+
+    Binarizers that shift or balance weights change some signs of random ones.
+    """
     quantizer = unit.quantizer
     if not (quantizer.popcount_exact and unit.popcount_exact):
         return False
-    return torch.equal(quantizer.signs(weight), torch.where(weight < 0, -1.0, 1.0).to(weight))
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(unit.weight.shape, generator=generator).to(unit.weight)
+    return torch.equal(quantizer.signs(latent), torch.where(latent < 0, -1.0, 1.0).to(latent))
 
 
 @contextmanager

