@@ -146,6 +146,15 @@ def test_copies_are_independent() -> None:
     assert not torch.equal(quantizer(latent), base)
 
 
+def test_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        quantizer, latent, base = made(0.5)
+        quantizer.eval()
+        assert torch.equal(quantizer(latent), base)
+        latent[0].mul_(-1)
+        assert torch.equal(quantizer(latent)[0], -base[0])
+
+
 def test_empty_weight() -> None:
     quantizer, latent, _ = made(0.1, (0, 4))
     assert quantizer.eval()(latent).shape == (0, 4)

@@ -108,8 +108,9 @@ class FlippedSign(WeightBinarizer):
 
     def signs(self, weight: Tensor) -> Tensor:
         """Return the base's signs with the flips, -1 and +1."""
-        key = weight.data_ptr(), weight._version, weight.dtype
-        if self._known is None or self._known[0] != key:
+        # Inference tensors have no version: nothing tells whether they changed.
+        key = None if weight.is_inference() else (weight.data_ptr(), weight._version, weight.dtype)
+        if key is None or self._known is None or self._known[0] != key:
             one = torch.ones((), dtype=weight.dtype, device=weight.device)
             self._known = key, torch.where(self.flips(weight) ^ self.base, one, -one)
         return self._known[1]
