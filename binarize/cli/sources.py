@@ -200,9 +200,8 @@ def _load_binary(
 
     try:
         if recipe is None or recipe.spec.startswith(("smp:", "timm:")):
-            return load(
-                path, packed=packed, task=task
-            ).eval()  # the file itself records how to build it
+            # The file itself records how to build it.
+            return load(path, packed=packed, task=task).eval()
     except FileError as error:
         if "does not say how to build" not in error.rule:
             raise

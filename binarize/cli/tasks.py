@@ -23,6 +23,7 @@ command takes a task as FILE#TASK."""
 
 _EXAMPLES = [
     ("binarize tasks runs/labels/binary.safetensors", "what is in a file, and what each adds"),
+    ("binarize tasks runs/labels/binary.safetensors --layers", "which layers the flips are in"),
     (
         "binarize predict runs/labels/binary.safetensors#labels photo.jpg --output out",
         "run one of its tasks",

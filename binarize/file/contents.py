@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from binarize.file.container import Entry, file_size
+from binarize.errors import FileError
+from binarize.file.container import Entry, check_sum, check_version, file_size, read_file
 from binarize.file.slots import Slot, find_slots
 from binarize.graph.plan import Plan
 from binarize.nn.treated import TreatedLayer
@@ -22,16 +24,20 @@ __all__ = [
     "COUNTERS",
     "DESCRIPTION",
     "FORMAT",
+    "TASK_VERSION",
     "VERSION",
     "Contents",
     "decode",
     "encode",
     "float_contents",
     "network_contents",
+    "read_network",
 ]
 
 FORMAT = "binarize"
 VERSION = 1
+TASK_VERSION = 2
+"""Of files with tasks (:mod:`binarize.file.tasks`); those without keep their version."""
 COUNTERS = "num_batches_tracked"
 DESCRIPTION = "binarize_network"
 """Header string with what is known about a network (JSON): ``settings`` and ``recipe``."""
@@ -90,6 +96,22 @@ def network_contents(model: nn.Module, plan: Plan) -> Contents:
     metadata["plan"] = encode(recipe)
     metadata["layout"] = encode(_layout(slots))
     return Contents(tuple(_entries(slots)), metadata)
+
+
+def read_network(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the header's strings and the tensors of a network's file.
+
+    Raises:
+        FileError: It is missing, damaged, not from :func:`binarize.save`, or of a newer format.
+    """
+    metadata, tensors = read_file(path)
+    if metadata.get("format") != FORMAT:
+        raise FileError(
+            "path", str(path), "binarize.save did not write this file", "give a file that it wrote"
+        )
+    check_version(path, metadata, TASK_VERSION)
+    check_sum(path)
+    return metadata, tensors
 
 
 def float_contents(model: nn.Module) -> Contents:

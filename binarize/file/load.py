@@ -57,8 +57,6 @@ def load(
             not say how to build its network, or has no such task.
         ModelError: ``model`` is not the network that was converted, or is already converted.
     """
-    if task is not None and not isinstance(task, str):
-        return _several(path, model, packed, list(task))
     task = None if task == BASE else task
     if holds_programs(path):
         if task is not None:
@@ -69,6 +67,8 @@ def load(
                 "load the file of the network that was packed",
             )
         return load_programs(path)
+    if task is not None and not isinstance(task, str):
+        return _several(path, model, packed, list(task))
     stored = read_stored(path, task)
     if model is not None:
         model = unwrap_model(model)

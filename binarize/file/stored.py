@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from binarize.errors import BinarizeError, FileError
-from binarize.file.container import check_sum, check_version, read_file
-from binarize.file.contents import COUNTERS, DESCRIPTION, FORMAT, VERSION, decode
+from binarize.file.contents import (
+    COUNTERS,
+    DESCRIPTION,
+    TASK_VERSION,
+    VERSION,
+    decode,
+    read_network,
+)
 from binarize.file.slots import Slot
-from binarize.file.tasks import TASK_VERSION, TASKS, base_tensors, task_plan, task_tensors
+from binarize.file.tasks import TASKS, base_tensors, task_plan, task_tensors
 from binarize.graph.plan import Plan
 
 __all__ = ["Stored", "read_stored"]
@@ -64,13 +70,7 @@ def read_stored(path: str | os.PathLike[str], task: str | None = None) -> Stored
         FileError: It is missing, damaged, not from binarize, or of a newer format, or it has no
             such task.
     """
-    metadata, tensors = read_file(path)
-    if metadata.get("format") != FORMAT:
-        raise FileError(
-            "path", str(path), "binarize.save did not write this file", "give a file that it wrote"
-        )
-    check_version(path, metadata, TASK_VERSION)
-    check_sum(path)
+    metadata, tensors = read_network(path)
     try:
         version = str(TASK_VERSION if TASKS in metadata else VERSION)
         if metadata.get("format_version") != version or metadata["padding_value"] != "0":

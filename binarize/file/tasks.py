@@ -13,7 +13,7 @@ import math
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,14 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, FileError, ModelError
-from binarize.file.container import Entry, check_sum, read_file, write_file
+from binarize.file.container import Entry, write_file
 from binarize.file.contents import (
     DESCRIPTION,
+    TASK_VERSION,
     VERSION,
     Contents,
     decode,
     encode,
     network_contents,
+    read_network,
 )
 from binarize.graph.heads import plan_with_heads
 from binarize.graph.plan import Plan
@@ -38,7 +40,6 @@ from binarize.graph.plan import Plan
 __all__ = [
     "BASE",
     "TASKS",
-    "TASK_VERSION",
     "SharedTask",
     "base_tensors",
     "check_task_name",
@@ -55,8 +56,6 @@ TASKS = "tasks"
 """Header string with what each task has of its own apart from tensors (JSON, compressed)."""
 BASE = "base"
 """The base's name among tasks."""
-TASK_VERSION = 2
-"""Format version of files with tasks; those without keep their version."""
 _PREFIX, _FLIPS, _JOINED = "task/", ".flips", "joined."
 _GAPS, _BITS = 0, 1
 # Strings of the header in the order in which a file without tasks has them.
@@ -200,8 +199,7 @@ def save_task(model: nn.Module, plan: Plan, path: str | os.PathLike[str], name: 
             "it does not share the bits of a base",
             "make it with binarize.add_task, or save it to a file of its own without task=",
         )
-    metadata, tensors = read_file(path)
-    check_sum(path)
+    metadata, tensors = read_network(path)
     shared = base_tensors(tensors)
     if _fingerprint(shared) != base:
         raise FileError(
@@ -211,50 +209,32 @@ def save_task(model: nn.Module, plan: Plan, path: str | os.PathLike[str], name: 
             "give the base's file, as it was when add_task was called",
         )
     known = _known(metadata)
-    own, joined = _without(tensors, name), _Joined()
+    own, prefix = _without(tensors, name), f"{_PREFIX}{name}/"
+    joined: dict[str, dict[str, Tensor]] = defaultdict(dict)
     contents = network_contents(model, plan)
     for entry in contents.entries:
         value = entry.read().detach().cpu().contiguous()
         given = shared.get(entry.name)
-        key = f"{_PREFIX}{name}/{entry.name}"
+        key = f"{prefix}{entry.name}"
         if given is None or given.dtype != value.dtype or given.shape != value.shape:
             own[key] = value
         elif entry.name.endswith(".bits"):
             if _differing(value, given):
                 own[f"{key}{_FLIPS}"] = encode_flips(value, given)
         elif _bytes(given) != _bytes(value):
-            joined.add(entry.name, value)
-    own |= {f"{_PREFIX}{name}/{key}": value for key, value in joined.tensors().items()}
+            joined[str(value.dtype).removeprefix("torch.")][entry.name] = value
+    places = {key: place for place, key in enumerate(sorted(shared))}
+    for dtype, values in joined.items():
+        in_order = [values[key].flatten() for key in sorted(values)]
+        own[f"{prefix}{_JOINED}{dtype}"] = torch.cat(in_order)
     layout = contents.metadata["layout"]
     known[name] = {
         "heads": dict(plan.heads),
         "layout": None if layout == metadata.get("layout") else layout,
         "description": contents.metadata.get(DESCRIPTION),
-        "joined": joined.places(sorted(shared)),
+        "joined": {dtype: [places[key] for key in sorted(v)] for dtype, v in joined.items()},
     }
     _write(path, own, metadata, known)
-
-
-class _Joined:
-    """Tensors that are stored one behind the other, in the order of their names."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, dict[str, Tensor]] = defaultdict(dict)
-
-    def add(self, name: str, value: Tensor) -> None:
-        self.values[str(value.dtype).removeprefix("torch.")][name] = value
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return a tensor for each dtype."""
-        return {
-            f"{_JOINED}{dtype}": torch.cat([known[name].flatten() for name in sorted(known)])
-            for dtype, known in self.values.items()
-        }
-
-    def places(self, names: Sequence[str]) -> dict[str, list[int]]:
-        """Return which of the base's tensors they stand for, by dtype."""
-        place = {name: i for i, name in enumerate(names)}
-        return {d: [place[name] for name in sorted(known)] for d, known in self.values.items()}
 
 
 def _without(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -272,7 +252,7 @@ def remove_task(path: str | os.PathLike[str], name: str) -> None:
     Raises:
         FileError: There is no such file or task, or it cannot be written.
     """
-    metadata, tensors = read_file(path)
+    metadata, tensors = read_network(path)
     known = _known(metadata)
     _check_name(path, known, name)
     del known[name]
@@ -412,7 +392,7 @@ def tasks(path: str | os.PathLike[str]) -> list[SharedTask]:
     Raises:
         FileError: It is missing or damaged.
     """
-    metadata, tensors = read_file(path)
+    metadata, tensors = read_network(path)
     known = _known(metadata)
     whole = _contents(tensors, metadata, known).size
     base = base_tensors(tensors)

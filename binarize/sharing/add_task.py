@@ -66,6 +66,13 @@ def add_task(
     if isinstance(flips, bool) or not isinstance(flips, int | float) or not 0 <= flips <= _MOST:
         raise BinarizeError("flips", flips, "must be from 0 to 0.5", "write 0.01 for 1 %")
     base, plan = converted_plan(base)
+    if any(isinstance(module, FlippedSign) for module in base.modules()):
+        raise ModelError(
+            "base",
+            type(base).__name__,
+            "it is a task itself, whose flips are still learned",
+            "give its base, or save it to a file of its own and load that",
+        )
     _check_shared(base, shared)
     for name, tensor in (*base.named_parameters(), *base.named_buffers()):
         if tensor.device.type == "meta":

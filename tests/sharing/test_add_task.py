@@ -271,6 +271,15 @@ def test_only_converted_networks_have_tasks(base: Any) -> None:
         binarize.add_task(nn.Sequential(base))
 
 
+def test_a_task_is_no_base_while_it_learns(base: Any, task: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="it is a task itself, whose flips are still learned"):
+        binarize.add_task(task)
+    path = tmp_path / "task.safetensors"
+    binarize.save(task, path)
+    again = binarize.load(path, Net())
+    assert torch.equal(binarize.add_task(again).eval()(X), again(X))
+
+
 @pytest.mark.parametrize("name", ["", " ", "a/b", "base", 3])
 def test_names(base: Any, task: Any, name: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
@@ -311,6 +320,10 @@ def test_unknown_tasks(base: Any, task: Any, tmp_path: Path) -> None:
     binarize.save(binarize.pack(task, X), programs)
     with pytest.raises(FileError, match="packed network, which has no task 'edges'"):
         binarize.load(programs, task="edges")
+    with pytest.raises(FileError, match="packed network, which has no task"):
+        binarize.load(programs, task=["base"], packed=True)
+    with pytest.raises(FileError, match="binarize.save did not write this file"):
+        binarize.tasks(programs)
 
 
 def test_damaged_files_are_refused(base: Any, task: Any, tmp_path: Path) -> None:
@@ -324,6 +337,12 @@ def test_damaged_files_are_refused(base: Any, task: Any, tmp_path: Path) -> None
         binarize.load(path, Net(), task="edges")
     with pytest.raises(FileError, match="checksum"):
         binarize.save(task, path, task="more")
+    # Writing it anew would give the damage a right checksum.
+    with pytest.raises(FileError, match="checksum"):
+        binarize.remove_task(path, "edges")
+    with pytest.raises(FileError, match="checksum"):
+        binarize.tasks(path)
+    assert path.read_bytes() == data
 
 
 def test_flips_of_the_same_seed_are_the_same(base: Any) -> None:
