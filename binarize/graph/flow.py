@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from binarize.graph.coordinates import make_coordinates
 from binarize.graph.outputs import LAYER_KINDS, Outputs
 from binarize.graph.recorder import Op
 from binarize.graph.shortcuts import Shortcut
@@ -69,7 +68,7 @@ def find_layers(trace: Trace, shortcuts: Mapping[int, Shortcut]) -> dict[str, La
             calls.setdefault(op.path, []).append(op)
     outputs = Outputs(trace, shortcuts, calls, before, reads)
     projections = {op.index for shortcut in shortcuts.values() for op in shortcut.projection}
-    coordinates = make_coordinates(trace)
+    coordinates = _make_coordinates(trace)
     last_up = _last_upsampling(trace)
     layers = {}
     for path, ops in calls.items():
@@ -286,3 +285,31 @@ def only_prediction_follows(trace: Trace, is_prediction: Callable[[Op], bool]) -
             is_prediction(n) if n.kind == "layer" else found[n.index] for n in nexts
         )
     return found
+
+
+def _make_coordinates(trace: Trace) -> set[int]:
+    """Find the calls of layers that compute coordinates: offsets, masks, grids to sample maps.
+
+    No layer lies between them and the sampling.
+    """
+    front = [index for op in trace.ops for index in _sampling_operands(op)]
+    seen, found = set(front), set()
+    while front:
+        op = trace.ops[front.pop()]
+        if op.kind in ("layer", "function-layer"):
+            found.add(op.index)
+        elif op.kind != "product" or len(op.inputs) == 1:
+            new = set(op.inputs) - seen
+            seen |= new
+            front += new
+    return found
+
+
+def _sampling_operands(op: Op) -> tuple[int, ...]:
+    """Return the operands of a sampling operation that are coordinates or sample weights."""
+    if "deform_conv" in op.name:
+        return op.inputs[1:]
+    if op.name != "grid_sample":
+        return ()
+    # If it samples a table of the network's own (a parameter), only the grid is computed.
+    return op.inputs[-1:] if len(op.inputs) > 1 or op.in_shape[-1] in (2, 3) else ()

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from binarize.inspection.numbers import LayerInspection
 from binarize.nn import BinaryLayer
-from binarize.ops.entropy import entropy
 
-__all__ = ["Tally"]
+__all__ = ["Tally", "entropy"]
 
 
 class Tally:
@@ -93,3 +92,19 @@ class Tally:
             for name, tensor in found
             if tensor.is_floating_point()
         }
+
+
+def entropy(shares: Tensor) -> Tensor:
+    r"""Entropy in bits, :math:`-\sum_l p_l \log_2 p_l`, with :math:`0 \log 0 = 0`.
+
+    With two levels it is BiDense, Eq. 2: 1 if both are equally frequent, 0 if only one occurs.
+
+    Args:
+        shares: Shares of the levels (..., levels), which sum to 1.
+
+    Returns:
+        Tensor (...) from 0 to the logarithm of the number of levels.
+
+    Deviation: the paper uses the natural logarithm; here the unit is bits.
+    """
+    return torch.special.entr(shares).sum(-1) / math.log(2)

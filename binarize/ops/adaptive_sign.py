@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from binarize.ops.buffers import buffer
 from binarize.ops.convolution import (
     Geometry,
     convolution_gradients,
@@ -52,7 +51,7 @@ class _Terms(NamedTuple):
 
     def shifted(self, out: Tensor | None = None) -> Tensor:
         """Return the input minus its thresholds."""
-        return torch.add(self.x, along_rows(self.shift, self.x), out=buffer(out))
+        return torch.add(self.x, along_rows(self.shift, self.x), out=_buffer(out))
 
 
 def _binarize(
@@ -106,7 +105,7 @@ class _AdaptiveSign(torch.autograd.Function):
         _, shift, excess, scale = terms
         ctx.save_for_backward(x, shift, excess, scale, threshold, exponent)
         ctx.dims = positions, over
-        return torch.copysign(terms.scale, shifted, out=buffer(spare))
+        return torch.copysign(terms.scale, shifted, out=_buffer(spare))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -114,7 +113,7 @@ class _AdaptiveSign(torch.autograd.Function):
         *saved, threshold, exponent = ctx.saved_tensors
         terms = _Terms(*saved)
         shifted = terms.shifted()
-        binary = torch.copysign(terms.scale, shifted, out=buffer(shifted))
+        binary = torch.copysign(terms.scale, shifted, out=_buffer(shifted))
         return (*_gradients(grad, binary, terms, threshold, exponent, *ctx.dims), None, None)
 
 
@@ -147,7 +146,7 @@ def _binary_weight(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
     if x.dtype != weight.dtype and torch.is_autocast_enabled(x.device.type):
         # Autocast's conversion, done here so that the copy can be saved.
         signs, scale = signs.to(x.dtype), scale.to(x.dtype)
-    return torch.copysign(scale, signs, out=buffer(signs))
+    return torch.copysign(scale, signs, out=_buffer(signs))
 
 
 class _AdaptiveConvolution(torch.autograd.Function):
@@ -169,7 +168,7 @@ class _AdaptiveConvolution(torch.autograd.Function):
         if whole and sums_exactly(x, weight):
             factors = sum_factors(scale, weight_scale, geometry)
             scale = weight_scale = scale.new_ones(())
-        binary = torch.copysign(scale, shifted, out=buffer(spare))
+        binary = torch.copysign(scale, shifted, out=_buffer(spare))
         binary_weight = _binary_weight(weight, weight_scale, x)
         # A float layer also saves a half-precision copy under autocast.
         kept = None if binary_weight.dtype == weight.dtype else binary_weight
@@ -189,7 +188,7 @@ class _AdaptiveConvolution(torch.autograd.Function):
         if binary_weight is None:
             binary_weight = _binary_weight(weight, weight_scale, weight)
         shifted = terms.shifted()
-        binary = torch.copysign(terms.scale, shifted, out=buffer(shifted))
+        binary = torch.copysign(terms.scale, shifted, out=_buffer(shifted))
         wanted = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[3]
         grad_binary, grad_weight = convolution_gradients(
             grad, binary, binary_weight, ctx.geometry, wanted
@@ -240,3 +239,16 @@ def adaptive_convolution(
         x, threshold, exponent, weight, weight_scale, geometry, positions, over, whole
     )
     return y
+
+
+def _buffer(tensor: Tensor | None) -> Tensor | None:
+    """Return the ``out`` argument for a torch function.
+
+    Args:
+        tensor: A tensor of the right shape and dtype whose values are no longer needed, or none.
+
+    Returns:
+        That tensor; None in compiled code, which manages its own buffers and in torch
+        2.8 does not accept channels-last ones.
+    """
+    return None if torch.compiler.is_compiling() else tensor

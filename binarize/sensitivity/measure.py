@@ -21,7 +21,6 @@ from binarize.policy.match import Overrides
 from binarize.policy.more_bits import MoreBits, MoreBitsRule, more_bits_rules
 from binarize.report.sensitivity import MEASURES, MODES, Sensitivity, SiteSensitivity
 from binarize.sensitivity.compare import Comparator, EvalResult, error_of_mean
-from binarize.sensitivity.copy_state import copy_trained_state
 from binarize.train import Task, recalibrate
 from binarize.train.batches import batch_image
 from binarize.train.recalibrate import has_statistics
@@ -210,7 +209,7 @@ class Study:
             return replace(row, more=losses)
         network = self._traced.convert(self._plan([site]))
         if self._trained is not None:
-            copy_trained_state(network, self._trained, site)
+            _copy_trained_state(network, self._trained, site)
         restored = self._comparator.evaluate(self._ready(network))
         return self._row(decision, self._binary, restored, restored)
 
@@ -341,3 +340,23 @@ def _check_teacher(plan: Plan, own: Plan) -> None:
             "this layer differs from the network that was converted",
             "give the float network that the 1-bit one was converted from",
         )
+
+
+@torch.no_grad()
+def _copy_trained_state(network: nn.Module, trained: nn.Module, site: str) -> None:
+    """Copy the state of a trained 1-bit network, except for one layer, which is float here.
+
+    Everything of the same name and shape is copied. The float layer keeps its own weights, and
+    so do its norm and activation if the trained network has none there.
+
+    Args:
+        network: The network with the float layer; changed in place.
+        trained: The trained network, in which that layer is binary.
+        site: Dotted name of the layer.
+    """
+    own = {id(tensor) for tensor in network.get_submodule(site).state_dict(keep_vars=True).values()}
+    known = trained.state_dict()
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        value = known.get(name)
+        if id(tensor) not in own and value is not None and value.shape == tensor.shape:
+            tensor.copy_(value)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from binarize.ops.entropy import entropy
+from binarize.inspection.tally import entropy
 
 
 def test_two_levels() -> None:
