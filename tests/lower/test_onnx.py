@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import binarize
 from binarize.data import Scenes
 from binarize.errors import BinarizeError
-from binarize.nn import BiConv2d, BiConv3d, BiConvTranspose2d, ShiftedPReLU
+from binarize.nn import BiConv1d, BiConv2d, BiConv3d, BiConvTranspose2d, ShiftedPReLU
 from binarize.runtime import Session
 
 
@@ -85,6 +85,21 @@ def test_any_size(shop: SimpleNamespace, tmp_path: Path, pooling_exports: None) 
         (result,) = session.run(None, {session.get_inputs()[0].name: picture.numpy()})
         with torch.no_grad():
             wanted = network(picture)
+        torch.testing.assert_close(torch.from_numpy(result), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_length(shop: SimpleNamespace, tmp_path: Path) -> None:
+    layers = nn.Conv1d(2, 8, 3), BiConv1d(8, 8, 3, padding=1), nn.Conv1d(8, 3, 1)
+    network, path = shop.train_like(nn.Sequential(*layers)), tmp_path / "net.onnx"
+    binarize.export_onnx(network, path, torch.randn(1, 2, 20), dynamic=True)
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].shape == ["batch", 2, "length"]
+    for shape in ((1, 2, 20), (3, 2, 7), (2, 2, 3)):
+        signal = torch.randn(shape)
+        (result,) = session.run(None, {session.get_inputs()[0].name: signal.numpy()})
+        with torch.no_grad():
+            wanted = network(signal)
         torch.testing.assert_close(torch.from_numpy(result), wanted, atol=1e-4, rtol=1e-4)
 
 

@@ -515,3 +515,20 @@ def test_signature(shop: SimpleNamespace) -> None:
     assert isinstance(packed, binarize.PackedNetwork)
     x = torch.zeros(1, 3, 8, 8)
     assert torch.equal(packed(x=x), packed(x))
+
+
+def test_an_activation_of_the_input_leaves_the_image_alone(shop: SimpleNamespace) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.unit = nn.Conv2d(3, 8, 3), BiConv2d(8, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.unit(F.relu(self.conv(F.relu(x))))
+
+    network, x = shop.train_like(Net()), torch.randn(2, 3, 8, 7)
+    packed, before = binarize.pack(network), x.clone()
+    assert_alike(packed, network, x)
+    assert torch.equal(x, before)
+    # The second one writes over what the convolution made.
+    assert shop.operators(packed) == ["relu", "convolution", "relu_"]

@@ -130,6 +130,11 @@ def test_unknown_policy_offers_the_nearest_names(wrong: str, nearest: str) -> No
         validate(wrong)
 
 
+@pytest.mark.parametrize("path", ["none.toml", "rules/bidense"])
+def test_a_path_is_not_taken_for_a_name(path: str) -> None:
+    assert refusal(path) == f"policy={path!r}: no such rule file; check the path"
+
+
 def test_policy_unlike_any_lists_all_of_them() -> None:
     message = refusal("xyz")
     assert "bidense-released" in message
