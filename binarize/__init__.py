@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from binarize.file.save import save as save
     from binarize.file.tasks import remove_task as remove_task
     from binarize.file.tasks import tasks as tasks
+    from binarize.frontier import frontier as frontier
     from binarize.graph.plan import Plan as Plan
     from binarize.inspection import Inspection as Inspection
     from binarize.inspection import inspect as inspect
@@ -62,6 +63,7 @@ _HOMES = {
     "convert": "budget",
     "export_onnx": "lower",
     "from_pretrained": "file",
+    "frontier": "frontier",
     "inspect": "inspection",
     "load": "file",
     "pack": "lower",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.cli.datasets import add_data_options
+from binarize.cli.datasets import add_data_options, has_split, make_loader, open_data, task_of
 from binarize.cli.networks import Recipe, add_network_options, build
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command, extent, pair
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from binarize.cli.sources import Source
+    from binarize.report.frontier import Frontier
+    from binarize.report.sensitivity import Sensitivity
 
 __all__ = ["add", "run"]
 
@@ -53,8 +56,6 @@ _EXAMPLES = [
     ),
 ]
 
-POINTS = ("bidense", "deploy", "5%", "7%", "10%")
-
 
 def add(commands: Subparsers) -> None:
     """Add the sub-command."""
@@ -76,7 +77,7 @@ def add(commands: Subparsers) -> None:
         action="append",
         metavar="POLICY|BUDGET",
         help="a network to train: a policy's, or one within a budget "
-        f"(default {', '.join(POINTS)})".replace("%", "%%"),
+        "(default bidense, deploy, 5%%, 7%%, 10%%)",
     )
     parser.add_argument(
         "--policy",
@@ -120,11 +121,11 @@ def add(commands: Subparsers) -> None:
 def run(args: argparse.Namespace, out: Output) -> int | None:
     """Choose, train, measure, write."""
     require("matplotlib")
-    from binarize.budget import Budget
-    from binarize.cli.frontier_measure import measure
+    from binarize.cli.examples import example_for
     from binarize.cli.records import make_folder
     from binarize.cli.sources import open_file
-    from binarize.policy import load_policy, policies
+    from binarize.frontier.build import POINTS, Choice, budgets_of, limit_latency, slug
+    from binarize.policy import load_policy
 
     for name in ("rounds", "threads", "sensitivity_images"):
         value = getattr(args, name)
@@ -132,10 +133,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             raise BinarizeError(name.replace("_", "-"), value, "must be at least 1", "correct it")
     load_policy(args.policy)
     plans = list(dict.fromkeys(args.point or POINTS))
-    known = policies()
-    for name in plans:
-        if name not in known and not name.endswith(".toml"):
-            Budget.parse(name)
+    budgets = budgets_of(plans)
     rivals = {text: _rival(text) for text in dict.fromkeys(args.rival)}
     with out.step(f"opening {args.file}"):
         source = open_file(args.file)
@@ -153,35 +151,32 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.threads:
         torch.set_num_threads(args.threads)
     make_folder(args.output)
-    budgets = [name for name in plans if name not in known and not name.endswith(".toml")]
-    guide: dict[str, Any] = {}
+    example = example_for(source.network, source.recipe, args.size)
+    choice = Choice(source.network, args.policy, overrides(args), example, args.output)
+    timed = _image(args, source)
     if budgets:
-        guide = {
-            "sensitivity": _sensitivity(args, out),
-            "profile": _profile(args, source, budgets, out),
-            "more_bits": ["int8"],
-        }
+        choice.measure_sensitivity(lambda: _sensitivity(args, out))
+    if limit_latency(budgets):
+        with out.bar("measuring latencies", 9) as move:
+            choice.measure_latency(timed, move)
     # All of them, before anything is trained: a budget may be out of reach.
-    chosen = {name: _choose(args, source, name, guide, out) for name in budgets}
+    chosen = {}
+    for name in budgets:
+        with out.step(f"choosing within {name}"):
+            chosen[name] = choice.rules(name)
     for number, name in enumerate([*plans, *rivals], start=1):
         out.note(f"network {number} of {len(plans) + len(rivals)}: {name}")
-        folder = args.output / _slug(name)
+        folder = args.output / slug(name)
         if name in rivals:
             _train(args, source.recipe, folder, out, rival=rivals[name])
         else:
             _train(args, source.recipe, folder, out, policy=str(chosen.get(name, name)))
-    example = _image(args, source)
-    folders = {name: args.output / _slug(name) for name in (*plans, *rivals)}
-    made = measure(args, source, example, folders, rivals, out)
+    made = _measure(args, source, timed, plans, list(rivals), out)
     files = made.save(args.output)
     out.print(str(made), wrap=False)
     out.print(f"written: {', '.join(str(args.output / name) for name in files)}", wrap=False)
     out.emit(made.to_dict())
     return None
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=-]+", "_", name).strip("_")
 
 
 def _rival(text: str) -> Recipe:
@@ -190,65 +185,19 @@ def _rival(text: str) -> Recipe:
     return Recipe(parts[0], arguments=dict(pair(part) for part in parts[1:]))
 
 
-# The steps, each skipped where its result is there
-
-
-def _sensitivity(args: argparse.Namespace, out: Output) -> Path:
+def _sensitivity(args: argparse.Namespace, out: Output) -> Sensitivity:
     from binarize.cli import sensitivity
     from binarize.cli.app import build_parser
+    from binarize.report.sensitivity import Sensitivity
 
-    path: Path = args.output / "sensitivity.json"
-    if not path.exists():
-        words = ["sensitivity", args.file, "--data", args.data, "--output", str(args.output)]
-        given = build_parser().parse_args(words)
-        for name in vars(given).keys() & vars(args).keys() - {"run", "parser", "batch_size"}:
-            setattr(given, name, getattr(args, name))
-        given.more_bits, given.limit = ["int8"], args.sensitivity_images
-        given.model = given.teacher = None
-        sensitivity.run(given, out.of_a_step())
-    return path
-
-
-def _profile(
-    args: argparse.Namespace, source: Source, budgets: list[str], out: Output
-) -> Path | None:
-    from binarize.budget import Budget
-    from binarize.latency import Profile, profile
-    from binarize.latency.measure import machine
-
-    if not any(limit.kind.startswith("time") for name in budgets for limit in Budget.parse(name)):
-        return None
-    path: Path = args.output / "profile.json"
-    if path.exists():
-        Profile.load(path).check(machine())
-        return path
-    with out.bar("measuring latencies", 9) as move:
-        made = profile(source.network, _image(args, source), policy=args.policy, tell=move)
-    made.save(path)
-    return path
-
-
-def _choose(
-    args: argparse.Namespace, source: Source, name: str, guide: Mapping[str, Any], out: Output
-) -> Path:
-    """The rules that spend a budget, as a file."""
-    from binarize.budget import plan
-    from binarize.cli.examples import example_for
-
-    path: Path = args.output / f"{_slug(name)}.toml"
-    if not path.exists():
-        with out.step(f"choosing within {name}"):
-            example = example_for(source.network, source.recipe, args.size)
-            made = plan(
-                source.network,
-                args.policy,
-                example_inputs=example,
-                overrides=overrides(args),
-                budget=name,
-                **guide,
-            )
-        made.policy.save(path)
-    return path
+    words = ["sensitivity", args.file, "--data", args.data, "--output", str(args.output)]
+    given = build_parser().parse_args(words)
+    for name in vars(given).keys() & vars(args).keys() - {"run", "parser", "batch_size"}:
+        setattr(given, name, getattr(args, name))
+    given.more_bits, given.limit = ["int8"], args.sensitivity_images
+    given.model = given.teacher = None
+    sensitivity.run(given, out.of_a_step())
+    return Sensitivity.load(args.output / "sensitivity.json")
 
 
 def _image(args: argparse.Namespace, source: Source) -> Tensor:
@@ -289,3 +238,52 @@ def _train(
     if rival is not None or policy.endswith(".toml"):  # the rules have the overrides
         given.keep, given.binarize, given.int8 = [], [], []
     train.run(given, out.of_a_step())
+
+
+def _measure(
+    args: argparse.Namespace,
+    source: Source,
+    example: Tensor,
+    plans: Sequence[str],
+    rivals: Sequence[str],
+    out: Output,
+) -> Frontier:
+    """Time the networks in turns, beside the float one."""
+    from binarize.cli.sources import open_file
+    from binarize.frontier.build import slug
+    from binarize.frontier.measure import Judge, Trained, measure
+    from binarize.train import open_task
+
+    splits = [split for split in ("val", "test") if has_split(args, split)]
+    data = {split: open_data(args, split, out, known=source.settings) for split in splits}
+    first = next(iter(data.values()))
+    name = task_of(args, source.settings)
+    task = open_task(name, num_classes=first.num_classes, max_depth=first.max_depth)
+    train = open_data(args, "train", out, known=source.settings, preload=False)
+    count = min(32, len(train))
+    images = [train[i * len(train) // count]["image"][None] for i in range(count)]
+    loaders = {split: make_loader(one, 1) for split, one in data.items()}
+
+    def trained(names: Sequence[str], file: str) -> dict[str, Trained]:
+        made = {}
+        for name in names:
+            path = args.output / slug(name) / file
+            record = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
+            metrics = {split: record[split] for split in splits if split in record}
+            made[name] = Trained(open_file(str(path)).network, metrics, path)
+        return made
+
+    recipe: Any = source.recipe
+    with out.bar("timing the networks", args.rounds) as move:
+        return measure(
+            source.network,
+            example,
+            Judge(task, loaders, images),
+            binarized=trained(plans, "binary.safetensors"),
+            rivals=trained(rivals, "float.safetensors"),
+            folder=args.output,
+            label=recipe.spec,
+            rounds=args.rounds,
+            engines=not args.no_engines,
+            tell=move,
+        )
