@@ -1,7 +1,11 @@
-"""Each bundled policy on four kinds of networks: converts, learns, and survives its file."""
+"""Each bundled policy converts, learns, and survives its file: one network of all kinds of layers.
+
+Three policies that differ most do so on four real networks, too.
+"""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock
 
 import binarize
 from binarize.nn import BinaryLayer
@@ -25,9 +31,36 @@ NOT_COUNTED = (
 )
 
 
+class Everything(nn.Module):
+    """A residual, an inverted residual and a ConvNeXt block, and a decoder that concatenates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        down = nn.Sequential(nn.Conv2d(8, 12, 1, 2, bias=False), nn.BatchNorm2d(12))
+        self.residual = BasicBlock(8, 12, 2, down)
+        self.inverted = nn.Sequential(
+            InvertedResidual(12, 12, 1, 2), InvertedResidual(12, 16, 2, 2)
+        )
+        self.convnext = timm.models.convnext.ConvNeXtBlock(16)
+        self.join = nn.Sequential(nn.Conv2d(28, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(12, 8, 2, 2), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.residual(self.stem(x))
+        deep = self.convnext(self.inverted(skip))
+        deep = nn.functional.interpolate(deep, size=skip.shape[2:])
+        return self.head(self.up(self.join(torch.cat([deep, skip], 1))))
+
+
 def network(kind: str) -> nn.Module:
     """Few channels: what a policy does to a network does not depend on their number."""
     torch.manual_seed(0)
+    if kind == "everything":
+        return Everything()
     if kind == "resnet18":
         block: Any = timm.models.resnet.BasicBlock
         # Branches that end in a norm with gain 0 would get no gradient at the first step.
@@ -63,8 +96,15 @@ def total(output: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")  # LQ-Nets is no program
-@pytest.mark.parametrize("kind", ["resnet18", "mobilenetv2", "convnext", "unet"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "everything") for name in NAMES),
+        *itertools.product(
+            ("bidense", "deploy", "groupnet"), ("resnet18", "mobilenetv2", "convnext", "unet")
+        ),
+    ],
+)
 def test_a_policy_on_a_network(name: str, kind: str, tmp_path: Path) -> None:
     teacher = network(kind)
     # Not so small that the last norms see two values, which pass no gradient on.
@@ -94,7 +134,7 @@ def test_a_policy_on_a_network(name: str, kind: str, tmp_path: Path) -> None:
         packed = binarize.pack(student)(image)
     # A value that lies within rounding of a threshold may take the other sign.
     assert ((packed - expected).abs() < 1e-3 * expected.abs().max()).float().mean() > 0.99
-    if kind != "unet":  # one network of every size of layer is enough for the file
+    if kind not in ("everything", "unet"):
         return
     path = tmp_path / "student.safetensors"
     binarize.save(student, path)
