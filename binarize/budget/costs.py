@@ -19,6 +19,7 @@ from binarize.latency import Profile
 from binarize.policy import Policy, with_overrides
 from binarize.policy.match import Overrides
 from binarize.report import report
+from binarize.report.counts import planned_ops
 
 __all__ = ["Costs", "before_and_after"]
 
@@ -49,12 +50,10 @@ class Costs:
         self._profile = profile
         self._overrides = overrides
         self._layers = all_layers(model)
-        self._example = _bare(example_inputs)
         try:
-            self._traced = Traced(_outline(model), self._example)
+            self._traced = Traced(_outline(model), _bare(example_inputs))
         except ModelError:
             # A forward that makes its own tensors cannot run without storage.
-            self._example = example_inputs
             self._traced = Traced(model, example_inputs)
 
     def plan(self, policy: Policy) -> Plan:
@@ -69,16 +68,15 @@ class Costs:
             BinarizeError: The profile is not of this network.
         """
         plan = self.plan(policy)
-        network = self._traced.convert(plan) if set(self._kinds) - {"time"} else None
-        return tuple(self._count(kind, plan, network) for kind in self._kinds)
+        return tuple(self._count(kind, plan) for kind in self._kinds)
 
-    def _count(self, kind: str, plan: Plan, network: Any) -> float:
+    def _count(self, kind: str, plan: Plan) -> float:
         if kind == "time":
             assert self._profile is not None
             return self._profile.predict({d.site: d.action for d in plan.layers})
         if kind == "bytes":
-            return network_contents(network, plan).size
-        ops = report(network, self._example).ops
+            return network_contents(self._traced.convert(plan), plan).size
+        ops = planned_ops(self._traced.trace, plan)
         if ops is None:
             raise ModelError(
                 "budget",

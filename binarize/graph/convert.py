@@ -18,7 +18,7 @@ from binarize.graph.origin import find_origin
 from binarize.graph.plan import Plan
 from binarize.graph.planner import make_plan
 from binarize.graph.rewrite import apply_plan
-from binarize.graph.scopes import ScopeGraph
+from binarize.graph.scopes import ScopeGraph, ScopeGraphs
 from binarize.nn.treated import TreatedLayer
 from binarize.nn.treatments import TREATMENTS
 from binarize.policy.loader import load_policy
@@ -107,6 +107,9 @@ class Traced:
         model: The network; do not change it afterwards.
         example_inputs: As in :func:`plan`.
 
+    Attributes:
+        trace: The run.
+
     Raises:
         ModelError: As in :func:`plan`.
     """
@@ -114,9 +117,10 @@ class Traced:
     def __init__(self, model: nn.Module, example_inputs: Any = None) -> None:
         _check_model(model)
         self.model = model
-        self._trace = run_example(model, example_inputs)
-        self._training = training_run(model, self._trace)
+        self.trace = run_example(model, example_inputs)
+        self._training = training_run(model, self.trace)
         self._origin = find_origin(model)
+        self._scopes = ScopeGraphs(dict(self.trace.model.named_modules(remove_duplicate=False)))
 
     def plan(self, policy: Policy, chosen: Policy | None = None) -> Plan:
         """Plan with a policy, even one that makes nothing binary.
@@ -136,13 +140,20 @@ class Traced:
         # Forwards are also traced symbolically, in training mode.
         with preserve_random_states(self.model):
             return make_plan(
-                self._trace, chosen, self._origin, overrides=overrides, training=self._training
+                self.trace,
+                chosen,
+                self._origin,
+                overrides=overrides,
+                training=self._training,
+                scopes=self._scopes,
             )
 
     def convert(self, plan: Plan) -> nn.Module:
         """Return a deep copy of the network, binarized by a plan from :meth:`plan`."""
         student = deepcopy_model(self.model)
-        apply_plan(student, plan)
+        scopes = {decision.scope for decision in plan.decisions if decision.rewrite}
+        graphs = {s: self._scopes(s, plan.arguments.get(s, {})).copied() for s in scopes}
+        apply_plan(student, plan, graphs)
         return student
 
 

@@ -19,7 +19,7 @@ from binarize.graph.plan import CONTRACT, Decision, Plan
 from binarize.graph.recorder import Op
 from binarize.graph.resolve_shortcuts import ShortcutResolution, resolve_shortcuts
 from binarize.graph.rewritable import Rewritable
-from binarize.graph.scopes import ScopeGraph
+from binarize.graph.scopes import ScopeGraph, ScopeGraphs
 from binarize.graph.shortcuts import find_shortcuts
 from binarize.graph.signal_variance import layers_without_bypass
 from binarize.graph.sizes import depends_on_size, spelled_size
@@ -39,6 +39,7 @@ def make_plan(
     *,
     overrides: int = 0,
     training: Trace | None = None,
+    scopes: ScopeGraphs | None = None,
 ) -> tuple[Plan, dict[str, ScopeGraph]]:
     """Decide about every layer, norm, activation and residual addition of a traced network.
 
@@ -48,11 +49,13 @@ def make_plan(
         origin: How to build the float network by name, if known.
         overrides: How many of the policy's first rules are the user's own overrides.
         training: A run in training mode, if the network then takes a different path.
+        scopes: Graphs of its forwards from earlier plans.
 
     Returns:
         The plan, and the graphs of the forwards that it rewrites, by path.
     """
     modules = dict(trace.model.named_modules(remove_duplicate=False))
+    scopes = ScopeGraphs(modules) if scopes is None else scopes
     runs = [trace] if training is None else [trace, training]
     norms, watched = _without_checked(runs, _common_norms(runs, modules))
     layers = _common_layers(runs, set(norms.values()))
@@ -70,7 +73,7 @@ def make_plan(
         decided[path] = _decide(layer, rule, direct, _size_of(runs, layer), by_user=by_user)
         if decided[path].action != "keep" and path in watched:
             decided[path] = _apply_type_check(decided[path], watched[path], runs, path)
-    judged = _Judged(policy, modules, layers, decided, norms, _endings(runs, layers))
+    judged = _Judged(policy, modules, layers, decided, norms, _endings(runs, layers), scopes)
     parts = [_decide_run(trace, judged)]
     if training is not None and any("training" in layer.roles for layer in layers.values()):
         parts.append(_decide_run(training, judged, beside=trace))
@@ -102,7 +105,7 @@ def make_plan(
         _size(trace.model),
         input_shapes(trace),
     )
-    return plan, {scope: graphs[scope] for scope in rewritten}
+    return plan, {scope: graphs[scope].copied() for scope in rewritten}
 
 
 class _Judged:
@@ -116,9 +119,11 @@ class _Judged:
         decided: Mapping[str, _Verdict],
         norms: Mapping[str, str],
         endings: Container[tuple[str, str, int]],
+        scopes: ScopeGraphs,
     ) -> None:
         self.policy, self.modules, self.layers = policy, modules, layers
         self.decided, self.norms, self.endings = decided, norms, endings
+        self.scopes = scopes
         self.binary = {path for path, one in decided.items() if one.action == "binarize"}
         self.carrying = {
             path
@@ -151,7 +156,7 @@ class _Part:
 
 def _decide_run(run: Trace, judged: _Judged, beside: Trace | None = None) -> _Part:
     """Decide about additions, factors and activations; ``beside`` is a run already decided."""
-    can_rewrite = Rewritable(run, dict(judged.modules))
+    can_rewrite = Rewritable(run, judged.modules, judged.scopes)
     shortcuts = find_shortcuts(run, judged.is_binary, judged.carries, judged.is_adopted)
     resolution = resolve_shortcuts(run, shortcuts, judged.layers, judged.carries, can_rewrite)
     staying = {shortcut.op.index for shortcut in shortcuts} - set(resolution.branches)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from binarize.errors import ModelError
-from binarize.graph.scopes import ScopeGraph, asks_for, constants, fits, place_of, trace_scope
+from binarize.graph.scopes import ScopeGraph, ScopeGraphs, asks_for, constants, fits, place_of
 from binarize.graph.trace import Trace
 
 __all__ = ["Rewritable"]
@@ -19,6 +20,7 @@ class Rewritable:
     Args:
         trace: The run.
         modules: All modules by path.
+        scopes: Their graphs.
 
     Attributes:
         opaque: The cause by path, for modules whose forward cannot be rewritten.
@@ -26,12 +28,13 @@ class Rewritable:
         graphs: The graphs by path, for modules whose forward can be rewritten.
     """
 
-    def __init__(self, trace: Trace, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, trace: Trace, modules: Mapping[str, nn.Module], scopes: ScopeGraphs) -> None:
         self.opaque: dict[str, str] = {}
         self.arguments: dict[str, dict[str, Any]] = {}
         self.graphs: dict[str, ScopeGraph] = {}
         self._trace = trace
         self._modules = modules
+        self._scopes = scopes
 
     def __call__(self, scope: str) -> bool:
         """Check whether the forward of the module at ``scope`` can be rewritten."""
@@ -71,7 +74,7 @@ class Rewritable:
         self.arguments[scope] = given
         module = self._modules[scope]
         try:
-            graph = self.graphs[scope] = trace_scope(module, given)
+            graph = self.graphs[scope] = self._scopes(scope, given)
         except ModelError as error:
             return error.rule
         cause = fits(graph, self._trace, scope)

@@ -26,7 +26,16 @@ from binarize.graph.classify import function_kind, module_kind, normal_name
 from binarize.graph.shapes_only import forget, namespaces, preserve_generators
 from binarize.graph.trace import Trace
 
-__all__ = ["ScopeGraph", "align", "asks_for", "constants", "fits", "place_of", "trace_scope"]
+__all__ = [
+    "ScopeGraph",
+    "ScopeGraphs",
+    "align",
+    "asks_for",
+    "constants",
+    "fits",
+    "place_of",
+    "trace_scope",
+]
 
 # (kind, ordinal) for functions, (path of the child below the scope, ordinal) for modules.
 Key = tuple[str, int]
@@ -57,6 +66,56 @@ class ScopeGraph:
         graphs = [graph for graph in (self.graph, self.training) if graph is not None]
         taken = [str(node.target) for g in graphs for node in g.find_nodes(op="get_attr")]
         return not any("_tensor_constant" in name for name in taken)
+
+    def copied(self) -> ScopeGraph:
+        """Return a copy for editing."""
+        graph, now = _copied(self.graph)
+        nodes = {key: now[node] for key, node in self.nodes.items()}
+        if self.training is None:
+            return ScopeGraph(graph, nodes, None, {})
+        training, then = _copied(self.training)
+        twins = {now[node]: then[twin] for node, twin in self.twins.items()}
+        return ScopeGraph(graph, nodes, training, twins)
+
+
+def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    # With something in it, deepcopy fills it with the nodes and their copies.
+    known: dict[Any, Any] = {None: None}
+    return graph.__deepcopy__(known), known
+
+
+class ScopeGraphs:
+    """The forwards of one network's modules, each traced once for the same arguments.
+
+    Args:
+        modules: All modules by path; do not change them afterwards.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._known: dict[str, list[tuple[dict[str, Any], ScopeGraph | ModelError]]] = {}
+
+    def __call__(self, scope: str, given: Mapping[str, Any]) -> ScopeGraph:
+        """Return the graph of :func:`trace_scope`, which must not be changed.
+
+        Args:
+            scope: Path of the module.
+            given: As for :func:`trace_scope`.
+
+        Raises:
+            ModelError: As for :func:`trace_scope`.
+        """
+        known = self._known.setdefault(scope, [])
+        found = next((made for asked, made in known if asked == given), None)
+        if found is None:
+            try:
+                found = trace_scope(self._modules[scope], given)
+            except ModelError as error:
+                found = error
+            known.append((dict(given), found))
+        if isinstance(found, ModelError):
+            raise found
+        return found
 
 
 class _ChildrenAreLeaves(fx.Tracer):

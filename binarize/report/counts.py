@@ -15,11 +15,13 @@ from typing import Any
 
 from torch import nn
 
+from binarize.graph.plan import Decision, Plan
 from binarize.graph.recorder import Op
 from binarize.graph.trace import Trace
 from binarize.nn import BinaryLayer
+from binarize.nn.parts import BINARIZERS, WEIGHTS
 
-__all__ = ["count", "has_attention", "layer_macs"]
+__all__ = ["count", "has_attention", "layer_macs", "planned_ops"]
 
 # Multiply-accumulate operations that the trace does not measure.
 _UNMEASURED = frozenset(
@@ -61,6 +63,40 @@ def count(trace: Trace, op: Op, *, attention: bool) -> int | None:
     if op.name in _UNMEASURED:
         return None
     return op.macs
+
+
+def planned_ops(trace: Trace, plan: Plan) -> float | None:
+    """Return the effective operations that a float network will have under a plan.
+
+    They are those of :attr:`binarize.Report.ops` for the converted network, without converting it.
+
+    Args:
+        trace: A run of the float network.
+        plan: Its plan.
+
+    Returns:
+        Float + 8-bit / 8 + binary / 64 operations; ``None`` if some are unknown.
+    """
+    attention, total = has_attention(trace), 0.0
+    decisions = {id(trace.model.get_submodule(d.site)): d for d in plan.layers}
+    for op in trace.ops:
+        macs = count(trace, op, attention=attention)
+        if macs is None:
+            return None
+        decision = None
+        if op.kind == "layer":
+            decision = decisions.get(id(trace.model.get_submodule(op.path or "")))
+        total += macs * (1 if decision is None else _share(decision, plan))
+    return total
+
+
+def _share(decision: Decision, plan: Plan) -> float:
+    """Return what one multiply-accumulate of a layer counts."""
+    if decision.action == "binarize":
+        spec = plan.unit(decision)
+        bits = BINARIZERS[spec.binarizer](1, **spec.binarizer_options).bits
+        return int(bits * WEIGHTS[spec.weight](**spec.weight_options).bits) / 64
+    return {"keep": 1, "int8": 1 / 8, "bypass": 0, "remove": 0}[decision.action]
 
 
 def layer_macs(layer: Any, in_shape: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
