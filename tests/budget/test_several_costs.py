@@ -204,3 +204,39 @@ def test_costs_before_and_after_with_8_bits() -> None:
     assert costs["ops"] == report.ops
     assert costs["bytes"] == report.file_bytes
     assert report.int8_ops == 9 * 11 * 9 * (5 * 6 + 6 * 14)
+
+
+@pytest.mark.parametrize(("tight", "loose"), [("bytes", "9s"), ("time", "9MB")])
+def test_a_second_limit_that_nothing_reaches_changes_nothing(tight: str, loose: str) -> None:
+    profile, known = made_up(3)
+    for share in (0.3, 0.6, 0.9):
+        amount = f"{7e3 + 9e3 * share:.0f}B" if tight == "bytes" else f"{7 + 9 * share:.2f}ms"
+        one, two = (
+            binarize.plan(
+                Net(),
+                example_inputs=X,
+                budget=budget,
+                sensitivity=known,
+                more_bits=["int8"],
+                profile=profile if "s" in budget else None,
+            )
+            for budget in (amount, f"{amount},{loose}")
+        )
+        assert [d.action for d in one.layers] == [d.action for d in two.layers]
+
+
+def test_a_drop_out_of_reach_names_the_least_loss_with_8_bits() -> None:
+    _, known = made_up(0)
+    losses = {"body.0": 0.2, "body.1": 0.1, "body.2": 0.03, "body.3": 0.3}
+    rows = tuple(
+        replace(row, drop=losses[row.site], more={"int8": {"drop": losses[row.site] / 4}})
+        for row in known.sites
+    )
+    with pytest.raises(BinarizeError, match=r"with only body\.2 binary, it is already 0\.0075;"):
+        binarize.plan(
+            Net(),
+            example_inputs=X,
+            budget="drop=0.001",
+            sensitivity=replace(known, metric="mIoU", sites=rows),
+            more_bits=["int8"],
+        )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import binarize
+from binarize.graph.memory import Memory
 from binarize.graph.trace import trace
 
 X = torch.zeros(2, 3, 8, 12)
@@ -176,3 +177,12 @@ def test_what_gives_back_its_operand_writes_nothing() -> None:
 
     run = trace(Same(), (X,))
     assert not any(op.kind == "cat" for op in run.ops)
+
+
+def test_a_part_of_what_was_there_before_is_known_as_such() -> None:
+    memory, canvas = Memory(None), torch.zeros(2, 4)
+    part = canvas[:, :2]
+    memory.see([canvas], [part])
+    assert memory.whole(part) is canvas
+    other = torch.zeros(3)
+    assert memory.whole(other) is other

@@ -35,6 +35,9 @@ WAYS: dict[str, Sample] = {
     "grid alone": lambda _m, a, y: F.grid_sample(
         a, torch.stack([y[:, 0], y[:, 1]], -1).tanh(), align_corners=False
     ),
+    "a table of its own": lambda m, a, y: F.grid_sample(
+        m.table.expand(len(a), -1, -1, -1), y[:, :2].movedim(1, -1).tanh(), align_corners=True
+    ),
     "resized flow": lambda _m, a, y: F.grid_sample(
         a,
         base_grid(a) + F.interpolate(F.avg_pool2d(y[:, :2], 2), size=a.shape[2:]).movedim(1, -1),
@@ -48,6 +51,7 @@ class Sampling(nn.Module):
     def __init__(self, way: str, zero: bool = False) -> None:
         super().__init__()
         self.way = way
+        self.table = nn.Parameter(torch.randn(1, 16, 8, 8))
         self.stem, self.a = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
         self.offset, self.dcn = nn.Conv2d(16, 18, 3, padding=1), DeformConv2d(16, 16, 3, padding=1)
         self.c, self.head = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 2, 1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import binarize
+from binarize.graph.shapes_only import ShapesOnly
 
 X = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(3))
 GLOBAL: dict[Any, Any] = {}
@@ -322,3 +323,13 @@ def test_what_depends_on_the_image_is_no_constant() -> None:
     student = binarize.convert(Pads(), example_inputs=X).eval()
     packed = binarize.pack(student, example_inputs=X)
     torch.testing.assert_close(value(packed, X + 1), value(student, X + 1))
+
+
+def test_only_small_tensors_like_an_unknown_one_have_values() -> None:
+    with ShapesOnly() as mode:
+        image = mode.stand_in(torch.zeros(1, 3, 8, 8))
+        small, large = image.new_zeros(2, 3), image.new_zeros(2**12, 2**11)
+        assert not isinstance(small, FakeTensor)
+        assert isinstance(large, FakeTensor)
+    assert torch.equal(small, torch.zeros(2, 3))
+    assert large.shape == (2**12, 2**11)

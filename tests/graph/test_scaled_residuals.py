@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -216,3 +217,28 @@ def test_a_reciprocal_is_no_factor() -> None:
     student = binarize.convert(Inverse())
     assert [d.action for d in student.binarize_plan.part("addition")] == ["keep"]
     assert student(torch.randn(1, 3, 8, 8)).shape == (1, 2, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["add", "relu", "mul"])
+def test_an_argument_named_like_an_operation_is_none(name: str) -> None:
+    source = f"def forward(self, {name}): return torch.relu(self.norm(self.conv({name})) + {name})"
+    made: dict[str, Any] = {}
+    exec(source, {"torch": torch}, made)
+
+    class Block(nn.Module):
+        forward = made["forward"]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Block(), nn.Conv2d(8, 2, 1)).eval()
+    plan = binarize.plan(network, example_inputs=torch.zeros(1, 3, 9, 9))
+    assert not plan.opaque
+    (addition,) = plan.part("addition")
+    assert addition.action == "drop"
+    student = binarize.convert(network, example_inputs=torch.zeros(1, 3, 9, 9)).eval()
+    x = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        carried = student[1].conv(student[0](x))
+        torch.testing.assert_close(student(x), student[2](student[1].prelu_0(carried)))
