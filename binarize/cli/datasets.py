@@ -36,6 +36,9 @@ multilabel: masks/CLASS/, a two-valued mask for each image that contains the cla
 --teacher only, a folder of images is enough."""
 
 
+_ONLY = {"lists": ("kitti", "nyuv2"), "sbd": ("voc2012",)}
+
+
 def add_data_options(
     parser: argparse.ArgumentParser, *, required: bool = True, workers: bool = True
 ) -> None:
@@ -45,19 +48,37 @@ def add_data_options(
         "--data",
         required=required,
         metavar="NAME",
-        help="camvid, nyuv2, folder (see above), or scenes (synthetic, no download)",
+        help="ade20k, camvid, cityscapes, kitti, nyuv2, voc2012, folder (see above), or scenes "
+        "(synthetic, no download)",
     )
     group.add_argument("--root", metavar="PATH", help="the data set's folder; not for scenes")
     group.add_argument(
+        "--lists",
+        metavar="DIR",
+        help="kitti, nyuv2: folder with the lists of the splits (default: --root)",
+    )
+    group.add_argument(
+        "--sbd",
+        metavar="DIR",
+        help="voc2012: folder of SBD (benchmark_RELEASE/dataset), to train on its images too",
+    )
+    group.add_argument(
         "--task",
         metavar="TASK",
-        help="segmentation, multilabel or depth (default: depth for nyuv2, else segmentation)",
+        help="segmentation, multilabel or depth (default: depth for kitti and nyuv2, else "
+        "segmentation)",
     )
     group.add_argument(
         "--size",
         type=size,
         metavar="WxH",
         help="width x height in pixels, e.g. 192x144 (default: the data set's)",
+    )
+    group.add_argument(
+        "--fit",
+        choices=("resize", "crop"),
+        help="how images of another shape get that size: resize stretches them, crop keeps their "
+        "aspect ratio and cuts (default: resize; crop for ade20k, kitti and voc2012)",
     )
     group.add_argument(
         "--normalize",
@@ -102,7 +123,7 @@ def add_data_options(
 
 def task_of(args: argparse.Namespace, known: Mapping[str, Any]) -> str:
     """Return the requested task, that of the network's training, or the data's default."""
-    default = "depth" if args.data == "nyuv2" else "segmentation"
+    default = "depth" if args.data in ("kitti", "nyuv2") else "segmentation"
     return str(args.task or known.get("task") or default)
 
 
@@ -137,6 +158,15 @@ def open_data(
     normalize = args.normalize or known.get("normalize")
     if normalize is not None:
         options["normalize"] = normalize
+    for name in ("lists", "sbd"):
+        if getattr(args, name, None) is not None:
+            if args.data not in _ONLY[name]:
+                rule = f"{args.data} has no such option"
+                raise DataError(name, getattr(args, name), rule, f"omit --{name}")
+            options[name] = getattr(args, name)
+    fit = args.fit or known.get("fit")
+    if fit is not None:
+        options["fit"] = fit
     task = task_of(args, known)
     photos = _photos(args, split)
     if photos is not None:
@@ -157,12 +187,27 @@ def open_data(
         data.allow_empty = True
     if split == "train" and getattr(data, "note", None):
         out.note(str(getattr(data, "note", "")))
-    if not preload:
+    if not preload or _too_large(data, out):
         return data
     doing = "drawing" if args.data == "scenes" else "reading"
     with out.bar(f"{doing} {len(data)} images ({split})", len(data)) as move:
         data.preload(move)
     return data
+
+
+def _too_large(data: DenseDataset, out: Output) -> bool:
+    """Keep a data set on disk that takes more than half of the free memory."""
+    from binarize.processor import free_memory
+
+    needed, free = data.cache_bytes(), free_memory()
+    if free is None or needed <= free // 2:
+        return False
+    data.drop_cache()
+    out.note(
+        f"note: {len(data)} images need {needed / 1e9:.1f} GB of the {free / 1e9:.1f} GB of free "
+        "memory: they are read again in every epoch (--workers N reads in parallel)"
+    )
+    return True
 
 
 def open_unlabelled(
@@ -173,7 +218,7 @@ def open_unlabelled(
     Raises:
         DataError: The folder is missing or has no images.
     """
-    options = {"augment": augment, "normalize": labelled.normalize}
+    options = {"augment": augment, "normalize": labelled.normalize, "fit": labelled.fit}
     return _open_photos(
         args, Path(args.unlabelled), labelled.task, out, size_=labelled.size, **options
     )
@@ -215,7 +260,7 @@ def _open_photos(
         options["max_depth"] = 10.0 if args.max_depth is None else args.max_depth
     data = UnlabelledFolder(path, shape, task=task, **options)
     out.note(f"note: {data.note}")
-    if preload:
+    if preload and not _too_large(data, out):
         with out.bar(f"reading {len(data)} images", len(data)) as move:
             data.preload(move)
     return data
@@ -253,11 +298,11 @@ def held_out(args: argparse.Namespace, out: Output) -> tuple[str, str]:
     found = next((name for name in ("test", "val") if has_split(args, name)), None)
     if found is not None:
         return found, found
-    if (Path(args.root).expanduser() / "train").is_dir():
+    if args.data != "folder" or (Path(args.root).expanduser() / "train").is_dir():
         raise DataError(
             "split",
             None,
-            "the folder has neither test/ nor val/",
+            "the data set has neither test nor val images",
             "give --split train to measure on the training images",
         )
     out.note(
@@ -269,11 +314,9 @@ def held_out(args: argparse.Namespace, out: Output) -> tuple[str, str]:
 
 def has_split(args: argparse.Namespace, split: str) -> bool:
     """Return whether the data set has separate images for a split."""
-    if args.data == "nyuv2":
-        return split != "val"
-    if args.data == "folder" and args.root is not None:
-        return (Path(args.root).expanduser() / split).is_dir()
-    return True
+    from binarize.data import dataset_splits
+
+    return split in dataset_splits(args.data, args.root, getattr(args, "lists", None))
 
 
 def make_loader(

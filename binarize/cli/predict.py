@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
     from binarize.data.dense import normalisation
-    from binarize.data.images import read_image
+    from binarize.data.images import covering, read_image
     from binarize.data.palette import palette
     from binarize.data.rendering import legend
 
@@ -139,7 +139,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             except DataError as error:
                 skipped.append(error)
             else:
-                result = _predict(source.network, task, image, shape, stats, colors, files)
+                fitted = shape
+                if shape is not None and known.get("fit") == "crop":
+                    fitted = covering(image.shape[-2], image.shape[-1], shape)
+                result = _predict(source.network, task, image, fitted, stats, colors, files)
                 written.append({"image": path, **result})
             move(number, len(images))
         if written and names:

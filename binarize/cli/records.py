@@ -94,6 +94,7 @@ def make_record(
         "task": task,
         "data": args.data,
         "size": list(data.size) if data.size else None,
+        "fit": data.fit,
         "normalize": args.normalize or "imagenet",
         "max_depth": None if segmentation else data.max_depth,
         "classes": list(data.classes) if segmentation else [],

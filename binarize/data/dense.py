@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +16,14 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from binarize.data.augment import Augment, Depth
-from binarize.data.images import resize_image, resize_map
+from binarize.data.images import covering, resize_image, resize_map
 from binarize.data.mask_coding import IGNORE, histogram
 from binarize.data.palette import palette
 from binarize.errors import DataError
 
 __all__ = ["IGNORE", "IMAGENET", "DenseDataset", "normalisation"]
 
-Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
+Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 IMAGENET: Stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's RGB values in [0, 1]."""
@@ -32,6 +33,8 @@ _NAMED: dict[str, Stats] = {
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+FITS = ("resize", "crop")
+
 _TASKS: dict[str | None, frozenset[str]] = {
     "segmentation": frozenset({"image", "mask"}),
     "multilabel": frozenset({"image", "mask"}),
@@ -67,6 +70,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
     Args:
         count: Number of samples, at least 1.
         size: Rows and columns; None keeps each image's own size.
+        fit: How images of another shape become ``size``: "resize" stretches them; "crop" scales
+            them, keeping their aspect ratio, until they cover it, and cuts what is beyond (at a
+            random place with ``augment``, else evenly on both sides).
         task: "segmentation" or "depth" to omit the other target; None for all targets.
             "multilabel": ``mask`` is (C, H, W), 0 or 1 for each class.
         classes: Names of the classes.
@@ -91,6 +97,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         count: int,
         *,
         size: tuple[int, int] | None,
+        fit: str = "resize",
         task: str | None = None,
         classes: Sequence[str] = (),
         max_depth: float | None = None,
@@ -110,6 +117,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             raise DataError(
                 "size", size, "must be (rows, columns), both positive", "write e.g. (144, 192)"
             )
+        if fit not in FITS:
+            raise DataError("fit", fit, "unknown", f"use {' or '.join(map(repr, FITS))}")
+        self.fit = fit
         self.task = task
         self.keys = _TASKS[task]
         self.allow_empty = allow_empty
@@ -132,9 +142,10 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         self.augment = self._augmentation(augment)
         self._transform = None
         if self.augment is not None:
-            if self.size is None:
-                raise DataError("size", None, "augmentation needs a size", "give (rows, columns)")
-            self._transform = self.augment.build(self.size)
+            if self.size is None and self.augment.zooms:
+                raise DataError("size", None, "a zoom needs a size", "give (rows, columns)")
+            fill = self._mean.flatten().tolist()
+            self._transform = self.augment.build(self.size, crop=fit == "crop", fill=fill)
 
     @staticmethod
     def _augmentation(augment: bool | Augment) -> Augment | None:
@@ -150,6 +161,10 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             are in ``self.keys``.
         """
         raise NotImplementedError
+
+    def files(self, index: int) -> dict[str, list[Path]]:
+        """Return the files that :meth:`read` reads a sample from, by key; none if it is drawn."""
+        return {}
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -182,6 +197,16 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             self._stored(index)
             if progress is not None:
                 progress(index + 1, self._count)
+
+    def cache_bytes(self) -> int:
+        """Return the memory that all cached samples take, judged by the first one; 0 without."""
+        if self._cache is None:
+            return 0
+        return self._count * sum(value.nbytes for value in self._stored(0).values())
+
+    def drop_cache(self) -> None:
+        """Read samples on demand from now on."""
+        self._cache = None
 
     def class_counts(self) -> Tensor:
         """Count the pixels of each class over the whole set, without augmentation.
@@ -308,13 +333,30 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
     def _resized(self, index: int) -> dict[str, Tensor]:
         sample = self.read(index)
         rows, columns = sample["image"].shape[-2:]
-        size = (rows, columns) if self.size is None else self.size
-        if self.augment is not None and self.augment.zoom > 1:
-            # Limited to the file's pixels: a zoom cannot show more detail.
-            zoom = max(1.0, min(self.augment.zoom, rows / size[0], columns / size[1]))
-            size = (round(size[0] * zoom), round(size[1] * zoom))
-        return {
-            key: (resize_image if key == "image" else resize_map)(value, size).contiguous()
-            for key, value in sample.items()
-            if key in self.keys
-        }
+        size, crop = self._stored_size(rows, columns)
+        stored = {}
+        for key in sample.keys() & self.keys:
+            value = (resize_image if key == "image" else resize_map)(sample[key], size)
+            if crop is not None:
+                value = value[..., crop[0], crop[1]]
+            stored[key] = value.contiguous()
+        return stored
+
+    def _stored_size(
+        self, rows: int, columns: int
+    ) -> tuple[tuple[int, int], tuple[slice, slice] | None]:
+        """Return the size in which an image is kept, and what is then cut out of it."""
+        if self.size is None:
+            return (rows, columns), None
+        size = self.size
+        # Limited to the file's pixels: a zoom cannot show more detail.
+        zoom = 1.0 if self.augment is None else self.augment.zoom
+        zoom = max(1.0, min(zoom, rows / size[0], columns / size[1]))
+        if self.fit == "resize":
+            return (round(size[0] * zoom), round(size[1] * zoom)), None
+        larger = (round(size[0] * zoom), round(size[1] * zoom))
+        shape = covering(rows, columns, larger, multiple=1)
+        if self.augment is not None:  # the random window is drawn later
+            return shape, None
+        top, left = ((shape[i] - size[i]) // 2 for i in (0, 1))
+        return shape, (slice(top, top + size[0]), slice(left, left + size[1]))

@@ -13,7 +13,7 @@ from binarize.data.class_list import read_classes
 from binarize.data.dense import DenseDataset
 from binarize.data.images import folder, image_files, read_image
 from binarize.data.mask_coding import IGNORE, MaskCoding, find_coding
-from binarize.data.pairs import paired
+from binarize.data.pairs import paired, same_size
 from binarize.errors import DataError
 
 __all__ = ["ImageMaskFolder"]
@@ -106,6 +106,11 @@ class ImageMaskFolder(DenseDataset):
         )
         return f"masks hold two values: {shown} (another order: --mask-values)"
 
+    def files(self, index: int) -> dict[str, list[Path]]:
+        """Return the image file and the mask files of a sample."""
+        image, found = self.pairs[index]
+        return {"image": [image], "mask": [found] if isinstance(found, Path) else [*found.values()]}
+
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image and its mask."""
         image_file, found = self.pairs[index]
@@ -118,13 +123,7 @@ class ImageMaskFolder(DenseDataset):
 
     def _mask(self, path: Path, image: Tensor) -> Tensor:
         mask = self._coding.read(path)
-        if image.shape[-2:] != mask.shape[-2:]:
-            raise DataError(
-                "masks",
-                str(path),
-                f"its size {tuple(mask.shape)} is not the image's {tuple(image.shape[-2:])}",
-                "save the mask at the image's size",
-            )
+        same_size(image, mask, path, "masks")
         return mask
 
 

@@ -7,17 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from binarize.data.ade20k import ADE20K
 from binarize.data.camvid import CamVid
+from binarize.data.cityscapes import Cityscapes
 from binarize.data.class_list import read_classes
 from binarize.data.dense import DenseDataset
+from binarize.data.depth_lists import find_list, lists_of
 from binarize.data.image_depth_folder import ImageDepthFolder
 from binarize.data.image_mask_folder import ImageMaskFolder
 from binarize.data.images import folder, image_files
+from binarize.data.kitti import KITTI
+from binarize.data.kitti import STEMS as KITTI_STEMS
 from binarize.data.nyuv2 import NYUv2
+from binarize.data.nyuv2_lists import STEMS, NYUv2Lists
 from binarize.data.scenes import Scenes
+from binarize.data.voc2012 import VOC2012
 from binarize.errors import DataError
 
-__all__ = ["dataset_names", "open_dataset"]
+__all__ = ["dataset_names", "dataset_splits", "open_dataset"]
 
 _SPLITS = ("train", "val", "test")
 
@@ -70,17 +77,58 @@ def _masks(base: Path) -> Path:
     return base / "labels" if not masks.is_dir() and (base / "labels").is_dir() else masks
 
 
+def _nyuv2(root: str | Path, split: str, *size: Any, **options: Any) -> DenseDataset:
+    top, places = lists_of(root, options.get("lists"))
+    labelled = (top / "images").is_dir() and (top / "train.txt").is_file()
+    if options.get("lists") is None and (labelled or find_list(places, STEMS, "test") is None):
+        options.pop("lists", None)
+        return NYUv2(root, split, *size, **options)
+    return NYUv2Lists(root, split, *size, **options)
+
+
 _OPENERS: dict[str, Callable[..., DenseDataset]] = {
+    "ade20k": ADE20K,
     "camvid": CamVid,
+    "cityscapes": Cityscapes,
     "folder": _folder,
-    "nyuv2": NYUv2,
+    "kitti": KITTI,
+    "nyuv2": _nyuv2,
     "scenes": _scenes,
+    "voc2012": VOC2012,
 }
+_TRAIN_VAL = ("ade20k", "cityscapes", "voc2012")
 
 
 def dataset_names() -> tuple[str, ...]:
     """Return the names that :func:`open_dataset` accepts."""
     return tuple(_OPENERS)
+
+
+def dataset_splits(
+    name: str, root: str | Path | None = None, lists: str | Path | None = None
+) -> tuple[str, ...]:
+    """Return the splits of a data set that have images of their own, "train" first.
+
+    Args:
+        name: One of :func:`dataset_names`.
+        root: Its folder.
+        lists: Folder of its lists, if it has any.
+
+    Raises:
+        DataError: The folder is missing.
+    """
+    if name in _TRAIN_VAL:
+        return ("train", "val")
+    if name == "nyuv2":
+        return ("train", "test")
+    if name == "kitti" and root is not None:
+        _, places = lists_of(root, lists)
+        found = [one for one in _SPLITS[1:] if find_list(places, KITTI_STEMS, one) is not None]
+        return ("train", *found)
+    if name == "folder" and root is not None:
+        top = Path(root).expanduser()
+        return ("train", *(one for one in _SPLITS[1:] if (top / one).is_dir()))
+    return _SPLITS
 
 
 def open_dataset(
@@ -95,16 +143,17 @@ def open_dataset(
     """Open a data set by name.
 
     Args:
-        name: "camvid", "nyuv2", "folder" or "scenes".
-        root: Its folder; not for "scenes". "folder" expects ``images`` and ``masks`` (or
-            ``labels``; for depth ``depth``) there, or the same inside a folder named after the
-            split; ``classes.txt`` at the top can name the classes.
+        name: One of :func:`dataset_names`.
+        root: Its folder; not for "scenes". "nyuv2" is the labelled images, or the frames of lists
+            where the folder has such or ``lists`` is given. "folder" expects ``images`` and
+            ``masks`` (or ``labels``; for depth ``depth``) there, or the same inside a folder named
+            after the split; ``classes.txt`` at the top can name the classes.
         split: "train", "val" or "test".
         size: Rows and columns; None takes the data set's default.
         task: "segmentation", "multilabel", "depth", or None for the data set's default.
         **options: Arguments of the data set's class, such as ``augment``, ``normalize``,
-            ``cache``, ``classes``, ``mask_values`` and ``depth_scale`` ("folder"), ``count`` and
-            ``seed`` ("scenes").
+            ``cache``, ``fit``, ``classes``, ``mask_values`` and ``depth_scale`` ("folder"),
+            ``lists`` ("kitti", "nyuv2"), ``sbd`` ("voc2012"), ``count`` and ``seed`` ("scenes").
 
     Returns:
         The data set, with ``classes``, ``num_classes``, ``ignore_index``, ``max_depth`` and
