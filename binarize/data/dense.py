@@ -137,7 +137,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         self._mean = torch.tensor(mean).mul(255).view(3, 1, 1)
         self._gain = torch.tensor(std).mul(255).reciprocal().view(3, 1, 1)
         self._count = count
-        self._depth_scale = depth_scale
+        self.depth_scale = depth_scale
         self._cache: list[dict[str, Tensor] | None] | None = [None] * count if cache else None
         self.augment = self._augmentation(augment)
         self._transform = None
@@ -177,7 +177,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         if "mask" in stored:
             sample["mask"] = tv_tensors.Mask(stored["mask"])
         if "depth" in stored:
-            sample["depth"] = Depth(stored["depth"].float() * self._depth_scale)
+            sample["depth"] = Depth(stored["depth"].float() * self.depth_scale)
         if self._transform is not None:
             sample = self._transform(sample)
         plain = {key: value.as_subclass(Tensor) for key, value in sample.items()}
@@ -294,7 +294,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
     def _check_depth(self, largest: float) -> None:
         outside = []
         for index in self._spread():
-            depth = self._stored(index)["depth"].float() * self._depth_scale
+            depth = self._stored(index)["depth"].float() * self.depth_scale
             if bool(((depth > 0) & (depth <= largest)).any()):
                 return
             outside.append(depth[depth > 0])
