@@ -82,7 +82,7 @@ def add(commands: Subparsers) -> None:
     )
     check.add_argument("--split", help="train, val or test (default: all that the data set has)")
     check.add_argument("--classes", type=int, metavar="N", help="number of classes of a folder")
-    add_data_options(check, required=False)
+    add_data_options(check, required=False, original=True)
 
 
 def _help(args: argparse.Namespace, out: Output) -> int | None:

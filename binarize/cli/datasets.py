@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binarize.cli.output import Output
-from binarize.cli.parser import numbers, size
+from binarize.cli.parser import numbers, size, size_or_original
 from binarize.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,9 +40,20 @@ _ONLY = {"lists": ("kitti", "nyuv2"), "sbd": ("voc2012",)}
 
 
 def add_data_options(
-    parser: argparse.ArgumentParser, *, required: bool = True, workers: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    required: bool = True,
+    workers: bool = True,
+    original: bool = False,
 ) -> None:
-    """Add the options that choose the data set, its task, its size and its loader processes."""
+    """Add the options that choose the data set, its task, its size and its loader processes.
+
+    Args:
+        parser: The command's parser.
+        required: A data set must be given.
+        workers: There may be loader processes.
+        original: Images may keep their sizes.
+    """
     group = parser.add_argument_group("data", FOLDER_LAYOUT)
     group.add_argument(
         "--data",
@@ -70,9 +81,10 @@ def add_data_options(
     )
     group.add_argument(
         "--size",
-        type=size,
+        type=size_or_original if original else size,
         metavar="WxH",
-        help="width x height in pixels, e.g. 192x144 (default: the data set's)",
+        help="width x height in pixels, e.g. 192x144 (default: the data set's)"
+        + ("; original: each image's own, padded in batches" if original else ""),
     )
     group.add_argument(
         "--fit",
@@ -176,11 +188,14 @@ def open_data(
     if args.data == "scenes" and args.count is not None:
         options["count"] = args.count if split == "train" else max(1, args.count // 4)
     shape = args.size
-    if shape is None and known.get("size"):
-        shape = tuple(known["size"])
+    if shape is None and "size" in known:
+        shape = tuple(known["size"]) if known["size"] else "original"
     if shape is None and args.data == "folder":
         raise DataError(
-            "size", None, "images of a folder need a common size", "give e.g. --size 256x192"
+            "size",
+            None,
+            "images of a folder need a common size",
+            "give e.g. --size 256x192, or --size original",
         )
     data = open_dataset(args.data, args.root, split=split, size=shape, task=task, **options)
     if args.allow_empty_classes:
@@ -220,7 +235,12 @@ def open_unlabelled(
     """
     options = {"augment": augment, "normalize": labelled.normalize, "fit": labelled.fit}
     return _open_photos(
-        args, Path(args.unlabelled), labelled.task, out, size_=labelled.size, **options
+        args,
+        Path(args.unlabelled),
+        labelled.task,
+        out,
+        size_=labelled.size or "original",
+        **options,
     )
 
 
@@ -244,12 +264,12 @@ def _open_photos(
     out: Output,
     *,
     preload: bool = True,
-    size_: tuple[int, int] | None = None,
+    size_: tuple[int, int] | str | None = None,
     **options: Any,
 ) -> DenseDataset:
     from binarize.data import UnlabelledFolder
 
-    shape = size_ or args.size
+    shape = args.size if size_ is None else size_
     if shape is None:
         raise DataError(
             "size", None, "images of a folder need a common size", "give e.g. --size 256x192"
@@ -258,7 +278,8 @@ def _open_photos(
         options["classes"] = args.classes
     elif task == "depth":
         options["max_depth"] = 10.0 if args.max_depth is None else args.max_depth
-    data = UnlabelledFolder(path, shape, task=task, **options)
+    own: Any = None if shape == "original" else shape
+    data = UnlabelledFolder(path, own, task=task, **options)
     out.note(f"note: {data.note}")
     if preload and not _too_large(data, out):
         with out.bar(f"reading {len(data)} images", len(data)) as move:
@@ -327,8 +348,11 @@ def make_loader(
     Raises:
         DataError: The batch size is not positive.
     """
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Subset
 
+    from binarize.data import PadCollate
+
+    whole: Any = data.dataset if isinstance(data, Subset) else data
     if batch_size < 1:
         raise DataError("batch-size", batch_size, "must be at least 1", "use e.g. 16")
     return DataLoader(
@@ -339,4 +363,5 @@ def make_loader(
         drop_last=train and len(data) >= batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
+        collate_fn=PadCollate() if whole.size is None else None,
     )

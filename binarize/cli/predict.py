@@ -140,9 +140,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
                 skipped.append(error)
             else:
                 fitted = shape
+                padded = shape is None and "size" in known  # trained on images of their own sizes
                 if shape is not None and known.get("fit") == "crop":
                     fitted = covering(image.shape[-2], image.shape[-1], shape)
-                result = _predict(source.network, task, image, fitted, stats, colors, files)
+                result = _predict(
+                    source.network, task, image, fitted, stats, colors, files, padded=padded
+                )
                 written.append({"image": path, **result})
             move(number, len(images))
         if written and names:
@@ -187,19 +190,25 @@ def _predict(
     stats: Any,
     colors: Any,
     files: Mapping[str, Path],
+    *,
+    padded: bool = False,
 ) -> dict[str, Any]:
     import torch
 
     from binarize.cli.images import as_input, save_image
     from binarize.cli.start import try_out
+    from binarize.data.collate import pad_to_multiple
     from binarize.data.images import resize_image
     from binarize.data.rendering import beside, label_image, prediction_image
 
     rows, columns = image.shape[-2:]
     batch = as_input(image if shape is None else resize_image(image, shape), stats)
+    if padded:
+        batch = pad_to_multiple(batch)
+    extent = (batch.shape[-2], batch.shape[-1]) if padded else (rows, columns)
     try_out(network, batch)
     with torch.no_grad():
-        decoded: Tensor = task.decode(network(batch), (rows, columns))[0]
+        decoded: Tensor = task.decode(network(batch), extent)[0][..., :rows, :columns]
     rendered = prediction_image(task.name, decoded, colors)
     result: dict[str, Any] = dict(files)
     if task.name == "segmentation":

@@ -111,7 +111,7 @@ def add(commands: Subparsers) -> None:
     )
     add_network_options(parser)
     add_start_options(parser)
-    add_data_options(parser)
+    add_data_options(parser, original=True)
     add_augment_options(parser)
     add_training_options(parser)
 

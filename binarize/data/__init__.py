@@ -10,6 +10,7 @@ with naming_the_extra():
     from binarize.data.balance import balanced_weights
     from binarize.data.camvid import CamVid
     from binarize.data.cityscapes import Cityscapes
+    from binarize.data.collate import PadCollate
     from binarize.data.dense import IGNORE, IMAGENET, DenseDataset
     from binarize.data.image_depth_folder import ImageDepthFolder
     from binarize.data.image_mask_folder import ImageMaskFolder
@@ -35,6 +36,7 @@ __all__ = [
     "ImageMaskFolder",
     "NYUv2",
     "NYUv2Lists",
+    "PadCollate",
     "PartlyLabelled",
     "Scenes",
     "UnlabelledFolder",

@@ -69,7 +69,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
 
     Args:
         count: Number of samples, at least 1.
-        size: Rows and columns; None keeps each image's own size.
+        size: Rows and columns; None keeps each image's own size, which batches of several images
+            need :class:`~binarize.data.collate.PadCollate` for.
         fit: How images of another shape become ``size``: "resize" stretches them; "crop" scales
             them, keeping their aspect ratio, until they cover it, and cuts what is beyond (at a
             random place with ``augment``, else evenly on both sides).

@@ -35,7 +35,7 @@ class ImageMaskFolder(DenseDataset):
     Args:
         images: Folder of images.
         masks: Folder of masks.
-        size: Rows and columns; None keeps each image's own (which requires batches of one).
+        size: Rows and columns; None keeps each image's own.
         classes: Number of classes, or their names; None reads ``classes.txt`` beside ``images``.
         task: "segmentation" or "multilabel".
         mask_values: The value of each class in the masks, in order; None detects them.

@@ -136,7 +136,7 @@ def open_dataset(
     root: str | Path | None = None,
     *,
     split: str = "train",
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | str | None = None,
     task: str | None = None,
     **options: Any,
 ) -> DenseDataset:
@@ -149,7 +149,8 @@ def open_dataset(
             ``masks`` (or ``labels``; for depth ``depth``) there, or the same inside a folder named
             after the split; ``classes.txt`` at the top can name the classes.
         split: "train", "val" or "test".
-        size: Rows and columns; None takes the data set's default.
+        size: Rows and columns; None takes the data set's default, "original" keeps each image's own
+            (for batches, see :class:`PadCollate`).
         task: "segmentation", "multilabel", "depth", or None for the data set's default.
         **options: Arguments of the data set's class, such as ``augment``, ``normalize``,
             ``cache``, ``fit``, ``classes``, ``mask_values`` and ``depth_scale`` ("folder"),
@@ -172,6 +173,12 @@ def open_dataset(
         options["task"] = task
     if size is None:
         return _OPENERS[name](root, split, **_default_size(name), **options)
+    if size == "original":
+        if name == "scenes":
+            raise DataError(
+                "size", size, "scenes have no size of their own", "give (rows, columns)"
+            )
+        return _OPENERS[name](root, split, None, **options)
     return _OPENERS[name](root, split, (int(size[0]), int(size[1])), **options)
 
 

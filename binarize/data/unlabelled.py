@@ -22,7 +22,7 @@ class UnlabelledFolder(DenseDataset):
 
     Args:
         images: Folder of images.
-        size: Rows and columns; None keeps each image's own (which requires batches of one).
+        size: Rows and columns; None keeps each image's own.
         task: What the network predicts; informative only.
         classes: Names of the classes, or their number, if known.
         **options: ``augment``, ``normalize``, ``cache``, ``max_depth``, ``colors``; see
