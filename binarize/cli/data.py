@@ -82,6 +82,9 @@ def add(commands: Subparsers) -> None:
     )
     check.add_argument("--split", help="train, val or test (default: all that the data set has)")
     check.add_argument("--classes", type=int, metavar="N", help="number of classes of a folder")
+    check.add_argument(
+        "--in-channels", type=int, default=3, metavar="N", help="bands of a folder (default 3, RGB)"
+    )
     add_data_options(check, required=False, original=True)
 
 

@@ -184,6 +184,10 @@ def open_data(
     if photos is not None:
         return _open_photos(args, photos, task, out, preload=preload, **options)
     if args.data == "folder":
+        channels = getattr(args, "in_channels", 3)
+        bands = channels if channels != 3 else known.get("bands")
+        if bands is not None:
+            options["bands"] = bands
         options |= _folder_options(args, task, known)
     if args.data == "scenes" and args.count is not None:
         options["count"] = args.count if split == "train" else max(1, args.count // 4)

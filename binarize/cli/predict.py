@@ -100,6 +100,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.records import output_folder
     from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
+    from binarize.data.bands import read_bands
     from binarize.data.dense import normalisation
     from binarize.data.images import covering, read_image
     from binarize.data.palette import palette
@@ -111,7 +112,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"loading {args.file}"):
         source = open_file(args.file, fallback, packed=args.packed, deployed=True)
     known = source.settings
-    stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
+    bands: Any = known.get("bands")
+    stats = normalisation(args.normalize or known.get("normalize") or "imagenet", bands)
     task = _task(args, known)
     shape: Any = args.size or source.size
     kinds = {"result": ""}
@@ -135,7 +137,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     ):
         for number, (path, files) in enumerate(zip(images, planned, strict=True), start=1):
             try:
-                image = read_image(path)
+                image = read_image(path) if bands is None else read_bands(path, bands)
             except DataError as error:
                 skipped.append(error)
             else:
@@ -197,6 +199,7 @@ def _predict(
 
     from binarize.cli.images import as_input, save_image
     from binarize.cli.start import try_out
+    from binarize.data.bands import preview
     from binarize.data.collate import pad_to_multiple
     from binarize.data.images import resize_image
     from binarize.data.rendering import beside, label_image, prediction_image
@@ -227,7 +230,8 @@ def _predict(
     if "side_by_side" in files:
         from PIL import Image
 
-        shown = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        colors_of = preview(as_input(image, stats)[0]) if image.is_floating_point() else image
+        shown = Image.fromarray(colors_of.permute(1, 2, 0).contiguous().numpy())
         save_image(beside([shown, rendered]), files["side_by_side"])
     save_image(rendered, files["result"])
     return result

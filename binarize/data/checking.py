@@ -5,12 +5,14 @@ Shape legend: H, W rows and columns of an image.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +243,7 @@ def _problems(error: DataError, files: list[Path]) -> list[Problem]:
     """Return an error of one file, and those of the sample's other files that it hid."""
     found = [Problem.of(error, files)]
     for file in files:
-        if str(file) == error.value or file.suffix in (".npy", ".mat"):
+        if str(file) == error.value or file.suffix in (".npy", ".mat", ".tif", ".tiff"):
             continue
         try:
             decode(file)
@@ -264,9 +266,26 @@ def _head(key: str, path: Path) -> tuple[str, str, tuple[int, int], int] | None:
                 bits = _BITS.get(image.mode, 8)
                 unit = "bit" if bits == 1 else "bits"
                 kind = f"{image.format} {image.mode.partition(';')[0]} {bits} {unit}"
-    except Exception:  # told by reading it
-        return None
+    except Exception:
+        return _tiff_head(key, path)
     if orientation in (5, 6, 7, 8):
         width, height = height, width
     valid = isinstance(orientation, int) and 1 <= orientation <= 8
     return key, kind, (width, height), orientation if valid else 1
+
+
+def _tiff_head(key: str, path: Path) -> tuple[str, str, tuple[int, int], int] | None:
+    """Return the same of bands that Pillow does not know; None if reading will say more."""
+    if find_spec("tifffile") is None or path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            width, height = sizes.pop("X"), sizes.pop("Y")
+            kind = f"TIFF {math.prod(sizes.values())} bands {8 * series.dtype.itemsize} bits"
+            return key, kind, (width, height), 1
+    except Exception:  # told by reading it
+        return None

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from binarize.data.augment import Augment, Depth
-from binarize.data.images import covering, resize_image, resize_map
+from binarize.data.bands import MOST_BANDS, band_statistics, preview, read_bands
+from binarize.data.images import covering, read_image, resize_image, resize_map
 from binarize.data.mask_coding import IGNORE, histogram
 from binarize.data.palette import palette
 from binarize.errors import DataError
@@ -43,19 +44,51 @@ _TASKS: dict[str | None, frozenset[str]] = {
 }
 
 
-def normalisation(name: str | Stats) -> Stats:
+def normalisation(name: str | Stats, bands: int | None = None) -> Stats:
     """Return mean and deviation by name: "imagenet", "symmetric" ([-1, 1]) or "none" ([0, 1]).
 
+    Args:
+        name: The name, or mean and deviation of each channel.
+        bands: Number of bands, if images are not RGB; then only "none" is a name.
+
     Raises:
-        DataError: The name is not known.
+        DataError: The name is not known, or the numbers are not those of the bands.
     """
     if not isinstance(name, str):
-        return name
+        if any(len(values) != (bands or 3) for values in name):
+            rule = f"needs a mean and a deviation for each of {bands or 3} channels"
+            raise DataError("normalize", name, rule, "give two lists of that length")
+        return tuple(name[0]), tuple(name[1])
+    if bands is not None and name == "none":
+        return (0.0,) * bands, (1.0,) * bands
+    if bands is not None:
+        rule = "is for RGB images, and these have bands"
+        raise DataError("normalize", name, rule, "omit it, give (mean, std), or 'none'")
     if name not in _NAMED:
         raise DataError(
             "normalize", name, "unknown normalisation", f"use one of {', '.join(sorted(_NAMED))}"
         )
     return _NAMED[name]
+
+
+def band_options(options: dict[str, Any], files: Sequence[Path]) -> None:
+    """Normalise bands by the statistics of ``files`` where ``options`` name nothing else.
+
+    Args:
+        options: Those of :class:`DenseDataset`, changed in place.
+        files: Image files.
+
+    Raises:
+        DataError: The number of bands is out of range, or a file cannot be read.
+    """
+    bands = options.get("bands")
+    if bands is None:
+        return
+    if not 1 <= bands <= MOST_BANDS:
+        raise DataError("bands", bands, f"must be from 1 to {MOST_BANDS}", "correct the number")
+    options.setdefault("normalize", None)
+    if options["normalize"] is None:
+        options["normalize"] = band_statistics(files, bands)
 
 
 class DenseDataset(Dataset[dict[str, Tensor]]):
@@ -81,6 +114,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         depth_scale: Metres per unit of the depth map that :meth:`read` returns.
         augment: True for the default :class:`Augment`, False for none, or an object.
         normalize: Name or (mean, std) of the normalisation; see :func:`normalisation`.
+        bands: Number of bands of images that are not 8-bit RGB. They are float32 with the files'
+            values, and ``normalize`` is (mean, std) of each band in these units.
         cache: Keep resized samples in memory (uint8 images and labels). With worker
             processes call :meth:`preload` first, or every worker fills its own.
         colors: One RGB triple per class, for display; None derives them.
@@ -105,6 +140,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         depth_scale: float = 1.0,
         augment: bool | Augment = False,
         normalize: str | Stats = "imagenet",
+        bands: int | None = None,
         cache: bool = True,
         colors: Sequence[tuple[int, int, int]] | None = None,
         allow_empty: bool = False,
@@ -133,16 +169,21 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         if self.num_classes == 1 and len(colors) == 1:
             colors = ((0, 0, 0), *colors)  # label 0 is the background
         self.palette = colors
-        self.normalize = normalisation(normalize)
+        self.bands = bands
+        self.normalize = normalisation(normalize, bands)
         mean, std = self.normalize
-        self._mean = torch.tensor(mean).mul(255).view(3, 1, 1)
-        self._gain = torch.tensor(std).mul(255).reciprocal().view(3, 1, 1)
+        unit = 255 if bands is None else 1
+        self._mean = torch.tensor(mean).mul(unit).view(-1, 1, 1)
+        self._gain = torch.tensor(std).mul(unit).reciprocal().view(-1, 1, 1)
         self._count = count
         self.depth_scale = depth_scale
         self._cache: list[dict[str, Tensor] | None] | None = [None] * count if cache else None
         self.augment = self._augmentation(augment)
         self._transform = None
         if self.augment is not None:
+            if bands is not None and self.augment.jitter > 0:
+                rule = "colour jitter is for RGB images"
+                raise DataError("jitter", self.augment.jitter, rule, "use 0")
             if self.size is None and self.augment.zooms:
                 raise DataError("size", None, "a zoom needs a size", "give (rows, columns)")
             fill = self._mean.flatten().tolist()
@@ -154,12 +195,16 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             return augment
         return Augment() if augment else None
 
+    def read_image(self, path: Path) -> Tensor:
+        """Read an image file: RGB, or its bands."""
+        return read_image(path) if self.bands is None else read_bands(path, self.bands)
+
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one sample at its own size.
 
         Returns:
-            ``image`` uint8 (3, h, w), and ``mask`` uint8 (h, w) and ``depth`` (1, h, w) if they
-            are in ``self.keys``.
+            ``image`` uint8 (3, h, w), or float32 (bands, h, w), and ``mask`` uint8 (h, w) and
+            ``depth`` (1, h, w) if they are in ``self.keys``.
         """
         raise NotImplementedError
 
@@ -183,7 +228,10 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             sample = self._transform(sample)
         plain = {key: value.as_subclass(Tensor) for key, value in sample.items()}
         # A new tensor each time: the cache must never be written to.
-        plain["image"] = plain["image"].to(torch.float32).sub_(self._mean).mul_(self._gain)
+        plain["image"] = plain["image"].to(torch.float32, copy=True)
+        plain["image"].sub_(self._mean).mul_(self._gain)
+        if self.bands is not None:
+            plain["image"].nan_to_num_(0.0)  # no data: the mean
         if "mask" in plain:
             plain["mask"] = plain["mask"].to(torch.int64)
         return plain
@@ -316,7 +364,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         )
 
     def denormalize(self, image: Tensor) -> Tensor:
-        """Convert normalised images (..., 3, H, W) back to uint8."""
+        """Convert normalised images (..., C, H, W) back to uint8 RGB; of bands, the first three."""
+        if self.bands is not None:
+            return preview(image)
         shown = image.detach().cpu().float() / self._gain + self._mean
         return shown.round_().clamp_(0, 255).to(torch.uint8)
 

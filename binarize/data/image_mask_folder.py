@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from binarize.data.class_list import read_classes
-from binarize.data.dense import DenseDataset
-from binarize.data.images import folder, image_files, read_image
+from binarize.data.dense import DenseDataset, band_options
+from binarize.data.images import folder, image_files
 from binarize.data.mask_coding import IGNORE, MaskCoding, find_coding
 from binarize.data.pairs import paired, same_size
 from binarize.errors import DataError
@@ -42,7 +42,7 @@ class ImageMaskFolder(DenseDataset):
         mask_ignore: Further values to ignore, like 255.
         survey: Masks of all splits to detect the values in; None uses this folder's.
         coding: How masks encode the labels, if known; None detects it.
-        **options: ``augment``, ``normalize``, ``cache``, ``colors``; see
+        **options: ``augment``, ``normalize``, ``bands``, ``cache``, ``colors``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
@@ -86,6 +86,7 @@ class ImageMaskFolder(DenseDataset):
         self._coding = said or coding or find_coding(every, labels)
         if listed.colors is not None:
             options.setdefault("colors", listed.colors)
+        band_options(options, files)
         super().__init__(len(self.pairs), size=size, task=task, classes=listed.names, **options)
 
     @property
@@ -114,7 +115,7 @@ class ImageMaskFolder(DenseDataset):
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image and its mask."""
         image_file, found = self.pairs[index]
-        image = read_image(image_file)
+        image = self.read_image(image_file)
         if self.task != "multilabel":
             return {"image": image, "mask": self._mask(found, image)}
         absent = torch.zeros(image.shape[-2:], dtype=torch.uint8)

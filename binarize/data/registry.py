@@ -11,7 +11,7 @@ from binarize.data.ade20k import ADE20K
 from binarize.data.camvid import CamVid
 from binarize.data.cityscapes import Cityscapes
 from binarize.data.class_list import read_classes
-from binarize.data.dense import DenseDataset
+from binarize.data.dense import DenseDataset, band_options
 from binarize.data.depth_lists import find_list, lists_of
 from binarize.data.image_depth_folder import ImageDepthFolder
 from binarize.data.image_mask_folder import ImageMaskFolder
@@ -51,6 +51,11 @@ def _folder(
             f"{top} has no folder {split}",
             "create it, or use split='train' for the images at the top",
         )
+    if options.get("bands") is not None:
+        # All splits are normalised as the training split is.
+        places = [place / "images" for place in (top / "train", top, base)]
+        train = next((place for place in places if place.is_dir()), places[-1])
+        band_options(options, image_files(train, "images"))
     if options.get("task") == "depth":
         unknown = {"classes", "mask_values", "mask_ignore"} & options.keys()
         for name in unknown:
@@ -153,7 +158,7 @@ def open_dataset(
             (for batches, see :class:`PadCollate`).
         task: "segmentation", "multilabel", "depth", or None for the data set's default.
         **options: Arguments of the data set's class, such as ``augment``, ``normalize``,
-            ``cache``, ``fit``, ``classes``, ``mask_values`` and ``depth_scale`` ("folder"),
+            ``cache``, ``fit``, ``bands``, ``classes``, ``mask_values``, ``depth_scale`` ("folder"),
             ``lists`` ("kitti", "nyuv2"), ``sbd`` ("voc2012"), ``count`` and ``seed`` ("scenes").
 
     Returns:

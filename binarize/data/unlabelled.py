@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from binarize.data.dense import IGNORE, DenseDataset
-from binarize.data.images import image_files, read_image
+from binarize.data.dense import IGNORE, DenseDataset, band_options
+from binarize.data.images import image_files
 from binarize.errors import DataError
 
 __all__ = ["PartlyLabelled", "UnlabelledFolder"]
@@ -25,7 +25,7 @@ class UnlabelledFolder(DenseDataset):
         size: Rows and columns; None keeps each image's own.
         task: What the network predicts; informative only.
         classes: Names of the classes, or their number, if known.
-        **options: ``augment``, ``normalize``, ``cache``, ``max_depth``, ``colors``; see
+        **options: ``augment``, ``normalize``, ``bands``, ``cache``, ``max_depth``, ``colors``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
@@ -45,6 +45,7 @@ class UnlabelledFolder(DenseDataset):
         if not self.paths:
             raise DataError("images", str(images), "has no images", "check the folder")
         names = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else classes
+        band_options(options, self.paths)
         super().__init__(len(self.paths), size=size, task=task, classes=names, **options)
         self.keys = frozenset({"image"})
 
@@ -59,7 +60,7 @@ class UnlabelledFolder(DenseDataset):
 
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image."""
-        return {"image": read_image(self.paths[index])}
+        return {"image": self.read_image(self.paths[index])}
 
 
 class PartlyLabelled(Dataset[dict[str, Tensor]]):
