@@ -19,6 +19,7 @@ with naming_the_extra():
     from binarize.data.nyuv2_lists import NYUv2Lists
     from binarize.data.registry import dataset_names, dataset_splits, open_dataset
     from binarize.data.scenes import Scenes
+    from binarize.data.streams import StreamDataset
     from binarize.data.unlabelled import PartlyLabelled, UnlabelledFolder
     from binarize.data.voc2012 import VOC2012
 
@@ -39,6 +40,7 @@ __all__ = [
     "PadCollate",
     "PartlyLabelled",
     "Scenes",
+    "StreamDataset",
     "UnlabelledFolder",
     "balanced_weights",
     "dataset_names",

@@ -6,7 +6,7 @@ Shape legend: H, W rows and columns of the requested size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,14 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one sample, augmented and normalised."""
-        stored = self._stored(index)
+        return self._finished(self._stored(index))
+
+    def prepare(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a sample of :meth:`read`'s form, resized, augmented and normalised."""
+        return self._finished(self._fitted(sample))
+
+    def _finished(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Augment and normalise a sample."""
         sample: dict[str, Any] = {"image": tv_tensors.Image(stored["image"])}
         if "mask" in stored:
             sample["mask"] = tv_tensors.Mask(stored["mask"])
@@ -375,14 +382,14 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             raise IndexError(f"index {index} of {self._count} samples")
         index %= self._count
         if self._cache is None:
-            return self._resized(index)
+            return self._fitted(self.read(index))
         held = self._cache[index]
         if held is None:
-            held = self._cache[index] = self._resized(index)
+            held = self._cache[index] = self._fitted(self.read(index))
         return held
 
-    def _resized(self, index: int) -> dict[str, Tensor]:
-        sample = self.read(index)
+    def _fitted(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a sample to the size in which it is kept."""
         rows, columns = sample["image"].shape[-2:]
         size, crop = self._stored_size(rows, columns)
         stored = {}
