@@ -173,3 +173,12 @@ def test_rotation_fills_the_corners() -> None:
 def test_an_unknown_way_to_fit() -> None:
     with pytest.raises(DataError, match="fit='zoom': unknown; use 'resize' or 'crop'"):
         Scenes(1, (40, 80), fit="zoom")
+
+
+def test_a_window_of_a_tall_image_is_no_zoom() -> None:
+    zoom = RandomZoom((10, 10), (1.0, 1.0), keep_aspect=True)
+    sample = {
+        "image": tv_tensors.Image(torch.zeros(3, 20, 10, dtype=torch.uint8)),
+        "depth": Depth(torch.full((1, 20, 10), 4.0)),
+    }
+    assert zoom(sample)["depth"].as_subclass(torch.Tensor).unique().tolist() == [4.0]
