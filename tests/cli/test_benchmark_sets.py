@@ -69,6 +69,18 @@ def test_what_does_not_fit_the_memory_stays_on_disk(
     assert "note: 4 images need 0.0 GB of the 0.0 GB of free memory: they are read" in answer.err
 
 
+def test_free_memory_may_be_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    from binarize import processor
+
+    found = processor.free_memory()
+    assert found is None or found > 1e7
+    monkeypatch.setattr(processor, "_listed", lambda *_: "")
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert processor.free_memory() is None
+
+
 def test_predictions_keep_the_aspect_ratio_that_training_kept() -> None:
     from binarize.data.images import covering
 
