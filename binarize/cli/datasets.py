@@ -204,7 +204,8 @@ def open_data(
     data = open_dataset(args.data, args.root, split=split, size=shape, task=task, **options)
     if args.allow_empty_classes:
         data.allow_empty = True
-    if split == "train" and getattr(data, "note", None):
+    # What was detected about a folder holds for all its splits.
+    if (split == "train" or args.data != "folder") and getattr(data, "note", None):
         out.note(str(getattr(data, "note", "")))
     if not preload or _too_large(data, out):
         return data

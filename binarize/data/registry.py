@@ -83,12 +83,13 @@ def _masks(base: Path) -> Path:
 
 
 def _nyuv2(root: str | Path, split: str, *size: Any, **options: Any) -> DenseDataset:
-    top, places = lists_of(root, options.get("lists"))
-    labelled = (top / "images").is_dir() and (top / "train.txt").is_file()
-    if options.get("lists") is None and (labelled or find_list(places, STEMS, "test") is None):
-        options.pop("lists", None)
-        return NYUv2(root, split, *size, **options)
-    return NYUv2Lists(root, split, *size, **options)
+    lists = options.get("lists")
+    found = find_list(lists_of(root, lists)[1], STEMS, "train")
+    # The labelled images have a train.txt too.
+    if lists is not None or (found is not None and found.name != "train.txt"):
+        return NYUv2Lists(root, split, *size, **options)
+    options.pop("lists", None)
+    return NYUv2(root, split, *size, **options)
 
 
 _OPENERS: dict[str, Callable[..., DenseDataset]] = {

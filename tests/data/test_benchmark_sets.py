@@ -240,6 +240,13 @@ def test_nyu_lists_hold_millimetres(tmp_path: Path) -> None:
     assert whole["depth"].shape == (1, 426, 560)
     assert whole["depth"][0, 0, 0] == 0
     assert whole["depth"].max().item() == pytest.approx(2.5)
+    named = tmp_path / "lists"
+    named.mkdir()
+    (named / "train.txt").write_text(
+        "sync/bathroom_0001/rgb_00001.jpg sync/bathroom_0001/x.png 1\n"
+    )
+    with pytest.raises(DataError, match=r"has no file .*x.png, which train.txt lists"):
+        open_dataset("nyuv2", tmp_path, lists=named)
     with pytest.raises(DataError, match="the lists of NYUv2 have depth only"):
         open_dataset("nyuv2", tmp_path, task="segmentation")
     (tmp_path / "sync" / "bathroom_0001" / "sync_depth_00001.png").unlink()
@@ -299,3 +306,9 @@ def test_a_label_out_of_range(name: str, value: int, tmp_path: Path) -> None:
         data[0]
     with pytest.raises(DataError, match=r"task='depth': \w+ has no depth; use task='segmentation'"):
         open_dataset(name, tmp_path, task="depth")
+
+
+def test_labelled_nyu_that_is_not_complete_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("0001\n0002\n")
+    with pytest.raises(DataError, match=r"images.: no such folder; give the path of the data set"):
+        open_dataset("nyuv2", tmp_path)
