@@ -17,6 +17,8 @@ EXTRAS = {
     "accelerate": "train",
     "torchmetrics": "train",
     "torchvision": "train",
+    "scipy": "data",
+    "tifffile": "data",
     "PIL": "cli",
     "rich": "cli",
     "matplotlib": "plots",

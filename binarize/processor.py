@@ -1,4 +1,4 @@
-"""What the system tells about the processor."""
+"""What the system tells about the processor and its memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["processor_cores", "processor_features", "processor_name"]
+__all__ = ["free_memory", "processor_cores", "processor_features", "processor_name"]
 
 
 def processor_name() -> str:
@@ -36,10 +36,21 @@ def processor_cores() -> int | None:
     return os.cpu_count()
 
 
-def _listed(name: str) -> str:
-    """The first value of that name in Linux's list."""
+def free_memory() -> int | None:
+    """Return the bytes of memory that are free; where unknown all of them, or None."""
+    free = _listed("MemAvailable", "/proc/meminfo").split()
+    if free:
+        return 1024 * int(free[0])
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _listed(name: str, file: str = "/proc/cpuinfo") -> str:
+    """The first value of that name in one of Linux's lists."""
+    try:
+        text = Path(file).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     rows = (line.partition(":") for line in text.splitlines())

@@ -55,7 +55,7 @@ def build_parser() -> Parser:
 _COMMANDS = (
     *("convert", "train", "eval", "predict", "report", "pack", "export", "inspect", "sensitivity"),
     *("frontier", "profile", "bench", "tasks", "view", "demo", "rules", "recipes", "coverage"),
-    "doctor",
+    *("data", "doctor"),
 )
 
 

@@ -43,7 +43,10 @@ def calibration_batches(args: argparse.Namespace, source: Source) -> list[dict[s
     known = source.settings.get("normalize")
     rows, columns = size
     data = UnlabelledFolder(
-        args.calibrate, (rows, columns), normalize=args.normalize or known or "imagenet"
+        args.calibrate,
+        (rows, columns),
+        normalize=args.normalize or known or "imagenet",
+        bands=source.settings.get("bands"),
     )
     count = min(args.images, len(data))
     chosen = [number * len(data) // count for number in range(count)]

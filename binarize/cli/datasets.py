@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binarize.cli.output import Output
-from binarize.cli.parser import numbers, size
+from binarize.cli.parser import numbers, size, size_or_original
 from binarize.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,28 +36,61 @@ multilabel: masks/CLASS/, a two-valued mask for each image that contains the cla
 --teacher only, a folder of images is enough."""
 
 
+_ONLY = {"lists": ("kitti", "nyuv2"), "sbd": ("voc2012",)}
+
+
 def add_data_options(
-    parser: argparse.ArgumentParser, *, required: bool = True, workers: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    required: bool = True,
+    workers: bool = True,
+    original: bool = False,
 ) -> None:
-    """Add the options that choose the data set, its task, its size and its loader processes."""
+    """Add the options that choose the data set, its task, its size and its loader processes.
+
+    Args:
+        parser: The command's parser.
+        required: A data set must be given.
+        workers: There may be loader processes.
+        original: Images may keep their sizes.
+    """
     group = parser.add_argument_group("data", FOLDER_LAYOUT)
     group.add_argument(
         "--data",
         required=required,
         metavar="NAME",
-        help="camvid, nyuv2, folder (see above), or scenes (synthetic, no download)",
+        help="ade20k, camvid, cityscapes, kitti, nyuv2, voc2012, folder (see above), or scenes "
+        "(synthetic, no download)",
     )
     group.add_argument("--root", metavar="PATH", help="the data set's folder; not for scenes")
     group.add_argument(
+        "--lists",
+        metavar="DIR",
+        help="kitti, nyuv2: folder with the lists of the splits (default: --root)",
+    )
+    group.add_argument(
+        "--sbd",
+        metavar="DIR",
+        help="voc2012: folder of SBD (benchmark_RELEASE/dataset), to train on its images too",
+    )
+    group.add_argument(
         "--task",
         metavar="TASK",
-        help="segmentation, multilabel or depth (default: depth for nyuv2, else segmentation)",
+        help="segmentation, multilabel or depth (default: depth for kitti and nyuv2, else "
+        "segmentation)",
     )
     group.add_argument(
         "--size",
-        type=size,
+        type=size_or_original if original else size,
         metavar="WxH",
-        help="width x height in pixels, e.g. 192x144 (default: the data set's)",
+        help="width x height in pixels, e.g. 192x144 (default: the data set's)"
+        + ("; original: each image's own, padded in batches" if original else ""),
+    )
+    group.add_argument(
+        "--fit",
+        choices=("resize", "crop"),
+        help="how images of another shape get that size: resize stretches them, crop keeps their "
+        "aspect ratio and cuts (default: resize; crop for ade20k, kitti and voc2012)",
     )
     group.add_argument(
         "--normalize",
@@ -102,7 +135,7 @@ def add_data_options(
 
 def task_of(args: argparse.Namespace, known: Mapping[str, Any]) -> str:
     """Return the requested task, that of the network's training, or the data's default."""
-    default = "depth" if args.data == "nyuv2" else "segmentation"
+    default = "depth" if args.data in ("kitti", "nyuv2") else "segmentation"
     return str(args.task or known.get("task") or default)
 
 
@@ -137,32 +170,64 @@ def open_data(
     normalize = args.normalize or known.get("normalize")
     if normalize is not None:
         options["normalize"] = normalize
+    for name in ("lists", "sbd"):
+        if getattr(args, name, None) is not None:
+            if args.data not in _ONLY[name]:
+                rule = f"{args.data} has no such option"
+                raise DataError(name, getattr(args, name), rule, f"omit --{name}")
+            options[name] = getattr(args, name)
+    fit = args.fit or known.get("fit")
+    if fit is not None:
+        options["fit"] = fit
     task = task_of(args, known)
     photos = _photos(args, split)
     if photos is not None:
         return _open_photos(args, photos, task, out, preload=preload, **options)
     if args.data == "folder":
+        channels = getattr(args, "in_channels", 3)
+        bands = channels if channels != 3 else known.get("bands")
+        if bands is not None:
+            options["bands"] = bands
         options |= _folder_options(args, task, known)
     if args.data == "scenes" and args.count is not None:
         options["count"] = args.count if split == "train" else max(1, args.count // 4)
     shape = args.size
-    if shape is None and known.get("size"):
-        shape = tuple(known["size"])
+    if shape is None and "size" in known:
+        shape = tuple(known["size"]) if known["size"] else "original"
     if shape is None and args.data == "folder":
         raise DataError(
-            "size", None, "images of a folder need a common size", "give e.g. --size 256x192"
+            "size",
+            None,
+            "images of a folder need a common size",
+            "give e.g. --size 256x192, or --size original",
         )
     data = open_dataset(args.data, args.root, split=split, size=shape, task=task, **options)
     if args.allow_empty_classes:
         data.allow_empty = True
-    if split == "train" and getattr(data, "note", None):
+    # What was detected about a folder holds for all its splits.
+    if (split == "train" or args.data != "folder") and getattr(data, "note", None):
         out.note(str(getattr(data, "note", "")))
-    if not preload:
+    if not preload or _too_large(data, out):
         return data
     doing = "drawing" if args.data == "scenes" else "reading"
     with out.bar(f"{doing} {len(data)} images ({split})", len(data)) as move:
         data.preload(move)
     return data
+
+
+def _too_large(data: DenseDataset, out: Output) -> bool:
+    """Keep a data set on disk that takes more than half of the free memory."""
+    from binarize.processor import free_memory
+
+    needed, free = data.cache_bytes(), free_memory()
+    if free is None or needed <= free // 2:
+        return False
+    data.drop_cache()
+    out.note(
+        f"note: {len(data)} images need {needed / 1e9:.1f} GB of the {free / 1e9:.1f} GB of free "
+        "memory: they are read again in every epoch (--workers N reads in parallel)"
+    )
+    return True
 
 
 def open_unlabelled(
@@ -173,9 +238,14 @@ def open_unlabelled(
     Raises:
         DataError: The folder is missing or has no images.
     """
-    options = {"augment": augment, "normalize": labelled.normalize}
+    options = {"augment": augment, "normalize": labelled.normalize, "fit": labelled.fit}
     return _open_photos(
-        args, Path(args.unlabelled), labelled.task, out, size_=labelled.size, **options
+        args,
+        Path(args.unlabelled),
+        labelled.task,
+        out,
+        size_=labelled.size or "original",
+        **options,
     )
 
 
@@ -199,12 +269,12 @@ def _open_photos(
     out: Output,
     *,
     preload: bool = True,
-    size_: tuple[int, int] | None = None,
+    size_: tuple[int, int] | str | None = None,
     **options: Any,
 ) -> DenseDataset:
     from binarize.data import UnlabelledFolder
 
-    shape = size_ or args.size
+    shape = args.size if size_ is None else size_
     if shape is None:
         raise DataError(
             "size", None, "images of a folder need a common size", "give e.g. --size 256x192"
@@ -213,9 +283,10 @@ def _open_photos(
         options["classes"] = args.classes
     elif task == "depth":
         options["max_depth"] = 10.0 if args.max_depth is None else args.max_depth
-    data = UnlabelledFolder(path, shape, task=task, **options)
+    own: Any = None if shape == "original" else shape
+    data = UnlabelledFolder(path, own, task=task, **options)
     out.note(f"note: {data.note}")
-    if preload:
+    if preload and not _too_large(data, out):
         with out.bar(f"reading {len(data)} images", len(data)) as move:
             data.preload(move)
     return data
@@ -253,11 +324,11 @@ def held_out(args: argparse.Namespace, out: Output) -> tuple[str, str]:
     found = next((name for name in ("test", "val") if has_split(args, name)), None)
     if found is not None:
         return found, found
-    if (Path(args.root).expanduser() / "train").is_dir():
+    if args.data != "folder" or (Path(args.root).expanduser() / "train").is_dir():
         raise DataError(
             "split",
             None,
-            "the folder has neither test/ nor val/",
+            "the data set has neither test nor val images",
             "give --split train to measure on the training images",
         )
     out.note(
@@ -269,11 +340,9 @@ def held_out(args: argparse.Namespace, out: Output) -> tuple[str, str]:
 
 def has_split(args: argparse.Namespace, split: str) -> bool:
     """Return whether the data set has separate images for a split."""
-    if args.data == "nyuv2":
-        return split != "val"
-    if args.data == "folder" and args.root is not None:
-        return (Path(args.root).expanduser() / split).is_dir()
-    return True
+    from binarize.data import dataset_splits
+
+    return split in dataset_splits(args.data, args.root, getattr(args, "lists", None))
 
 
 def make_loader(
@@ -284,8 +353,11 @@ def make_loader(
     Raises:
         DataError: The batch size is not positive.
     """
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Subset
 
+    from binarize.data import PadCollate
+
+    whole: Any = data.dataset if isinstance(data, Subset) else data
     if batch_size < 1:
         raise DataError("batch-size", batch_size, "must be at least 1", "use e.g. 16")
     return DataLoader(
@@ -296,4 +368,5 @@ def make_loader(
         drop_last=train and len(data) >= batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
+        collate_fn=PadCollate() if whole.size is None else None,
     )

@@ -50,7 +50,7 @@ def add(commands: Subparsers) -> None:
         "--model", metavar="MODEL", help="the network, if the file does not name it (see train)"
     )
     add_network_options(parser)
-    add_data_options(parser)
+    add_data_options(parser, original=True)
     parser.add_argument("--split", help="train, val or test (default test, else val)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default 16")
     parser.add_argument(
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.records import show_metrics
     from binarize.cli.sources import open_file
     from binarize.cli.start import try_out
+    from binarize.data.collate import pad_to_multiple
     from binarize.train import Trainer
 
     if args.threads:
@@ -80,18 +81,18 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     task = task_of(args, source.settings)
     split, called = held_out(args, out)
     data = open_data(args, split, out, known=source.settings)
-    try_out(source.network, data[0]["image"][None])
+    image = data[0]["image"][None]
+    try_out(source.network, image if data.size else pad_to_multiple(image))
     trainer = Trainer(source.network, task=task, progress=not out.quiet)
     values = trainer.evaluate(make_loader(data, args.batch_size, workers=args.workers))
     show_metrics({called: values}, out, data.classes)
-    rows, columns = data[0]["image"].shape[-2:]
     out.emit(
         {
             "file": args.file,
             "data": args.data,
             "split": called,
             "task": task,
-            "size": f"{columns}x{rows}",
+            "size": f"{data.size[1]}x{data.size[0]}" if data.size else "original",
             "images": len(data),
             "classes": list(data.classes),
             "binary": source.binary,

@@ -49,16 +49,17 @@ def find_images(given: Sequence[str]) -> list[Path]:
 
 
 def as_input(image: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
-    """Return an image as a batch (1, 3, H, W) for the network.
+    """Return an image as a batch (1, C, H, W) for the network.
 
     Args:
-        image: uint8 (3, H, W).
-        stats: Mean and standard deviation per channel, for values from 0 to 1.
+        image: uint8 (3, H, W), or bands in their own units, float32 (C, H, W).
+        stats: Mean and standard deviation per channel, for values from 0 to 1 or in these units.
     """
     import torch
 
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in stats)
-    return ((image.float() / 255 - mean) / std)[None]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in stats)
+    values = image if image.is_floating_point() else image.float() / 255
+    return ((values - mean) / std).nan_to_num(0.0)[None]
 
 
 def save_image(image: Image, path: Path) -> None:

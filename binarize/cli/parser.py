@@ -21,6 +21,7 @@ __all__ = [
     "numbers",
     "pair",
     "size",
+    "size_or_original",
 ]
 
 _COMMON = "output"
@@ -133,6 +134,11 @@ def size(text: str) -> tuple[int, int]:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 192x144")
     return int(found[2]), int(found[1])
+
+
+def size_or_original(text: str) -> tuple[int, int] | str:
+    """Parse ``WIDTHxHEIGHT`` into (rows, columns), or "original"."""
+    return text if text == "original" else size(text)
 
 
 def extent(text: str) -> tuple[int, ...]:

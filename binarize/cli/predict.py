@@ -100,8 +100,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.records import output_folder
     from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
+    from binarize.data.bands import read_bands
     from binarize.data.dense import normalisation
-    from binarize.data.images import read_image
+    from binarize.data.images import covering, read_image
     from binarize.data.palette import palette
     from binarize.data.rendering import legend
 
@@ -111,7 +112,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"loading {args.file}"):
         source = open_file(args.file, fallback, packed=args.packed, deployed=True)
     known = source.settings
-    stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
+    bands: Any = known.get("bands")
+    stats = normalisation(args.normalize or known.get("normalize") or "imagenet", bands)
     task = _task(args, known)
     shape: Any = args.size or source.size
     kinds = {"result": ""}
@@ -135,11 +137,17 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     ):
         for number, (path, files) in enumerate(zip(images, planned, strict=True), start=1):
             try:
-                image = read_image(path)
+                image = read_image(path) if bands is None else read_bands(path, bands)
             except DataError as error:
                 skipped.append(error)
             else:
-                result = _predict(source.network, task, image, shape, stats, colors, files)
+                fitted = shape
+                padded = shape is None and "size" in known  # trained on images of their own sizes
+                if shape is not None and known.get("fit") == "crop":
+                    fitted = covering(image.shape[-2], image.shape[-1], shape)
+                result = _predict(
+                    source.network, task, image, fitted, stats, colors, files, padded=padded
+                )
                 written.append({"image": path, **result})
             move(number, len(images))
         if written and names:
@@ -184,19 +192,26 @@ def _predict(
     stats: Any,
     colors: Any,
     files: Mapping[str, Path],
+    *,
+    padded: bool = False,
 ) -> dict[str, Any]:
     import torch
 
     from binarize.cli.images import as_input, save_image
     from binarize.cli.start import try_out
+    from binarize.data.bands import preview
+    from binarize.data.collate import pad_to_multiple
     from binarize.data.images import resize_image
     from binarize.data.rendering import beside, label_image, prediction_image
 
     rows, columns = image.shape[-2:]
     batch = as_input(image if shape is None else resize_image(image, shape), stats)
+    if padded:
+        batch = pad_to_multiple(batch)
+    extent = (batch.shape[-2], batch.shape[-1]) if padded else (rows, columns)
     try_out(network, batch)
     with torch.no_grad():
-        decoded: Tensor = task.decode(network(batch), (rows, columns))[0]
+        decoded: Tensor = task.decode(network(batch), extent)[0][..., :rows, :columns]
     rendered = prediction_image(task.name, decoded, colors)
     result: dict[str, Any] = dict(files)
     if task.name == "segmentation":
@@ -215,7 +230,8 @@ def _predict(
     if "side_by_side" in files:
         from PIL import Image
 
-        shown = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        colors_of = preview(as_input(image, stats)[0]) if image.is_floating_point() else image
+        shown = Image.fromarray(colors_of.permute(1, 2, 0).contiguous().numpy())
         save_image(beside([shown, rendered]), files["side_by_side"])
     save_image(rendered, files["result"])
     return result

@@ -240,7 +240,7 @@ def _report_deployed(args: argparse.Namespace, source: Any, out: Output) -> None
     for name in ("task", "normalize", "classes"):
         value = settings.get(name)
         if value:
-            out.print(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+            out.print(f"{name}: {value if isinstance(value, str) else ', '.join(map(str, value))}")
     out.print("for single layers, report the file that it was created from")
     out.emit(
         {

@@ -111,7 +111,7 @@ def add(commands: Subparsers) -> None:
     )
     add_network_options(parser)
     add_start_options(parser)
-    add_data_options(parser)
+    add_data_options(parser, original=True)
     add_augment_options(parser)
     add_training_options(parser)
 
@@ -361,8 +361,9 @@ def _how_to_go_on(args: argparse.Namespace, trainer: Any) -> str:
 def _augment(args: argparse.Namespace) -> Any:
     from binarize.data import Augment
 
-    augment = Augment(flip=args.flip, zoom=args.zoom, jitter=args.jitter)
-    return augment if args.flip or args.jitter or args.zoom > 1 else False
+    names = ("flip", "zoom", "shrink", "rotate", "jitter")
+    augment = Augment(**{name: getattr(args, name) for name in names})
+    return augment if augment != Augment(flip=0) else False
 
 
 _FEATURES = {

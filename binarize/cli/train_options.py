@@ -90,6 +90,12 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
         "--zoom", type=float, default=1.0, metavar="Z", help="largest zoom (default 1, none)"
     )
     group.add_argument(
+        "--shrink", type=float, default=1.0, metavar="Z", help="smallest zoom (default 1, none)"
+    )
+    group.add_argument(
+        "--rotate", type=float, default=0.0, metavar="DEG", help="largest rotation (default 0)"
+    )
+    group.add_argument(
         "--jitter", type=float, default=0.0, metavar="J", help="strength of colour jitter (0 to 1)"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from binarize.data.images import resize_image, resize_map
+from binarize.data.mask_coding import IGNORE
 from binarize.errors import DataError
 
-__all__ = ["Augment", "Depth", "RandomZoom"]
+__all__ = ["Augment", "Depth", "RandomZoom", "window"]
 
 
 class Depth(tv_tensors.Mask):
@@ -22,50 +24,95 @@ class Depth(tv_tensors.Mask):
 
 
 class RandomZoom(v2.Transform):
-    """Crop a window of the image's aspect ratio and resize it to ``size``.
+    """Crop a window and resize it to ``size``.
 
     A window 1/z as wide shows everything z times larger, which under the same focal length is
     the same scene z times nearer: depth maps are divided by z (Eigen et al. 2014, section 3.4).
+    A window beyond the image (z < 1) is filled with the mean colour, with ignored labels and with
+    unknown depth.
 
     Args:
         size: Rows and columns of the result.
-        zoom: Smallest and largest z, at least 1; log-uniform in between.
+        zoom: Smallest and largest z; log-uniform in between.
+        keep_aspect: With z = 1 take the largest window of the aspect ratio of ``size``; otherwise
+            the whole image.
+        fill: Colour (one value per channel) outside of the image.
     """
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
 
-    def __init__(self, size: tuple[int, int], zoom: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        zoom: tuple[float, float],
+        *,
+        keep_aspect: bool = False,
+        fill: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> None:
         super().__init__()
         self.size = size
         self.zoom = zoom
+        self.keep_aspect = keep_aspect
+        self.fill = fill
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the window: its corner, its size and the corresponding zoom."""
         rows, columns = flat_inputs[0].shape[-2:]
+        base: tuple[float, float] = (rows, columns)
+        if self.keep_aspect:
+            part = min(rows / self.size[0], columns / self.size[1])
+            base = (self.size[0] * part, self.size[1] * part)
         low, high = math.log(self.zoom[0]), math.log(self.zoom[1])
         draw, top, left = torch.rand(3).tolist()
         zoom = math.exp(low + (high - low) * draw)
-        height, width = max(1, round(rows / zoom)), max(1, round(columns / zoom))
+        height, width = max(1, round(base[0] / zoom)), max(1, round(base[1] / zoom))
         return {
-            "top": int(top * (rows - height + 1)),
-            "left": int(left * (columns - width + 1)),
+            "top": _corner(top, rows - height),
+            "left": _corner(left, columns - width),
             "height": height,
             "width": width,
-            "zoom": rows / height,
+            "zoom": base[0] / height,
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply the window to one tensor of the sample."""
-        top, left = params["top"], params["left"]
-        window = inpt.as_subclass(Tensor)[
-            ..., top : top + params["height"], left : left + params["width"]
-        ]
+        plain = inpt.as_subclass(Tensor)
+        box = [params[name] for name in ("top", "left", "height", "width")]
         if isinstance(inpt, tv_tensors.Image):
-            return tv_tensors.wrap(resize_image(window, self.size), like=inpt)
-        moved = resize_map(window, self.size)
+            return tv_tensors.wrap(
+                resize_image(window(plain, box, self.fill), self.size), like=inpt
+            )
+        outside = 0 if isinstance(inpt, Depth) else IGNORE
+        moved = resize_map(window(plain, box, [outside]), self.size)
         if isinstance(inpt, Depth):
             moved = moved / params["zoom"]
         return tv_tensors.wrap(moved, like=inpt)
+
+
+def window(values: Tensor, box: Sequence[int], fill: Sequence[float]) -> Tensor:
+    """Return a window of (..., H, W), filled where it is beyond the image.
+
+    Args:
+        values: The image or map.
+        box: Top, left, height and width; the corner may be negative.
+        fill: One value, or one per channel of (C, H, W).
+    """
+    top, left, height, width = box
+    inside = values[..., max(0, top) : top + height, max(0, left) : left + width]
+    if inside.shape[-2:] == (height, width):
+        return inside
+    color = torch.tensor(fill, dtype=torch.float64).view(-1, 1, 1)
+    color = color if values.is_floating_point() else color.round()
+    canvas = values.new_empty((*values.shape[:-2], height, width))
+    canvas[...] = color.to(values.dtype)
+    row, column = max(0, -top), max(0, -left)
+    canvas[..., row : row + inside.shape[-2], column : column + inside.shape[-1]] = inside
+    return canvas
+
+
+def _corner(draw: float, room: int) -> int:
+    """Return where a window starts: negative where it is larger than the image."""
+    return int(draw * (room + 1)) if room >= 0 else -int(draw * (1 - room))
 
 
 @dataclass(frozen=True)
@@ -78,6 +125,8 @@ class Augment:
             by this factor if the file has the pixels, so that a zoomed sample stays sharp.
         jitter: Strength of the colour jitter (brightness, contrast and saturation by a factor
             within 1 ± jitter, hue by a tenth of it); 0 turns it off.
+        shrink: Smallest zoom, at most 1, which shows the image smaller and fills the rest.
+        rotate: Largest rotation to either side, in degrees; 0 turns it off.
 
     Raises:
         DataError: A value is outside its range.
@@ -86,24 +135,60 @@ class Augment:
     flip: float = 0.5
     zoom: float = 1.0
     jitter: float = 0.0
+    shrink: float = 1.0
+    rotate: float = 0.0
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
-        for name, low, high in (("flip", 0.0, 1.0), ("zoom", 1.0, 8.0), ("jitter", 0.0, 1.0)):
+        for name, low, high in (
+            ("flip", 0.0, 1.0),
+            ("zoom", 1.0, 8.0),
+            ("jitter", 0.0, 1.0),
+            ("shrink", 0.1, 1.0),
+            ("rotate", 0.0, 180.0),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise DataError(
                     name, value, f"must be from {low:g} to {high:g}", "choose a value in range"
                 )
 
-    def build(self, size: tuple[int, int]) -> v2.Transform:
-        """Return the transform to images of ``size`` (rows, columns)."""
+    @property
+    def zooms(self) -> bool:
+        """Return whether images are shown larger or smaller."""
+        return self.zoom > 1 or self.shrink < 1
+
+    def build(
+        self,
+        size: tuple[int, int] | None,
+        *,
+        crop: bool = False,
+        fill: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> v2.Transform:
+        """Return the transform to images of ``size``.
+
+        Args:
+            size: Rows and columns; None keeps each image's own, without zoom.
+            crop: Images keep their aspect ratio and are cut to ``size``, at a random place.
+            fill: Colour (one value per channel) of what is beyond the image.
+        """
         steps: list[v2.Transform] = []
-        if self.zoom > 1:
-            steps.append(RandomZoom(size, (1.0, self.zoom)))
+        if self.rotate > 0:
+            steps.append(_rotation(self.rotate, fill))
+        if size is not None and (self.zooms or crop):
+            zoom = (self.shrink, self.zoom)
+            steps.append(RandomZoom(size, zoom, keep_aspect=crop, fill=fill))
         if self.flip > 0:
             steps.append(v2.RandomHorizontalFlip(self.flip))
         if self.jitter > 0:
             amount = self.jitter
             steps.append(v2.ColorJitter(amount, amount, amount, min(0.5, amount / 10)))
         return v2.Compose(steps) if steps else v2.Identity()
+
+
+def _rotation(degrees: float, fill: Sequence[float]) -> v2.Transform:
+    return v2.RandomRotation(
+        degrees,
+        interpolation=v2.InterpolationMode.BILINEAR,  # masks and depth keep to the nearest pixel
+        fill={tv_tensors.Image: list(fill), tv_tensors.Mask: IGNORE, Depth: 0},
+    )

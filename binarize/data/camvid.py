@@ -9,13 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from binarize.data.dense import DenseDataset
-from binarize.data.images import folder, image_files, read_image
-from binarize.data.mask_coding import label_map, label_table
+from binarize.data.images import folder, image_files
+from binarize.data.labelled import LabelledPairs, check_split
+from binarize.data.mask_coding import label_table
 from binarize.data.pairs import paired
-from binarize.errors import DataError
 
 __all__ = ["CamVid"]
 
@@ -48,14 +45,14 @@ COLORS = (
 VOID = 11
 
 
-class CamVid(DenseDataset):
+class CamVid(LabelledPairs):
     """CamVid: 367 / 101 / 233 road scenes with eleven classes, void ignored.
 
     Args:
         root: Folder with ``{train,val,test}/images`` and ``{train,val,test}/labels``.
         split: "train", "val" or "test".
         size: Rows and columns; None keeps 360×480.
-        **options: ``augment``, ``normalize``, ``cache``; see
+        **options: ``task``, ``augment``, ``normalize``, ``cache``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
@@ -71,27 +68,10 @@ class CamVid(DenseDataset):
         root: str | Path,
         split: str = "train",
         size: tuple[int, int] | None = (144, 192),
-        *,
-        task: str | None = "segmentation",
         **options: Any,
     ) -> None:
-        if task == "depth":
-            raise DataError("task", task, "CamVid has no depth", "use task='segmentation'")
-        if split not in ("train", "val", "test"):
-            raise DataError("split", split, "unknown split", "use 'train', 'val' or 'test'")
+        check_split(split, ("train", "val", "test"))
         base = folder(root, "root") / split
-        self.pairs = paired(image_files(base / "images", "root"), base / "labels", "root")
-        self._table = label_table(len(CLASSES), void=(VOID,))
-        super().__init__(
-            len(self.pairs),
-            size=size,
-            task="segmentation",
-            classes=CLASSES,
-            colors=COLORS,
-            **options,
-        )
-
-    def read(self, index: int) -> dict[str, Tensor]:
-        """Read one image and its label map."""
-        image, mask = self.pairs[index]
-        return {"image": read_image(image), "mask": label_map(mask, self._table)}
+        pairs = paired(image_files(base / "images", "root"), base / "labels", "root")
+        table = label_table(len(CLASSES), void=(VOID,))
+        super().__init__(pairs, table, size=size, classes=CLASSES, colors=COLORS, **options)

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from binarize.errors import DataError
 
-__all__ = ["decode", "is_image", "jpeg_runs_short", "rgb"]
+__all__ = ["decode", "decode_bytes", "is_image", "jpeg_runs_short", "rgb", "upright"]
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,6 +52,19 @@ def decode(path: Path) -> Image.Image:
         raise DataError(
             "file", str(path), f"cannot be read ({error.strerror})", "check its permissions"
         ) from error
+    return decode_bytes(data, path)
+
+
+def decode_bytes(data: bytes, path: Path) -> Image.Image:
+    """Decode the bytes of a complete image file; see :func:`decode`.
+
+    Args:
+        data: The bytes.
+        path: Their file, for messages.
+
+    Raises:
+        DataError: They are not an image, or damaged.
+    """
     try:
         image = _decoded(data)
         damaged = image.format == "JPEG" and jpeg_runs_short(data, image)
@@ -66,7 +79,7 @@ def decode(path: Path) -> Image.Image:
             "JPEG data are incomplete: part of the image would be grey",
             "replace the file; it is damaged",
         )
-    return _upright(image)
+    return upright(image)
 
 
 def is_image(path: Path) -> bool:
@@ -136,7 +149,8 @@ def _decoded(data: bytes) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Return a loaded image turned as its EXIF orientation says."""
     try:
         # After loading: Pillow rotates TIFF files itself, and then drops their orientation.
         orientation: Any = image.getexif().get(ExifTags.Base.Orientation)

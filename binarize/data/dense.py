@@ -6,7 +6,8 @@ Shape legend: H, W rows and columns of the requested size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from binarize.data.augment import Augment, Depth
-from binarize.data.images import resize_image, resize_map
+from binarize.data.bands import MOST_BANDS, band_statistics, preview, read_bands
+from binarize.data.images import covering, read_image, resize_image, resize_map
 from binarize.data.mask_coding import IGNORE, histogram
 from binarize.data.palette import palette
 from binarize.errors import DataError
 
 __all__ = ["IGNORE", "IMAGENET", "DenseDataset", "normalisation"]
 
-Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
+Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 IMAGENET: Stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's RGB values in [0, 1]."""
@@ -32,6 +34,8 @@ _NAMED: dict[str, Stats] = {
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+FITS = ("resize", "crop")
+
 _TASKS: dict[str | None, frozenset[str]] = {
     "segmentation": frozenset({"image", "mask"}),
     "multilabel": frozenset({"image", "mask"}),
@@ -40,19 +44,51 @@ _TASKS: dict[str | None, frozenset[str]] = {
 }
 
 
-def normalisation(name: str | Stats) -> Stats:
+def normalisation(name: str | Stats, bands: int | None = None) -> Stats:
     """Return mean and deviation by name: "imagenet", "symmetric" ([-1, 1]) or "none" ([0, 1]).
 
+    Args:
+        name: The name, or mean and deviation of each channel.
+        bands: Number of bands, if images are not RGB; then only "none" is a name.
+
     Raises:
-        DataError: The name is not known.
+        DataError: The name is not known, or the numbers are not those of the bands.
     """
     if not isinstance(name, str):
-        return name
+        if any(len(values) != (bands or 3) for values in name):
+            rule = f"needs a mean and a deviation for each of {bands or 3} channels"
+            raise DataError("normalize", name, rule, "give two lists of that length")
+        return tuple(name[0]), tuple(name[1])
+    if bands is not None and name == "none":
+        return (0.0,) * bands, (1.0,) * bands
+    if bands is not None:
+        rule = "is for RGB images, and these have bands"
+        raise DataError("normalize", name, rule, "omit it, give (mean, std), or 'none'")
     if name not in _NAMED:
         raise DataError(
             "normalize", name, "unknown normalisation", f"use one of {', '.join(sorted(_NAMED))}"
         )
     return _NAMED[name]
+
+
+def band_options(options: dict[str, Any], files: Sequence[Path]) -> None:
+    """Normalise bands by the statistics of ``files`` where ``options`` name nothing else.
+
+    Args:
+        options: Those of :class:`DenseDataset`, changed in place.
+        files: Image files.
+
+    Raises:
+        DataError: The number of bands is out of range, or a file cannot be read.
+    """
+    bands = options.get("bands")
+    if bands is None:
+        return
+    if not 1 <= bands <= MOST_BANDS:
+        raise DataError("bands", bands, f"must be from 1 to {MOST_BANDS}", "correct the number")
+    options.setdefault("normalize", None)
+    if options["normalize"] is None:
+        options["normalize"] = band_statistics(files, bands)
 
 
 class DenseDataset(Dataset[dict[str, Tensor]]):
@@ -66,7 +102,11 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
 
     Args:
         count: Number of samples, at least 1.
-        size: Rows and columns; None keeps each image's own size.
+        size: Rows and columns; None keeps each image's own size, which batches of several images
+            need :class:`~binarize.data.collate.PadCollate` for.
+        fit: How images of another shape become ``size``: "resize" stretches them; "crop" scales
+            them, keeping their aspect ratio, until they cover it, and cuts what is beyond (at a
+            random place with ``augment``, else evenly on both sides).
         task: "segmentation" or "depth" to omit the other target; None for all targets.
             "multilabel": ``mask`` is (C, H, W), 0 or 1 for each class.
         classes: Names of the classes.
@@ -74,6 +114,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         depth_scale: Metres per unit of the depth map that :meth:`read` returns.
         augment: True for the default :class:`Augment`, False for none, or an object.
         normalize: Name or (mean, std) of the normalisation; see :func:`normalisation`.
+        bands: Number of bands of images that are not 8-bit RGB. They are float32 with the files'
+            values, and ``normalize`` is (mean, std) of each band in these units.
         cache: Keep resized samples in memory (uint8 images and labels). With worker
             processes call :meth:`preload` first, or every worker fills its own.
         colors: One RGB triple per class, for display; None derives them.
@@ -91,12 +133,14 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         count: int,
         *,
         size: tuple[int, int] | None,
+        fit: str = "resize",
         task: str | None = None,
         classes: Sequence[str] = (),
         max_depth: float | None = None,
         depth_scale: float = 1.0,
         augment: bool | Augment = False,
         normalize: str | Stats = "imagenet",
+        bands: int | None = None,
         cache: bool = True,
         colors: Sequence[tuple[int, int, int]] | None = None,
         allow_empty: bool = False,
@@ -110,6 +154,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             raise DataError(
                 "size", size, "must be (rows, columns), both positive", "write e.g. (144, 192)"
             )
+        if fit not in FITS:
+            raise DataError("fit", fit, "unknown", f"use {' or '.join(map(repr, FITS))}")
+        self.fit = fit
         self.task = task
         self.keys = _TASKS[task]
         self.allow_empty = allow_empty
@@ -122,19 +169,25 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         if self.num_classes == 1 and len(colors) == 1:
             colors = ((0, 0, 0), *colors)  # label 0 is the background
         self.palette = colors
-        self.normalize = normalisation(normalize)
+        self.bands = bands
+        self.normalize = normalisation(normalize, bands)
         mean, std = self.normalize
-        self._mean = torch.tensor(mean).mul(255).view(3, 1, 1)
-        self._gain = torch.tensor(std).mul(255).reciprocal().view(3, 1, 1)
+        unit = 255 if bands is None else 1
+        self._mean = torch.tensor(mean).mul(unit).view(-1, 1, 1)
+        self._gain = torch.tensor(std).mul(unit).reciprocal().view(-1, 1, 1)
         self._count = count
-        self._depth_scale = depth_scale
+        self.depth_scale = depth_scale
         self._cache: list[dict[str, Tensor] | None] | None = [None] * count if cache else None
         self.augment = self._augmentation(augment)
         self._transform = None
         if self.augment is not None:
-            if self.size is None:
-                raise DataError("size", None, "augmentation needs a size", "give (rows, columns)")
-            self._transform = self.augment.build(self.size)
+            if bands is not None and self.augment.jitter > 0:
+                rule = "colour jitter is for RGB images"
+                raise DataError("jitter", self.augment.jitter, rule, "use 0")
+            if self.size is None and self.augment.zooms:
+                raise DataError("size", None, "a zoom needs a size", "give (rows, columns)")
+            fill = self._mean.flatten().tolist()
+            self._transform = self.augment.build(self.size, crop=fit == "crop", fill=fill)
 
     @staticmethod
     def _augmentation(augment: bool | Augment) -> Augment | None:
@@ -142,14 +195,22 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             return augment
         return Augment() if augment else None
 
+    def read_image(self, path: Path) -> Tensor:
+        """Read an image file: RGB, or its bands."""
+        return read_image(path) if self.bands is None else read_bands(path, self.bands)
+
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one sample at its own size.
 
         Returns:
-            ``image`` uint8 (3, h, w), and ``mask`` uint8 (h, w) and ``depth`` (1, h, w) if they
-            are in ``self.keys``.
+            ``image`` uint8 (3, h, w), or float32 (bands, h, w), and ``mask`` uint8 (h, w) and
+            ``depth`` (1, h, w) if they are in ``self.keys``.
         """
         raise NotImplementedError
+
+    def files(self, index: int) -> dict[str, list[Path]]:
+        """Return the files that :meth:`read` reads a sample from, by key; none if it is drawn."""
+        return {}
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -157,17 +218,27 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one sample, augmented and normalised."""
-        stored = self._stored(index)
+        return self._finished(self._stored(index))
+
+    def prepare(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a sample of :meth:`read`'s form, resized, augmented and normalised."""
+        return self._finished(self._fitted(sample))
+
+    def _finished(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Augment and normalise a sample."""
         sample: dict[str, Any] = {"image": tv_tensors.Image(stored["image"])}
         if "mask" in stored:
             sample["mask"] = tv_tensors.Mask(stored["mask"])
         if "depth" in stored:
-            sample["depth"] = Depth(stored["depth"].float() * self._depth_scale)
+            sample["depth"] = Depth(stored["depth"].float() * self.depth_scale)
         if self._transform is not None:
             sample = self._transform(sample)
         plain = {key: value.as_subclass(Tensor) for key, value in sample.items()}
         # A new tensor each time: the cache must never be written to.
-        plain["image"] = plain["image"].to(torch.float32).sub_(self._mean).mul_(self._gain)
+        plain["image"] = plain["image"].to(torch.float32, copy=True)
+        plain["image"].sub_(self._mean).mul_(self._gain)
+        if self.bands is not None:
+            plain["image"].nan_to_num_(0.0)  # no data: the mean
         if "mask" in plain:
             plain["mask"] = plain["mask"].to(torch.int64)
         return plain
@@ -182,6 +253,16 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             self._stored(index)
             if progress is not None:
                 progress(index + 1, self._count)
+
+    def cache_bytes(self) -> int:
+        """Return the memory that all cached samples take, judged by the first one; 0 without."""
+        if self._cache is None:
+            return 0
+        return self._count * sum(value.nbytes for value in self._stored(0).values())
+
+    def drop_cache(self) -> None:
+        """Read samples on demand from now on."""
+        self._cache = None
 
     def class_counts(self) -> Tensor:
         """Count the pixels of each class over the whole set, without augmentation.
@@ -269,7 +350,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
     def _check_depth(self, largest: float) -> None:
         outside = []
         for index in self._spread():
-            depth = self._stored(index)["depth"].float() * self._depth_scale
+            depth = self._stored(index)["depth"].float() * self.depth_scale
             if bool(((depth > 0) & (depth <= largest)).any()):
                 return
             outside.append(depth[depth > 0])
@@ -290,7 +371,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         )
 
     def denormalize(self, image: Tensor) -> Tensor:
-        """Convert normalised images (..., 3, H, W) back to uint8."""
+        """Convert normalised images (..., C, H, W) back to uint8 RGB; of bands, the first three."""
+        if self.bands is not None:
+            return preview(image)
         shown = image.detach().cpu().float() / self._gain + self._mean
         return shown.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -299,22 +382,39 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             raise IndexError(f"index {index} of {self._count} samples")
         index %= self._count
         if self._cache is None:
-            return self._resized(index)
+            return self._fitted(self.read(index))
         held = self._cache[index]
         if held is None:
-            held = self._cache[index] = self._resized(index)
+            held = self._cache[index] = self._fitted(self.read(index))
         return held
 
-    def _resized(self, index: int) -> dict[str, Tensor]:
-        sample = self.read(index)
+    def _fitted(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a sample to the size in which it is kept."""
         rows, columns = sample["image"].shape[-2:]
-        size = (rows, columns) if self.size is None else self.size
-        if self.augment is not None and self.augment.zoom > 1:
-            # Limited to the file's pixels: a zoom cannot show more detail.
-            zoom = max(1.0, min(self.augment.zoom, rows / size[0], columns / size[1]))
-            size = (round(size[0] * zoom), round(size[1] * zoom))
-        return {
-            key: (resize_image if key == "image" else resize_map)(value, size).contiguous()
-            for key, value in sample.items()
-            if key in self.keys
-        }
+        size, crop = self._stored_size(rows, columns)
+        stored = {}
+        for key in sample.keys() & self.keys:
+            value = (resize_image if key == "image" else resize_map)(sample[key], size)
+            if crop is not None:
+                value = value[..., crop[0], crop[1]]
+            stored[key] = value.contiguous()
+        return stored
+
+    def _stored_size(
+        self, rows: int, columns: int
+    ) -> tuple[tuple[int, int], tuple[slice, slice] | None]:
+        """Return the size in which an image is kept, and what is then cut out of it."""
+        if self.size is None:
+            return (rows, columns), None
+        size = self.size
+        # Limited to the file's pixels: a zoom cannot show more detail.
+        zoom = 1.0 if self.augment is None else self.augment.zoom
+        zoom = max(1.0, min(zoom, rows / size[0], columns / size[1]))
+        if self.fit == "resize":
+            return (round(size[0] * zoom), round(size[1] * zoom)), None
+        larger = (round(size[0] * zoom), round(size[1] * zoom))
+        shape = covering(rows, columns, larger, multiple=1)
+        if self.augment is not None:  # the random window is drawn later
+            return shape, None
+        top, left = ((shape[i] - size[i]) // 2 for i in (0, 1))
+        return shape, (slice(top, top + size[0]), slice(left, left + size[1]))

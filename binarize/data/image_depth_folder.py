@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from binarize.data.dense import DenseDataset
-from binarize.data.images import IMAGE_SUFFIXES, folder, image_files, read_image, read_map
-from binarize.data.pairs import paired
+from binarize.data.dense import DenseDataset, band_options
+from binarize.data.images import IMAGE_SUFFIXES, folder, image_files, read_map
+from binarize.data.pairs import paired, same_size
 from binarize.errors import DataError
 
 __all__ = ["ImageDepthFolder"]
@@ -30,7 +30,7 @@ class ImageDepthFolder(DenseDataset):
         size: Rows and columns; None keeps each image's own.
         depth_scale: Metres per unit of the files.
         max_depth: Largest depth in metres; larger values do not count.
-        **options: ``augment``, ``normalize``, ``cache``; see
+        **options: ``augment``, ``normalize``, ``bands``, ``cache``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
@@ -64,6 +64,7 @@ class ImageDepthFolder(DenseDataset):
                 "give metres per unit, e.g. 0.001 for millimetres (--depth-scale)",
             )
         options.pop("task", None)
+        band_options(options, files)
         super().__init__(
             len(self.pairs),
             size=size,
@@ -73,18 +74,17 @@ class ImageDepthFolder(DenseDataset):
             **options,
         )
 
+    def files(self, index: int) -> dict[str, list[Path]]:
+        """Return the image file and the depth file of a sample."""
+        image, depth = self.pairs[index]
+        return {"image": [image], "depth": [depth]}
+
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image and its depth map, in the file's unit."""
         image_file, path = self.pairs[index]
-        image = read_image(image_file)
+        image = self.read_image(image_file)
         depth = _load(path) if path.suffix == ".npy" else read_map(path)
-        if image.shape[-2:] != depth.shape:
-            raise DataError(
-                "depth",
-                str(path),
-                f"its size {tuple(depth.shape)} is not the image's {tuple(image.shape[-2:])}",
-                "save the depth map at the image's size",
-            )
+        same_size(image, depth, path, "depth")
         if bool((depth < 0).any()):
             raise DataError("depth", float(depth.min()), f"{path} is negative", "set it to 0")
         return {"image": image, "depth": depth.unsqueeze(0)}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from binarize.data.class_list import read_classes
-from binarize.data.dense import DenseDataset
-from binarize.data.images import folder, image_files, read_image
+from binarize.data.dense import DenseDataset, band_options
+from binarize.data.images import folder, image_files
 from binarize.data.mask_coding import IGNORE, MaskCoding, find_coding
-from binarize.data.pairs import paired
+from binarize.data.pairs import paired, same_size
 from binarize.errors import DataError
 
 __all__ = ["ImageMaskFolder"]
@@ -35,14 +35,14 @@ class ImageMaskFolder(DenseDataset):
     Args:
         images: Folder of images.
         masks: Folder of masks.
-        size: Rows and columns; None keeps each image's own (which requires batches of one).
+        size: Rows and columns; None keeps each image's own.
         classes: Number of classes, or their names; None reads ``classes.txt`` beside ``images``.
         task: "segmentation" or "multilabel".
         mask_values: The value of each class in the masks, in order; None detects them.
         mask_ignore: Further values to ignore, like 255.
         survey: Masks of all splits to detect the values in; None uses this folder's.
         coding: How masks encode the labels, if known; None detects it.
-        **options: ``augment``, ``normalize``, ``cache``, ``colors``; see
+        **options: ``augment``, ``normalize``, ``bands``, ``cache``, ``colors``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
@@ -86,6 +86,7 @@ class ImageMaskFolder(DenseDataset):
         self._coding = said or coding or find_coding(every, labels)
         if listed.colors is not None:
             options.setdefault("colors", listed.colors)
+        band_options(options, files)
         super().__init__(len(self.pairs), size=size, task=task, classes=listed.names, **options)
 
     @property
@@ -106,10 +107,15 @@ class ImageMaskFolder(DenseDataset):
         )
         return f"masks hold two values: {shown} (another order: --mask-values)"
 
+    def files(self, index: int) -> dict[str, list[Path]]:
+        """Return the image file and the mask files of a sample."""
+        image, found = self.pairs[index]
+        return {"image": [image], "mask": [found] if isinstance(found, Path) else [*found.values()]}
+
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image and its mask."""
         image_file, found = self.pairs[index]
-        image = read_image(image_file)
+        image = self.read_image(image_file)
         if self.task != "multilabel":
             return {"image": image, "mask": self._mask(found, image)}
         absent = torch.zeros(image.shape[-2:], dtype=torch.uint8)
@@ -118,13 +124,7 @@ class ImageMaskFolder(DenseDataset):
 
     def _mask(self, path: Path, image: Tensor) -> Tensor:
         mask = self._coding.read(path)
-        if image.shape[-2:] != mask.shape[-2:]:
-            raise DataError(
-                "masks",
-                str(path),
-                f"its size {tuple(mask.shape)} is not the image's {tuple(image.shape[-2:])}",
-                "save the mask at the image's size",
-            )
+        same_size(image, mask, path, "masks")
         return mask
 
 

@@ -17,7 +17,15 @@ from torchvision.transforms.v2 import functional as TF
 from binarize.data.decoding import decode, rgb
 from binarize.errors import DataError
 
-__all__ = ["folder", "image_files", "read_image", "read_map", "resize_image", "resize_map"]
+__all__ = [
+    "covering",
+    "folder",
+    "image_files",
+    "read_image",
+    "read_map",
+    "resize_image",
+    "resize_map",
+]
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -118,6 +126,24 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     return TF.resize(image, list(size), antialias=True)
+
+
+def covering(rows: int, columns: int, size: tuple[int, int], multiple: int = 32) -> tuple[int, int]:
+    """Return the shape of an image that keeps its aspect ratio and covers ``size``.
+
+    Args:
+        rows: The image's rows.
+        columns: The image's columns.
+        size: Rows and columns to cover.
+        multiple: Rows and columns become multiples of it, unless ``size`` has them already.
+    """
+    scale = max(size[0] / rows, size[1] / columns)
+    shape = (max(size[0], round(rows * scale)), max(size[1], round(columns * scale)))
+    up = [
+        s if s == least else -(-s // multiple) * multiple
+        for s, least in zip(shape, size, strict=True)
+    ]
+    return up[0], up[1]
 
 
 def resize_map(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from binarize.data.decoding import decode
 from binarize.data.images import read_map
+from binarize.data.pairs import reject
 from binarize.errors import DataError
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "index_coding",
     "label_map",
     "label_table",
+    "translate",
 ]
 
 IGNORE = 255
@@ -113,7 +115,11 @@ def find_coding(masks: Iterable[Path], labels: int) -> MaskCoding:
         return index_coding(labels)
     counts: Counter[int] = Counter()
     for path in masks:
-        codes, pixels = np.unique(read_codes(path), return_counts=True)
+        try:
+            codes, pixels = np.unique(read_codes(path), return_counts=True)
+        except DataError as error:
+            reject(error)
+            continue
         counts.update(dict(zip(codes.tolist(), pixels.tolist(), strict=True)))
         if 1 in counts:
             return index_coding(labels)
@@ -214,7 +220,11 @@ def label_map(path: Path, table: Tensor) -> Tensor:
     Raises:
         DataError: The file is missing or unreadable, or has a label that is not allowed.
     """
-    labels = read_map(path)
+    return translate(read_map(path), table, path)
+
+
+def translate(labels: Tensor, table: Tensor, path: Path) -> Tensor:
+    """Translate the labels (H, W) of a file by a table; see :func:`label_map`."""
     low, high = (int(value) for value in torch.aminmax(labels))
     bad = low if low < 0 else high if high > 255 else None
     translated = table[labels.long().clamp_(0, 255)]

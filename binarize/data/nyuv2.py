@@ -14,6 +14,7 @@ from torch import Tensor
 
 from binarize.data.dense import IGNORE, DenseDataset
 from binarize.data.images import folder, read_image, read_map
+from binarize.data.labelled import check_split
 from binarize.data.mask_coding import label_map
 from binarize.errors import DataError
 
@@ -87,8 +88,8 @@ class NYUv2(DenseDataset):
         **options: Any,
     ) -> None:
         names = {"train": "train.txt", "val": "test.txt", "test": "test.txt"}
-        if split not in names:
-            raise DataError("split", split, "unknown split", "use 'train' or 'test'")
+        if split != "val":
+            check_split(split, ("train", "test"))
         self.root = folder(root, "root")
         for part in ("images", "depth", "labels"):
             folder(self.root / part, "root")
@@ -109,6 +110,13 @@ class NYUv2(DenseDataset):
             depth_scale=METRES_PER_UNIT,
             **options,
         )
+
+    def files(self, index: int) -> dict[str, list[Path]]:
+        """Return the files of a sample that the task needs."""
+        stem = self.stems[index]
+        named = {"image": f"images/{stem}.jpg"}
+        named |= {"depth": f"depth/{stem}.png", "mask": f"labels/{stem}.png"}
+        return {key: [self.root / name] for key, name in named.items() if key in self.keys}
 
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image and the task's targets, cropped."""

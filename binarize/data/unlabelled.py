@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from binarize.data.dense import IGNORE, DenseDataset
-from binarize.data.images import image_files, read_image
+from binarize.data.dense import IGNORE, DenseDataset, band_options
+from binarize.data.images import image_files
 from binarize.errors import DataError
 
 __all__ = ["PartlyLabelled", "UnlabelledFolder"]
@@ -22,10 +22,10 @@ class UnlabelledFolder(DenseDataset):
 
     Args:
         images: Folder of images.
-        size: Rows and columns; None keeps each image's own (which requires batches of one).
+        size: Rows and columns; None keeps each image's own.
         task: What the network predicts; informative only.
         classes: Names of the classes, or their number, if known.
-        **options: ``augment``, ``normalize``, ``cache``, ``max_depth``, ``colors``; see
+        **options: ``augment``, ``normalize``, ``bands``, ``cache``, ``max_depth``, ``colors``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
@@ -41,21 +41,26 @@ class UnlabelledFolder(DenseDataset):
         classes: int | Sequence[str] = (),
         **options: Any,
     ) -> None:
-        self.files = image_files(images, "images")
-        if not self.files:
+        self.paths = image_files(images, "images")
+        if not self.paths:
             raise DataError("images", str(images), "has no images", "check the folder")
         names = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else classes
-        super().__init__(len(self.files), size=size, task=task, classes=names, **options)
+        band_options(options, self.paths)
+        super().__init__(len(self.paths), size=size, task=task, classes=names, **options)
         self.keys = frozenset({"image"})
 
     @property
     def note(self) -> str:
         """Return a line on what is special about this data set."""
-        return f"{len(self.files)} images without labels: only the teacher supervises them"
+        return f"{len(self.paths)} images without labels: only the teacher supervises them"
+
+    def files(self, index: int) -> dict[str, list[Path]]:
+        """Return the image file of a sample."""
+        return {"image": [self.paths[index]]}
 
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image."""
-        return {"image": read_image(self.files[index])}
+        return {"image": self.read_image(self.paths[index])}
 
 
 class PartlyLabelled(Dataset[dict[str, Tensor]]):
@@ -69,11 +74,11 @@ class PartlyLabelled(Dataset[dict[str, Tensor]]):
         unlabelled: Images of the same size.
 
     Raises:
-        DataError: The sizes or the normalisation differ.
+        DataError: The sizes, the way to fit them or the normalisation differ.
     """
 
     def __init__(self, labelled: DenseDataset, unlabelled: DenseDataset) -> None:
-        for name in ("size", "normalize"):
+        for name in ("size", "normalize", "fit"):
             ours, theirs = getattr(labelled, name), getattr(unlabelled, name)
             if ours != theirs:
                 raise DataError(

@@ -119,19 +119,19 @@ def _preprocessing(settings: Mapping[str, Any]) -> str:
     if settings.get("size"):
         rows.append(("size, rows × columns", "×".join(map(str, settings["size"]))))
     if settings.get("normalize"):
-        rows += _normalization(settings["normalize"])
+        rows += _normalization(settings["normalize"], settings.get("bands"))
     if settings.get("max_depth"):
         rows.append(("largest depth", str(settings["max_depth"])))
     return "## Preprocessing\n\n" + _table(("property", "value"), rows) if rows else ""
 
 
-def _normalization(given: Any) -> list[tuple[str, str]]:
+def _normalization(given: Any, bands: int | None) -> list[tuple[str, str]]:
     stats = _NORMALIZATIONS.get(given) if isinstance(given, str) else given
     if stats is None:
         return [("normalization", f"`{given}`")]
     mean, std = (", ".join(map(str, values)) for values in stats)
     return [
-        ("channels", "red, green, blue, scaled to 0 to 1"),
+        ("channels", f"{bands} bands" if bands else "red, green, blue, scaled to 0 to 1"),
         ("subtract the mean", mean),
         ("divide by the standard deviation", std),
     ]

@@ -139,7 +139,7 @@ def _shown(value: Any) -> str:
 
 
 _LARGEST = 10_000
-_DATA = ("size", "normalize", "augment", "classes", "max_depth", "root", "split", "seed")
+_DATA = ("size", "fit", "normalize", "augment", "classes", "max_depth", "root", "split", "seed")
 _MISSING = object()
 
 

@@ -112,3 +112,73 @@ def test_values_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(DataError) as caught:
         Augment(**options)
     assert str(caught.value) == message
+
+
+def columns(count: int) -> dict[str, torch.Tensor]:
+    """An image whose value is its column, with a mask and a depth of the same."""
+    values = torch.arange(count, dtype=torch.uint8).expand(10, count)
+    return {
+        "image": tv_tensors.Image(values.expand(3, 10, count)),
+        "mask": tv_tensors.Mask(values),
+        "depth": Depth(values.float().unsqueeze(0) + 1),
+    }
+
+
+def test_windows_of_another_shape_keep_the_aspect_ratio() -> None:
+    zoom = RandomZoom((10, 20), (1.0, 1.0), keep_aspect=True)
+    seen = set()
+    for _ in range(60):
+        moved = {key: value.as_subclass(torch.Tensor) for key, value in zoom(columns(40)).items()}
+        left = int(moved["mask"][0, 0])
+        seen.add(left)
+        assert moved["mask"][3].tolist() == list(range(left, left + 20))
+        assert torch.equal(moved["image"][1], moved["mask"])
+        assert torch.equal(moved["depth"][0], moved["mask"].float() + 1)
+    assert min(seen) >= 0
+    assert max(seen) <= 20
+    assert len(seen) > 10
+
+
+def test_shrinking_fills_what_is_beyond_the_image() -> None:
+    zoom = RandomZoom((10, 10), (0.5, 0.5), fill=(1.0, 2.0, 3.0))
+    moved = zoom(
+        {
+            "image": tv_tensors.Image(torch.full((3, 10, 10), 9, dtype=torch.uint8)),
+            "mask": tv_tensors.Mask(torch.full((10, 10), 7, dtype=torch.uint8)),
+            "depth": Depth(torch.full((1, 10, 10), 4.0)),
+        }
+    )
+    mask = moved["mask"].as_subclass(torch.Tensor)
+    assert mask.unique().tolist() == [7, 255]
+    assert (mask == 7).sum() == 25
+    # Half as large is twice as far.
+    assert moved["depth"].as_subclass(torch.Tensor).unique().tolist() == [0.0, 8.0]
+    assert (moved["depth"].as_subclass(torch.Tensor)[0] == 8).equal(mask == 7)
+    image = moved["image"].as_subclass(torch.Tensor)
+    assert {tuple(color) for color in image.flatten(1).T.tolist()} >= {(9, 9, 9), (1, 2, 3)}
+
+
+def test_rotation_fills_the_corners() -> None:
+    torch.manual_seed(1)
+    turned = Augment(flip=0.0, rotate=45.0).build((10, 10), fill=(5.0, 5.0, 5.0))(columns(10))
+    plain = {key: value.as_subclass(torch.Tensor) for key, value in turned.items()}
+    corner = plain["mask"] == 255
+    assert corner.any()
+    assert torch.equal(corner, plain["depth"][0] == 0)
+    assert plain["image"][:, corner].float().mean() < 12
+    # The middle keeps its place, and depth its values.
+    assert set(plain["depth"].unique().tolist()) <= set(range(11))
+
+
+def test_an_unknown_way_to_fit() -> None:
+    with pytest.raises(DataError, match="fit='zoom': unknown; use 'resize' or 'crop'"):
+        Scenes(1, (40, 80), fit="zoom")
+
+
+def test_a_window_of_a_tall_image_is_no_zoom() -> None:
+    zoom = RandomZoom((10, 10), (1.0, 1.0), keep_aspect=True)
+    sample = {
+        "image": tv_tensors.Image(torch.zeros(3, 20, 10, dtype=torch.uint8)),
+        "depth": Depth(torch.full((1, 20, 10), 4.0)),
+    }
+    assert zoom(sample)["depth"].as_subclass(torch.Tensor).unique().tolist() == [4.0]

@@ -234,7 +234,9 @@ def test_nyu_says_what_is_missing(nyu: Path) -> None:
 
 
 def test_registry_says_what_is_wrong(tmp_path: Path) -> None:
-    assert dataset_names() == ("camvid", "folder", "nyuv2", "scenes")
+    assert set(dataset_names()) == {
+        *("ade20k", "camvid", "cityscapes", "folder", "kitti", "nyuv2", "scenes", "voc2012")
+    }
     with pytest.raises(DataError) as caught:
         open_dataset("camvit", tmp_path)
     assert str(caught.value) == "data='camvit': unknown data set; did you mean 'camvid'?"

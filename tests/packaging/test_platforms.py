@@ -46,6 +46,7 @@ USED = {
     ("kernels/memory.py", "MAP_PRIVATE"): "where mmap has it",
     ("kernels/openmp.py", "register_at_fork"): "where os has it",
     ("processor.py", "sched_getaffinity"): "where os has it",
+    ("processor.py", "sysconf"): "where os has it",
 }
 
 # A Python without them, and without files in /proc. torch comes first: it relies on them where

@@ -1,0 +1,110 @@
+"""NYU Depth v2 in lists of raw frames: 24 K synchronised pairs to train, 654 to test.
+
+Silberman, Hoiem, Kohli, Fergus 2012; the frames and lists that Lee et al. 2019 (BTS) made of the
+raw recordings, which later depth networks also use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from binarize.data.dense import DenseDataset
+from binarize.data.depth_lists import find_list, list_names, lists_of, read_list
+from binarize.data.images import read_image, read_map
+from binarize.data.labelled import check_split
+from binarize.data.nyuv2 import COLUMNS, MAX_DEPTH, ROWS
+from binarize.data.pairs import reject, same_size
+from binarize.errors import DataError
+
+__all__ = ["NYUv2Lists"]
+
+METRES_PER_UNIT = 0.001
+STEMS = ("nyudepthv2", "nyu")
+_FOLDERS = {
+    "train": ("", "sync", "official_splits/train", "train"),
+    "test": ("", "official_splits/test", "test"),
+}
+
+
+class NYUv2Lists(DenseDataset):
+    """NYUv2: indoor frames with depth in metres (up to 10), at the lines of a list.
+
+    Images and depth are always cropped to rows 45..470 and columns 41..600 (Eigen's crop) before
+    resizing, in training and in evaluation. Depth is 16-bit PNGs in millimetres; 0 is unknown.
+
+    Args:
+        root: Folder of the listed paths, or the one with ``sync`` and ``official_splits/test``.
+        split: "train" or "test" ("val" is the test split).
+        size: Rows and columns; None keeps the crop's 426×560.
+        lists: Folder with ``nyudepthv2_train_files_with_gt.txt`` and
+            ``nyudepthv2_test_files_with_gt.txt`` ("IMAGE DEPTH FOCAL"); None looks in ``root``.
+        task: "depth".
+        **options: ``augment``, ``normalize``, ``cache``, ``fit``; see
+            :class:`~binarize.data.dense.DenseDataset`.
+
+    Raises:
+        DataError: The list or a listed file is missing, or the task has no targets here; on
+            reading, an image and its depth of different size.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        size: tuple[int, int] | None = (416, 544),
+        *,
+        lists: str | Path | None = None,
+        task: str | None = "depth",
+        **options: Any,
+    ) -> None:
+        if task not in (None, "depth"):
+            rule = "the lists of NYUv2 have depth only"
+            raise DataError("task", task, rule, "use task='depth', or the labelled images")
+        if split != "val":
+            check_split(split, ("train", "test"))
+        top, places = lists_of(root, lists)
+        name = "train" if split == "train" else "test"
+        listed = find_list(places, STEMS, name)
+        if listed is None:
+            raise DataError(
+                "lists",
+                str(places[0]),
+                f"has no list of the {name} split",
+                f"put {list_names(STEMS, name)[0]} there (--lists DIR)",
+            )
+        lines = read_list(listed)
+        places = [top / folder for folder in _FOLDERS[name]]
+        base = next((place for place in places if (place / lines[0][0]).is_file()), top)
+        self.pairs = []
+        for words in lines:
+            pair = (base / words[0], base / words[1])
+            missing = next((file for file in pair if not file.is_file()), None)
+            if missing is None:
+                self.pairs.append(pair)
+                continue
+            rule = f"has no file {missing.relative_to(base)}, which {listed.name} lists"
+            remedy = "complete the data set: the listed paths, in sync/ or official_splits/"
+            reject(DataError("root", str(root), rule, remedy))
+        super().__init__(
+            len(self.pairs),
+            size=size,
+            task="depth",
+            max_depth=MAX_DEPTH,
+            depth_scale=METRES_PER_UNIT,
+            **options,
+        )
+
+    def files(self, index: int) -> dict[str, list[Path]]:
+        """Return the image file and the depth file of a sample."""
+        image, depth = self.pairs[index]
+        return {"image": [image], "depth": [depth]}
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """Read one image and its depth, cropped."""
+        image_file, depth_file = self.pairs[index]
+        image, depth = read_image(image_file), read_map(depth_file).unsqueeze(0)
+        same_size(image, depth, depth_file, "depth")
+        return {"image": image[..., ROWS, COLUMNS], "depth": depth[..., ROWS, COLUMNS]}
