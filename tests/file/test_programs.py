@@ -74,6 +74,20 @@ def test_all_sizes_that_it_was_called_with(tmp_path: Path) -> None:
     assert path.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
 
+def test_one_program_serves_every_memory_order(tmp_path: Path) -> None:
+    network, path = packed(), tmp_path / "net.safetensors"
+    (image,) = images((1, 3, 8, 12))
+    wanted = network(image)["maps"][0]
+    binarize.save(network, path)
+    loaded = binarize.load(path)
+    assert isinstance(loaded, PackedPrograms)
+    alone = PackedPrograms(loaded.programs)  # as of a network that has no general program
+    last = image["image"].contiguous(memory_format=torch.channels_last)
+    window = torch.zeros(1, 3, 8, 20)[..., 4:16].copy_(image["image"])
+    for given in (last, window):
+        assert torch.equal(alone({"image": given})["maps"][0], wanted)
+
+
 def test_constants_are_stored_once(tmp_path: Path) -> None:
     network = packed()
     for count in (1, 2):
