@@ -16,7 +16,7 @@ from binarize.errors import BinarizeError, DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from binarize.train.tasks import Task
+    from binarize.train.tasks.protocol import Task
 
 __all__ = ["add", "run"]
 

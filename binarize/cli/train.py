@@ -126,8 +126,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.start import make_student, make_teacher
     from binarize.data import PartlyLabelled, UnlabelledFolder
     from binarize.train import EarlyStopping, Trainer
+    from binarize.train.checkpoint import checkpoint_path
     from binarize.train.recipes import DEFAULT, load_recipe
-    from binarize.train.resume import checkpoint_path
 
     main = os.environ.get("RANK", "0") == "0"
     if not main:  # other processes of `accelerate launch` print nothing

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.train.batches import batch_image, batch_pair, dense_output
-from binarize.train.tasks import Task
+from binarize.train.tasks.protocol import Task
 
 __all__ = ["Comparator", "EvalResult", "compare", "error_of_mean"]
 

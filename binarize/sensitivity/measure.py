@@ -24,7 +24,7 @@ from binarize.sensitivity.compare import Comparator, EvalResult, error_of_mean
 from binarize.sensitivity.copy_state import copy_trained_state
 from binarize.train import Task, recalibrate
 from binarize.train.batches import batch_image
-from binarize.train.recalibrate import has_statistics
+from binarize.train.norms import has_statistics
 
 __all__ = ["Study", "sensitivity"]
 

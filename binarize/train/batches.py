@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
 from binarize.errors import BinarizeError, DataError, FileError, ModelError
-from binarize.train.modes import sample_seed, seeded
+from binarize.train.processes import sample_seed, seeded
 
 __all__ = [
     "LABELLED",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from binarize.errors import BinarizeError, FileError
-from binarize.train.depth import DepthDistillation
-from binarize.train.features import FeatureDistillation
-from binarize.train.segmentation import SegmentationDistillation
+from binarize.train.distillation.features import FeatureDistillation
+from binarize.train.tasks.depth import DepthDistillation
+from binarize.train.tasks.segmentation import SegmentationDistillation
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -13,18 +13,24 @@ from torch import nn
 
 from binarize.errors import DataError
 from binarize.train.batches import batch_pair, open_loader, read_batches, target_size, wide
-from binarize.train.checkpoint import Saver, read_checkpoint
-from binarize.train.features import FeatureTerm
-from binarize.train.modes import seed_epoch, training_flags
-from binarize.train.optimizer import make_optimizer, make_scheduler
-from binarize.train.pictures import Pictures
-from binarize.train.processes import SynchronisedNorms, equalise
-from binarize.train.progress import report_note
-from binarize.train.resume import describe_run, restore
-from binarize.train.run_log import RunLog
-from binarize.train.schedules import Flips, TwoSteps, WeightAverage, applied
+from binarize.train.checkpoint import Saver, read_checkpoint, restore
+from binarize.train.distillation.features import FeatureTerm
+from binarize.train.norms import SynchronisedNorms, training_flags
+from binarize.train.optimizer import (
+    Flips,
+    TwoSteps,
+    WeightAverage,
+    applied,
+    make_optimizer,
+    make_scheduler,
+)
+from binarize.train.processes import equalise, seed_epoch
+from binarize.train.progress.displays import report_note
+from binarize.train.progress.pictures import Pictures
+from binarize.train.progress.run_log import RunLog
+from binarize.train.settings import describe_run
 from binarize.train.step import TrainStep, train_epoch
-from binarize.train.tasks import Task
+from binarize.train.tasks.protocol import Task
 
 if TYPE_CHECKING:
     from binarize.train.trainer import Trainer

@@ -21,10 +21,10 @@ from binarize.train.batches import (
     target_size,
 )
 from binarize.train.checkpoint import Saver
-from binarize.train.features import FeatureTerm
-from binarize.train.modes import seed_step
-from binarize.train.progress import Progress, report_images
-from binarize.train.tasks import Distillation, Task
+from binarize.train.distillation.features import FeatureTerm
+from binarize.train.processes import seed_step
+from binarize.train.progress.displays import Progress, report_images
+from binarize.train.tasks.protocol import Distillation, Task
 
 __all__ = ["TrainStep", "train_epoch"]
 

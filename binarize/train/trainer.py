@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
 from binarize.train.batches import batch_image, open_loader
-from binarize.train.checkpoint import parse_every
+from binarize.train.checkpoint import checkpoint_path, parse_every, reject_other_run, stamp
 from binarize.train.checks import (
     check_devices,
     check_features,
@@ -22,18 +22,19 @@ from binarize.train.checks import (
     loader_length,
     teachers_of,
 )
-from binarize.train.features import FeatureDistillation, FeatureTerm
-from binarize.train.modes import frozen_norms
+from binarize.train.distillation.features import FeatureDistillation, FeatureTerm
+from binarize.train.norms import frozen_norms
 from binarize.train.optimizer import (
     OptimizerFactory,
     SchedulerFactory,
 )
 from binarize.train.processes import launched_accumulation, launched_bf16, open_accelerator
-from binarize.train.progress import Callback, Progress, open_progress
+from binarize.train.progress.callbacks import Callback
+from binarize.train.progress.displays import Progress, open_progress
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
-from binarize.train.resume import checkpoint_path, reject_other_run, stamp
 from binarize.train.run import evaluate, is_better, run
-from binarize.train.tasks import Distillation, Task, open_task, output_channels, weigh_classes
+from binarize.train.tasks.protocol import Distillation, Task
+from binarize.train.tasks.registry import open_task, output_channels, weigh_classes
 
 __all__ = ["Trainer"]
 
@@ -87,8 +88,8 @@ class Trainer:
         callbacks: Called after each epoch with (trainer, its history entry); see
             :mod:`binarize.train.progress`.
         distillation: The loss between student and teacher; None is the recipe's for the task, see
-            :class:`~binarize.train.segmentation.SegmentationDistillation` and
-            :class:`~binarize.train.depth.DepthDistillation`.
+            :class:`~binarize.train.tasks.segmentation.SegmentationDistillation` and
+            :class:`~binarize.train.tasks.depth.DepthDistillation`.
         features: The loss between feature maps of student and (first) teacher; None is the
             recipe's, usually none.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch

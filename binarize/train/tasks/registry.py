@@ -1,81 +1,28 @@
-"""What a task and its distillation must provide, and the tasks by name."""
+"""The tasks by name, and what they take from a data set."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import nn
 
 from binarize.data.balance import balanced_weights
 from binarize.errors import BinarizeError, DataError
 from binarize.train.batches import batch_image, class_scores, dense_output
-from binarize.train.classification import Classification
-from binarize.train.depth import Depth
-from binarize.train.modes import training_flags
-from binarize.train.multilabel import MultiLabel
-from binarize.train.segmentation import Segmentation
+from binarize.train.norms import training_flags
+from binarize.train.tasks.classification import Classification
+from binarize.train.tasks.depth import Depth
+from binarize.train.tasks.multilabel import MultiLabel
+from binarize.train.tasks.protocol import Task
+from binarize.train.tasks.segmentation import Segmentation
 
 __all__ = [
-    "Distillation",
-    "Task",
     "open_task",
     "output_channels",
     "weigh_classes",
 ]
-
-Distillation = Callable[[Tensor, Tensor, Any, float], Tensor]
-"""(student's prediction, teacher's prediction, target, training progress) → scalar loss.
-
-The target is None for images without labels.
-"""
-
-
-class Task(Protocol):
-    """Loss, metrics and decoding for one kind of prediction.
-
-    The trainer calls :meth:`prepare` once on a network's output and passes the result to all
-    other methods: logits for segmentation, log-depth for depth.
-    """
-
-    name: str
-    target: str
-    """Key of the target in a batch."""
-    monitor: str
-    """The metric that selects the best epoch."""
-    higher_is_better: bool
-
-    def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
-        """Convert a network's output to the tensor that loss and metrics use."""
-        ...
-
-    def check(self, target: Tensor) -> None:
-        """Reject a target with values out of range."""
-        ...
-
-    def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, a scalar; zero when no pixel counts."""
-        ...
-
-    def metric(self, device: torch.device) -> Metric:
-        """Return an empty metric on ``device`` whose ``compute`` gives a dict."""
-        ...
-
-    def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
-        """Add a batch to the metric."""
-        ...
-
-    def decode(self, output: Any, size: tuple[int, int] | None = None) -> Tensor:
-        """Convert a network's output to the final prediction."""
-        ...
-
-    def distillation(self) -> Distillation:
-        """Return the default distillation loss of the task."""
-        ...
-
 
 _NAMES = ("segmentation", "multilabel", "depth", "classification")
 

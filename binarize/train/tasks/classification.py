@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from binarize.errors import BinarizeError, DataError, ModelError
 from binarize.train.batches import class_scores, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
-from binarize.train.schedules import SCHEDULES, anneal
+from binarize.train.distillation.schedule import SCHEDULES, anneal
 
 __all__ = ["Classification", "ClassificationDistillation", "ClassificationMetric"]
 

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from binarize.errors import DataError, ModelError
 from binarize.train.batches import dense_output, resize_to, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
-from binarize.train.schedules import SCHEDULES, anneal
+from binarize.train.distillation.schedule import SCHEDULES, anneal
 
 __all__ = [
     "DEPTH_METRICS",
@@ -110,7 +110,7 @@ class Depth:
         return silog_loss(prepared - torch.where(valid, target, 1).log(), valid, self.focus)
 
     def metric(self, device: torch.device) -> Metric:
-        """Return an empty :class:`~binarize.train.depth.DepthMetric`."""
+        """Return an empty :class:`~binarize.train.tasks.depth.DepthMetric`."""
         return DepthMetric(wide(device)).to(device)
 
     def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:

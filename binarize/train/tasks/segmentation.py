@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from binarize.errors import BinarizeError, DataError, ModelError
 from binarize.train.batches import dense_output, resize_to, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
-from binarize.train.schedules import SCHEDULES, anneal
+from binarize.train.distillation.schedule import SCHEDULES, anneal
 
 __all__ = [
     "Segmentation",

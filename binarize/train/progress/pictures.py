@@ -17,8 +17,8 @@ from binarize.data.palette import palette
 from binarize.data.rendering import beside, prediction_image
 from binarize.errors import BinarizeError
 from binarize.train.batches import batch_pair, read_batches, target_size
-from binarize.train.modes import training_flags
-from binarize.train.tasks import Task
+from binarize.train.norms import training_flags
+from binarize.train.tasks.protocol import Task
 from binarize.writing import atomic_write
 
 __all__ = ["FOLDER", "Pictures"]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from binarize.errors import BinarizeError, ModelError
 from binarize.train.batches import resize_to
 from binarize.train.checks import check_name, check_not_negative
-from binarize.train.modes import training_flags
+from binarize.train.distillation.schedule import SCHEDULES, anneal
+from binarize.train.distillation.stages import Point, Reader, pair_stages
+from binarize.train.norms import training_flags
 from binarize.train.processes import is_distributed
-from binarize.train.schedules import SCHEDULES, anneal
-from binarize.train.stages import Point, Reader, pair_stages
 
 __all__ = ["FeatureDistillation", "FeatureTerm", "attention_loss", "feature_loss"]
 

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from binarize.errors import DataError, ModelError
 from binarize.train.batches import dense_output, resize_to, wide
-from binarize.train.segmentation import SegmentationDistillation, binary_loss
+from binarize.train.tasks.segmentation import SegmentationDistillation, binary_loss
 
 __all__ = ["MultiLabel", "MultiLabelMetric"]
 

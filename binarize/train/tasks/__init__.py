@@ -1,0 +1,23 @@
+"""What can be learnt: loss, metrics, decoding and distillation of each kind of prediction."""
+
+from binarize.train.tasks.classification import Classification, ClassificationDistillation
+from binarize.train.tasks.depth import Depth, DepthDistillation
+from binarize.train.tasks.multilabel import MultiLabel
+from binarize.train.tasks.protocol import Distillation, Task
+from binarize.train.tasks.registry import open_task, output_channels, weigh_classes
+from binarize.train.tasks.segmentation import Segmentation, SegmentationDistillation
+
+__all__ = [
+    "Classification",
+    "ClassificationDistillation",
+    "Depth",
+    "DepthDistillation",
+    "Distillation",
+    "MultiLabel",
+    "Segmentation",
+    "SegmentationDistillation",
+    "Task",
+    "open_task",
+    "output_channels",
+    "weigh_classes",
+]
