@@ -18,6 +18,7 @@ with naming_the_extra():
     from binarize.train.tasks.classification import Classification, ClassificationDistillation
     from binarize.train.tasks.depth import Depth, DepthDistillation
     from binarize.train.tasks.multilabel import MultiLabel
+    from binarize.train.tasks.multitask import MultiTask, MultiTaskDistillation
     from binarize.train.tasks.protocol import Distillation, Task
     from binarize.train.tasks.registry import open_task
     from binarize.train.tasks.segmentation import Segmentation, SegmentationDistillation
@@ -35,6 +36,8 @@ __all__ = [
     "FeatureDistillation",
     "LineProgress",
     "MultiLabel",
+    "MultiTask",
+    "MultiTaskDistillation",
     "Progress",
     "Recipe",
     "RichProgress",

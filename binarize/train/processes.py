@@ -19,6 +19,7 @@ from torch import Tensor
 from binarize.errors import BinarizeError
 
 __all__ = [
+    "average_gradients",
     "equalise",
     "is_distributed",
     "launched_accumulation",
@@ -56,6 +57,16 @@ def equalise(buffers: Iterable[Tensor]) -> None:
             whole = buffer.contiguous()
             dist.broadcast(whole, 0)
             buffer.copy_(whole)
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average the gradients of parameters outside the network over all processes."""
+    if not is_distributed():
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
 
 
 def open_accelerator() -> Accelerator:

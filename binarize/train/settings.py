@@ -67,7 +67,10 @@ def describe_object(value: Any) -> Any:
         names = []
     for name in names:
         for attribute in (name, f"_{name}", f"_{name.rpartition('_')[2]}"):
-            plain = _plain(getattr(value, attribute, _MISSING))
+            found = getattr(value, attribute, _MISSING)
+            plain = _plain(found)
+            if plain is _MISSING and isinstance(found, Mapping):  # several tasks, or their losses
+                plain = {key: describe_object(item) for key, item in found.items()}
             if plain is not _MISSING:
                 described[name] = plain
                 break

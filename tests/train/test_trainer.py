@@ -427,6 +427,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, step: int) -> N
         ({"resume": "auto"}, "resume='auto': needs output_dir; give the folder of the run"),
         ({"resume": "none.pt"}, "resume='none.pt': no such file; give a checkpoint, or 'auto'"),
         ({"num_classes": 9}, "num_classes=9: the network returns 6 channels; build the"),
+        (
+            {"num_clases": 6},
+            "num_clases=6: no task has such a setting; did you mean",
+        ),
+        (
+            {"task": Segmentation(6), "num_classes": 6},
+            "num_classes=6: the Trainer has no such argument, and the task has its own settings; "
+            r"give it to the task, as Segmentation\(num_classes=...\)",
+        ),
         ({"class_weights": [1.0]}, r"class_weights=\[1.0\]: must be 6 numbers, none negative"),
     ],
 )

@@ -89,7 +89,7 @@ class Pictures:
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         left = self.count
         for batch in read_batches(self.loader, "val_loader", 0):
-            images, targets = batch_pair(batch, self.task.target)
+            images, targets = batch_pair(batch, str(self.task.target))
             for image, target in zip(images[:left].cpu(), targets[:left].cpu(), strict=True):
                 yield image.clone(), target.clone()
             left -= len(images)

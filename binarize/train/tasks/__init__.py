@@ -3,8 +3,9 @@
 from binarize.train.tasks.classification import Classification, ClassificationDistillation
 from binarize.train.tasks.depth import Depth, DepthDistillation
 from binarize.train.tasks.multilabel import MultiLabel
+from binarize.train.tasks.multitask import MultiTask, MultiTaskDistillation
 from binarize.train.tasks.protocol import Distillation, Task
-from binarize.train.tasks.registry import open_task, output_channels, weigh_classes
+from binarize.train.tasks.registry import open_task, task_names
 from binarize.train.tasks.segmentation import Segmentation, SegmentationDistillation
 
 __all__ = [
@@ -14,10 +15,11 @@ __all__ = [
     "DepthDistillation",
     "Distillation",
     "MultiLabel",
+    "MultiTask",
+    "MultiTaskDistillation",
     "Segmentation",
     "SegmentationDistillation",
     "Task",
     "open_task",
-    "output_channels",
-    "weigh_classes",
+    "task_names",
 ]

@@ -11,36 +11,53 @@ from torchmetrics import Metric
 
 __all__ = ["Distillation", "Task"]
 
-Distillation = Callable[[Tensor, Tensor, Any, float], Tensor]
+Distillation = Callable[[Any, Any, Any, float], Tensor]
 """(student's prediction, teacher's prediction, target, training progress) → scalar loss.
 
-The target is None for images without labels.
+Predictions are what the task's ``prepare`` returns. The target is None for images without labels.
 """
 
 
 class Task(Protocol):
-    """Loss, metrics and decoding for one kind of prediction.
+    """Loss, metrics and decoding for one kind of prediction, with its settings.
 
     The trainer calls :meth:`prepare` once on a network's output and passes the result to all
-    other methods: logits for segmentation, log-depth for depth.
+    other methods: logits for segmentation, log-depth for depth. Instead of one tensor it may be a
+    mapping of tensors with samples along the first dimension.
+
+    A task that is an ``nn.Module`` may have parameters: they are optimized with the network's,
+    without weight decay, averaged over processes, and saved in the checkpoints. A method
+    ``current()`` may return plain values for the history, as :class:`MultiTask` does.
     """
 
     name: str
-    target: str
-    """Key of the target in a batch."""
+    target: str | tuple[str, ...]
+    """Key of the target in a batch; of several keys, a mapping of targets by key is passed."""
     monitor: str
     """The metric that selects the best epoch."""
     higher_is_better: bool
 
-    def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
+    def complete(self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0) -> Task:
+        """Return the task with the settings that were left open, before training or evaluation.
+
+        Tasks without the method are used as they are.
+
+        Args:
+            dataset: The loader's data set, or None.
+            output: Returns the network's output for a sample.
+            balance: Power of balanced class weights; 0 in an evaluation: no weights.
+        """
+        return self
+
+    def prepare(self, output: Any, size: tuple[int, int]) -> Any:
         """Convert a network's output to the tensor that loss and metrics use."""
         ...
 
-    def check(self, target: Tensor) -> None:
+    def check(self, target: Any) -> None:
         """Reject a target with values out of range."""
         ...
 
-    def loss(self, prepared: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prepared: Any, target: Any) -> Tensor:
         """Return the loss, a scalar; zero when no pixel counts."""
         ...
 
@@ -48,11 +65,11 @@ class Task(Protocol):
         """Return an empty metric on ``device`` whose ``compute`` gives a dict."""
         ...
 
-    def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
+    def update(self, metric: Metric, prepared: Any, target: Any) -> None:
         """Add a batch to the metric."""
         ...
 
-    def decode(self, output: Any, size: tuple[int, int] | None = None) -> Tensor:
+    def decode(self, output: Any, size: tuple[int, int] | None = None) -> Any:
         """Convert a network's output to the final prediction."""
         ...
 
