@@ -172,6 +172,10 @@ def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
             "is not recorded in the file",
             "give --task segmentation, multilabel or depth",
         )
+    if name not in ("segmentation", "multilabel", "depth"):
+        raise BinarizeError(
+            "task", name, "cannot be shown yet", "give a network for segmentation or depth"
+        )
     depth = args.max_depth if args.max_depth is not None else known.get("max_depth")
     return open_task(str(name), num_classes=256, max_depth=depth)
 

@@ -9,8 +9,10 @@ with naming_the_extra():
     from binarize.data.balance import balanced_weights
     from binarize.data.camvid import CamVid
     from binarize.data.dense import IGNORE, IMAGENET, DenseDataset
+    from binarize.data.edges import label_edges
     from binarize.data.image_depth_folder import ImageDepthFolder
     from binarize.data.image_mask_folder import ImageMaskFolder
+    from binarize.data.normals import normals_from_depth
     from binarize.data.nyuv2 import NYUv2
     from binarize.data.registry import dataset_names, open_dataset
     from binarize.data.scenes import Scenes
@@ -30,5 +32,7 @@ __all__ = [
     "UnlabelledFolder",
     "balanced_weights",
     "dataset_names",
+    "label_edges",
+    "normals_from_depth",
     "open_dataset",
 ]

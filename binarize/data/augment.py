@@ -14,11 +14,27 @@ from torchvision.transforms import v2
 from binarize.data.images import resize_image, resize_map
 from binarize.errors import DataError
 
-__all__ = ["Augment", "Depth", "RandomZoom"]
+__all__ = ["Augment", "Depth", "Normal", "RandomZoom"]
 
 
 class Depth(tv_tensors.Mask):
     """A depth map in metres, (1, H, W) float32; transformed like a mask, and rescaled by zooms."""
+
+
+class Normal(tv_tensors.Mask):
+    """Surface normals (3, H, W) float32; transformed like a mask, but a flip turns them, too.
+
+    A zoom changes the focal length, and not the directions in camera coordinates.
+    """
+
+
+def _flip_normal(normal: Tensor) -> Tensor:
+    flipped = normal.as_subclass(Tensor).flip(-1)
+    flipped[0].neg_()
+    return tv_tensors.wrap(flipped, like=normal)
+
+
+v2.functional.register_kernel(v2.functional.horizontal_flip, Normal)(_flip_normal)
 
 
 class RandomZoom(v2.Transform):

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from binarize.data.augment import Augment, Depth
+from binarize.data.augment import Augment, Depth, Normal
+from binarize.data.edges import label_edges
 from binarize.data.images import resize_image, resize_map
 from binarize.data.mask_coding import IGNORE, histogram
 from binarize.data.palette import palette
@@ -32,12 +33,29 @@ _NAMED: dict[str, Stats] = {
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-_TASKS: dict[str | None, frozenset[str]] = {
-    "segmentation": frozenset({"image", "mask"}),
-    "multilabel": frozenset({"image", "mask"}),
-    "depth": frozenset({"image", "depth"}),
-    None: frozenset({"image", "mask", "depth"}),
+_TARGETS: dict[str, frozenset[str]] = {
+    "segmentation": frozenset({"mask"}),
+    "multilabel": frozenset({"mask"}),
+    "depth": frozenset({"depth"}),
+    "normals": frozenset({"normal"}),
+    "edges": frozenset({"mask", "edge"}),  # the borders of the labels
 }
+
+
+def _keys(task: str | None) -> frozenset[str]:
+    """Return what samples hold.
+
+    Raises:
+        DataError: A task is unknown.
+    """
+    keys = {"image"}
+    for name in ("segmentation", "depth") if task is None else task.split("+"):
+        if name not in _TARGETS:
+            names = ", ".join(repr(known) for known in _TARGETS)
+            remedy = f"use {names}, several joined by '+', or None"
+            raise DataError("task", task, "unknown task", remedy)
+        keys |= _TARGETS[name]
+    return frozenset(keys)
 
 
 def normalisation(name: str | Stats) -> Stats:
@@ -62,13 +80,16 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
     with antialiasing for images, nearest for targets), the cache, augmentation, normalisation.
 
     Items: ``image`` float32 (3, H, W), normalised; ``mask`` int64 (H, W) with ``ignore_index``
-    where nothing is known; ``depth`` float32 (1, H, W) in metres, 0 where nothing is known.
+    where nothing is known; ``depth`` float32 (1, H, W) in metres, 0 where nothing is known;
+    ``normal`` float32 (3, H, W), see :mod:`binarize.data.normals`; ``edge`` like ``mask``, see
+    :mod:`binarize.data.edges`.
 
     Args:
         count: Number of samples, at least 1.
         size: Rows and columns; None keeps each image's own size.
-        task: "segmentation" or "depth" to omit the other target; None for all targets.
-            "multilabel": ``mask`` is (C, H, W), 0 or 1 for each class.
+        task: "segmentation", "depth", "normals" or "edges" for its target, "depth+normals" and so
+            on for several; None: "segmentation+depth". "multilabel": ``mask`` is (C, H, W), 0 or 1
+            for each class.
         classes: Names of the classes.
         max_depth: Largest depth in metres, or None without depth.
         depth_scale: Metres per unit of the depth map that :meth:`read` returns.
@@ -101,9 +122,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         colors: Sequence[tuple[int, int, int]] | None = None,
         allow_empty: bool = False,
     ) -> None:
-        if task not in _TASKS:
-            names = "'segmentation', 'multilabel', 'depth' or None"
-            raise DataError("task", task, "unknown task", f"use {names}")
+        keys = _keys(task)
         if count < 1:
             raise DataError("data set", count, "has no samples", "check the split and the folder")
         if size is not None and (len(size) != 2 or min(size) < 1):
@@ -111,7 +130,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
                 "size", size, "must be (rows, columns), both positive", "write e.g. (144, 192)"
             )
         self.task = task
-        self.keys = _TASKS[task]
+        self.keys = keys
         self.allow_empty = allow_empty
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.classes = tuple(classes)
@@ -146,8 +165,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         """Read one sample at its own size.
 
         Returns:
-            ``image`` uint8 (3, h, w), and ``mask`` uint8 (h, w) and ``depth`` (1, h, w) if they
-            are in ``self.keys``.
+            ``image`` uint8 (3, h, w), and ``mask`` uint8 (h, w), ``depth`` (1, h, w) and ``normal``
+            float32 (3, h, w) if they are in ``self.keys``.
         """
         raise NotImplementedError
 
@@ -163,6 +182,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             sample["mask"] = tv_tensors.Mask(stored["mask"])
         if "depth" in stored:
             sample["depth"] = Depth(stored["depth"].float() * self._depth_scale)
+        if "normal" in stored:
+            sample["normal"] = Normal(stored["normal"])
         if self._transform is not None:
             sample = self._transform(sample)
         plain = {key: value.as_subclass(Tensor) for key, value in sample.items()}
@@ -170,6 +191,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         plain["image"] = plain["image"].to(torch.float32).sub_(self._mean).mul_(self._gain)
         if "mask" in plain:
             plain["mask"] = plain["mask"].to(torch.int64)
+        if "edge" in self.keys:
+            plain["edge"] = label_edges(plain["mask"], self.ignore_index)
         return plain
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:

@@ -17,8 +17,10 @@ with naming_the_extra():
     from binarize.train.recipes import Recipe, load_recipe
     from binarize.train.tasks.classification import Classification, ClassificationDistillation
     from binarize.train.tasks.depth import Depth, DepthDistillation
+    from binarize.train.tasks.edges import Edges, EdgesDistillation
     from binarize.train.tasks.multilabel import MultiLabel
     from binarize.train.tasks.multitask import MultiTask, MultiTaskDistillation
+    from binarize.train.tasks.normals import Normals, NormalsDistillation
     from binarize.train.tasks.protocol import Distillation, Task
     from binarize.train.tasks.registry import open_task
     from binarize.train.tasks.segmentation import Segmentation, SegmentationDistillation
@@ -33,11 +35,15 @@ __all__ = [
     "DepthDistillation",
     "Distillation",
     "EarlyStopping",
+    "Edges",
+    "EdgesDistillation",
     "FeatureDistillation",
     "LineProgress",
     "MultiLabel",
     "MultiTask",
     "MultiTaskDistillation",
+    "Normals",
+    "NormalsDistillation",
     "Progress",
     "Recipe",
     "RichProgress",

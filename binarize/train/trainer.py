@@ -397,7 +397,7 @@ class Trainer:
 def _named(task: str | Task, settings: Mapping[str, Any]) -> Task:
     """Return the task, opened with its settings if it is given by name."""
     if isinstance(task, str):
-        usual = {"class_weights": BALANCED} if task == "segmentation" else {}
+        usual = {"class_weights": BALANCED} if "segmentation" in task.split("+") else {}
         given = {name: value for name, value in settings.items() if value is not None}
         return open_task(task, **{**usual, **given})
     for name, value in settings.items():

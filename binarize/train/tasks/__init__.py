@@ -2,8 +2,10 @@
 
 from binarize.train.tasks.classification import Classification, ClassificationDistillation
 from binarize.train.tasks.depth import Depth, DepthDistillation
+from binarize.train.tasks.edges import Edges, EdgesDistillation
 from binarize.train.tasks.multilabel import MultiLabel
 from binarize.train.tasks.multitask import MultiTask, MultiTaskDistillation
+from binarize.train.tasks.normals import Normals, NormalsDistillation
 from binarize.train.tasks.protocol import Distillation, Task
 from binarize.train.tasks.registry import open_task, task_names
 from binarize.train.tasks.segmentation import Segmentation, SegmentationDistillation
@@ -14,9 +16,13 @@ __all__ = [
     "Depth",
     "DepthDistillation",
     "Distillation",
+    "Edges",
+    "EdgesDistillation",
     "MultiLabel",
     "MultiTask",
     "MultiTaskDistillation",
+    "Normals",
+    "NormalsDistillation",
     "Segmentation",
     "SegmentationDistillation",
     "Task",

@@ -54,6 +54,10 @@ def check_weights(weights: Sequence[float] | Tensor, count: int) -> Tensor:
     Raises:
         DataError: They are not that many numbers, or one is negative.
     """
+    if isinstance(weights, str):
+        raise DataError(
+            "class_weights", weights, "must be numbers for this task", "give one weight per class"
+        )
     made = torch.as_tensor(weights, dtype=torch.float32)
     if made.shape != (count,) or not bool((made >= 0).all()):
         raise DataError(

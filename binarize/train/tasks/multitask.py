@@ -118,6 +118,8 @@ class MultiTask(nn.Module):
             for name, value in weights.items():
                 check_name(names, weights=name)
                 check_positive("omit the head to leave it out", **{f"weights[{name!r}]": value})
+        keys = [_keys(task) for task in self.tasks.values()]
+        self.target = tuple(dict.fromkeys(key for some in keys for key in some))
         learnt = isinstance(weights, str)
         self.weights = weights if isinstance(weights, str) or weights is None else dict(weights)
         self.log_variances = nn.Parameter(torch.zeros(len(names))) if learnt else None
@@ -142,14 +144,6 @@ class MultiTask(nn.Module):
                 "give True or False, or monitor " + f"{head}/{task.monitor}",
             )
         return task.higher_is_better
-
-    @property
-    def target(self) -> tuple[str, ...]:
-        """Keys of the targets in a batch."""
-        keys: list[str] = []
-        for task in self.tasks.values():
-            keys += [task.target] if isinstance(task.target, str) else task.target
-        return tuple(dict.fromkeys(keys))
 
     def complete(
         self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0
@@ -320,6 +314,10 @@ class MultiTaskDistillation:
             zip(self.task.tasks, self.task._factors(next(iter(losses.values()))), strict=True)
         )
         return torch.stack([factors[name] * loss for name, loss in losses.items()]).sum()
+
+
+def _keys(task: Task) -> tuple[str, ...]:
+    return (task.target,) if isinstance(task.target, str) else task.target
 
 
 def _target(task: Task, targets: Mapping[str, Any]) -> Any:

@@ -31,11 +31,14 @@ class Task(Protocol):
     """
 
     name: str
-    target: str | tuple[str, ...]
-    """Key of the target in a batch; of several keys, a mapping of targets by key is passed."""
     monitor: str
     """The metric that selects the best epoch."""
     higher_is_better: bool
+
+    @property
+    def target(self) -> str | tuple[str, ...]:
+        """Key of the target in a batch; of several keys, a mapping of targets by key is passed."""
+        ...
 
     def complete(self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0) -> Task:
         """Return the task with the settings that were left open, before training or evaluation.

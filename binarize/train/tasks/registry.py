@@ -9,7 +9,9 @@ from typing import Any
 from binarize.errors import BinarizeError
 from binarize.train.tasks.classification import Classification
 from binarize.train.tasks.depth import Depth
+from binarize.train.tasks.edges import Edges
 from binarize.train.tasks.multilabel import MultiLabel
+from binarize.train.tasks.normals import Normals
 from binarize.train.tasks.protocol import Task
 from binarize.train.tasks.segmentation import Segmentation
 
@@ -20,6 +22,8 @@ _TASKS: dict[str, Any] = {
     "multilabel": MultiLabel,
     "depth": Depth,
     "classification": Classification,
+    "normals": Normals,
+    "edges": Edges,
 }
 
 
@@ -32,13 +36,20 @@ def open_task(name: str, **settings: Any) -> Task:
     """Return a task by name, with the settings that apply to it.
 
     Args:
-        name: "segmentation", "multilabel", "depth" or "classification".
+        name: "segmentation", "multilabel", "depth", "classification", "normals" or "edges";
+            several joined by "+" are a :class:`~binarize.train.tasks.multitask.MultiTask` of heads
+            with these names.
         **settings: Arguments of the tasks' classes, such as ``num_classes`` and ``max_depth``;
             those that only other tasks have are ignored, and so is None.
 
     Raises:
         BinarizeError: The name is unknown, no task has such a setting, or a value is out of range.
     """
+    if "+" in name:
+        # Here: it opens its tasks by name, too.
+        from binarize.train.tasks.multitask import MultiTask
+
+        return MultiTask({one: open_task(one, **settings) for one in name.split("+")})
     if name not in _TASKS:
         raise BinarizeError("task", name, "unknown task", _nearest(name, task_names()))
     own = {task: list(inspect.signature(kind).parameters) for task, kind in _TASKS.items()}
