@@ -17,7 +17,7 @@ import binarize
 from binarize.data import Scenes
 from binarize.errors import BinarizeError, DataError, ModelError
 from binarize.sensitivity import sensitivity
-from binarize.train import Depth, MultiTask, MultiTaskDistillation, Segmentation, Trainer
+from binarize.train import Depth, MultiTask, MultiTaskDistillation, Recipe, Segmentation, Trainer
 
 SIZE = (32, 48)
 
@@ -250,6 +250,14 @@ def test_a_converted_encoder_with_two_decoders(tmp_path: Path) -> None:
     for name, output in student(image).items():
         torch.testing.assert_close(loaded(image)[name], output, rtol=0, atol=0)
         torch.testing.assert_close(packed(image)[name], output, rtol=1e-3, atol=1e-3)
+
+
+def test_a_recipe_sets_the_losses_of_each_head() -> None:
+    settings = {"segmentation": {"weight": 3.0}, "depth": {"weight": 0.125}}
+    recipe = Recipe("mine", "test", distillation=settings)
+    made = recipe.make_distillation(two().distillation())
+    assert made.parts["labels"].weight == 3
+    assert made.parts["depth"].weight == 0.125
 
 
 def test_sensitivity_measures_the_monitored_metric() -> None:
