@@ -20,7 +20,7 @@ from binarize.policy.match import Overrides
 from binarize.policy.more_bits import MoreBits
 from binarize.report import Sensitivity
 from binarize.train.batches import batch_image
-from binarize.train.recalibrate import has_folded_norms, has_statistics, recalibrate, unfold_norms
+from binarize.train.norms import has_folded_norms, has_statistics, recalibrate, unfold_norms
 
 __all__ = ["prepare_student"]
 

@@ -287,7 +287,7 @@ def _recorded(work: Path, folder: str) -> dict[str, Any]:
 
 def _digest(folder: str) -> str:
     """Tells other tests by their text."""
-    files = sorted(Path("tests", folder).glob("*.py"))
+    files = sorted(Path("tests", folder).rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -336,7 +336,7 @@ def sample(args: argparse.Namespace) -> list[Any]:
     """A seeded sample of mutants, in random order."""
     rng = random.Random(args.seed)
     everywhere = {
-        folder: [place for path in sorted(Path("binarize", folder).glob("*.py"))
+        folder: [place for path in sorted(Path("binarize", folder).rglob("*.py"))
                  for place in places(path)]
         for folder in args.folders
     }  # fmt: skip

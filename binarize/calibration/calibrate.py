@@ -20,7 +20,7 @@ from binarize.graph.inputs import run_example
 from binarize.graph.model_input import unwrap_model
 from binarize.graph.plan import Plan
 from binarize.nn.input_range import InputRange
-from binarize.train.modes import training_flags
+from binarize.train.norms import training_flags
 
 __all__ = ["calibrate"]
 

@@ -76,8 +76,8 @@ def add_data_options(
     group.add_argument(
         "--task",
         metavar="TASK",
-        help="segmentation, multilabel or depth (default: depth for kitti and nyuv2, else "
-        "segmentation)",
+        help="segmentation, multilabel, depth, normals, edges, or several as depth+normals for a "
+        "network that returns them (default: depth for kitti and nyuv2, else segmentation)",
     )
     group.add_argument(
         "--size",

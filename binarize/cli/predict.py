@@ -16,7 +16,7 @@ from binarize.errors import BinarizeError, DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from binarize.train.tasks import Task
+    from binarize.train.tasks.protocol import Task
 
 __all__ = ["add", "run"]
 
@@ -179,6 +179,10 @@ def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
             None,
             "is not recorded in the file",
             "give --task segmentation, multilabel or depth",
+        )
+    if name not in ("segmentation", "multilabel", "depth"):
+        raise BinarizeError(
+            "task", name, "cannot be shown yet", "give a network for segmentation or depth"
         )
     depth = args.max_depth if args.max_depth is not None else known.get("max_depth")
     return open_task(str(name), num_classes=256, max_depth=depth)

@@ -89,7 +89,7 @@ def make_record(
     from binarize.nn.treated import TreatedLayer
 
     is_binary = any(isinstance(module, TreatedLayer) for module in trainer.student.modules())
-    segmentation = task != "depth"
+    segmentation = "mask" in data.keys or task in ("segmentation", "multilabel")
     settings = {
         "task": task,
         "data": args.data,
@@ -97,7 +97,7 @@ def make_record(
         "fit": data.fit,
         "normalize": data.normalize if data.bands else args.normalize or "imagenet",
         "bands": data.bands,
-        "max_depth": None if segmentation else data.max_depth,
+        "max_depth": data.max_depth if "depth" in task.split("+") else None,
         "classes": list(data.classes) if segmentation else [],
         "palette": [list(color) for color in data.palette] if segmentation else [],
         "mask_values": getattr(data, "mask_values", None),

@@ -106,6 +106,10 @@ def prediction_section(networks: Mapping[str, Source], path: Path) -> Section:
             "the network's file does not record its task",
             "report a file of binarize train, or omit --image",
         )
+    if known["task"] not in ("segmentation", "multilabel", "depth"):
+        raise BinarizeError(
+            "image", str(path), f"the task {known['task']!r} cannot be shown yet", "omit --image"
+        )
     task = open_task(str(known["task"]), num_classes=256, max_depth=known.get("max_depth"))
     image = read_image(path)
     shape = known.get("size")

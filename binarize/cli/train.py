@@ -126,8 +126,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.start import make_student, make_teacher
     from binarize.data import PartlyLabelled, UnlabelledFolder
     from binarize.train import EarlyStopping, Trainer
+    from binarize.train.checkpoint import checkpoint_path
     from binarize.train.recipes import DEFAULT, load_recipe
-    from binarize.train.resume import checkpoint_path
 
     main = os.environ.get("RANK", "0") == "0"
     if not main:  # other processes of `accelerate launch` print nothing
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     torch.manual_seed(args.seed)
     classes = args.classes
     if classes is None:
-        classes = 1 if task == "depth" else train.num_classes
+        classes = {"depth": 1, "edges": 1, "normals": 3}.get(task, train.num_classes)
         if not classes:
             raise BinarizeError("classes", None, "is unknown without labels", "give --classes N")
     student, recipe, facts = make_student(args, classes, loader, out, resumed=resumed is not None)
@@ -228,7 +228,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         base = split_task(args.model)[0]
         record["files"]["model"] += f"#{args.add_task}"
     save_network(args.output, student, record, out, base)
-    show_metrics(results, out, () if task == "depth" else train.classes)
+    show_metrics(results, out, train.classes if "mask" in train.keys else ())
     network = args.output / record["files"]["model"]
     out.print(f"network  {network} ({record['bytes']:,} bytes)", wrap=False)
     out.print(f"numbers  {args.output / 'metrics.json'}", wrap=False)
@@ -392,13 +392,17 @@ def _features(given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
 
 def _distillation(task: str, given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
     """Create the distillation loss from KEY=VALUE settings over the recipe's; None without any."""
-    from binarize.train import DepthDistillation, SegmentationDistillation, open_task
+    from binarize.train import open_task
 
-    open_task(task, num_classes=2)  # rejects an unknown task
+    usual_loss = open_task(task, num_classes=2).distillation()  # rejects an unknown task
     given = [(key, value) for key, value in given if key not in _FEATURES]
     if not given:
         return None
-    cls: Any = DepthDistillation if task == "depth" else SegmentationDistillation
+    if "+" in task:
+        raise BinarizeError(
+            "distill", dict(given), "cannot be set for several tasks", "give a recipe with it"
+        )
+    cls: Any = type(usual_loss)
     hidden = ("ignore_index", "multilabel")
     known = [name for name in inspect.signature(cls).parameters if name not in hidden]
     for key, _ in given:

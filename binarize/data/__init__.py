@@ -12,9 +12,11 @@ with naming_the_extra():
     from binarize.data.cityscapes import Cityscapes
     from binarize.data.collate import PadCollate
     from binarize.data.dense import IGNORE, IMAGENET, DenseDataset
+    from binarize.data.edges import label_edges
     from binarize.data.image_depth_folder import ImageDepthFolder
     from binarize.data.image_mask_folder import ImageMaskFolder
     from binarize.data.kitti import KITTI
+    from binarize.data.normals import normals_from_depth
     from binarize.data.nyuv2 import NYUv2
     from binarize.data.nyuv2_lists import NYUv2Lists
     from binarize.data.registry import dataset_names, dataset_splits, open_dataset
@@ -45,5 +47,7 @@ __all__ = [
     "balanced_weights",
     "dataset_names",
     "dataset_splits",
+    "label_edges",
+    "normals_from_depth",
     "open_dataset",
 ]

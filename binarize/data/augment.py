@@ -1,4 +1,4 @@
-"""Augmentation of images together with their label and depth maps."""
+"""Augmentation of images together with their label, depth and normal maps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,36 @@ from binarize.data.images import resize_image, resize_map
 from binarize.data.mask_coding import IGNORE
 from binarize.errors import DataError
 
-__all__ = ["Augment", "Depth", "RandomZoom", "window"]
+__all__ = ["Augment", "Depth", "Normal", "RandomZoom", "window"]
 
 
 class Depth(tv_tensors.Mask):
     """A depth map in metres, (1, H, W) float32; transformed like a mask, and rescaled by zooms."""
+
+
+class Normal(tv_tensors.Mask):
+    """Surface normals (3, H, W) float32, 0 where unknown; flips and rotations turn them, too.
+
+    A zoom changes the focal length, and not the directions in camera coordinates.
+    """
+
+
+def _flip_normal(normal: Tensor) -> Tensor:
+    flipped = normal.as_subclass(Tensor).flip(-1)
+    flipped[0].neg_()
+    return tv_tensors.wrap(flipped, like=normal)
+
+
+def _rotate_normal(normal: Tensor, angle: float, **_options: Any) -> Tensor:
+    moved = v2.functional.rotate_mask(normal.as_subclass(Tensor), angle, fill=0)
+    x, y, z = moved
+    # Counter-clockwise as seen, with y pointing down.
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return tv_tensors.wrap(torch.stack((cos * x + sin * y, cos * y - sin * x, z)), like=normal)
+
+
+v2.functional.register_kernel(v2.functional.horizontal_flip, Normal)(_flip_normal)
+v2.functional.register_kernel(v2.functional.rotate, Normal)(_rotate_normal)
 
 
 class RandomZoom(v2.Transform):
@@ -82,7 +107,7 @@ class RandomZoom(v2.Transform):
             return tv_tensors.wrap(
                 resize_image(window(plain, box, self.fill), self.size), like=inpt
             )
-        outside = 0 if isinstance(inpt, Depth) else IGNORE
+        outside = 0 if isinstance(inpt, Depth | Normal) else IGNORE
         moved = resize_map(window(plain, box, [outside]), self.size)
         if isinstance(inpt, Depth):
             moved = moved / params["zoom"]
@@ -190,5 +215,5 @@ def _rotation(degrees: float, fill: Sequence[float]) -> v2.Transform:
     return v2.RandomRotation(
         degrees,
         interpolation=v2.InterpolationMode.BILINEAR,  # masks and depth keep to the nearest pixel
-        fill={tv_tensors.Image: list(fill), tv_tensors.Mask: IGNORE, Depth: 0},
+        fill={tv_tensors.Image: list(fill), tv_tensors.Mask: IGNORE, Depth: 0, Normal: 0},
     )

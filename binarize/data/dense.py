@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from binarize.data.augment import Augment, Depth
+from binarize.data.augment import Augment, Depth, Normal
 from binarize.data.bands import MOST_BANDS, band_statistics, preview, read_bands
+from binarize.data.edges import label_edges
 from binarize.data.images import covering, read_image, resize_image, resize_map
 from binarize.data.mask_coding import IGNORE, histogram
 from binarize.data.palette import palette
@@ -35,13 +36,29 @@ _NAMED: dict[str, Stats] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 FITS = ("resize", "crop")
-
-_TASKS: dict[str | None, frozenset[str]] = {
-    "segmentation": frozenset({"image", "mask"}),
-    "multilabel": frozenset({"image", "mask"}),
-    "depth": frozenset({"image", "depth"}),
-    None: frozenset({"image", "mask", "depth"}),
+_TARGETS: dict[str, frozenset[str]] = {
+    "segmentation": frozenset({"mask"}),
+    "multilabel": frozenset({"mask"}),
+    "depth": frozenset({"depth"}),
+    "normals": frozenset({"normal"}),
+    "edges": frozenset({"mask", "edge"}),  # the borders of the labels
 }
+
+
+def _keys(task: str | None) -> frozenset[str]:
+    """Return what samples hold.
+
+    Raises:
+        DataError: A task is unknown.
+    """
+    keys = {"image"}
+    for name in ("segmentation", "depth") if task is None else task.split("+"):
+        if name not in _TARGETS:
+            names = ", ".join(repr(known) for known in _TARGETS)
+            remedy = f"use {names}, several joined by '+', or None"
+            raise DataError("task", task, "unknown task", remedy)
+        keys |= _TARGETS[name]
+    return frozenset(keys)
 
 
 def normalisation(name: str | Stats, bands: int | None = None) -> Stats:
@@ -98,7 +115,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
     with antialiasing for images, nearest for targets), the cache, augmentation, normalisation.
 
     Items: ``image`` float32 (3, H, W), normalised; ``mask`` int64 (H, W) with ``ignore_index``
-    where nothing is known; ``depth`` float32 (1, H, W) in metres, 0 where nothing is known.
+    where nothing is known; ``depth`` float32 (1, H, W) in metres, 0 where nothing is known;
+    ``normal`` float32 (3, H, W), see :mod:`binarize.data.normals`; ``edge`` like ``mask``, see
+    :mod:`binarize.data.edges`.
 
     Args:
         count: Number of samples, at least 1.
@@ -107,8 +126,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         fit: How images of another shape become ``size``: "resize" stretches them; "crop" scales
             them, keeping their aspect ratio, until they cover it, and cuts what is beyond (at a
             random place with ``augment``, else evenly on both sides).
-        task: "segmentation" or "depth" to omit the other target; None for all targets.
-            "multilabel": ``mask`` is (C, H, W), 0 or 1 for each class.
+        task: "segmentation", "depth", "normals" or "edges" for its target, "depth+normals" and so
+            on for several; None: "segmentation+depth". "multilabel": ``mask`` is (C, H, W), 0 or 1
+            for each class.
         classes: Names of the classes.
         max_depth: Largest depth in metres, or None without depth.
         depth_scale: Metres per unit of the depth map that :meth:`read` returns.
@@ -145,9 +165,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         colors: Sequence[tuple[int, int, int]] | None = None,
         allow_empty: bool = False,
     ) -> None:
-        if task not in _TASKS:
-            names = "'segmentation', 'multilabel', 'depth' or None"
-            raise DataError("task", task, "unknown task", f"use {names}")
+        keys = _keys(task)
         if count < 1:
             raise DataError("data set", count, "has no samples", "check the split and the folder")
         if size is not None and (len(size) != 2 or min(size) < 1):
@@ -158,7 +176,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             raise DataError("fit", fit, "unknown", f"use {' or '.join(map(repr, FITS))}")
         self.fit = fit
         self.task = task
-        self.keys = _TASKS[task]
+        self.keys = keys
         self.allow_empty = allow_empty
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.classes = tuple(classes)
@@ -203,8 +221,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         """Read one sample at its own size.
 
         Returns:
-            ``image`` uint8 (3, h, w), or float32 (bands, h, w), and ``mask`` uint8 (h, w) and
-            ``depth`` (1, h, w) if they are in ``self.keys``.
+            ``image`` uint8 (3, h, w), or float32 (bands, h, w), and if they are in ``self.keys``
+            ``mask`` uint8 (h, w), ``depth`` (1, h, w) and ``normal`` float32 (3, h, w).
         """
         raise NotImplementedError
 
@@ -231,6 +249,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             sample["mask"] = tv_tensors.Mask(stored["mask"])
         if "depth" in stored:
             sample["depth"] = Depth(stored["depth"].float() * self.depth_scale)
+        if "normal" in stored:
+            sample["normal"] = Normal(stored["normal"])
         if self._transform is not None:
             sample = self._transform(sample)
         plain = {key: value.as_subclass(Tensor) for key, value in sample.items()}
@@ -241,6 +261,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             plain["image"].nan_to_num_(0.0)  # no data: the mean
         if "mask" in plain:
             plain["mask"] = plain["mask"].to(torch.int64)
+        if "edge" in self.keys:
+            plain["edge"] = label_edges(plain["mask"], self.ignore_index)
         return plain
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:

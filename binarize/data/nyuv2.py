@@ -16,6 +16,7 @@ from binarize.data.dense import IGNORE, DenseDataset
 from binarize.data.images import folder, read_image, read_map
 from binarize.data.labelled import check_split
 from binarize.data.mask_coding import label_map
+from binarize.data.normals import normals_from_depth
 from binarize.errors import DataError
 
 __all__ = ["NYUv2"]
@@ -56,6 +57,12 @@ def thirteen_classes() -> Tensor:
     return table
 
 
+# Of the data set's color camera, for its 640x480 pixels (Silberman et al. 2012, toolbox).
+_CAMERA = torch.tensor([[518.858, 0.0, 325.582], [0.0, 519.470, 253.736], [0.0, 0.0, 1.0]])
+# Neighbours this far apart: the depth of direct ones is too noisy.
+_STEP = 3
+
+
 class NYUv2(DenseDataset):
     """NYUv2: indoor images with depth in metres (0.7 to 10) and thirteen classes.
 
@@ -66,7 +73,8 @@ class NYUv2(DenseDataset):
         root: Folder with ``images``, ``depth``, ``labels``, ``train.txt`` and ``test.txt``.
         split: "train" or "test" ("val" is the test split: the data set has no other).
         size: Rows and columns; None keeps the crop's 426×560.
-        task: "depth", "segmentation", or None for both targets.
+        task: "depth", "segmentation", "normals" (from depth), "edges" (of the labels), several
+            joined by "+", or None for the first two.
         **options: ``augment``, ``normalize``, ``cache``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
@@ -124,6 +132,10 @@ class NYUv2(DenseDataset):
         sample = {"image": read_image(self.root / "images" / f"{stem}.jpg")}
         if "depth" in self.keys:
             sample["depth"] = read_map(self.root / "depth" / f"{stem}.png").unsqueeze(0)
+        if "normal" in self.keys:
+            depth = read_map(self.root / "depth" / f"{stem}.png")[None, None].float()
+            metres = depth * METRES_PER_UNIT
+            sample["normal"] = normals_from_depth(metres, intrinsics=_CAMERA, step=_STEP)[0]
         if "mask" in self.keys:
             sample["mask"] = label_map(self.root / "labels" / f"{stem}.png", self._table)
         return {key: value[..., ROWS, COLUMNS] for key, value in sample.items()}

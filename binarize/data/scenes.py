@@ -82,18 +82,19 @@ class Scenes(DenseDataset):
         """Render one scene."""
         assert self.size is not None
         random = np.random.default_rng([self.seed, index])
-        image, mask, depth = _render(random, self.size, self.objects)
+        image, mask, depth, normal = _render(random, self.size, self.objects)
         return {
             "image": torch.from_numpy(image),
             "mask": torch.from_numpy(mask),
             "depth": torch.from_numpy(depth).unsqueeze(0),
+            "normal": torch.from_numpy(normal),
         }
 
 
 def _render(
     random: np.random.Generator, size: tuple[int, int], objects: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the image uint8 (3, H, W), the mask uint8 (H, W) and the depth float32 (H, W)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return image uint8 (3, H, W), mask uint8, depth and normals (3, H, W) float32."""
     rows, columns = size
     focal = columns * random.uniform(0.8, 1.0)
     horizon = rows * random.uniform(0.35, 0.5)
@@ -109,6 +110,10 @@ def _render(
     light /= np.linalg.norm(light)
 
     depth, mask, color = _room(random, x, y, floor, wall)
+    # The floor looks up, the wall at the camera.
+    normal = np.zeros((3, *size), np.float32)
+    normal[1][mask == 0] = -1
+    normal[2][mask == 1] = -1
     for _ in range(int(random.integers(objects[0], objects[1] + 1))):
         kind = int(random.integers(2, len(CLASSES)))
         solid = _place(random, floor, wall, columns / focal)
@@ -121,10 +126,13 @@ def _render(
         mask[window] = np.where(front, np.uint8(kind), mask[window])
         painted = _paint(random, kind, hit, solid, light)
         color[(slice(None), *window)] = np.where(front, painted, color[(slice(None), *window)])
+        normal[(slice(None), *window)] = np.where(
+            front, np.stack(hit.normal), normal[(slice(None), *window)]
+        )
     color *= random.uniform(0.75, 1.15)
     color += random.normal(scale=0.02, size=color.shape).astype(np.float32)
     image = np.clip(color * 255, 0, 255).astype(np.uint8)
-    return image, mask, np.minimum(depth, np.float32(MAX_DEPTH))
+    return image, mask, np.minimum(depth, np.float32(MAX_DEPTH)), normal
 
 
 def _place(random: np.random.Generator, floor: float, wall: float, spread: float) -> Solid:

@@ -117,6 +117,10 @@ class PartlyLabelled(Dataset[dict[str, Tensor]]):
                 sample["mask"] = torch.full(shape, IGNORE, dtype=torch.int64)
             if "depth" in self.labelled.keys:
                 sample["depth"] = torch.zeros(1, rows, columns)
+            if "normal" in self.labelled.keys:
+                sample["normal"] = torch.zeros(3, rows, columns)
+            if "edge" in self.labelled.keys:
+                sample["edge"] = torch.full((rows, columns), IGNORE, dtype=torch.int64)
         return {**sample, "labelled": torch.tensor(known)}
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:

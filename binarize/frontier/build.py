@@ -106,7 +106,7 @@ def frontier(
     folder = Path(output_dir).expanduser()
     if example_inputs is None:
         example_inputs = batch_image(next(iter(val_loader)))[:1]
-    opened = Trainer(model, task=task, **training)._open_task(val_loader)
+    opened = Trainer(model, task=task, **training).open_task(val_loader)
     _claim(folder, model, policy)
     some = _some(val_loader, sensitivity_images)
     choice = Choice(model, policy, overrides, batch_image(some[0])[:1], folder)

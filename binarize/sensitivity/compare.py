@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from binarize.train.batches import batch_image, batch_pair, dense_output
-from binarize.train.tasks import Task
+from binarize.train.batches import batch_image, batch_pair, dense_output, each, target_size
+from binarize.train.tasks.protocol import Task
 
 __all__ = ["Comparator", "EvalResult", "compare", "error_of_mean"]
 
@@ -75,7 +75,7 @@ class Comparator:
         self._task = task
         self._device = device
         self._pairs = [self._pair(batch) for batch in batches]
-        self._maps: list[Tensor] = []
+        self._maps: list[Any] = []
         self.images = sum(len(image) for image, _ in self._pairs)
         self.reference = self.evaluate(reference)
 
@@ -88,7 +88,7 @@ class Comparator:
         total = None if task is None else task.metric(self._device)
         metrics, pairs = [], []
         for number, (image, target) in enumerate(self._pairs):
-            made = _prepare(network(image), target, task)
+            made = _prepare(network(image), image, target, task)
             if task is not None and total is not None and target is not None:
                 single = task.metric(self._device)
                 for metric in (total, single):
@@ -96,17 +96,17 @@ class Comparator:
                 metrics.append(_value(single, task))
             if first:
                 self._maps.append(made)
-            pairs.append(compare(self._maps[number], made))
+            pairs.append(_compare(self._maps[number], made))
         overall = None if total is None or task is None else _value(total, task)
         distances, disagreements = zip(*pairs, strict=True)
         return EvalResult(overall, tuple(metrics), distances, disagreements)
 
-    def _pair(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+    def _pair(self, batch: Any) -> tuple[Tensor, Any]:
         if self._task is None:
             image, target = batch_image(batch), None
         else:
             image, target = batch_pair(batch, self._task.target)
-            target = target.to(self._device)
+            target = each(lambda x: x.to(self._device), target)
             self._task.check(target)
         image = image.to(self._device)
         return image.contiguous(memory_format=torch.channels_last), target
@@ -133,14 +133,23 @@ def compare(reference: Tensor, other: Tensor) -> tuple[float, float]:
     return float(divergence), float((p.argmax(1) != q.argmax(1)).to(wide).mean())
 
 
+def _compare(reference: Any, other: Any) -> tuple[float, float]:
+    """Return distance and disagreement, of several predictions their means."""
+    if isinstance(reference, Tensor):
+        return compare(reference, other)
+    pairs = [_compare(reference[name], other[name]) for name in reference]
+    distances, disagreements = zip(*pairs, strict=True)
+    return sum(distances) / len(pairs), sum(disagreements) / len(pairs)
+
+
 def error_of_mean(values: Sequence[float]) -> float | None:
     """Return the standard error of a mean, s/√n; ``None`` for fewer than two values."""
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def _prepare(output: Any, target: Tensor | None, task: Task | None) -> Tensor:
+def _prepare(output: Any, image: Tensor, target: Any, task: Task | None) -> Any:
     if task is not None and target is not None:
-        return task.prepare(output, (target.shape[-2], target.shape[-1]))
+        return task.prepare(output, target_size(image, target))
     # Classification networks return (N, C).
     flat = isinstance(output, Tensor) and output.ndim == 2
     return output if flat else dense_output(output)

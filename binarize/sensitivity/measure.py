@@ -23,7 +23,7 @@ from binarize.report.sensitivity import MEASURES, MODES, Sensitivity, SiteSensit
 from binarize.sensitivity.compare import Comparator, EvalResult, error_of_mean
 from binarize.train import Task, recalibrate
 from binarize.train.batches import batch_image
-from binarize.train.recalibrate import has_statistics
+from binarize.train.norms import has_statistics
 
 __all__ = ["Study", "sensitivity"]
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 from binarize.extras import naming_the_extra
 
 with naming_the_extra():
-    from binarize.train.classification import Classification, ClassificationDistillation
-    from binarize.train.depth import Depth, DepthDistillation
-    from binarize.train.features import FeatureDistillation
-    from binarize.train.multilabel import MultiLabel
-    from binarize.train.progress import (
-        Callback,
-        CSVLog,
-        EarlyStopping,
+    from binarize.train.distillation.features import FeatureDistillation
+    from binarize.train.norms import recalibrate, unfold_norms
+    from binarize.train.progress.callbacks import Callback, CSVLog, EarlyStopping
+    from binarize.train.progress.displays import (
         LineProgress,
         Progress,
         RichProgress,
         SilentProgress,
     )
-    from binarize.train.recalibrate import recalibrate, unfold_norms
     from binarize.train.recipes import Recipe, load_recipe
-    from binarize.train.segmentation import Segmentation, SegmentationDistillation
-    from binarize.train.tasks import Distillation, Task, open_task
+    from binarize.train.tasks.classification import Classification, ClassificationDistillation
+    from binarize.train.tasks.depth import Depth, DepthDistillation
+    from binarize.train.tasks.edges import Edges, EdgesDistillation
+    from binarize.train.tasks.multilabel import MultiLabel
+    from binarize.train.tasks.multitask import MultiTask, MultiTaskDistillation
+    from binarize.train.tasks.normals import Normals, NormalsDistillation
+    from binarize.train.tasks.protocol import Distillation, Task
+    from binarize.train.tasks.registry import open_task
+    from binarize.train.tasks.segmentation import Segmentation, SegmentationDistillation
     from binarize.train.trainer import Trainer
 
 __all__ = [
@@ -33,9 +35,15 @@ __all__ = [
     "DepthDistillation",
     "Distillation",
     "EarlyStopping",
+    "Edges",
+    "EdgesDistillation",
     "FeatureDistillation",
     "LineProgress",
     "MultiLabel",
+    "MultiTask",
+    "MultiTaskDistillation",
+    "Normals",
+    "NormalsDistillation",
     "Progress",
     "Recipe",
     "RichProgress",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
 from binarize.errors import BinarizeError, DataError, FileError, ModelError
-from binarize.train.modes import sample_seed, seeded
+from binarize.train.processes import sample_seed, seeded
 
 __all__ = [
     "LABELLED",
@@ -25,6 +25,8 @@ __all__ = [
     "batch_parts",
     "class_scores",
     "dense_output",
+    "each",
+    "first_tensor",
     "open_loader",
     "read_batches",
     "reject_single_value",
@@ -69,12 +71,52 @@ def batch_image(batch: Any) -> Tensor:
     return image
 
 
-def batch_pair(batch: Any, key: str) -> tuple[Tensor, Tensor]:
+def each(function: Callable[..., Any], value: Any, *others: Any) -> Any:
+    """Apply a function to a tensor, or to each tensor of a mapping.
+
+    Args:
+        function: Gets the tensor, and those of ``others`` under the same key.
+        value: A tensor, or a mapping of tensors.
+        *others: Further ones of the same form.
+    """
+    if isinstance(value, Mapping):
+        return {k: each(function, v, *(other[k] for other in others)) for k, v in value.items()}
+    return function(value, *others)
+
+
+def first_tensor(value: Any) -> Tensor:
+    """Return a tensor, or the first one of a mapping."""
+    while isinstance(value, Mapping):
+        value = next(iter(value.values()))
+    found: Tensor = value
+    return found
+
+
+def batch_pair(batch: Any, key: str | tuple[str, ...]) -> tuple[Tensor, Any]:
     """Return images and targets of a batch: (image, target), or ``batch["image"], batch[key]``.
+
+    Args:
+        batch: The batch.
+        key: Key of the target; for several, the targets are a mapping by key, and a batch that is
+            a tuple has such a mapping in second place.
 
     Raises:
         DataError: One of them is missing, or the images are invalid.
     """
+    if isinstance(key, tuple):
+        image, targets = batch_image(batch), batch
+        if isinstance(batch, Sequence):
+            targets = batch[1] if len(batch) > 1 else None
+            if not isinstance(targets, Mapping):
+                raise DataError(
+                    "batch",
+                    type(batch).__name__,
+                    f"has no mapping with {', '.join(key)}",
+                    "give a dict with 'image' and these targets",
+                )
+        if isinstance(targets, Mapping):
+            targets = {**targets, "image": image}
+        return image, {name: batch_pair(targets, name)[1] for name in key}
     image = batch_image(batch)
     target: Any = None
     if isinstance(batch, Mapping):
@@ -92,20 +134,22 @@ def batch_pair(batch: Any, key: str) -> tuple[Tensor, Tensor]:
 
 
 def batch_parts(
-    batch: Any, key: str, *, taught: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    batch: Any, key: str | tuple[str, ...], *, taught: bool
+) -> tuple[Tensor, Any, Tensor | None]:
     """Return images, targets (None without any) and which images have one (None: all).
 
     Args:
         batch: (image, target), or a mapping with "image" and ``key``. If it has "labelled" (N,),
             only the images where that is true have a target.
-        key: Key of the target.
+        key: Key of the target, or several, see :func:`batch_pair`.
         taught: There is a teacher, so images alone suffice.
 
     Raises:
         DataError: Something is missing, or the images are invalid.
     """
-    alone = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and key not in batch)
+    keys = key if isinstance(key, tuple) else (key,)
+    none = isinstance(batch, Mapping) and not any(name in batch for name in keys)
+    alone = isinstance(batch, Tensor) or none
     if taught and (alone or (isinstance(batch, Sequence) and len(batch) == 1)):
         return batch_image(batch), None, None
     image, target = batch_pair(batch, key)
@@ -114,11 +158,14 @@ def batch_parts(
         return image, target, None
     if taught and not bool(labelled.any()):
         return image, None, None
-    return image, target, labelled.to(device=target.device, dtype=torch.bool)
+    device = first_tensor(target).device
+    return image, target, labelled.to(device=device, dtype=torch.bool)
 
 
-def target_size(image: Tensor, target: Tensor | None) -> tuple[int, int]:
-    """Return rows and columns of a dense target, or of the images if the target is a label."""
+def target_size(image: Tensor, target: Any) -> tuple[int, int]:
+    """Return rows and columns of a (first) dense target, or of the images if there is none."""
+    if isinstance(target, Mapping):
+        target = next((one for one in target.values() if one.ndim >= 3), None)
     dense = image if target is None or target.ndim < 3 else target
     return (dense.shape[-2], dense.shape[-1])
 

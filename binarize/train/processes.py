@@ -1,91 +1,40 @@
-"""Several processes: joined as launched, batch norms synchronised, buffers made equal.
-
-Shape legend: N samples, C channels.
-"""
+"""Processes of a run: joined as launched, seeded by their place in it, buffers made equal."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import random
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
-from torch.overrides import TorchFunctionMode
 
 from binarize.errors import BinarizeError
 
 __all__ = [
-    "SynchronisedNorms",
+    "average_gradients",
     "equalise",
     "is_distributed",
     "launched_accumulation",
     "launched_bf16",
     "open_accelerator",
+    "sample_seed",
+    "seed_epoch",
+    "seed_step",
+    "seeded",
 ]
 
 
 def is_distributed() -> bool:
     """Return whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-class SynchronisedNorms(TorchFunctionMode):
-    """Context in which batch norms in training mode use statistics over all processes.
-
-    It replaces the function, not modules, so that it covers every class of norm on every device
-    and leaves the network unchanged.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Replace batch norms, and leave everything else unchanged."""
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """``F.batch_norm`` with the mean and variance of all processes' inputs (N, C, ...)."""
-    if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    x = input.float() if input.element_size() < 4 else input
-    dims = [0, *range(2, x.ndim)]
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    count = x.numel() / x.shape[1]
-    totals = all_reduce(torch.cat((x.sum(dims), x.new_full((1,), count))))
-    number = totals[-1].detach()
-    mean = totals[:-1] / number
-    centred = x - mean.view(shape)
-    # A second pass: squares minus the square of the mean would cancel.
-    variance = all_reduce(centred.square().sum(dims)) / number
-    if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            unbiased = variance * (number / (number - 1).clamp(min=1))
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    out = centred * (variance + eps).rsqrt().view(shape)
-    if weight is not None:
-        out = out * weight.view(shape)
-    if bias is not None:
-        out = out + bias.view(shape)
-    return out.to(input.dtype)
 
 
 @torch.no_grad()
@@ -108,6 +57,16 @@ def equalise(buffers: Iterable[Tensor]) -> None:
             whole = buffer.contiguous()
             dist.broadcast(whole, 0)
             buffer.copy_(whole)
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average the gradients of parameters outside the network over all processes."""
+    if not is_distributed():
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
 
 
 def open_accelerator() -> Accelerator:
@@ -164,3 +123,88 @@ def launched_accumulation() -> int:
             "gradient_accumulation_steps", asked, "must be at least 1", "launch with a number"
         )
     return int(asked)
+
+
+# A seed's purpose. SeedSequence pads with zeros, so these also separate sequences by length.
+_STEP, _SAMPLE = 1, 2
+
+
+def seed_epoch(seed: int, epoch: int, process: int, loader: Any) -> None:
+    """Seed every generator that an epoch uses.
+
+    A run that resumes before epoch k then draws the same numbers as an uninterrupted run in epoch
+    k, without storing generator states. Shuffling has the same seed in all processes, each of
+    which takes its part of one order.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+        process: Index of the process.
+        loader: The user's data loader. The generators of it and of its samplers are seeded too, a
+            sampler without one gets one, and samplers that follow the epoch are set to it.
+    """
+    shared, own = (
+        int(word) for word in np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
+    )
+    _seed_all((own + process * 0x9E3779B97F4A7C15) % 2**63)
+    samplers = _samplers(loader)
+    for sampler in samplers:
+        if getattr(sampler, "generator", 0) is None:
+            # With its own generator, the order is the same for any number of processes.
+            sampler.generator = torch.Generator()
+    generators = {
+        id(generator): generator
+        for generator in (getattr(owner, "generator", None) for owner in (loader, *samplers))
+        if isinstance(generator, torch.Generator)
+    }
+    for generator in generators.values():
+        generator.manual_seed(shared % 2**63)
+    for sampler in samplers:
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+
+
+def seed_step(seed: int, epoch: int, step: int, process: int) -> None:
+    """Seed a network's randomness in one step (dropout), differently in each process."""
+    words = np.random.SeedSequence([seed, epoch, step, process, _STEP]).generate_state(1, np.uint64)
+    _seed_all(int(words[0]) % 2**63)
+
+
+def sample_seed(seed: int, epoch: int, index: Any) -> int:
+    """Return the seed of one sample, independent of reader and order."""
+    key = int(index) % 2**63 if isinstance(index, int) else zlib.crc32(repr(index).encode())
+    words = np.random.SeedSequence([seed, epoch, key, _SAMPLE]).generate_state(1, np.uint64)
+    return int(words[0]) % 2**63
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch (CPU) inside this context, and restore them afterwards."""
+    # Not torch.manual_seed: device generators belong to the networks.
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(kept[2])
+
+
+def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _samplers(loader: Any) -> list[Any]:
+    """Return the loader's samplers without duplicates."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    found = (
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    )
+    return list({id(sampler): sampler for sampler in found if sampler is not None}.values())

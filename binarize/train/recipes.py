@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from binarize.errors import BinarizeError, FileError
-from binarize.train.depth import DepthDistillation
-from binarize.train.features import FeatureDistillation
-from binarize.train.segmentation import SegmentationDistillation
+from binarize.train.distillation.features import FeatureDistillation
+from binarize.train.tasks.depth import DepthDistillation
+from binarize.train.tasks.multitask import MultiTaskDistillation
+from binarize.train.tasks.segmentation import SegmentationDistillation
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,6 +77,9 @@ class Recipe:
         Args:
             default: The task's default loss; custom losses are returned unchanged.
         """
+        if isinstance(default, MultiTaskDistillation):
+            parts = {name: self.make_distillation(part) for name, part in default.parts.items()}
+            return MultiTaskDistillation(parts, default.task)
         for task, cls in _LOSSES.items():
             if type(default) is cls and self.distillation.get(task):
                 made = cls(**self.distillation[task])

@@ -12,19 +12,25 @@ import torch
 from torch import nn
 
 from binarize.errors import DataError
-from binarize.train.batches import batch_pair, open_loader, read_batches, target_size, wide
-from binarize.train.checkpoint import Saver, read_checkpoint
-from binarize.train.features import FeatureTerm
-from binarize.train.modes import seed_epoch, training_flags
-from binarize.train.optimizer import make_optimizer, make_scheduler
-from binarize.train.pictures import Pictures
-from binarize.train.processes import SynchronisedNorms, equalise
-from binarize.train.progress import report_note
-from binarize.train.resume import describe_run, restore
-from binarize.train.run_log import RunLog
-from binarize.train.schedules import Flips, TwoSteps, WeightAverage, applied
+from binarize.train.batches import batch_pair, each, open_loader, read_batches, target_size, wide
+from binarize.train.checkpoint import Saver, read_checkpoint, restore
+from binarize.train.distillation.features import FeatureTerm
+from binarize.train.norms import SynchronisedNorms, training_flags
+from binarize.train.optimizer import (
+    Flips,
+    TwoSteps,
+    WeightAverage,
+    applied,
+    make_optimizer,
+    make_scheduler,
+)
+from binarize.train.processes import equalise, seed_epoch
+from binarize.train.progress.displays import report_note
+from binarize.train.progress.pictures import Pictures
+from binarize.train.progress.run_log import RunLog
+from binarize.train.settings import describe_run
 from binarize.train.step import TrainStep, train_epoch
-from binarize.train.tasks import Task
+from binarize.train.tasks.protocol import Task
 
 if TYPE_CHECKING:
     from binarize.train.trainer import Trainer
@@ -58,7 +64,9 @@ def run(
         The history.
     """
     decays = trainer.weight_decay, trainer.latent_weight_decay
+    learning = task if isinstance(task, nn.Module) else None
     extra = [] if term is None else term.parameters()
+    extra += [] if learning is None else [p for p in learning.parameters() if p.requires_grad]
     optimizer = make_optimizer(
         trainer.student, trainer.lr, *decays, trainer.factories[0], extra, trainer.lr_factors
     )
@@ -91,6 +99,8 @@ def run(
         average.load(state["ema"])
     if term is not None and "features" in state:
         term.load(state["features"])
+    if learning is not None and "task" in state:
+        learning.load_state_dict(state["task"])
     flips = Flips(trainer.student) if trainer.flips else None
     if flips is not None and "flips" in state:
         flips.load(state["flips"])
@@ -114,11 +124,14 @@ def run(
         no_sync=getattr(network, "no_sync", nullcontext),
         after_update=(lambda: None) if average is None else average.update,
         features=term,
+        learnt=extra,
     )
     parts: dict[str, Any] = {
         "ema": average and average.state,
         "features": term and term.state,
         "flips": flips and flips.state,
+        # A task without state leaves the checkpoint as it was.
+        "task": learning.state_dict if learning is not None and learning.state_dict() else None,
         "optimizer": optimizer.state_dict,
         "scheduler": scheduler.state_dict,
     }
@@ -168,6 +181,9 @@ def run(
                 )
                 if flips is not None:
                     record.update(flips.measure())
+                current = getattr(task, "current", None)
+                if current is not None:
+                    record.update(current())
                 if two is not None and two.first:
                     record["float_weights"] = True
                 equalise(trainer.student.buffers())
@@ -234,7 +250,7 @@ def evaluate(
         # Always as epoch 0: random validation data are then the same each time.
         for index, batch in enumerate(read_batches(batches, "loader", 0)):
             image, target = batch_pair(batch, task.target)
-            image, target = image.to(device), target.to(device)
+            image, target = image.to(device), each(lambda x: x.to(device), target)
             task.check(target)
             if channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)

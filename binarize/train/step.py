@@ -16,15 +16,17 @@ from binarize.errors import BinarizeError, ModelError
 from binarize.train.batches import (
     batch_image,
     batch_parts,
+    each,
+    first_tensor,
     read_batches,
     reject_single_value,
     target_size,
 )
 from binarize.train.checkpoint import Saver
-from binarize.train.features import FeatureTerm
-from binarize.train.modes import seed_step
-from binarize.train.progress import Progress, report_images
-from binarize.train.tasks import Distillation, Task
+from binarize.train.distillation.features import FeatureTerm
+from binarize.train.processes import average_gradients, seed_step
+from binarize.train.progress.displays import Progress, report_images
+from binarize.train.tasks.protocol import Distillation, Task
 
 __all__ = ["TrainStep", "train_epoch"]
 
@@ -53,6 +55,7 @@ class TrainStep:
         no_sync: Returns the context of a backward pass without an update.
         after_update: Called after each update.
         features: The feature-map loss, or None.
+        learnt: Parameters outside the student.
     """
 
     def __init__(
@@ -75,11 +78,13 @@ class TrainStep:
         no_sync: Autocast = nullcontext,
         after_update: Callable[[], None] = lambda: None,
         features: FeatureTerm | None = None,
+        learnt: Sequence[nn.Parameter] = (),
     ) -> None:
         self.student = student
         self.parameters = parameters
         self.teachers = [(teacher, _dtype(teacher)) for teacher in teachers]
         self.features = features
+        self.learnt = list(learnt)
         self.task = task
         self.distillation = distillation
         self.optimizer = optimizer
@@ -95,13 +100,13 @@ class TrainStep:
         self.after_update = after_update
 
     def forward(
-        self, image: Tensor, target: Tensor | None, labelled: Tensor | None, done: float
+        self, image: Tensor, target: Any, labelled: Tensor | None, done: float
     ) -> tuple[Tensor, Tensor]:
         """Return the total loss and the distillation's part of it, scalars.
 
         Args:
             image: (N, 3, H, W).
-            target: The task's target; None if no image has one.
+            target: The task's target, a tensor or a mapping of them; None if no image has one.
             labelled: Which images have one, boolean (N,); None: all.
             done: Training progress, from 0 to 1.
         """
@@ -118,37 +123,46 @@ class TrainStep:
         loss = self._loss(prepared, target, labelled)
         if wanted is None:
             return loss, loss.new_zeros(())
-        extra = self._distill(prepared, wanted.to(prepared.dtype), target, labelled, done)
+        wanted = each(lambda ours, theirs: theirs.to(ours.dtype), prepared, wanted)
+        extra = self._distill(prepared, wanted, target, labelled, done)
         if self.features is not None:
             extra = extra + self.features.loss(done)
         return loss + extra, extra
 
-    def _loss(self, prepared: Tensor, target: Tensor | None, labelled: Tensor | None) -> Tensor:
+    def _loss(self, prepared: Any, target: Any, labelled: Tensor | None) -> Tensor:
         """Return the task's loss over the images that have a target."""
         if target is not None and labelled is not None:
-            prepared, target = prepared[labelled], target[labelled]
-        if target is None or len(target) == 0:
-            return prepared.sum() * 0
+            prepared, target = (each(lambda x: x[labelled], part) for part in (prepared, target))
+        if target is None or len(first_tensor(target)) == 0:
+            return self._nothing(prepared)
         return self.task.loss(prepared, target)
+
+    def _nothing(self, prepared: Any) -> Tensor:
+        """Return a loss of 0 that every parameter has a gradient of, as processes expect."""
+        sums: list[Tensor] = [p.sum() for p in self.learnt]
+        each(lambda x: sums.append(x.sum()), prepared)
+        return torch.stack(sums).sum() * 0
 
     def _distill(
         self,
-        prepared: Tensor,
-        wanted: Tensor,
-        target: Tensor | None,
+        prepared: Any,
+        wanted: Any,
+        target: Any,
         labelled: Tensor | None,
         done: float,
     ) -> Tensor:
         """Return the distillation loss over images with and without a target, weighted by count."""
         if target is None or labelled is None:
             return self.distillation(prepared, wanted, target, done)
-        free = ~labelled
-        known = self.distillation(prepared[labelled], wanted[labelled], target[labelled], done)
-        unknown = self.distillation(prepared[free], wanted[free], None, done)
+        parts = prepared, wanted, target
+        ours, theirs, truth = (each(lambda x: x[labelled], part) for part in parts)
+        known = self.distillation(ours, theirs, truth, done)
+        ours, theirs = (each(lambda x: x[~labelled], part) for part in parts[:2])
+        unknown = self.distillation(ours, theirs, None, done)
         share = labelled.sum() / len(labelled)
         return share * known + (1 - share) * unknown
 
-    def _teach_all(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+    def _teach_all(self, image: Tensor, size: tuple[int, int]) -> Any:
         """Return the teachers' mean prediction; feature maps are the first one's."""
         reading = nullcontext() if self.features is None else self.features.teacher.listening()
         with reading:
@@ -156,7 +170,7 @@ class TrainStep:
         if len(self.teachers) == 1:
             return first
         others = [self._teach(*teacher, image, size) for teacher in self.teachers[1:]]
-        return torch.stack([first, *others]).mean(0)
+        return each(lambda *predictions: torch.stack(predictions).mean(0), first, *others)
 
     @torch.no_grad()
     def _teach(
@@ -165,7 +179,7 @@ class TrainStep:
         dtype: torch.dtype | None,
         image: Tensor,
         size: tuple[int, int],
-    ) -> Tensor:
+    ) -> Any:
         """Return a teacher's prediction; errors name the teacher."""
         if dtype is not None:
             image = image.to(dtype)
@@ -206,8 +220,7 @@ class TrainStep:
                 loss.backward()
             return
         loss.backward()
-        if self.features is not None:
-            self.features.synchronise()
+        average_gradients(self.learnt)
         if self.clip is not None:
             self.accelerator.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
@@ -262,7 +275,9 @@ def train_epoch(
         image, target, labelled = parts
         if target is not None and (on_cpu or epoch == 0):
             # On other devices the check would wait for the last step.
-            step.task.check(target if labelled is None else target[labelled])
+            step.task.check(
+                target if labelled is None else each(lambda x, chosen=labelled: x[chosen], target)
+            )
         seed_step(seed, epoch, index, step.accelerator.process_index)
         try:
             loss, extra = step.forward(*parts, (epoch + index / steps) / epochs)

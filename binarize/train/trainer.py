@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from binarize.errors import BinarizeError
+from binarize.errors import BinarizeError, DataError
 from binarize.train.batches import batch_image, open_loader
-from binarize.train.checkpoint import parse_every
+from binarize.train.checkpoint import checkpoint_path, parse_every, reject_other_run, stamp
 from binarize.train.checks import (
     check_devices,
     check_features,
@@ -22,18 +22,20 @@ from binarize.train.checks import (
     loader_length,
     teachers_of,
 )
-from binarize.train.features import FeatureDistillation, FeatureTerm
-from binarize.train.modes import frozen_norms
+from binarize.train.distillation.features import FeatureDistillation, FeatureTerm
+from binarize.train.norms import frozen_norms, training_flags
 from binarize.train.optimizer import (
     OptimizerFactory,
     SchedulerFactory,
 )
 from binarize.train.processes import launched_accumulation, launched_bf16, open_accelerator
-from binarize.train.progress import Callback, Progress, open_progress
+from binarize.train.progress.callbacks import Callback
+from binarize.train.progress.displays import Progress, open_progress
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
-from binarize.train.resume import checkpoint_path, reject_other_run, stamp
 from binarize.train.run import evaluate, is_better, run
-from binarize.train.tasks import Distillation, Task, open_task, output_channels, weigh_classes
+from binarize.train.tasks.classes import BALANCED
+from binarize.train.tasks.protocol import Distillation, Task
+from binarize.train.tasks.registry import open_task
 
 __all__ = ["Trainer"]
 
@@ -87,8 +89,8 @@ class Trainer:
         callbacks: Called after each epoch with (trainer, its history entry); see
             :mod:`binarize.train.progress`.
         distillation: The loss between student and teacher; None is the recipe's for the task, see
-            :class:`~binarize.train.segmentation.SegmentationDistillation` and
-            :class:`~binarize.train.depth.DepthDistillation`.
+            :class:`~binarize.train.tasks.segmentation.SegmentationDistillation` and
+            :class:`~binarize.train.tasks.depth.DepthDistillation`.
         features: The loss between feature maps of student and (first) teacher; None is the
             recipe's, usually none.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch
@@ -109,13 +111,9 @@ class Trainer:
         settings: Further settings that a resumed run must share, as plain values by
             name (such as the policy); written into the checkpoints.
         seed: Seed of shuffling, augmentation and dropout.
-        num_classes: Number of classes; None asks the data set, then the network.
-        ignore_index: Label of pixels that do not count.
-        class_weights: One weight per class for the cross-entropy.
-        balance: Without ``class_weights``, weight the classes of a data set that has
-            ``class_counts`` by their frequency to the power −``balance``; 0: equal weights;
-            None: the recipe's.
-        max_depth: Largest depth in metres; None asks the data set, then takes 10.
+        balance: Balanced class weights are class frequencies to the power −``balance``; 0: equal
+            weights; None: the recipe's. They are the default of "segmentation" by name, and of
+            :class:`~binarize.train.tasks.segmentation.Segmentation` if it asks for them.
         val_every: Validate after every so many epochs (and after the last).
         pictures: With ``output_dir``, write what the network predicts for so many validation images
             into ``pictures/`` at each validation: input, ground truth and prediction.
@@ -124,6 +122,9 @@ class Trainer:
         progress: A display, or False for none. None shows bars if the error stream is a terminal,
             and else logs a line per epoch (logger ``binarize.train``, level INFO); True writes
             these lines to the error stream.
+        **task_settings: Settings of a task that is given by name, such as ``num_classes``,
+            ``ignore_index``, ``class_weights`` or ``max_depth``. What is not given comes from
+            the data set, then from the network.
 
     Raises:
         BinarizeError: A value is out of range, teacher and student are on different devices,
@@ -163,16 +164,15 @@ class Trainer:
         overwrite: bool = False,
         settings: Mapping[str, Any] | None = None,
         seed: int = 0,
-        num_classes: int | None = None,
-        ignore_index: int = 255,
-        class_weights: Sequence[float] | Tensor | None = None,
         balance: float | None = None,
-        max_depth: float | None = None,
         val_every: int = 1,
         pictures: int = 0,
         select: str = "last",
         progress: Progress | bool | None = None,
+        **task_settings: Any,
     ) -> None:
+        self._task = _named(task, task_settings)
+        self._fitted: Task | None = None
         self.recipe = load_recipe(recipe)
         given: dict[str, Any] = {
             "epochs": epochs,
@@ -232,12 +232,6 @@ class Trainer:
         self.select = select
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self._task = task
-        self._num_classes = num_classes
-        self._ignore_index = ignore_index
-        self._class_weights = class_weights
-        self._balanced: list[float] | None = None
-        self._max_depth = max_depth
         self._distillation = distillation
         self._progress = progress
         # Existing files are not from this run.
@@ -272,7 +266,7 @@ class Trainer:
             reject_other_run(self.output_dir)
         check_targets(train_loader)
         frozen = frozen_norms(self.student)
-        task = self._open_task(train_loader, training=True)
+        task = self.open_task(train_loader, training=True)
         self._place()
         term = self._open_features(train_loader)
         try:
@@ -295,7 +289,7 @@ class Trainer:
             BinarizeError: The data does not fit the network or the task.
         """
         loader_length(loader, "loader")
-        task = self._open_task(loader)
+        task = self.open_task(loader)
         self._place()
         show = self._open_progress()
         try:
@@ -346,34 +340,40 @@ class Trainer:
         answers = [call(self, self.history[-1]) for call in self.callbacks]
         return any(answers)
 
-    def _open_task(self, loader: Any, *, training: bool = False) -> Task:
-        if not isinstance(self._task, str):
-            return self._task
-        num_classes, max_depth = self._num_classes, self._max_depth
-        dataset = getattr(loader, "dataset", None)
-        if num_classes is None:
-            num_classes = getattr(dataset, "num_classes", None) or None
-        if max_depth is None:
-            max_depth = getattr(dataset, "max_depth", None)
-        if num_classes is None and self._task != "depth":
-            self._place()
-            dense = self._task != "classification"
-            num_classes = output_channels(self.student, loader, self.device, dense=dense)
-        return open_task(
-            self._task,
-            num_classes=num_classes,
-            ignore_index=self._ignore_index,
-            class_weights=self._weights(dataset if training else None, num_classes),
-            max_depth=max_depth,
-        )
+    def open_task(self, loader: Any, *, training: bool = False) -> Task:
+        """Return the task with all its settings; after a training, the task that was trained.
 
-    def _weights(self, dataset: Any, num_classes: int | None) -> Any:
-        """Return the class weights: those given, or from frequencies in the training data."""
-        if self._class_weights is not None:
-            return self._class_weights
-        if self._task == "segmentation" and self.balance:
-            self._balanced = weigh_classes(dataset, num_classes, self.balance) or self._balanced
-        return self._balanced
+        Args:
+            loader: Batches as for :meth:`fit`; what the task leaves open is asked of its data set,
+                then of the student.
+            training: Whether it is for training, where classes may have weights.
+        """
+        if training or self._fitted is None:
+            complete = getattr(self._task, "complete", None)
+            if complete is None:
+                task = self._task
+            else:
+                dataset = getattr(loader, "dataset", None)
+                balance = self.balance if training else 0.0
+                task = complete(dataset, lambda: self._sample_output(loader), balance=balance)
+        else:
+            task = self._fitted
+        if training:
+            self._fitted = task
+        if isinstance(task, nn.Module):
+            task.to(self.device)
+        return task
+
+    @torch.no_grad()
+    def _sample_output(self, loader: Any) -> Any:
+        """Return the student's output for one image of a loader."""
+        batch = next(iter(loader), None)
+        if batch is None:
+            raise DataError("loader", 0, "has no batches", "give a data set with samples")
+        self._place()
+        with training_flags(self.student):
+            self.student.eval()
+            return self.student(batch_image(batch)[:1].to(self.device))
 
     def _place(self) -> None:
         for network in (self.student, *self.teachers):
@@ -398,3 +398,19 @@ class Trainer:
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def _named(task: str | Task, settings: Mapping[str, Any]) -> Task:
+    """Return the task, opened with its settings if it is given by name."""
+    if isinstance(task, str):
+        usual = {"class_weights": BALANCED} if "segmentation" in task.split("+") else {}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return open_task(task, **{**usual, **given})
+    for name, value in settings.items():
+        raise BinarizeError(
+            name,
+            value,
+            "the Trainer has no such argument, and the task has its own settings",
+            f"give it to the task, as {type(task).__name__}({name}=...)",
+        )
+    return task

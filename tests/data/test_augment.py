@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from binarize.data import Augment, Scenes
-from binarize.data.augment import Depth, RandomZoom
+from binarize.data.augment import Depth, Normal, RandomZoom
 from binarize.data.images import resize_map
 from binarize.errors import DataError
 
@@ -182,3 +185,33 @@ def test_a_window_of_a_tall_image_is_no_zoom() -> None:
         "depth": Depth(torch.full((1, 20, 10), 4.0)),
     }
     assert zoom(sample)["depth"].as_subclass(torch.Tensor).unique().tolist() == [4.0]
+
+
+@pytest.mark.parametrize(
+    ("angle", "turned"),
+    [(0, (1, 0, 0)), (90, (0, -1, 0)), (180, (-1, 0, 0)), (30, (0.75**0.5, -0.5, 0))],
+)
+def test_rotation_turns_normals_as_it_turns_the_picture(angle: float, turned: Any) -> None:
+    right = torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 9, 9)
+    moved = v2.functional.rotate(Normal(right), angle)
+    assert moved[:, 4, 4].tolist() == pytest.approx(turned, abs=1e-6)
+    # A mark to the right of the middle moves the same way.
+    mark = torch.zeros(1, 9, 9)
+    mark[0, 4, 7] = 1
+    if angle % 90 == 0:
+        row, column = torch.nonzero(v2.functional.rotate(mark, angle)[0])[0].tolist()
+        assert (column - 4, row - 4) == tuple(3 * x for x in turned[:2])
+
+
+def test_normals_beyond_the_image_are_unknown() -> None:
+    down = Normal(torch.tensor([0.0, 1, 0]).view(3, 1, 1).repeat(1, 12, 16))
+    for options in ({"shrink": 0.5}, {"rotate": 45.0}):
+        transform = Augment(flip=0, **options).build((12, 16))
+        lengths = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            picture = tv_tensors.Image(torch.full((3, 12, 16), 9, dtype=torch.uint8))
+            lengths.append(transform({"image": picture, "normal": down})["normal"].norm(dim=0))
+        length = torch.cat(lengths)
+        assert ((length < 1e-6) | ((length - 1).abs() < 1e-5)).all()
+        assert (length < 1e-6).any()

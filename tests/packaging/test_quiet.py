@@ -17,7 +17,7 @@ from binarize.data import Scenes
 PACKAGE = Path(binarize.__file__).parent
 # Binds the error stream for users who ask for a display, moves an engine's own output, and reads a
 # command's.
-STREAMS = {"train/progress.py", "bench/engines.py", "processor.py"}
+STREAMS = {"train/progress/displays.py", "bench/engines.py", "processor.py"}
 
 
 def library() -> list[Path]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-FILES = ("README.md", "docs/guide.md", "docs/mixed.md", "docs/multitask.md")
+FILES = ("README.md", "docs/guide.md", "docs/mixed.md", "docs/multitask.md", "docs/training.md")
 PAGES = {name: (CHECKOUT / name).read_text("utf-8") for name in FILES}
 PYTHON = {
     name: re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) for name, text in PAGES.items()

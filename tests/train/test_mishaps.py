@@ -13,8 +13,8 @@ from torchmetrics import Metric
 
 from binarize.data import Scenes
 from binarize.errors import ModelError
-from binarize.train import SegmentationDistillation, Trainer, processes
-from binarize.train.modes import frozen_norms
+from binarize.train import SegmentationDistillation, Trainer, norms
+from binarize.train.norms import frozen_norms
 
 
 def network(classes: int = 6, channels: int = 3) -> nn.Sequential:
@@ -189,8 +189,8 @@ def test_synchronised_norms_round_no_more_than_torchs(
     x = (torch.randn(2, 3, 64, 64, dtype=torch.float64) + 30).to(dtype)
     norm = nn.BatchNorm2d(3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     wanted, other = norm(x), nn.BatchNorm2d(3, dtype=norm.weight.dtype)
-    monkeypatch.setattr(processes, "all_reduce", lambda sums: sums)  # as one process alone
-    with processes.SynchronisedNorms():
+    monkeypatch.setattr(norms, "all_reduce", lambda sums: sums)  # as one process alone
+    with norms.SynchronisedNorms():
         found = other(x)
     assert found.dtype == dtype
     rounding = {torch.float16: 4e-3, torch.float32: 1e-4, torch.float64: 1e-11}[dtype]

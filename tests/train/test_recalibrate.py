@@ -8,7 +8,7 @@ from torch import nn
 
 from binarize.errors import DataError, ModelError
 from binarize.train import recalibrate
-from binarize.train.recalibrate import has_statistics
+from binarize.train.norms import has_statistics
 
 
 def _network() -> nn.Sequential:

@@ -109,27 +109,27 @@ def test_settings_of_the_distillation() -> None:
     assert recipe.make_distillation(own) is own
 
 
-def test_classes_are_weighed_by_the_training_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    real = Segmentation.__init__
-
-    def watch(self: Segmentation, *args: Any, **options: Any) -> None:
-        seen.append(options.get("class_weights"))
-        real(self, *args, **options)
-
-    monkeypatch.setattr(Segmentation, "__init__", watch)
+def test_classes_are_weighed_by_the_training_data() -> None:
     data = [Scenes(4, (24, 32), seed=seed, task="segmentation") for seed in (0, 1)]
     train, val = (DataLoader(d, 4) for d in data)
+
+    def weights(run: Trainer, loader: Any, *, training: bool = False) -> Any:
+        task: Any = run.open_task(loader, training=training)
+        return None if task._weights is None else task._weights.tolist()
+
     run = Trainer(network(), epochs=1, progress=False)
-    run.evaluate(val)
-    run.fit(train, val)
-    run.evaluate(val)
-    Trainer(network(), epochs=1, progress=False, balance=0).fit(train)
-    Trainer(network(), epochs=1, progress=False, class_weights=[1.0] * 6).fit(train)
+    assert weights(run, val) is None
     expected = balanced_weights(data[0].class_counts(), 0.5).tolist()
-    assert seen[0] is None
-    assert seen[1:3] == [expected, expected]
-    assert seen[3:] == [None, [1.0] * 6]
+    assert weights(run, train, training=True) == pytest.approx(expected)
+    assert weights(run, val) == pytest.approx(expected)  # the loss is that of the training
+    run = Trainer(network(), epochs=1, progress=False, balance=0)
+    assert weights(run, train, training=True) is None
+    run = Trainer(network(), epochs=1, progress=False, class_weights=[1.0] * 6)
+    assert weights(run, train, training=True) == [1.0] * 6
+    run = Trainer(network(), epochs=1, progress=False, task=Segmentation())
+    assert weights(run, train, training=True) is None
+    run = Trainer(network(), task=Segmentation(6, class_weights="balanced"), progress=False)
+    assert weights(run, train, training=True) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

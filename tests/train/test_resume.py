@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
 from binarize.data import Augment, Scenes
 from binarize.errors import DataError, FileError
 from binarize.train import DepthDistillation, Segmentation, SegmentationDistillation, Trainer
-from binarize.train.modes import seeded
-from binarize.train.resume import describe_object
+from binarize.train.processes import seeded
+from binarize.train.settings import describe_object
 
 
 def network(classes: int = 6, seed: int = 0) -> nn.Sequential:

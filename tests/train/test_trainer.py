@@ -385,9 +385,9 @@ def test_tasks_are_chosen_by_name_object_or_data_set() -> None:
     far = Scenes(4, (32, 40), task="depth")
     far.max_depth = 50.0
     trainer = _trainer(_network(1), task="depth")
-    assert trainer._open_task(DataLoader(far)).max_depth == 50.0  # type: ignore[attr-defined]
+    assert trainer.open_task(DataLoader(far)).max_depth == 50.0  # type: ignore[attr-defined]
     trainer = _trainer(_network(1), task="depth", max_depth=20.0)
-    assert trainer._open_task(DataLoader(far)).max_depth == 20.0  # type: ignore[attr-defined]
+    assert trainer.open_task(DataLoader(far)).max_depth == 20.0  # type: ignore[attr-defined]
 
 
 class _Loud(nn.Module):
@@ -427,6 +427,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, step: int) -> N
         ({"resume": "auto"}, "resume='auto': needs output_dir; give the folder of the run"),
         ({"resume": "none.pt"}, "resume='none.pt': no such file; give a checkpoint, or 'auto'"),
         ({"num_classes": 9}, "num_classes=9: the network returns 6 channels; build the"),
+        (
+            {"num_clases": 6},
+            "num_clases=6: no task has such a setting; did you mean",
+        ),
+        (
+            {"task": Segmentation(6), "num_classes": 6},
+            "num_classes=6: the Trainer has no such argument, and the task has its own settings; "
+            r"give it to the task, as Segmentation\(num_classes=...\)",
+        ),
         ({"class_weights": [1.0]}, r"class_weights=\[1.0\]: must be 6 numbers, none negative"),
     ],
 )

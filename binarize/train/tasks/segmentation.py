@@ -7,7 +7,8 @@ Shape legend: N samples, C classes, H, W rows and columns; logits (N, C, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,14 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from binarize.errors import BinarizeError, DataError, ModelError
 from binarize.train.batches import dense_output, resize_to, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
-from binarize.train.schedules import SCHEDULES, anneal
+from binarize.train.distillation.schedule import SCHEDULES, anneal
+from binarize.train.tasks.classes import (
+    BALANCED,
+    ClassWeights,
+    check_weights,
+    count_classes,
+    weigh_classes,
+)
 
 __all__ = [
     "Segmentation",
@@ -89,9 +97,11 @@ class Segmentation:
     0, and the metrics are those of both labels.
 
     Args:
-        num_classes: C.
+        num_classes: C; None: the data set's, else the network's number of channels.
         ignore_index: Label of pixels that do not count.
-        class_weights: One weight per class; with one class two, the background first.
+        class_weights: One weight per class; with one class two, the background first. "balanced":
+            from the class frequencies of the training data, if it has ``class_counts``, to the
+            power −``balance`` of the trainer. None: equal weights.
         label_smoothing: Share of the target spread evenly over all classes.
 
     Raises:
@@ -105,27 +115,54 @@ class Segmentation:
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         ignore_index: int = 255,
-        class_weights: Sequence[float] | Tensor | None = None,
+        class_weights: ClassWeights = None,
         label_smoothing: float = 0.0,
     ) -> None:
+        if isinstance(class_weights, str):
+            check_name([BALANCED], class_weights=class_weights)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
-        self.labels = max(2, num_classes)
+        self._given = class_weights
         self._weights: Tensor | None = None
-        if class_weights is not None:
-            weights = torch.as_tensor(class_weights, dtype=torch.float32)
-            if weights.shape != (self.labels,) or not bool((weights >= 0).all()):
-                raise DataError(
-                    "class_weights",
-                    weights.tolist(),
-                    f"must be {self.labels} numbers, none negative",
-                    "give one weight per class",
-                )
-            self._weights = weights
+        self._weigh(class_weights)
+
+    def _weigh(self, weights: ClassWeights) -> None:
+        if self.num_classes is None or weights is None or isinstance(weights, str):
+            self._weights = None
+        else:
+            self._weights = check_weights(weights, self.labels)
+
+    @property
+    def labels(self) -> int:
+        """Number of labels: C, or 2 with one class.
+
+        Raises:
+            DataError: The number of classes is not known yet.
+        """
+        if self.num_classes is None:
+            raise DataError(
+                "num_classes", None, "is unknown", "give the task its number of classes"
+            )
+        return max(2, self.num_classes)
+
+    def complete(
+        self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0
+    ) -> Segmentation:
+        """Return the task with the number and weights of classes; see ``Task``."""
+        balanced = self._given == BALANCED if isinstance(self._given, str) else False
+        if self.num_classes is not None and not (balanced and balance):
+            return self
+        made = copy.copy(self)
+        made.num_classes = self.num_classes or count_classes(
+            dataset, lambda: dense_output(output()).shape[1]
+        )
+        found = weigh_classes(dataset, made.num_classes, balance) if balanced and balance else None
+        made._weigh(found if balanced else self._given)
+        return made
 
     def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
         """Return the logits (N, C, H, W) at ``size``, float32 or better.
@@ -134,7 +171,7 @@ class Segmentation:
             ModelError: The network returns another number of classes.
         """
         logits = dense_output(output)
-        if logits.shape[1] != self.num_classes:
+        if self.labels and logits.shape[1] != self.num_classes:
             raise ModelError(
                 "num_classes",
                 self.num_classes,

@@ -1,30 +1,54 @@
-"""Norms of a pretrained network: re-estimate their statistics, unfold those that were folded.
+"""Norms: re-estimated, unfolded, frozen, synchronised over processes; and training flags.
 
 Files for inference often have norms folded into the convolutions: weight 1, mean 0,
 variance 1, and the folded bias. In evaluation mode nothing is lost. In training mode such a norm
 removes each batch's mean and deviation and restores nothing: the pretrained features are
 gone before the first step.
+
+Shape legend: N samples, C channels, H, W rows and columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from binarize.errors import DataError, ModelError
 from binarize.train.batches import batch_image, reject_single_value
-from binarize.train.modes import training_flags
 
 __all__ = [
+    "SynchronisedNorms",
+    "frozen_norms",
     "has_folded_norms",
     "has_statistics",
     "recalibrate",
+    "training_flags",
     "unfold_norms",
 ]
+
+
+@contextmanager
+def training_flags(*networks: nn.Module | None) -> Iterator[None]:
+    """Restore each module's ``training`` flag on exit, also after an error."""
+    flags = [
+        (module, module.training)
+        for network in networks
+        if network is not None
+        for module in network.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
 
 def has_statistics(module: nn.Module) -> bool:
@@ -166,3 +190,75 @@ def _is_folded(module: nn.Module) -> bool:
     assert module.running_mean is not None
     plain = (module.weight == 1).all() and (module.running_mean == 0).all()
     return bool(plain and (module.running_var == 1).all() and (module.bias != 0).any())
+
+
+def frozen_norms(network: nn.Module) -> list[nn.Module]:
+    """Return the batch norms whose statistics must not change.
+
+    These are norms without any trainable parameter, and norms that were set to evaluation mode
+    inside a network in training mode.
+
+    Args:
+        network: The network, with its user's training flags.
+    """
+    found: list[nn.Module] = []
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            parameters = list(module.parameters(recurse=False))
+            fixed = bool(parameters) and not any(p.requires_grad for p in parameters)
+            if fixed or (network.training and not module.training):
+                found.append(module)
+    return found
+
+
+class SynchronisedNorms(TorchFunctionMode):
+    """Context in which batch norms in training mode use statistics over all processes.
+
+    It replaces the function, not modules, so that it covers every class of norm on every device
+    and leaves the network unchanged.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Replace batch norms, and leave everything else unchanged."""
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.batch_norm`` with the mean and variance of all processes' inputs (N, C, ...)."""
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    x = input.float() if input.element_size() < 4 else input
+    dims = [0, *range(2, x.ndim)]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    count = x.numel() / x.shape[1]
+    totals = all_reduce(torch.cat((x.sum(dims), x.new_full((1,), count))))
+    number = totals[-1].detach()
+    mean = totals[:-1] / number
+    centred = x - mean.view(shape)
+    # A second pass: squares minus the square of the mean would cancel.
+    variance = all_reduce(centred.square().sum(dims)) / number
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            unbiased = variance * (number / (number - 1).clamp(min=1))
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    out = centred * (variance + eps).rsqrt().view(shape)
+    if weight is not None:
+        out = out * weight.view(shape)
+    if bias is not None:
+        out = out + bias.view(shape)
+    return out.to(input.dtype)

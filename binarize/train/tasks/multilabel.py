@@ -5,7 +5,8 @@ Shape legend: N samples, C classes, H, W rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torchmetrics import Metric
 
 from binarize.errors import DataError, ModelError
 from binarize.train.batches import dense_output, resize_to, wide
-from binarize.train.segmentation import SegmentationDistillation, binary_loss
+from binarize.train.tasks.classes import check_weights, count_classes
+from binarize.train.tasks.segmentation import SegmentationDistillation, binary_loss
 
 __all__ = ["MultiLabel", "MultiLabelMetric"]
 
@@ -66,7 +68,7 @@ class MultiLabel:
     the mean binary cross-entropy over all values that are not ignored.
 
     Args:
-        num_classes: C.
+        num_classes: C; None: the data set's, else the network's number of channels.
         ignore_index: Value that does not count.
         class_weights: One weight per class.
 
@@ -81,24 +83,44 @@ class MultiLabel:
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         ignore_index: int = 255,
         class_weights: Sequence[float] | Tensor | None = None,
     ) -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self._given = class_weights
+        self._weigh()
+
+    def _weigh(self) -> None:
         self._weights: Tensor | None = None
-        if class_weights is not None:
-            weights = torch.as_tensor(class_weights, dtype=torch.float32)
-            if weights.shape != (num_classes,) or not bool((weights >= 0).all()):
-                raise DataError(
-                    "class_weights",
-                    weights.tolist(),
-                    f"must be {num_classes} numbers, none negative",
-                    "give one weight per class",
-                )
-            self._weights = weights.view(1, -1, 1, 1)
+        if self.num_classes is not None and self._given is not None:
+            self._weights = check_weights(self._given, self.num_classes).view(1, -1, 1, 1)
+
+    @property
+    def labels(self) -> int:
+        """Number of classes.
+
+        Raises:
+            DataError: It is not known yet.
+        """
+        if self.num_classes is None:
+            raise DataError(
+                "num_classes", None, "is unknown", "give the task its number of classes"
+            )
+        return self.num_classes
+
+    def complete(
+        self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0
+    ) -> MultiLabel:
+        """Return the task with its number of classes; see ``Task``."""
+        if self.num_classes is not None:
+            return self
+        made = copy.copy(self)
+        made.num_classes = count_classes(dataset, lambda: dense_output(output()).shape[1])
+        made._weigh()
+        return made
 
     def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
         """Return the logits (N, C, H, W) at ``size``, float32 or better.
@@ -107,7 +129,7 @@ class MultiLabel:
             ModelError: The network returns another number of classes.
         """
         logits = dense_output(output)
-        if logits.shape[1] != self.num_classes:
+        if logits.shape[1] != self.labels:
             raise ModelError(
                 "num_classes",
                 self.num_classes,
@@ -123,7 +145,7 @@ class MultiLabel:
             DataError: There is another value, or the shape is not (N, C, H, W).
         """
         shape = tuple(target.shape)
-        if target.ndim != 4 or shape[1] != self.num_classes or target.is_floating_point():
+        if target.ndim != 4 or shape[1] != self.labels or target.is_floating_point():
             raise DataError(
                 "mask",
                 f"{target.dtype} {shape}",
@@ -151,7 +173,7 @@ class MultiLabel:
 
     def metric(self, device: torch.device) -> Metric:
         """Return an empty :class:`MultiLabelMetric`."""
-        return MultiLabelMetric(self.num_classes, self.ignore_index).to(device)
+        return MultiLabelMetric(self.labels, self.ignore_index).to(device)
 
     def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:
         """Count a batch."""

@@ -17,8 +17,8 @@ from binarize.data.palette import palette
 from binarize.data.rendering import beside, prediction_image
 from binarize.errors import BinarizeError
 from binarize.train.batches import batch_pair, read_batches, target_size
-from binarize.train.modes import training_flags
-from binarize.train.tasks import Task
+from binarize.train.norms import training_flags
+from binarize.train.tasks.protocol import Task
 from binarize.writing import atomic_write
 
 __all__ = ["FOLDER", "Pictures"]
@@ -89,7 +89,7 @@ class Pictures:
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         left = self.count
         for batch in read_batches(self.loader, "val_loader", 0):
-            images, targets = batch_pair(batch, self.task.target)
+            images, targets = batch_pair(batch, str(self.task.target))
             for image, target in zip(images[:left].cpu(), targets[:left].cpu(), strict=True):
                 yield image.clone(), target.clone()
             left -= len(images)

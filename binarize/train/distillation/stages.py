@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from binarize.errors import ModelError
 from binarize.train.batches import dense_output
-from binarize.train.modes import training_flags
+from binarize.train.norms import training_flags
 
 __all__ = ["Point", "Reader", "pair_stages", "stage_ends"]
 

@@ -10,7 +10,7 @@ import torch
 
 from binarize.errors import DataError, ModelError
 from binarize.train import Depth
-from binarize.train.depth import DEPTH_METRICS, DepthMetric, silog_loss
+from binarize.train.tasks.depth import DEPTH_METRICS, DepthMetric, silog_loss
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from binarize import convert
 from binarize.data import Scenes
 from binarize.errors import BinarizeError, ModelError
 from binarize.train import FeatureDistillation, SilentProgress, Trainer
-from binarize.train.features import attention_loss, feature_loss
-from binarize.train.stages import Point, pair_stages, stage_ends
+from binarize.train.distillation.features import attention_loss, feature_loss
+from binarize.train.distillation.stages import Point, pair_stages, stage_ends
 
 
 class _Block(nn.Module):

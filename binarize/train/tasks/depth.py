@@ -5,7 +5,9 @@ Shape legend: N samples, H, W rows and columns.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torchmetrics import Metric
 from binarize.errors import DataError, ModelError
 from binarize.train.batches import dense_output, resize_to, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
-from binarize.train.schedules import SCHEDULES, anneal
+from binarize.train.distillation.schedule import SCHEDULES, anneal
 
 __all__ = [
     "DEPTH_METRICS",
@@ -37,7 +39,7 @@ class Depth:
     bilinearly, before the sigmoid. Pixels count where 0 < truth ≤ ``max_depth``.
 
     Args:
-        max_depth: Largest depth, metres.
+        max_depth: Largest depth, metres; None: the data set's, else 10.
         focus: Variance focus of the SILog loss.
         output: "logit" or "metres".
 
@@ -52,8 +54,10 @@ class Depth:
     higher_is_better = False
 
     def __init__(
-        self, max_depth: float = 10.0, *, focus: float = 0.85, output: str = "logit"
+        self, max_depth: float | None = None, *, focus: float = 0.85, output: str = "logit"
     ) -> None:
+        self._open = max_depth is None
+        max_depth = 10.0 if max_depth is None else max_depth
         if not (max_depth > 0 and math.isfinite(max_depth)):
             raise DataError("max_depth", max_depth, "must be positive", "give metres, e.g. 10")
         if output not in ("logit", "metres"):
@@ -61,6 +65,15 @@ class Depth:
         self.max_depth = float(max_depth)
         self.focus = focus
         self.output = output
+
+    def complete(self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0) -> Depth:
+        """Return the task with the data set's largest depth; see ``Task``."""
+        largest = getattr(dataset, "max_depth", None)
+        if not self._open or largest is None:
+            return self
+        made = copy.copy(self)
+        made.max_depth = float(largest)
+        return made
 
     def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
         """Return log-depth (N, 1, H, W) at ``size``, float32 or better.
@@ -110,7 +123,7 @@ class Depth:
         return silog_loss(prepared - torch.where(valid, target, 1).log(), valid, self.focus)
 
     def metric(self, device: torch.device) -> Metric:
-        """Return an empty :class:`~binarize.train.depth.DepthMetric`."""
+        """Return an empty :class:`~binarize.train.tasks.depth.DepthMetric`."""
         return DepthMetric(wide(device)).to(device)
 
     def update(self, metric: Metric, prepared: Tensor, target: Tensor) -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from binarize.train import LineProgress, RichProgress, SilentProgress
-from binarize.train.progress import describe, open_progress, report_images, report_note
+from binarize.train.progress.displays import describe, open_progress, report_images, report_note
 
 RECORD = {"epoch": 2, "loss": 0.51234, "lr": 0.001, "seconds": 3.25, "mIoU": 0.4, "IoU": [0.1]}
 
@@ -33,7 +33,7 @@ def test_a_line_per_epoch(
 
 def test_a_long_epoch_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("binarize.train.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("binarize.train.progress.displays.time.monotonic", lambda: now[0])
     stream = io.StringIO()
     show = LineProgress(stream, every=60)
     show.begin(3, 100, 1)  # a resumed run: what was done before says nothing of the speed

@@ -5,6 +5,8 @@ Shape legend: N samples, C classes.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from torchmetrics import Metric
 from binarize.errors import BinarizeError, DataError, ModelError
 from binarize.train.batches import class_scores, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
-from binarize.train.schedules import SCHEDULES, anneal
+from binarize.train.distillation.schedule import SCHEDULES, anneal
+from binarize.train.tasks.classes import count_classes
 
 __all__ = ["Classification", "ClassificationDistillation", "ClassificationMetric"]
 
@@ -109,7 +112,7 @@ class Classification:
     The loss is the mean cross-entropy over images that are not ignored.
 
     Args:
-        num_classes: C.
+        num_classes: C; None: the data set's, else the network's number of outputs.
         ignore_index: Label of images that do not count.
         label_smoothing: Share of the target spread evenly over all classes.
         target: Key of the labels in batches that are mappings.
@@ -124,7 +127,7 @@ class Classification:
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
@@ -139,6 +142,29 @@ class Classification:
         self.label_smoothing = label_smoothing
         self.target = target
 
+    @property
+    def labels(self) -> int:
+        """Number of classes.
+
+        Raises:
+            DataError: It is not known yet.
+        """
+        if self.num_classes is None:
+            raise DataError(
+                "num_classes", None, "is unknown", "give the task its number of classes"
+            )
+        return self.num_classes
+
+    def complete(
+        self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0
+    ) -> Classification:
+        """Return the task with its number of classes; see ``Task``."""
+        if self.num_classes is not None:
+            return self
+        made = copy.copy(self)
+        made.num_classes = count_classes(dataset, lambda: class_scores(output()).shape[1])
+        return made
+
     def prepare(self, output: Any, size: tuple[int, int]) -> Tensor:
         """Return the logits (N, C), float32 or better.
 
@@ -146,7 +172,7 @@ class Classification:
             ModelError: The network returns another number of classes, or no logits.
         """
         logits = class_scores(output)
-        if logits.shape[1] != self.num_classes:
+        if logits.shape[1] != self.labels:
             raise ModelError(
                 "num_classes",
                 self.num_classes,
@@ -168,12 +194,12 @@ class Classification:
                 "must be class indices of shape (N,)",
                 "convert with label.long(), one number per image",
             )
-        bad = ((target < 0) | (target >= self.num_classes)) & (target != self.ignore_index)
+        bad = ((target < 0) | (target >= self.labels)) & (target != self.ignore_index)
         if bool(bad.any()):
             raise DataError(
                 "label",
                 int(target[bad][0]),
-                f"must be from 0 to {self.num_classes - 1}, or {self.ignore_index} (ignored)",
+                f"must be from 0 to {self.labels - 1}, or {self.ignore_index} (ignored)",
                 "map it to a class",
             )
 

@@ -10,7 +10,7 @@ import torch
 
 from binarize.errors import DataError, ModelError
 from binarize.train import Segmentation
-from binarize.train.segmentation import SegmentationMetric
+from binarize.train.tasks.segmentation import SegmentationMetric
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ import torch
 
 from binarize.errors import BinarizeError
 from binarize.train import DepthDistillation, SegmentationDistillation
-from binarize.train.depth import gradient_loss
-from binarize.train.schedules import anneal
-from binarize.train.segmentation import channel_wise_loss, pixel_wise_loss
+from binarize.train.distillation.schedule import anneal
+from binarize.train.tasks.depth import gradient_loss
+from binarize.train.tasks.segmentation import channel_wise_loss, pixel_wise_loss
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:

@@ -9,16 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, ModelError
 from binarize.train.batches import resize_to
 from binarize.train.checks import check_name, check_not_negative
-from binarize.train.modes import training_flags
-from binarize.train.processes import is_distributed
-from binarize.train.schedules import SCHEDULES, anneal
-from binarize.train.stages import Point, Reader, pair_stages
+from binarize.train.distillation.schedule import SCHEDULES, anneal
+from binarize.train.distillation.stages import Point, Reader, pair_stages
+from binarize.train.norms import training_flags
 
 __all__ = ["FeatureDistillation", "FeatureTerm", "attention_loss", "feature_loss"]
 
@@ -193,15 +191,6 @@ class FeatureTerm:
     def parameters(self) -> list[nn.Parameter]:
         """Return the learnable parameters outside the student."""
         return list(self.projections.parameters())
-
-    def synchronise(self) -> None:
-        """Average the projections' gradients over all processes, like those of the student."""
-        if not is_distributed():
-            return
-        for parameter in self.projections.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from binarize.train.pictures import FOLDER, Pictures
-from binarize.train.progress import Clock, Progress, report_images, report_note
+from binarize.train.progress.displays import Clock, Progress, report_images, report_note
+from binarize.train.progress.pictures import FOLDER, Pictures
 from binarize.writing import atomic_write, write_json
 
 __all__ = ["CURVES", "FORMAT", "HISTORY", "RunLog"]

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from binarize.data import Scenes
 from binarize.errors import BinarizeError
 from binarize.page.curves import curves_figure, panels, speed
-from binarize.train import SilentProgress, Trainer, run_log
+from binarize.train import SilentProgress, Trainer
+from binarize.train.progress import run_log
 
 SIZE = (16, 24)
 

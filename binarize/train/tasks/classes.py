@@ -1,0 +1,69 @@
+"""Classes: their number, and their weights from the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from binarize.data.balance import balanced_weights
+from binarize.errors import DataError
+
+__all__ = ["BALANCED", "ClassWeights", "check_weights", "count_classes", "weigh_classes"]
+
+BALANCED = "balanced"
+"""Class weights from the frequencies in the training data."""
+
+ClassWeights = Sequence[float] | Tensor | str | None
+"""One weight per class, "balanced", or None for equal weights."""
+
+
+def count_classes(dataset: Any, channels: Callable[[], int]) -> int:
+    """Return the number of classes: the data set's ``num_classes``, else the network's outputs.
+
+    Args:
+        dataset: A data set, or None.
+        channels: Returns the network's number of outputs.
+    """
+    return int(getattr(dataset, "num_classes", None) or channels())
+
+
+def weigh_classes(dataset: Any, num_classes: int | None, power: float) -> list[float] | None:
+    """Return class weights from class frequencies in a data set; None if those are unknown.
+
+    Args:
+        dataset: A data set; frequencies are known if it has ``class_counts``.
+        num_classes: Number of classes; a single class needs no weight.
+        power: See :func:`binarize.data.balanced_weights`.
+    """
+    keys = getattr(dataset, "keys", None)
+    if isinstance(keys, frozenset) and "mask" not in keys:
+        return None
+    if not hasattr(dataset, "class_counts") or num_classes is None or num_classes < 2:
+        return None
+    counts = dataset.class_counts()
+    weights: list[float] = balanced_weights(counts, power).tolist()
+    return weights if len(weights) == num_classes else None
+
+
+def check_weights(weights: Sequence[float] | Tensor, count: int) -> Tensor:
+    """Return class weights as float32 (``count``,).
+
+    Raises:
+        DataError: They are not that many numbers, or one is negative.
+    """
+    if isinstance(weights, str):
+        raise DataError(
+            "class_weights", weights, "must be numbers for this task", "give one weight per class"
+        )
+    made = torch.as_tensor(weights, dtype=torch.float32)
+    if made.shape != (count,) or not bool((made >= 0).all()):
+        raise DataError(
+            "class_weights",
+            made.tolist(),
+            f"must be {count} numbers, none negative",
+            "give one weight per class",
+        )
+    return made
