@@ -5,25 +5,25 @@ from __future__ import annotations
 from binarize.extras import naming_the_extra
 
 with naming_the_extra():
-    from binarize.data.ade20k import ADE20K
     from binarize.data.augment import Augment
     from binarize.data.balance import balanced_weights
-    from binarize.data.camvid import CamVid
-    from binarize.data.cityscapes import Cityscapes
     from binarize.data.collate import PadCollate
     from binarize.data.dense import IGNORE, IMAGENET, DenseDataset
     from binarize.data.edges import label_edges
     from binarize.data.image_depth_folder import ImageDepthFolder
     from binarize.data.image_mask_folder import ImageMaskFolder
-    from binarize.data.kitti import KITTI
     from binarize.data.normals import normals_from_depth
-    from binarize.data.nyuv2 import NYUv2
-    from binarize.data.nyuv2_lists import NYUv2Lists
     from binarize.data.registry import dataset_names, dataset_splits, open_dataset
-    from binarize.data.scenes import Scenes
+    from binarize.data.sets.ade20k import ADE20K
+    from binarize.data.sets.camvid import CamVid
+    from binarize.data.sets.cityscapes import Cityscapes
+    from binarize.data.sets.kitti import KITTI
+    from binarize.data.sets.nyuv2 import NYUv2
+    from binarize.data.sets.nyuv2_lists import NYUv2Lists
+    from binarize.data.sets.scenes import Scenes
+    from binarize.data.sets.voc2012 import VOC2012
     from binarize.data.streams import StreamDataset
     from binarize.data.unlabelled import PartlyLabelled, UnlabelledFolder
-    from binarize.data.voc2012 import VOC2012
 
 __all__ = [
     "ADE20K",

@@ -7,21 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from binarize.data.ade20k import ADE20K
-from binarize.data.camvid import CamVid
-from binarize.data.cityscapes import Cityscapes
 from binarize.data.class_list import read_classes
 from binarize.data.dense import DenseDataset, band_options
-from binarize.data.depth_lists import find_list, lists_of
 from binarize.data.image_depth_folder import ImageDepthFolder
 from binarize.data.image_mask_folder import ImageMaskFolder
 from binarize.data.images import folder, image_files
-from binarize.data.kitti import KITTI
-from binarize.data.kitti import STEMS as KITTI_STEMS
-from binarize.data.nyuv2 import NYUv2
-from binarize.data.nyuv2_lists import STEMS, NYUv2Lists
-from binarize.data.scenes import Scenes
-from binarize.data.voc2012 import VOC2012
+from binarize.data.sets.ade20k import ADE20K
+from binarize.data.sets.camvid import CamVid
+from binarize.data.sets.cityscapes import Cityscapes
+from binarize.data.sets.depth_lists import find_list, lists_of
+from binarize.data.sets.kitti import KITTI
+from binarize.data.sets.kitti import STEMS as KITTI_STEMS
+from binarize.data.sets.nyuv2 import NYUv2
+from binarize.data.sets.nyuv2_lists import STEMS, NYUv2Lists
+from binarize.data.sets.scenes import Scenes
+from binarize.data.sets.voc2012 import VOC2012
 from binarize.errors import DataError
 
 __all__ = ["dataset_names", "dataset_splits", "open_dataset"]

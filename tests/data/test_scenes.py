@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from binarize.data import Scenes
-from binarize.data.shapes import Solid, hit_ball, hit_box, hit_cone, hit_cylinder
+from binarize.data.sets.shapes import Solid, hit_ball, hit_box, hit_cone, hit_cylinder
 from binarize.errors import DataError
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from binarize.data.dense import DenseDataset
-from binarize.data.depth_lists import find_list, list_names, lists_of, read_list
 from binarize.data.images import read_image, read_map
 from binarize.data.labelled import check_split
-from binarize.data.nyuv2 import COLUMNS, MAX_DEPTH, ROWS
 from binarize.data.pairs import reject, same_size
+from binarize.data.sets.depth_lists import find_list, list_names, lists_of, read_list
+from binarize.data.sets.nyuv2 import COLUMNS, MAX_DEPTH, ROWS
 from binarize.errors import DataError
 
 __all__ = ["NYUv2Lists"]

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from binarize.data.dense import DenseDataset
-from binarize.data.depth_lists import (
+from binarize.data.images import read_image, read_map
+from binarize.data.labelled import check_split
+from binarize.data.pairs import reject, same_size
+from binarize.data.sets.depth_lists import (
     EIGEN,
     GARG,
     find_list,
@@ -25,9 +28,6 @@ from binarize.data.depth_lists import (
     read_list,
     window_of,
 )
-from binarize.data.images import read_image, read_map
-from binarize.data.labelled import check_split
-from binarize.data.pairs import reject, same_size
 from binarize.errors import DataError
 
 __all__ = ["KITTI"]

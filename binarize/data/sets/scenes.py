@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from binarize.data.dense import DenseDataset
-from binarize.data.shapes import (
+from binarize.data.sets.shapes import (
     Array,
     Hit,
     Solid,

@@ -1,0 +1,1 @@
+"""Public data sets in the layout they ship in, and procedural scenes."""
