@@ -25,9 +25,10 @@ Run a saved network on images. Segmentation writes palette PNGs of class indices
 classes' colours; with one class, 1 where the network's output is above 0.
 Multi-label networks write an image with all colours and NAME_CLASS.png, 1 where the class is
 present. Depth writes coloured PNGs, near is bright, and with --raw also 16-bit PNGs in millimetres
-(NAME_mm.png). Results have the size and name of their image and go to the --output folder; input
-files are never overwritten. An image that cannot be read is skipped and reported, and the exit code
-is 1."""
+(NAME_mm.png). Surface normals are colours (red to the right, green up, blue towards the camera),
+edges grey PNGs of their probability. A network for several tasks writes NAME_TASK.png for each.
+Results have the size and name of their image and go to the --output folder; input files are never
+overwritten. An image that cannot be read is skipped and reported, and the exit code is 1."""
 
 _EXAMPLES = [
     (
@@ -73,7 +74,7 @@ def add(commands: Subparsers) -> None:
         help="also write NAME_side_by_side.png: the image beside its result",
     )
     parser.add_argument("--raw", action="store_true", help="depth: also millimetres, 16 bits")
-    parser.add_argument("--task", metavar="TASK", help="segmentation, multilabel or depth")
+    parser.add_argument("--task", metavar="TASK", help="as for train")
     parser.add_argument("--size", type=size, metavar="WxH", help="network input size, e.g. 192x144")
     parser.add_argument("--normalize", metavar="NAME", help="imagenet, symmetric or none")
     parser.add_argument("--max-depth", type=float, metavar="M", help="depth: largest, in metres")
@@ -116,16 +117,18 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     stats = normalisation(args.normalize or known.get("normalize") or "imagenet", bands)
     task = _task(args, known)
     shape: Any = args.size or source.size
-    kinds = {"result": ""}
-    if args.side_by_side:
-        kinds["side_by_side"] = "_side_by_side"
-    if args.raw and task.name == "depth":
-        kinds["raw"] = "_mm"
     colors: Any = known.get("palette") or palette(256)
-    names = list(known.get("classes") or []) if task.name != "depth" else []
-    if task.name == "multilabel":
-        kinds |= {f"mask of {name}": f"_{'_'.join(name.split())}" for name in names}
-    elif len(names) == 1:
+    tasks = {one.name for one in _heads(task).values()}
+    names = list(known.get("classes") or []) if tasks & {"segmentation", "multilabel"} else []
+    kinds = {"side_by_side": "_side_by_side"} if args.side_by_side else {}
+    for head, one in _heads(task).items():
+        end = f"_{head}" if head else ""
+        kinds[f"result{end}"] = end
+        if args.raw and one.name == "depth":
+            kinds[f"raw{end}"] = f"{end}_mm"
+        if one.name == "multilabel":
+            kinds |= {f"mask{end} of {name}": f"{end}_{'_'.join(name.split())}" for name in names}
+    if len(names) == 1 and "segmentation" in tasks:
         names.insert(0, "background")
     others = [LEGEND] if names else []
     planned = plan_results(images, args.output, kinds, others=others, inputs=[Path(args.file)])
@@ -158,7 +161,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     out.print(f"{count} result{'s' if count > 1 else ''} in {args.output}", wrap=False)
     out.emit(
         {
-            "task": task.name,
+            "task": "+".join(one.name for one in _heads(task).values()),
             "output": args.output,
             "results": written,
             "skipped": [{"image": one.value, "reason": one.rule} for one in skipped],
@@ -178,11 +181,11 @@ def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
             "task",
             None,
             "is not recorded in the file",
-            "give --task segmentation, multilabel or depth",
+            "give --task segmentation, multilabel, depth, normals or edges",
         )
-    if name not in ("segmentation", "multilabel", "depth"):
+    if "classification" in str(name).split("+"):
         raise BinarizeError(
-            "task", name, "cannot be shown yet", "give a network for segmentation or depth"
+            "task", name, "it has no picture", "give a network for segmentation or depth"
         )
     depth = args.max_depth if args.max_depth is not None else known.get("max_depth")
     return open_task(str(name), num_classes=256, max_depth=depth)
@@ -215,30 +218,48 @@ def _predict(
     extent = (batch.shape[-2], batch.shape[-1]) if padded else (rows, columns)
     try_out(network, batch)
     with torch.no_grad():
-        decoded: Tensor = task.decode(network(batch), extent)[0][..., :rows, :columns]
-    rendered = prediction_image(task.name, decoded, colors)
+        decoded = task.decode(network(batch), extent)
     result: dict[str, Any] = dict(files)
-    if task.name == "segmentation":
-        values, counts = decoded.unique(return_counts=True)
-        result["pixels"] = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    elif task.name == "multilabel":
-        result["pixels"] = dict(enumerate(decoded.sum((1, 2)).tolist()))
-        masks = (file for kind, file in files.items() if kind.startswith("mask of "))
-        for channel, (mask, file) in enumerate(zip(decoded, masks, strict=False)):
-            save_image(label_image(mask, [(0, 0, 0), colors[channel]]), file)
-    else:
-        depth = decoded[0]
-        result["metres"] = [float(depth.min()), float(depth.max())]
-        if "raw" in files:
-            save_image(_millimetres(depth), files["raw"])
+    pictures = []
+    for head, one in _heads(task).items():
+        end = f"_{head}" if head else ""
+        value: Tensor = (decoded[head] if head else decoded)[0][..., :rows, :columns]
+        pictures.append(prediction_image(one.name, value, colors))
+        save_image(pictures[-1], files[f"result{end}"])
+        result |= {f"{key}{end}": number for key, number in _numbers(one.name, value).items()}
+        if one.name == "multilabel":
+            masks = (file for kind, file in files.items() if kind.startswith(f"mask{end} of "))
+            for channel, (mask, file) in enumerate(zip(value, masks, strict=False)):
+                save_image(label_image(mask, [(0, 0, 0), colors[channel]]), file)
+        if f"raw{end}" in files:
+            save_image(_millimetres(value[0]), files[f"raw{end}"])
     if "side_by_side" in files:
         from PIL import Image
 
         colors_of = preview(as_input(image, stats)[0]) if image.is_floating_point() else image
         shown = Image.fromarray(colors_of.permute(1, 2, 0).contiguous().numpy())
-        save_image(beside([shown, rendered]), files["side_by_side"])
-    save_image(rendered, files["result"])
+        save_image(beside([shown, *pictures]), files["side_by_side"])
     return result
+
+
+def _heads(task: Any) -> Mapping[str, Task]:
+    """Return the tasks of a network by head; "" is the only one's."""
+    several: Mapping[str, Task] | None = getattr(task, "tasks", None)
+    return {"": task} if several is None else several
+
+
+def _numbers(task: str, value: Tensor) -> dict[str, Any]:
+    """Return what the record says of a prediction."""
+    if task == "segmentation":
+        values, counts = value.unique(return_counts=True)
+        return {"pixels": dict(zip(values.tolist(), counts.tolist(), strict=True))}
+    if task == "multilabel":
+        return {"pixels": dict(enumerate(value.sum((1, 2)).tolist()))}
+    if task == "depth":
+        return {"metres": [float(value.min()), float(value.max())]}
+    if task == "edges":
+        return {"pixels": int((value >= 0.5).sum())}
+    return {}
 
 
 def _millimetres(depth: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Predictions and targets as images: coloured label maps and depth maps.
+"""Predictions and targets as images: labels, depth, surface normals and edges.
 
 Shape legend: C classes, H, W rows and columns.
 """
@@ -16,8 +16,10 @@ __all__ = [
     "Colors",
     "beside",
     "depth_image",
+    "edge_image",
     "label_image",
     "legend",
+    "normal_image",
     "overlaid",
     "prediction_image",
 ]
@@ -31,8 +33,9 @@ def prediction_image(
     """Return what a network predicted for one image, or its ground truth, as an image.
 
     Args:
-        task: "segmentation", "multilabel" or "depth".
-        decoded: Class indices (H, W), labels of 0 and 1 (C, H, W), or metres (1, H, W).
+        task: "segmentation", "multilabel", "depth", "normals" or "edges".
+        decoded: Class indices (H, W), labels of 0 and 1 (C, H, W), metres (1, H, W), unit vectors
+            (3, H, W), or probabilities of an edge (1, H, W).
         colors: One RGB triple per class.
         depths: For depth, the metres that get the brightest and the darkest colour; None takes the
             nearest and farthest ones.
@@ -41,6 +44,10 @@ def prediction_image(
         return label_image(decoded, colors)
     if task == "multilabel":
         return overlaid(decoded, colors)
+    if task == "normals":
+        return normal_image(decoded)
+    if task == "edges":
+        return edge_image(decoded)
     depth = decoded[0]
     return depth_image(depth, *(depths or (float(depth.min()), float(depth.max()))))
 
@@ -72,6 +79,23 @@ def depth_image(depth: Tensor, near: float, far: float) -> Image.Image:
 
     share = ((depth.cpu() - near) / max(far - near, 1e-6)).clamp(0, 1)
     return Image.fromarray(colormaps["magma_r"](share.numpy(), bytes=True)[..., :3])
+
+
+def normal_image(normals: Tensor) -> Image.Image:
+    """Return surface normals (3, H, W) as colours; unknown ones, which are 0, are black.
+
+    Red is to the right, green up, blue towards the camera; 128 is none of it. The normals' own axes
+    are x to the right, y down, z into the image.
+    """
+    axes = normals.cpu().float() * torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1)
+    known = normals.cpu().float().norm(dim=0, keepdim=True) > 0
+    values = ((axes + 1) * 127.5).round().clamp(0, 255) * known
+    return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def edge_image(edges: Tensor) -> Image.Image:
+    """Return probabilities of an edge, (1, H, W) from 0 to 1, as a grey image, white where sure."""
+    return Image.fromarray((edges[0].cpu().float().clamp(0, 1) * 255).round().byte().numpy())
 
 
 def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from binarize.cli.sources import open_file
 from binarize.data import Scenes
+from binarize.data.rendering import edge_image, normal_image
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -173,3 +174,77 @@ def test_images_are_known_by_their_content(
                  tmp_path / "out")  # fmt: skip
     assert answer.code == 0, answer.err
     assert pixels(tmp_path / "out" / "photo0.png").shape == (40, 64)
+
+
+SEVERAL = """
+import torch
+from torch import nn
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        widths = {"segmentation": 6, "depth": 1, "normals": 3, "edges": 1}
+        self.heads = nn.ModuleDict({k: nn.Conv2d(8, c, 1) for k, c in widths.items()})
+
+    def forward(self, x):
+        x = self.body(self.stem(x))
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+def make():
+    return Heads()
+"""
+
+
+def test_a_network_for_several_tasks_writes_a_result_for_each(
+    run, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nets.py").write_text(SEVERAL)
+    names = ["segmentation", "depth", "normals", "edges"]
+    trained = run(
+        *("train", "--data", "scenes", "--count", 4, "--size", "32x24", "--batch-size", 2),
+        *("--epochs", 1, "--task", "+".join(names), "--model", f"{tmp_path / 'nets.py'}:make"),
+        *("--output", tmp_path / "run", "--quiet"),
+    )
+    assert trained.code == 0, trained.err
+    answer = run(
+        *("predict", tmp_path / "run" / "binary.safetensors", photos, "--output", tmp_path / "out"),
+        *("--side-by-side", "--raw", "--json", "--quiet"),
+    )
+    assert answer.code == 0, answer.err
+    assert answer.json["task"] == "+".join(names)
+    first = answer.json["results"][0]
+    shapes = {name: pixels(first[f"result_{name}"]).shape for name in names}
+    assert shapes == {
+        "segmentation": (40, 64), "depth": (40, 64, 3), "normals": (40, 64, 3), "edges": (40, 64)
+    }  # fmt: skip
+    assert sum(first["pixels_segmentation"].values()) == 40 * 64
+    low, high = first["metres_depth"]
+    raw = pixels(first["raw_depth"])
+    assert (raw.min(), raw.max()) == pytest.approx((1000 * low, 1000 * high), abs=1)
+    assert first["pixels_edges"] == int((pixels(first["result_edges"]) >= 128).sum())
+    # Unit vectors, in colours around the middle.
+    vectors = pixels(first["result_normals"]) / 127.5 - 1
+    assert np.linalg.norm(vectors, axis=-1) == pytest.approx(np.ones((40, 64)), abs=0.02)
+    assert pixels(first["side_by_side"]).shape == (40, 5 * 64 + 4 * 4, 3)
+    assert (tmp_path / "out" / "legend.png").is_file()
+
+
+def test_what_has_no_picture(run, float_run: Path, photos: Path, tmp_path: Path) -> None:
+    file = float_run / "float.safetensors"
+    answer = run("predict", file, photos, "--output", tmp_path / "out", "--task", "classification")
+    assert answer.code == 1
+    assert "task='classification': it has no picture; give a network for" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_colours_of_normals_and_greys_of_edges() -> None:
+    axes = {(1, 0, 0): (255, 128, 128), (0, -1, 0): (128, 255, 128), (0, 0, -1): (128, 128, 255),
+            (-1, 0, 0): (0, 128, 128), (0, 0, 0): (0, 0, 0)}  # fmt: skip
+    normals = torch.tensor(list(axes), dtype=torch.float32).T.reshape(3, 1, -1)
+    assert [tuple(color) for color in np.array(normal_image(normals))[0]] == list(axes.values())
+    edges = torch.tensor([[[0.0, 0.5, 1.0]]])
+    assert np.array(edge_image(edges)).tolist() == [[0, 128, 255]]

@@ -24,7 +24,7 @@ from binarize.writing import atomic_write
 __all__ = ["FOLDER", "Pictures"]
 
 FOLDER = "pictures"
-_TASKS = ("segmentation", "multilabel", "depth", "classification")
+_TASKS = ("segmentation", "multilabel", "depth", "normals", "edges", "classification")
 _STRIP = 16
 
 
@@ -110,6 +110,8 @@ class Pictures:
             depths = float(measured.min()), float(measured.max())
         elif self.task.name == "multilabel":
             target = (target == 1).long()
+        elif self.task.name == "edges":
+            target = (target == 1).reshape(1, *target.shape[-2:])
         truth, guess = (
             prediction_image(self.task.name, values, self.colors, depths)
             for values in (target, decoded)
