@@ -44,11 +44,11 @@ import pytest
 # Folders of the package, and those of tests that belong to them.
 FOLDERS = {
     "graph": ("graph", "report", "file", "page", "policy"),
-    "lower": ("lower", "runtime"),
+    "lower": ("lower", "runtime", "file"),
     "file": ("file",),
     "train": ("train",),
     "report": ("report", "page"),
-    "policy": ("policy",),
+    "policy": ("policy", "budget"),
     "budget": ("budget",),
 }
 # Tests that run the package in processes of their own, where nobody records what they reach.

@@ -257,9 +257,9 @@ def pixel_wise_loss(
     student: Tensor,
     teacher: Tensor,
     trusted: Tensor,
-    temperature: float = 1.0,
-    truth: Tensor | None = None,
-    share: float = 0.0,
+    temperature: float,
+    truth: Tensor | None,
+    share: float,
 ) -> Tensor:
     """T² · mean over trusted pixels of KL(p_T ‖ q_T) (Hinton, Vinyals, Dean 2015, section 2).
 
