@@ -187,6 +187,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         warmup=args.warmup,
         clip=args.clip,
         accumulate=args.accumulate,
+        sam=args.sam,
         ema=args.ema,
         lr_factors=dict(args.lr_factor) or None,
         two_steps=args.two_steps,

@@ -159,6 +159,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--ema", type=float, metavar="DECAY", help="average the weights, with e.g. 0.999"
     )
     group.add_argument(
+        "--sam",
+        type=float,
+        metavar="RHO",
+        help="sharpness-aware steps of this radius, such as 0.05; twice the time",
+    )
+    group.add_argument(
         "--patience", type=int, metavar="N", help="stop after N epochs without improvement"
     )
     group.add_argument(

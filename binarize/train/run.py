@@ -29,6 +29,7 @@ from binarize.train.progress.displays import report_note
 from binarize.train.progress.pictures import Pictures
 from binarize.train.progress.run_log import RunLog
 from binarize.train.settings import describe_run
+from binarize.train.sharpness import Sharpness
 from binarize.train.step import TrainStep, train_epoch
 from binarize.train.tasks.protocol import Task
 
@@ -125,6 +126,7 @@ def run(
         after_update=(lambda: None) if average is None else average.update,
         features=term,
         learnt=extra,
+        sharpness=None if trainer.sam is None else Sharpness(trainer.student, trainer.sam),
     )
     parts: dict[str, Any] = {
         "ema": average and average.state,

@@ -26,6 +26,7 @@ from binarize.train.checkpoint import Saver
 from binarize.train.distillation.features import FeatureTerm
 from binarize.train.processes import average_gradients, seed_step
 from binarize.train.progress.displays import Progress, report_images
+from binarize.train.sharpness import Sharpness
 from binarize.train.tasks.protocol import Distillation, Task
 
 __all__ = ["TrainStep", "train_epoch"]
@@ -56,6 +57,7 @@ class TrainStep:
         after_update: Called after each update.
         features: The feature-map loss, or None.
         learnt: Parameters outside the student.
+        sharpness: Moves the student's weights before a step, or None.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class TrainStep:
         after_update: Callable[[], None] = lambda: None,
         features: FeatureTerm | None = None,
         learnt: Sequence[nn.Parameter] = (),
+        sharpness: Sharpness | None = None,
     ) -> None:
         self.student = student
         self.parameters = parameters
@@ -98,6 +101,13 @@ class TrainStep:
         self.accumulate = accumulate
         self.no_sync = no_sync
         self.after_update = after_update
+        self.sharpness = sharpness
+
+    def move(self, image: Tensor, target: Any, labelled: Tensor | None, done: float) -> None:
+        """Move the weights to where the loss of a batch is larger, until :meth:`backward`."""
+        if self.sharpness is not None:
+            with self.no_sync():
+                self.sharpness.move(lambda: self.forward(image, target, labelled, done)[0])
 
     def forward(
         self, image: Tensor, target: Any, labelled: Tensor | None, done: float
@@ -215,11 +225,12 @@ class TrainStep:
         if first:
             self.optimizer.zero_grad(set_to_none=True)
         # Not accelerator.backward, which divides by the launcher's accumulation steps.
+        with nullcontext() if last else self.no_sync():
+            loss.backward()
+        if self.sharpness is not None:
+            self.sharpness.restore()
         if not last:
-            with self.no_sync():
-                loss.backward()
             return
-        loss.backward()
         average_gradients(self.learnt)
         if self.clip is not None:
             self.accelerator.clip_grad_norm_(self.parameters, self.clip)
@@ -278,9 +289,13 @@ def train_epoch(
             step.task.check(
                 target if labelled is None else each(lambda x, chosen=labelled: x[chosen], target)
             )
-        seed_step(seed, epoch, index, step.accelerator.process_index)
+        progress_so_far = (epoch + index / steps) / epochs
         try:
-            loss, extra = step.forward(*parts, (epoch + index / steps) / epochs)
+            if step.sharpness is not None:
+                seed_step(seed, epoch, index, step.accelerator.process_index)
+                step.move(*parts, progress_so_far)
+            seed_step(seed, epoch, index, step.accelerator.process_index)
+            loss, extra = step.forward(*parts, progress_so_far)
         except ValueError as error:
             reject_single_value(error, image)
             raise

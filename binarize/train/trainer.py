@@ -71,6 +71,8 @@ class Trainer:
         clip: Maximum gradient norm, or None.
         accumulate: Batches per update; None follows ``accelerate launch
             --gradient_accumulation_steps``.
+        sam: Radius ρ of sharpness-aware minimisation, such as 0.05, which takes two passes per
+            step; see :class:`~binarize.train.sharpness.Sharpness`. None: plain steps.
         ema: Decay of a running average of the weights, such as 0.999. The average is validated,
             saved as the best, and in the student after :meth:`fit`. None: no average.
         lr_factors: Learning-rate multipliers for "latent" weights of binary layers,
@@ -145,6 +147,7 @@ class Trainer:
         warmup: float | None = None,
         clip: float | None = None,
         accumulate: int | None = None,
+        sam: float | None = None,
         ema: float | None = None,
         lr_factors: Mapping[str, float] | None = None,
         two_steps: float | None = None,
@@ -207,6 +210,9 @@ class Trainer:
         self.clip = clip
         self.accumulate = launched_accumulation() if accumulate is None else accumulate
         check_positive("use 1 for an update after each batch", accumulate=self.accumulate)
+        if sam is not None:
+            check_positive("use e.g. 0.05", sam=sam)
+        self.sam = sam
         self.ema = ema
         self.lr_factors = None if lr_factors is None else dict(lr_factors)
         self.two_steps = two_steps
