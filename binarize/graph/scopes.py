@@ -79,9 +79,11 @@ class ScopeGraph:
 
 
 def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    # With something in it, deepcopy fills it with the nodes and their copies.
+    # With something in it, deepcopy fills it with the nodes and their copies, but for the last.
     known: dict[Any, Any] = {None: None}
-    return graph.__deepcopy__(known), known
+    made = graph.__deepcopy__(known)
+    known[graph.output_node()] = made.output_node()
+    return made, known
 
 
 class ScopeGraphs:

@@ -98,7 +98,7 @@ def test_hits_lie_on_the_surface(hit) -> None:
 
 def test_windows_do_not_cut_solids() -> None:
     """Rendering within a window gives what rendering everywhere would."""
-    from binarize.data import scenes
+    from binarize.data.sets import scenes
 
     whole = pytest.MonkeyPatch()
     cut = [Scenes(1, (48, 64), seed=seed)[0]["depth"] for seed in range(12)]

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import binarize
+from binarize.graph import Traced
 from binarize.nn import BinaryLayer
+from binarize.policy import load_policy
 
 CHANNELS = 8
 Join = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -242,3 +244,27 @@ def test_an_argument_named_like_an_operation_is_none(name: str) -> None:
     with torch.no_grad():
         carried = student[1].conv(student[0](x))
         torch.testing.assert_close(student(x), student[2](student[1].prelu_0(carried)))
+
+
+def test_a_forward_that_differs_in_training_is_planned_again_and_again() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = nn.functional.dropout(self.norm(self.conv(x)), 0.5, self.training)
+            return torch.relu(y + x)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Block(), nn.Conv2d(8, 2, 1)).eval()
+    traced = Traced(network, torch.zeros(2, 3, 9, 9))
+    plans = [traced.plan(load_policy("bidense")) for _ in range(2)]
+    assert plans[0].to_dict() == plans[1].to_dict()
+    assert [d.action for d in plans[0].part("addition")] == ["drop"]
+    x = torch.randn(2, 3, 9, 9)
+    for mode in (False, True):
+        results = []
+        for plan in plans:
+            torch.manual_seed(0)
+            results.append(traced.convert(plan).train(mode)(x))
+        torch.testing.assert_close(*results)
