@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import binarize
-from binarize.graph import rewritable, rewrite
+from binarize.graph import rewrite, scopes
 from binarize.graph.rewrite import apply_plan
 from binarize.graph.scopes import trace_scope
 from binarize.nn import BinaryLayer
@@ -188,7 +188,7 @@ def test_a_conversion_traces_every_forward_once(monkeypatch: pytest.MonkeyPatch)
         traced.append(type(module).__name__)
         return trace_scope(module, given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rewritable, "trace_scope", count)
+    monkeypatch.setattr(scopes, "trace_scope", count)
     monkeypatch.setattr(rewrite, "trace_scope", count)
     with torch.device("meta"):
         model = timm.create_model("resnet18")
