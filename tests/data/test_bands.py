@@ -89,9 +89,7 @@ def test_other_files_and_what_is_wrong(tmp_path: Path) -> None:
         read_bands(tmp_path / "a.png", 4), torch.from_numpy(pixels).permute(2, 0, 1).float()
     )
     (tmp_path / "b.tif").write_bytes(b"damaged")
-    with pytest.raises(
-        DataError, match=r"b.tif': cannot be read as a TIFF image; replace the file"
-    ):
+    with pytest.raises(DataError, match=r"cannot be read as a TIFF image; replace the file"):
         read_bands(tmp_path / "b.tif", 4)
     with pytest.raises(DataError, match="no such file"):
         read_bands(tmp_path / "c.tif", 4)
