@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from binarize.data.dense import DenseDataset
-from binarize.data.images import read_image, read_map
 from binarize.data.labelled import check_split
-from binarize.data.pairs import reject, same_size
+from binarize.data.pairs import reject
 from binarize.data.sets.depth_lists import (
     EIGEN,
     GARG,
-    find_list,
-    list_names,
+    ListedDepth,
     lists_of,
+    need_list,
     read_list,
     window_of,
 )
@@ -45,7 +43,7 @@ _LAYOUT = (
 )
 
 
-class KITTI(DenseDataset):
+class KITTI(ListedDepth):
     """KITTI: road scenes with depth in metres, at the lines of a list (Eigen's 23 K / 697 images).
 
     Images and depth are cropped to the lowest 352 rows and the middle 1216 columns, as the depth
@@ -93,16 +91,9 @@ class KITTI(DenseDataset):
         if eval_crop not in _CROPS:
             raise DataError("eval_crop", eval_crop, "unknown crop", f"use {', '.join(_CROPS)}")
         top, places = lists_of(root, lists)
-        listed = find_list(places, STEMS, split)
-        if listed is None:
-            raise DataError(
-                "lists",
-                str(places[0]),
-                f"has no list of the {split} split",
-                f"put {list_names(STEMS, split)[0]} or {split}_files.txt there (--lists DIR)",
-            )
+        listed = need_list(places, STEMS, split, f"{split}_files.txt")
         self._crop = None if split == "train" else _CROPS[eval_crop]
-        self.pairs = []
+        pairs = []
         unknown = 0
         for words in read_list(listed):
             image, depth = _find(top, words)
@@ -112,33 +103,26 @@ class KITTI(DenseDataset):
             elif depth is None:
                 unknown += 1
             else:
-                self.pairs.append((image, depth))
-        if unknown and not self.pairs:
+                pairs.append((image, depth))
+        if unknown and not pairs:
             rule = f"has ground truth for none of the {unknown} images of {listed.name}"
             raise DataError("root", str(root), rule, _LAYOUT)
         self.note = None
         if unknown:
-            self.note = f"{unknown} of {unknown + len(self.pairs)} listed images have no depth"
+            self.note = f"{unknown} of {unknown + len(pairs)} listed images have no depth"
         super().__init__(
-            len(self.pairs),
+            pairs,
             size=size,
             fit=fit,
-            task="depth",
             max_depth=max_depth,
             depth_scale=METRES_PER_UNIT,
             **options,
         )
 
-    def files(self, index: int) -> dict[str, list[Path]]:
-        """Return the image file and the depth file of a sample."""
-        image, depth = self.pairs[index]
-        return {"image": [image], "depth": [depth]}
-
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image and its depth, cropped; what does not count is 0."""
-        image_file, depth_file = self.pairs[index]
-        image, depth = read_image(image_file), read_map(depth_file).unsqueeze(0)
-        same_size(image, depth, depth_file, "depth")
+        sample = super().read(index)
+        image, depth = sample["image"], sample["depth"]
         rows, columns = image.shape[-2:]
         if self._crop is not None:
             counted = torch.zeros_like(depth)

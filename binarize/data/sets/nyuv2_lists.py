@@ -11,11 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from binarize.data.dense import DenseDataset
-from binarize.data.images import read_image, read_map
 from binarize.data.labelled import check_split
-from binarize.data.pairs import reject, same_size
-from binarize.data.sets.depth_lists import find_list, list_names, lists_of, read_list
+from binarize.data.pairs import reject
+from binarize.data.sets.depth_lists import ListedDepth, lists_of, need_list, read_list
 from binarize.data.sets.nyuv2 import COLUMNS, MAX_DEPTH, ROWS
 from binarize.errors import DataError
 
@@ -29,7 +27,7 @@ _FOLDERS = {
 }
 
 
-class NYUv2Lists(DenseDataset):
+class NYUv2Lists(ListedDepth):
     """NYUv2: indoor frames with depth in metres (up to 10), at the lines of a list.
 
     Images and depth are always cropped to rows 45..470 and columns 41..600 (Eigen's crop) before
@@ -67,44 +65,28 @@ class NYUv2Lists(DenseDataset):
             check_split(split, ("train", "test"))
         top, places = lists_of(root, lists)
         name = "train" if split == "train" else "test"
-        listed = find_list(places, STEMS, name)
-        if listed is None:
-            raise DataError(
-                "lists",
-                str(places[0]),
-                f"has no list of the {name} split",
-                f"put {list_names(STEMS, name)[0]} there (--lists DIR)",
-            )
+        listed = need_list(places, STEMS, name)
         lines = read_list(listed)
         places = [top / folder for folder in _FOLDERS[name]]
         base = next((place for place in places if (place / lines[0][0]).is_file()), top)
-        self.pairs = []
+        pairs = []
         for words in lines:
             pair = (base / words[0], base / words[1])
             missing = next((file for file in pair if not file.is_file()), None)
             if missing is None:
-                self.pairs.append(pair)
+                pairs.append(pair)
                 continue
             rule = f"has no file {missing.relative_to(base)}, which {listed.name} lists"
             remedy = "complete the data set: the listed paths, in sync/ or official_splits/"
             reject(DataError("root", str(root), rule, remedy))
         super().__init__(
-            len(self.pairs),
+            pairs,
             size=size,
-            task="depth",
             max_depth=MAX_DEPTH,
             depth_scale=METRES_PER_UNIT,
             **options,
         )
 
-    def files(self, index: int) -> dict[str, list[Path]]:
-        """Return the image file and the depth file of a sample."""
-        image, depth = self.pairs[index]
-        return {"image": [image], "depth": [depth]}
-
     def read(self, index: int) -> dict[str, Tensor]:
         """Read one image and its depth, cropped."""
-        image_file, depth_file = self.pairs[index]
-        image, depth = read_image(image_file), read_map(depth_file).unsqueeze(0)
-        same_size(image, depth, depth_file, "depth")
-        return {"image": image[..., ROWS, COLUMNS], "depth": depth[..., ROWS, COLUMNS]}
+        return {key: value[..., ROWS, COLUMNS] for key, value in super().read(index).items()}
