@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
 from binarize.errors import BinarizeError, DataError, FileError, ModelError
-from binarize.train.processes import sample_seed, seeded
+from binarize.train.seeding import sample_seed, seeded
 
 __all__ = [
     "LABELLED",
@@ -24,6 +24,7 @@ __all__ = [
     "batch_pair",
     "batch_parts",
     "class_scores",
+    "dense_channels",
     "dense_output",
     "each",
     "first_tensor",
@@ -168,6 +169,25 @@ def target_size(image: Tensor, target: Any) -> tuple[int, int]:
         target = next((one for one in target.values() if one.ndim >= 3), None)
     dense = image if target is None or target.ndim < 3 else target
     return (dense.shape[-2], dense.shape[-1])
+
+
+def dense_channels(output: Any, count: int, rule: str) -> Tensor:
+    """Return a dense output with a fixed number of channels.
+
+    Args:
+        output: What the network returned.
+        count: The number of channels.
+        rule: What needs them, for the message.
+
+    Raises:
+        ModelError: It has another number, or is no dense output.
+    """
+    dense = dense_output(output)
+    if dense.shape[1] != count:
+        raise ModelError(
+            "output", tuple(dense.shape), rule, f"build the network with classes={count}"
+        )
+    return dense
 
 
 def reject_single_value(error: ValueError, image: Tensor) -> None:

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, FileError
-from binarize.train.optimizer import WeightAverage, applied
 from binarize.train.processes import is_distributed
+from binarize.train.schedules import WeightAverage, applied
 from binarize.train.settings import differences
 from binarize.writing import atomic_write
 

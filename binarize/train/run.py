@@ -16,18 +16,13 @@ from binarize.train.batches import batch_pair, each, open_loader, read_batches, 
 from binarize.train.checkpoint import Saver, read_checkpoint, restore
 from binarize.train.distillation.features import FeatureTerm
 from binarize.train.norms import SynchronisedNorms, training_flags
-from binarize.train.optimizer import (
-    Flips,
-    TwoSteps,
-    WeightAverage,
-    applied,
-    make_optimizer,
-    make_scheduler,
-)
-from binarize.train.processes import equalise, seed_epoch
+from binarize.train.optimizer import make_optimizer, make_scheduler
+from binarize.train.processes import equalise
 from binarize.train.progress.displays import report_note
 from binarize.train.progress.pictures import Pictures
 from binarize.train.progress.run_log import RunLog
+from binarize.train.schedules import Flips, TwoSteps, WeightAverage, applied
+from binarize.train.seeding import seed_epoch
 from binarize.train.settings import describe_run
 from binarize.train.sharpness import Sharpness
 from binarize.train.step import TrainStep, train_epoch

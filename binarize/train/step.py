@@ -24,8 +24,9 @@ from binarize.train.batches import (
 )
 from binarize.train.checkpoint import Saver
 from binarize.train.distillation.features import FeatureTerm
-from binarize.train.processes import average_gradients, seed_step
+from binarize.train.processes import average_gradients
 from binarize.train.progress.displays import Progress, report_images
+from binarize.train.seeding import seed_step
 from binarize.train.sharpness import Sharpness
 from binarize.train.tasks.protocol import Distillation, Task
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from binarize.data import Scenes
 from binarize.errors import BinarizeError
 from binarize.train import SilentProgress, Trainer
-from binarize.train.optimizer import WeightAverage, applied
+from binarize.train.schedules import WeightAverage, applied
 
 
 def network() -> nn.Sequential:

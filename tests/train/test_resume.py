@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
 from binarize.data import Augment, Scenes
 from binarize.errors import DataError, FileError
 from binarize.train import DepthDistillation, Segmentation, SegmentationDistillation, Trainer
-from binarize.train.processes import seeded
+from binarize.train.seeding import seeded
 from binarize.train.settings import describe_object
 
 

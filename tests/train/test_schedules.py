@@ -15,7 +15,8 @@ from binarize.data import Scenes
 from binarize.errors import BinarizeError, ModelError
 from binarize.nn import BinaryLayer
 from binarize.train import CSVLog, SilentProgress, Trainer
-from binarize.train.optimizer import Flips, make_optimizer, make_scheduler
+from binarize.train.optimizer import make_optimizer, make_scheduler
+from binarize.train.schedules import Flips
 
 SIZE = (16, 24)
 

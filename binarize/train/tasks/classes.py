@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from binarize.data.balance import balanced_weights
-from binarize.errors import DataError
+from binarize.errors import DataError, ModelError
 
-__all__ = ["BALANCED", "ClassWeights", "check_weights", "count_classes", "weigh_classes"]
+__all__ = [
+    "BALANCED",
+    "ClassWeights",
+    "check_outputs",
+    "check_weights",
+    "count_classes",
+    "known_classes",
+    "weigh_classes",
+]
 
 BALANCED = "balanced"
 """Class weights from the frequencies in the training data."""
@@ -28,6 +36,33 @@ def count_classes(dataset: Any, channels: Callable[[], int]) -> int:
         channels: Returns the network's number of outputs.
     """
     return int(getattr(dataset, "num_classes", None) or channels())
+
+
+def known_classes(count: int | None) -> int:
+    """Return a task's number of classes.
+
+    Raises:
+        DataError: It is not known yet.
+    """
+    if count is None:
+        raise DataError("num_classes", None, "is unknown", "give the task its number of classes")
+    return count
+
+
+def check_outputs(found: int, count: int | None, what: str = "channels") -> None:
+    """Reject a network with another number of outputs than classes.
+
+    Raises:
+        DataError: The number of classes is not known yet.
+        ModelError: It has another number of outputs.
+    """
+    if found != known_classes(count):
+        raise ModelError(
+            "num_classes",
+            count,
+            f"the network returns {found} {what}",
+            "build the network with as many classes as the data has",
+        )
 
 
 def weigh_classes(dataset: Any, num_classes: int | None, power: float) -> list[float] | None:

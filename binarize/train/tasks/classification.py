@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from binarize.errors import BinarizeError, DataError, ModelError
+from binarize.errors import BinarizeError, DataError
 from binarize.train.batches import class_scores, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
 from binarize.train.distillation.schedule import SCHEDULES, anneal
-from binarize.train.tasks.classes import count_classes
+from binarize.train.tasks.classes import check_outputs, count_classes, known_classes
 
 __all__ = ["Classification", "ClassificationDistillation", "ClassificationMetric"]
 
@@ -149,11 +149,7 @@ class Classification:
         Raises:
             DataError: It is not known yet.
         """
-        if self.num_classes is None:
-            raise DataError(
-                "num_classes", None, "is unknown", "give the task its number of classes"
-            )
-        return self.num_classes
+        return known_classes(self.num_classes)
 
     def complete(
         self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0
@@ -172,13 +168,7 @@ class Classification:
             ModelError: The network returns another number of classes, or no logits.
         """
         logits = class_scores(output)
-        if logits.shape[1] != self.labels:
-            raise ModelError(
-                "num_classes",
-                self.num_classes,
-                f"the network returns {logits.shape[1]} values",
-                "build the network with as many classes as the data has",
-            )
+        check_outputs(logits.shape[1], self.num_classes, "values")
         return logits.float() if logits.element_size() < 4 else logits
 
     def check(self, target: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from binarize.errors import DataError, ModelError
-from binarize.train.batches import dense_output, resize_to, wide
+from binarize.train.batches import dense_channels, dense_output, resize_to, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
 from binarize.train.distillation.schedule import SCHEDULES, anneal
 
@@ -81,14 +81,7 @@ class Depth:
         Raises:
             ModelError: The network does not return one channel.
         """
-        dense = dense_output(output)
-        if dense.shape[1] != 1:
-            raise ModelError(
-                "output",
-                tuple(dense.shape),
-                "depth needs one output channel",
-                "build the network with classes=1",
-            )
+        dense = dense_channels(output, 1, "depth needs one output channel")
         dense = resize_to(dense, size)
         if self.output == "metres":
             return dense.clamp(min=1e-3).log()

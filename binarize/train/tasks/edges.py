@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from binarize.errors import BinarizeError, DataError, ModelError
-from binarize.train.batches import dense_output, resize_to, wide
+from binarize.errors import BinarizeError, DataError
+from binarize.train.batches import dense_channels, dense_output, resize_to, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
 from binarize.train.distillation.schedule import SCHEDULES, anneal
 
@@ -181,14 +181,7 @@ class Edges:
         Raises:
             ModelError: The network does not return one channel.
         """
-        dense = dense_output(output)
-        if dense.shape[1] != 1:
-            raise ModelError(
-                "output",
-                tuple(dense.shape),
-                "edges need one output channel",
-                "build the network with classes=1",
-            )
+        dense = dense_channels(output, 1, "edges need one output channel")
         return resize_to(dense, size)
 
     def check(self, target: Tensor) -> None:

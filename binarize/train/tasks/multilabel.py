@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from binarize.errors import DataError, ModelError
+from binarize.errors import DataError
 from binarize.train.batches import dense_output, resize_to, wide
-from binarize.train.tasks.classes import check_weights, count_classes
+from binarize.train.tasks.classes import check_outputs, check_weights, count_classes, known_classes
 from binarize.train.tasks.segmentation import SegmentationDistillation, binary_loss
 
 __all__ = ["MultiLabel", "MultiLabelMetric"]
@@ -105,11 +105,7 @@ class MultiLabel:
         Raises:
             DataError: It is not known yet.
         """
-        if self.num_classes is None:
-            raise DataError(
-                "num_classes", None, "is unknown", "give the task its number of classes"
-            )
-        return self.num_classes
+        return known_classes(self.num_classes)
 
     def complete(
         self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0
@@ -129,13 +125,7 @@ class MultiLabel:
             ModelError: The network returns another number of classes.
         """
         logits = dense_output(output)
-        if logits.shape[1] != self.labels:
-            raise ModelError(
-                "num_classes",
-                self.num_classes,
-                f"the network returns {logits.shape[1]} channels",
-                "build the network with as many classes as the data has",
-            )
+        check_outputs(logits.shape[1], self.num_classes)
         return resize_to(logits, size)
 
     def check(self, target: Tensor) -> None:

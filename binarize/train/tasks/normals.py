@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from binarize.errors import DataError, ModelError
-from binarize.train.batches import dense_output, resize_to, wide
+from binarize.errors import DataError
+from binarize.train.batches import dense_channels, dense_output, resize_to, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
 from binarize.train.distillation.schedule import SCHEDULES, anneal
 
@@ -121,14 +121,7 @@ class Normals:
         Raises:
             ModelError: The network does not return three channels.
         """
-        dense = dense_output(output)
-        if dense.shape[1] != 3:
-            raise ModelError(
-                "output",
-                tuple(dense.shape),
-                "normals need three output channels",
-                "build the network with classes=3",
-            )
+        dense = dense_channels(output, 3, "normals need three output channels")
         return F.normalize(resize_to(dense, size), dim=1, eps=1e-6)
 
     def check(self, target: Tensor) -> None:

@@ -17,15 +17,17 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from binarize.errors import BinarizeError, DataError, ModelError
+from binarize.errors import BinarizeError, DataError
 from binarize.train.batches import dense_output, resize_to, wide
 from binarize.train.checks import check_name, check_not_negative, check_positive
 from binarize.train.distillation.schedule import SCHEDULES, anneal
 from binarize.train.tasks.classes import (
     BALANCED,
     ClassWeights,
+    check_outputs,
     check_weights,
     count_classes,
+    known_classes,
     weigh_classes,
 )
 
@@ -143,11 +145,7 @@ class Segmentation:
         Raises:
             DataError: The number of classes is not known yet.
         """
-        if self.num_classes is None:
-            raise DataError(
-                "num_classes", None, "is unknown", "give the task its number of classes"
-            )
-        return max(2, self.num_classes)
+        return max(2, known_classes(self.num_classes))
 
     def complete(
         self, dataset: Any, output: Callable[[], Any], *, balance: float = 0.0
@@ -171,13 +169,7 @@ class Segmentation:
             ModelError: The network returns another number of classes.
         """
         logits = dense_output(output)
-        if self.labels and logits.shape[1] != self.num_classes:
-            raise ModelError(
-                "num_classes",
-                self.num_classes,
-                f"the network returns {logits.shape[1]} channels",
-                "build the network with as many classes as the data has",
-            )
+        check_outputs(logits.shape[1], self.num_classes)
         return resize_to(logits, size)
 
     def check(self, target: Tensor) -> None:
