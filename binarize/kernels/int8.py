@@ -7,8 +7,9 @@ with codes :math:`q = \operatorname{clip}(\operatorname{round}(x / s_x) + z_x, 0
 (which may already be given as codes), codes w of the weight, factors g and constants b per output
 channel, and an activation f. The result is floating point, or codes again. Sums are integers.
 
-On the CPU, oneDNN computes it if this torch has its quantized operators. Otherwise, and for
-transposed convolutions, plain torch does, with integers stored as floating-point numbers.
+On the CPU, the C library computes depthwise convolutions, and oneDNN the others if this torch has its
+quantized operators. Otherwise, and for transposed convolutions, plain torch does, with integers stored
+as floating-point numbers.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from binarize.kernels import native
+from binarize.kernels.codes import LARGEST, plain_codes
 from binarize.kernels.geometry import output_size
 
-__all__ = ["ACTIVATIONS", "int8_layer", "inverse_step", "quantized", "reference"]
+__all__ = ["ACTIVATIONS", "int8_layer", "quantized", "reference"]
 
 ACTIVATIONS = ("none", "relu", "hardtanh", "hardswish", "swish")
 """The activations that a layer can end with; ``hardtanh`` clips to two limits."""
 
-_LARGEST = 255
 _LIBRARY = torch.library.Library("binarize", "FRAGMENT")
 _LIBRARY.define(
     "int8_layer(Tensor x, float x_scale, int x_zero, Tensor weight, Tensor gain, Tensor? bias,"
@@ -46,18 +47,10 @@ def quantized(x: Tensor, scale: float, zero: int) -> Tensor:
     """Return the codes (uint8) of a tensor, with its strides if it is dense; codes pass through."""
     if x.dtype == torch.uint8:
         return x
-    make = native.codes() if x.is_cpu and x.dtype == torch.float32 else None
-    if make is not None:
-        return make(x if _is_dense(x) else x.contiguous(), scale, zero)
-    return ((x.float() * inverse_step(scale)).round() + zero).clamp(0, _LARGEST).to(torch.uint8)
-
-
-def inverse_step(scale: float) -> float:
-    """Return the factor that turns values into codes.
-
-    This is the reciprocal in single precision, as in torch's own fake quantization.
-    """
-    return float(1 / torch.tensor(scale, dtype=torch.float32))
+    kernels = native.int8_kernels() if x.is_cpu and x.dtype == torch.float32 else None
+    if kernels is not None:
+        return kernels.codes(x if _is_dense(x) else x.contiguous(), scale, zero)
+    return plain_codes(x, scale, zero)
 
 
 def _is_dense(x: Tensor) -> bool:
@@ -111,7 +104,7 @@ def reference(
         return x.new_zeros((x.shape[0], gain.shape[0], *size), dtype=kind)
     taps = math.prod(weight.shape[2:]) * weight.shape[0 if transposed else 1]
     # Sums of integers are exact while they fit the mantissa.
-    exact = torch.float32 if taps * _LARGEST * 128 < 2**24 else torch.float64
+    exact = torch.float32 if taps * LARGEST * 128 < 2**24 else torch.float64
     values = quantized(x, x_scale, x_zero).to(exact) - x_zero
     spatial = weight.dim() - 2
     if transposed:
@@ -147,12 +140,46 @@ def _activated(y: Tensor, activation: str, limits: Sequence[float]) -> Tensor:
     return F.silu(y) if activation == "swish" else y
 
 
+def _depthwise(*arguments: Any) -> Tensor | None:
+    """Run the layer with the kernels' depthwise convolution; ``None`` if it is not for them."""
+    x, x_scale, x_zero, weight, gain, bias, stride, padding, dilation, groups = arguments[:10]
+    transposed, _, activation, limits, y_scale, y_zero = arguments[10:]
+    kernels = native.int8_kernels()
+    if kernels is None or transposed or not x.numel() or not kernels.takes(weight, groups):
+        return None
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation, False, ())
+    clips = {"none": None, "relu": (0.0, math.inf), "hardtanh": limits}
+    inside = activation in clips
+    y = kernels.depthwise(
+        x if x.dtype == torch.uint8 else x.float(),
+        x_scale,
+        x_zero,
+        weight,
+        gain,
+        bias,
+        stride,
+        padding[::2],
+        dilation,
+        size,
+        clips[activation] if inside else None,
+        y_scale if inside else None,
+        y_zero,
+    )
+    if not inside:
+        y = _activated(y, activation, limits)
+        return y if y_scale is None else quantized(y, y_scale, y_zero)
+    return y if y_scale is not None or x.dtype == torch.uint8 else y.to(x.dtype)
+
+
 def _native(*arguments: Any) -> Tensor:
-    """Run the layer with oneDNN if possible, otherwise :func:`reference`, with its arguments."""
+    """Run the layer with a fast kernel if there is one, else :func:`reference`, as both do."""
+    done = _depthwise(*arguments)
+    if done is not None:
+        return done
     x, x_scale, x_zero, weight, gain, bias, stride, padding, dilation, groups = arguments[:10]
     transposed, _, activation, limits, y_scale, y_zero = arguments[10:]
     spatial = weight.dim() - 2
-    without = transposed or spatial > 2 or not x.numel() or native.codes() is None
+    without = transposed or spatial > 2 or not x.numel() or native.int8_kernels() is None
     if without or not _has_fast_groups(weight, groups) or not _has_onednn():
         return reference(*arguments)
     kind = torch.float32 if x.dtype == torch.uint8 else x.dtype

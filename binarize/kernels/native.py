@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from binarize.errors import BinarizeError, SlowWarning
-from binarize.kernels import memory, openmp, prepared, reference
+from binarize.kernels import int8_native, memory, openmp, prepared, reference
+from binarize.kernels.codes import inverse_step
 from binarize.kernels.geometry import Geometry, geometry
+from binarize.kernels.int8_native import Int8Kernels
 from binarize.kernels.prepared import PreparedWeights, aligned
 
 __all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
 
-ABI = 4
+ABI = 5
 ENVIRONMENT = "BINARIZE_KERNELS"
 # In order of preference; the numbers are the library's.
 SETS = {"avx512": 2, "avx512bw": 4, "avx2": 1, "neon": 3, "scalar": 0}
@@ -85,15 +87,7 @@ def _load() -> tuple[Any, str | None, str | None]:
             ctypes.c_int64,
             ctypes.c_void_p,
         ]
-        library.binarize_codes.restype = ctypes.c_int32
-        library.binarize_codes.argtypes = [
-            ctypes.c_int32,
-            ctypes.c_void_p,
-            ctypes.c_int64,
-            ctypes.c_float,
-            ctypes.c_int32,
-            ctypes.c_void_p,
-        ]
+        int8_native.declare(library)
         return library, str(path), None
     return (
         None,
@@ -142,27 +136,13 @@ def implementation() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 @lru_cache(maxsize=1)
-def codes() -> Callable[[Tensor, float, int], Tensor] | None:
-    """Return a function that quantizes a dense float32 tensor to codes, given step and zero code.
-
-    ``None`` if the reference is active.
-    """
+def int8_kernels() -> Int8Kernels | None:
+    """Return the active kernels' functions for 8-bit layers; ``None`` for the reference."""
     name = status().active
     if name == "reference":
         return None
-    library, number = _load()[0], SETS[name]
-
-    def make(x: Tensor, scale: float, zero: int) -> Tensor:
-        made = torch.empty_like(x, dtype=torch.uint8)
-        pointers = x.data_ptr(), x.numel()
-        # The reciprocal in single precision, like torch.
-        inverse = float(1 / torch.tensor(scale, dtype=torch.float32))
-        problem = library.binarize_codes(number, *pointers, inverse, zero, made.data_ptr())
-        if problem:
-            raise RuntimeError(f"binarize_codes: {_STATUS.get(problem, problem)}")
-        return made
-
-    return make
+    library = _load()[0]
+    return Int8Kernels(library, SETS[name], openmp.runner(library)[0])
 
 
 def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -253,6 +233,8 @@ def _run(
     act_slope: Tensor | None,
     act_out_shift: Tensor | None,
     want_means: bool,
+    y_scale: float | None = None,
+    y_zero: int = 0,
 ) -> tuple[Tensor, Tensor]:
     sources = [_map(x, "sources") for x in sources]
     residuals = [_map(x, "residuals") for x in residuals]
@@ -276,7 +258,9 @@ def _run(
     )
     threads = 1 if g.work < SERIAL_WORK else openmp.threads()
     inner = g.in_channels
-    y = memory.empty(g.out_shape, g.out_strides)
+    kind = torch.float32 if y_scale is None else torch.uint8
+    y = memory.empty(g.out_shape, g.out_strides, kind)
+    coding = None if y_scale is None else torch.tensor([inverse_step(y_scale), y_zero])
     y_means = torch.empty((g.out_shape[0], out) if want_means else (0,), dtype=torch.float32)
     scratch = memory.empty((_scratch(library, g, threads),), (1,), torch.uint8)
     if weight.numel() != g.weight_bytes or weight.dtype != torch.uint8:
@@ -299,6 +283,7 @@ def _run(
         _vector(act_shift, out, "act_shift"),
         _vector(act_slope, out, "act_slope"),
         _vector(act_out_shift, out, "act_out_shift"),
+        coding,
         y,
         y_means if want_means else None,
         scratch,

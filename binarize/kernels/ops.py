@@ -11,7 +11,9 @@ maps, not popcounts, would otherwise dominate the run time:
 
 Thresholds that depend on a mean lie slightly below it, see :mod:`binarize.ops.ties`. ``means``
 holds each source's means per sample and channel, or an empty tensor if they are unknown; an empty
-list means that all are unknown. Unknown means are computed in double precision.
+list means that all are unknown. Unknown means are computed in double precision. With ``y_scale``,
+the result is written as codes for an 8-bit layer (:mod:`binarize.kernels.int8`), and the means are
+those of the values before.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _LIBRARY.define(
     " int[] kernel, int[] stride, SymInt[] padding, int[] dilation, int groups, str padding_mode,"
     " bool transposed, SymInt[] output_padding, str bypass, SymInt[] bypass_offset,"
     " Tensor[] residuals, Tensor? act_shift, Tensor? act_slope, Tensor? act_out_shift,"
-    " bool want_means) -> (Tensor, Tensor)",
+    " bool want_means, float? y_scale=None, int y_zero=0) -> (Tensor, Tensor)",
     tags=[torch.Tag.pt2_compliant_tag],
 )
 
@@ -66,6 +68,8 @@ def _fake(
     act_slope: Tensor | None,
     act_out_shift: Tensor | None,
     want_means: bool,
+    y_scale: float | None = None,
+    y_zero: int = 0,
 ) -> tuple[Tensor, Tensor]:
     first = sources[0]
     size = [length * upsample[0] for length in first.shape[2:]]
@@ -75,7 +79,9 @@ def _fake(
     strides = [channels]
     for length in reversed(out):
         strides.insert(0, strides[0] * length)
-    y = first.new_empty_strided((samples, channels, *out), (strides[0], 1, *strides[1:]))
+    kind = first.dtype if y_scale is None else torch.uint8
+    shape = samples, channels, *out
+    y = first.new_empty_strided(shape, (strides[0], 1, *strides[1:]), dtype=kind)
     return y, first.new_empty((samples, channels) if want_means else (0,))
 
 

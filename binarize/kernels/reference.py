@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from binarize.kernels.codes import plain_codes
 from binarize.kernels.layout import Layout, unpack_weight
 from binarize.ops.bypass import channel_adaptive_bypass
 from binarize.ops.ties import below_ties
@@ -48,6 +49,8 @@ def unit(
     act_slope: Tensor | None,
     act_out_shift: Tensor | None,
     want_means: bool,
+    y_scale: float | None = None,
+    y_zero: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Run ``binarize::unit``; :mod:`binarize.kernels.ops` describes what it computes.
 
@@ -87,8 +90,10 @@ def unit(
         y = torch.where(y > 0, y, y * act_slope.view(column))
     if act_out_shift is not None:
         y = y + act_out_shift.view(column)
+    written = y if y_scale is None else plain_codes(y, y_scale, y_zero)
     # Not with `contiguous`, which leaves the strides of size-1 dimensions arbitrary.
-    result = y.new_empty((y.shape[0], *y.shape[2:], y.shape[1])).movedim(-1, 1).copy_(y)
+    shape = (y.shape[0], *y.shape[2:], y.shape[1])
+    result = written.new_empty(shape).movedim(-1, 1).copy_(written)
     return result, _mean(y) if want_means else y.new_empty(0)
 
 

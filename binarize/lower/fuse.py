@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from binarize.kernels.activation import shifted_prelu
 from binarize.kernels.ops import run_unit, unit
 from binarize.lower.float_layers import place_last_convolutions, reuse_memory
-from binarize.lower.fuse_int8 import fuse_int8
+from binarize.lower.fuse_int8 import fold_int8, pass_codes
 from binarize.lower.record import Recording
 from binarize.lower.symbolic_sizes import hint, integer_factor, is_symbolic, upsampled_source
 from binarize.lower.units import (
@@ -45,7 +45,7 @@ _NEAREST = (
 def fuse(recording: Recording) -> None:
     """Rewrite a graph in place.
 
-    - 8-bit layers include what follows them (:mod:`binarize.lower.fuse_int8`).
+    - 8-bit layers include what follows them, and read codes (:mod:`binarize.lower.fuse_int8`).
     - BatchNorms after kept convolutions overwrite their input, with unchanged rounding.
     - Binary layers include what follows them: additions of other feature maps, one activation.
     - Binary layers read the parts of a concatenation, and feature maps before nearest-neighbor
@@ -56,9 +56,10 @@ def fuse(recording: Recording) -> None:
     """
     recording.graph.eliminate_dead_code()  # unused results would count as users
     _drop_identities(recording.graph)
-    fuse_int8(recording)
+    fold_int8(recording)
     _write_norms(recording)
     fuse_units(recording)
+    pass_codes(recording)
     _overwrite(recording.graph)
     place_last_convolutions(recording.graph)
     if all(value.is_cpu for value in recording.constants.values()):

@@ -1,4 +1,4 @@
-"""Fuse 8-bit layers of a recorded graph with what follows, and pass codes between them."""
+"""Fuse 8-bit layers of a recorded graph with what follows, and pass codes to them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,18 @@ from torch import fx
 
 from binarize.kernels.int8 import int8_layer
 from binarize.lower.record import Recording
-from binarize.lower.units import arguments, is_call, set_arguments, value_of
+from binarize.lower.units import (
+    arguments,
+    is_call,
+    result,
+    set_arguments,
+    units,
+    value_of,
+)
 
-__all__ = ["fold_int8", "fuse_int8"]
+__all__ = ["fold_int8", "pass_codes"]
 
 _aten = torch.ops.aten
-
-
-def fuse_int8(recording: Recording) -> None:
-    """Rewrite a graph in place.
-
-    - Apply :func:`fold_int8`.
-    - Write a result as codes if all its readers are 8-bit layers that round it in the same way.
-
-    Args:
-        recording: The graph.
-    """
-    for node in fold_int8(recording):
-        _hand_on_codes(node)
 
 
 def fold_int8(recording: Recording) -> list[fx.Node]:
@@ -82,9 +76,9 @@ def _fold_norm(recording: Recording, node: fx.Node) -> None:
     if isinstance(norm.meta["value"], torch.Tensor):
         _replace(node, norm)
         return
-    for result in list(norm.users):
-        if result.args[1] == 0:
-            _replace(node, result)
+    for part in list(norm.users):
+        if part.args[1] == 0:
+            _replace(node, part)
     recording.graph.erase_node(norm)
 
 
@@ -131,21 +125,35 @@ def _limits(user: Any) -> list[float] | None:
     return [float(x) for x in given]
 
 
-def _hand_on_codes(node: fx.Node) -> None:
-    readers = list(node.users)
+def pass_codes(recording: Recording) -> None:
+    """Write feature maps as codes where 8-bit layers alone read them and round them alike.
+
+    Args:
+        recording: The graph, rewritten in place.
+    """
+    for node in recording.graph.nodes:
+        if is_call(node, int8_layer):
+            _write_codes(node, node)
+    for node in units(recording.graph):
+        _write_codes(node, result(node, 0))
+
+
+def _write_codes(node: fx.Node, y: fx.Node) -> None:
+    """Let a layer write the codes of its result ``y`` if that is all that is read."""
     wanted = set()
-    for reader in readers:
-        if not is_call(reader, int8_layer) or reader.args[0] is not node:
+    for reader in y.users:
+        if not is_call(reader, int8_layer) or reader.args[0] is not y:
             return
         given = arguments(reader)
         wanted.add((given["x_scale"], given["x_zero"]))
-    if len(wanted) != 1 or value_of(node).dtype != torch.float32:
+    value = value_of(y)
+    if len(wanted) != 1 or value.dtype != torch.float32:
         return
     scale, zero = wanted.pop()
     given = arguments(node)
     given.update(y_scale=scale, y_zero=zero)
     set_arguments(node, given)
-    value = value_of(node)
-    node.meta["value"] = torch.empty_strided(
-        value.shape, value.stride(), dtype=torch.uint8, device="meta"
-    )
+    codes = torch.empty_strided(value.shape, value.stride(), dtype=torch.uint8, device="meta")
+    y.meta["value"] = codes
+    if node is not y:
+        node.meta["value"] = (codes, *node.meta["value"][1:])

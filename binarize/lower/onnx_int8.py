@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from binarize.kernels.int8 import inverse_step
+from binarize.kernels.codes import inverse_step
 from binarize.kernels.ops import unit
 from binarize.lower.fuse_int8 import fold_int8
 from binarize.lower.record import Recording

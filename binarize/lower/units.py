@@ -19,6 +19,7 @@ _NAMES: dict[Any, list[str]] = {
     op: [a.name for a in op._schema.arguments] for op in (unit, shifted_prelu, int8_layer)
 }
 _NAMES[run_unit] = _NAMES[unit]
+_DEFAULTS = {a.name: a.default_value for a in unit._schema.arguments if a.has_default_value()}
 
 
 def is_call(node: Any, *targets: Any) -> bool:
@@ -34,7 +35,9 @@ def units(graph: fx.Graph) -> Iterator[fx.Node]:
 def arguments(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a kernel call by name; lists are copies."""
     target: Any = node.target
-    values = dict(zip(_NAMES[target], node.args, strict=True))
+    names = _NAMES[target]
+    given = [*node.args, *(_DEFAULTS[name] for name in names[len(node.args) :])]
+    values = dict(zip(names, given, strict=True))
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
 
 

@@ -65,6 +65,48 @@ static bool close_enough(const float* got, const float* wanted, int64_t count, d
   return true;
 }
 
+// Depthwise convolutions on codes, whose results are exact. Returns how many there are, or -1.
+static int64_t replay_depthwise() {
+  const int64_t cases = number();
+  for (int64_t i = 0; i < cases; ++i) {
+    BinarizeInt8Depthwise g;
+    int64_t* fields = (int64_t*)&g;
+    for (size_t k = 0; k < offsetof(BinarizeInt8Depthwise, in_step) / 8; ++k) fields[k] = number();
+    int64_t bytes;
+    void* tensors[6];
+    void* floats = tensor(&bytes);
+    memcpy(&g.in_step, floats, (size_t)bytes);
+    for (int k = 0; k < 4; ++k) tensors[k] = tensor(&bytes);
+    void* wanted = tensor(&bytes);
+    const int64_t room = binarize_int8_depthwise_scratch(&g, 3);
+    if (room < 0) return -1;
+    for (int32_t set = 0; set < 5; ++set) {
+      if (binarize_available(set) != 2) continue;
+      tensors[BINARIZE_DEPTH_RESULT] = malloc((size_t)bytes);
+      tensors[BINARIZE_DEPTH_SCRATCH] = allocate(room);
+      memset(tensors[BINARIZE_DEPTH_SCRATCH], 0xa5, (size_t)room);
+      const int32_t status =
+          binarize_int8_depthwise(set, &g, (const void* const*)tensors, 3, runner);
+      // A zero may have another sign.
+      const bool good =
+          status == BINARIZE_OK &&
+          (g.out_codes ? memcmp(tensors[BINARIZE_DEPTH_RESULT], wanted, (size_t)bytes) == 0
+                       : close_enough((const float*)tensors[BINARIZE_DEPTH_RESULT],
+                                      (const float*)wanted, bytes / 4, 0));
+      release(tensors[BINARIZE_DEPTH_SCRATCH]);
+      free(tensors[BINARIZE_DEPTH_RESULT]);
+      if (!good) {
+        fprintf(stderr, "depthwise case %lld, set %d: status %d\n", (long long)i, set, status);
+        return -1;
+      }
+    }
+    for (int k = 0; k < 4; ++k) free(tensors[k]);
+    free(wanted);
+    free(floats);
+  }
+  return cases;
+}
+
 int main(int argc, char** argv) {
 #if defined(_WIN32)
   if (argc == 3 && LoadLibraryA(argv[2])) {
@@ -122,7 +164,9 @@ int main(int argc, char** argv) {
       bool good = status == BINARIZE_OK;
       for (int k = 0; k < 2 && good; ++k) {
         const int at = BINARIZE_RESULT + k;
-        if (bytes[k] > 0)
+        if (k == 0 && tensors[BINARIZE_CODING])
+          good = memcmp(tensors[at], wanted[at], (size_t)bytes[k]) == 0;
+        else if (bytes[k] > 0)
           good = close_enough((const float*)tensors[at], (const float*)wanted[at], bytes[k] / 4,
                               tolerance);
       }
@@ -147,6 +191,9 @@ int main(int argc, char** argv) {
       printf("%s: %lld cases agree, %lld with a prepared weight\n", names[set],
              (long long)runs[set][0], (long long)runs[set][1]);
   }
+  const int64_t depthwise = replay_depthwise();
+  if (depthwise < 0) return 1;
+  printf("depthwise on codes: %lld cases agree\n", (long long)depthwise);
   fclose(file);
 #if defined(_WIN32)
   if (runner == by_threads) {

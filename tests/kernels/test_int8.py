@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from binarize.errors import BinarizeError
-from binarize.kernels import int8, native
+from binarize.kernels import int8, int8_native, native
 from binarize.kernels.int8 import int8_layer, quantized
 
 SETS = native.status().usable
@@ -22,7 +23,7 @@ SETS = native.status().usable
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(native.ENVIRONMENT, name)
-    native.codes.cache_clear()
+    native.int8_kernels.cache_clear()
     int8._has_onednn.cache_clear()
 
 
@@ -31,7 +32,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Both ways to compute a layer."""
     use(monkeypatch, SETS[0] if request.param == "native" else "reference")
     yield request.param
-    native.codes.cache_clear()
+    native.int8_kernels.cache_clear()
 
 
 # Codes
@@ -323,6 +324,103 @@ def test_the_operator_keeps_the_rules_of_torch(name: str) -> None:
         )
 
 
+# Depthwise convolutions on every instruction set
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("channels", [1, 7, 8, 24, 33, 64, 97])
+@pytest.mark.parametrize(
+    ("size", "kernel", "how"),
+    [
+        ((9, 21), (3, 3), {"padding": (1, 1, 1, 1)}),
+        ((8, 8), (5, 3), {"padding": (2, 2, 0, 1), "stride": (2, 2)}),
+        ((7, 30), (2, 1), {"padding": (3, 0, 0, 4), "stride": (3, 1)}),
+        ((6, 5), (3, 3), {"padding": (9, 9, 12, 12), "dilation": (9, 12)}),
+        ((1, 1), (3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 5)}),
+        ((13, 4), (1, 1), {"stride": (4, 3)}),
+        ((19,), (4,), {"padding": (3, 1), "dilation": (2,)}),
+    ],
+)
+def test_depthwise_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    channels: int,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    how: dict[str, Any],
+) -> None:
+    """Sums of integers, then one product and one sum, as in plain torch; on any threads."""
+    monkeypatch.setattr(int8_native, "_SERIAL_WORK", 0)
+    use(monkeypatch, name)
+    assert native.int8_kernels().takes(weights(channels, 1, *kernel), channels)  # type: ignore[union-attr]
+    gain, bias = torch.randn(channels) / 300, torch.randn(channels)
+    codes = drawn(2, channels, *size)
+    for x in (codes, codes.movedim(1, -1).contiguous().movedim(-1, 1), torch.randn(codes.shape)):
+        for more in (
+            {"bias": None},
+            {"activation": "hardtanh", "limits": [-0.5, 6.0]},
+            {"activation": "hardswish"},
+            {"y_scale": 0.03, "y_zero": 5},
+            {"y_scale": 0.03, "activation": "relu"},
+            {"y_scale": 0.2, "y_zero": 255, "activation": "swish"},
+        ):
+            values = call(x, weights(channels, 1, *kernel), groups=channels, **how)
+            values |= {"gain": gain, "bias": bias, "x_scale": 0.02, "x_zero": 77} | more
+            before = x.clone()
+            found, wanted = int8_layer(*values.values()), int8.reference(*values.values())
+            assert found.dtype == wanted.dtype
+            assert torch.equal(found, wanted)
+            assert torch.equal(x, before)
+    native.int8_kernels.cache_clear()
+
+
+def test_depthwise_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_native, "_SERIAL_WORK", 0)
+    values = call(drawn(2, 70, 31, 9), weights(70, 1, 5, 3), groups=70, stride=(2, 1))
+    wanted = torch.from_numpy(sums(values)).float()
+    for count in (1, 2, 3, 9):
+        monkeypatch.setattr(int8_native.openmp, "threads", lambda count=count: count)
+        assert torch.equal(int8_layer(*values.values()), wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((8, 1, 33, 1), 8), ((8, 1, 23, 23), 8), ((8, 2, 3, 3), 4), ((6, 1, 3, 3), 3)],
+)
+def test_what_the_depthwise_kernel_does_not_take(shape: tuple[int, ...], groups: int) -> None:
+    weight = torch.full(shape, 63, dtype=torch.int8)
+    kernels = native.int8_kernels()
+    assert kernels is not None
+    assert not kernels.takes(weight, groups)
+    x = torch.full((1, shape[1] * groups, 34, 25), 255, dtype=torch.uint8)
+    values = call(x, weight, groups=groups)
+    assert np.array_equal(int8_layer(*values.values()).double().numpy(), sums(values))
+
+
+def test_geometries_that_the_depthwise_kernel_refuses() -> None:
+    library, good = native._load()[0], int8_native.CDepthwise()
+    for name, _ in good._fields_:
+        field = getattr(good, name)
+        if hasattr(field, "__len__"):
+            field[:] = [1] * len(field)
+    good.samples = good.channels = 1
+    address = ctypes.addressof(good)
+    assert library.binarize_int8_depthwise_scratch(address, 1) > 0
+    assert library.binarize_int8_depthwise_scratch(address, 0) == -1
+    assert library.binarize_int8_depthwise_scratch(None, 1) == -1
+    for name, value in (
+        *(("samples", -1), ("channels", 0), ("in_zero", 256), ("out_zero", -1)),
+        *((n, (1, 0)) for n in ("in_size", "out_size", "kernel", "stride", "dilation")),
+        *(("kernel", (33, 1)), ("kernel", (1, 514)), ("kernel", (32, 17))),
+    ):
+        bad = int8_native.CDepthwise.from_buffer_copy(good)
+        setattr(bad, name, int8_native._Two(*value) if isinstance(value, tuple) else value)
+        address = ctypes.addressof(bad)
+        assert library.binarize_int8_depthwise_scratch(address, 1) == -1
+        assert library.binarize_int8_depthwise(0, address, None, 1, None) == 1
+    assert library.binarize_int8_depthwise(99, ctypes.addressof(good), None, 1, None) == 2
+
+
 # Prepared weights
 
 
@@ -371,7 +469,7 @@ def test_kernels_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "mmx")
     with pytest.raises(BinarizeError, match="BINARIZE_KERNELS='mmx'"):
         quantized(torch.zeros(2), 1.0, 0)
-    native.codes.cache_clear()
+    native.int8_kernels.cache_clear()
 
 
 @pytest.mark.parametrize("bias", [False, True])

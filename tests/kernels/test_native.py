@@ -19,6 +19,7 @@ from torch import Tensor
 
 from binarize.errors import BinarizeError, SlowWarning
 from binarize.kernels import native, openmp, pack_weight, reference
+from binarize.kernels.codes import plain_codes
 from binarize.kernels.geometry import output_size
 
 SETS = native.status().usable
@@ -290,6 +291,27 @@ def test_bypass_between_any_channels(ratio: int, grouping: str) -> None:
         parts = [nhwc(1, narrow, 3, 4), nhwc(1, narrow * ratio, 3, 4)]
         check(plain(parts, narrow, **given), exact=False)
         check(plain(parts, 2 * narrow * (ratio + 1), **given), exact=False)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 8, 16, 33, 97])
+@pytest.mark.parametrize("seed", range(4))
+def test_results_as_codes(channels: int, seed: int) -> None:
+    """Codes of the numbers that the unit would write, after any bypass, residual, activation."""
+    torch.manual_seed(seed)
+    given = everything(plain([nhwc(2, 6, 7, 5)], channels, **SQUARE), seed)
+    given["means"] = [x.mean((2, 3)) for x in given["sources"]]
+    for name in SETS:
+        run = native.select(name)
+        y, means = run(**given)
+        for scale, zero in ((0.05, 0), (0.4, 128), (3.0, 255)):
+            codes, same = run(**given, y_scale=scale, y_zero=zero)
+            assert codes.dtype == torch.uint8
+            assert codes.stride() == y.stride()
+            assert torch.equal(codes, plain_codes(y, scale, zero))
+            assert torch.equal(means, same)
+        wanted = reference.unit(**given, y_scale=0.05, y_zero=9)[0].int()
+        found = run(**given, y_scale=0.05, y_zero=9)[0].int()
+        assert ((wanted - found).abs() <= 1).all()
 
 
 def test_threshold_on_the_mean_of_a_constant_map() -> None:

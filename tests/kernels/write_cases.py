@@ -5,6 +5,8 @@ Run by .ci/kernels: ``python write_cases.py FILE [COUNT]``.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 import struct
 import sys
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor
 
 from binarize.errors import BinarizeError
-from binarize.kernels import pack_weight, reference
-from binarize.kernels.geometry import geometry
+from binarize.kernels import int8, pack_weight, reference
+from binarize.kernels.codes import inverse_step
+from binarize.kernels.geometry import geometry, output_size
 
 CHANNELS = (1, 2, 3, 15, 16, 17, 24, 63, 64, 65, 97, 130)
 ORDER = ("weight", "gain", "offset", "mean_gain", "threshold", "flip", "exponent")
@@ -86,6 +89,9 @@ def draw_case(draw: random.Random) -> dict[str, Any]:
         "residuals": [],
         **{name: maybe(outputs) for name in ACTIVATION},
         "want_means": not exact,
+        # Codes of exact numbers are equal; others might be rounded the other way.
+        "y_scale": draw.choice((0.25, 3.7)) if exact and draw.random() < 0.5 else None,
+        "y_zero": 9,
     }
 
 
@@ -115,8 +121,10 @@ def encode(values: dict[str, Any], draw: random.Random) -> bytes:
         tuple((tuple(x.shape), x.stride()) for x in values["residuals"]),
     )
     exact = not values["want_means"]
+    scale, zero = values["y_scale"], values["y_zero"]
+    coding = None if scale is None else torch.tensor([inverse_step(scale), float(zero)])
     tensors = [values[name] for name in (*ORDER, *ACTIVATION)]
-    tensors += [y, None if exact else means, None, *maps]
+    tensors += [coding, y, None if exact else means, None, *maps]
     tensors += values["means"] or [None] * len(maps)
     tensors += values["residuals"]
     blobs = [struct.pack("q", exact), found.plain()]
@@ -131,8 +139,44 @@ def encode(values: dict[str, Any], draw: random.Random) -> bytes:
     return b"".join(blobs)
 
 
+def encode_depthwise(draw: random.Random) -> bytes:
+    """A depthwise convolution on codes as replay.cpp reads it: the result is exact."""
+
+    def two(*values: int) -> list[int]:
+        return [draw.choice(values) for _ in range(2)]
+
+    channels, samples = draw.choice((1, 3, 8, 24, 33, 96)), draw.choice((1, 2))
+    kernel, stride, dilation = two(1, 2, 3, 5), two(1, 1, 2, 3), two(1, 1, 2, 7)
+    padding, size = [draw.randint(0, 3) for _ in range(4)], two(1, 4, 9, 30)
+    out = output_size(size, kernel, stride, padding, dilation, False, ())
+    if min(out) < 1:
+        raise BinarizeError("size", size, "must give at least one output", "take a larger one")
+    x = torch.randn(samples, *size, channels).movedim(-1, 1)
+    scale, zero, y_zero = draw.choice((0.02, 0.5)), draw.choice((0, 7, 255)), draw.choice((0, 99))
+    y_scale = draw.choice((None, 0.1))
+    x = int8.quantized(x, scale, zero) if draw.random() < 0.5 else x
+    weight = torch.randint(-127, 128, (channels, 1, *kernel), dtype=torch.int8)
+    gain, bias = torch.randn(channels) / 64, torch.randn(channels) if draw.random() < 0.5 else None
+    limits = draw.choice((None, (0.0, 6.0)))
+    y = int8.reference(
+        *(x, scale, zero, weight, gain, bias, stride, padding, dilation, channels, False, (0, 0)),
+        *("none" if limits is None else "hardtanh", limits or (), y_scale, y_zero),
+    )
+    steps, given = x.stride(), x.dtype == torch.uint8
+    numbers = [samples, channels, *size, *out, *kernel, *stride, *padding[::2], *dilation]
+    numbers += [steps[0], *steps[2:], given, y_scale is not None, zero, y_zero]
+    low, high = limits or (-math.inf, math.inf)
+    inverse = 0.0 if y_scale is None else inverse_step(y_scale)
+    floats = torch.tensor([scale, inverse_step(scale), inverse, low, high])
+    blobs = [struct.pack(f"{len(numbers)}q", *numbers)]
+    for tensor in (floats, x.movedim(1, -1), weight, gain, bias, y.movedim(1, -1)):
+        data = b"" if tensor is None else tensor.contiguous().numpy().tobytes()
+        blobs += [struct.pack("q", -1 if tensor is None else len(data)), data]
+    return b"".join(blobs)
+
+
 def main(path: str, count: int = 300) -> None:
-    """Write ``count`` cases."""
+    """Write ``count`` cases of units, and as many depthwise convolutions."""
     torch.manual_seed(0)
     draw, cases = random.Random(0), []
     while len(cases) < count:
@@ -141,7 +185,12 @@ def main(path: str, count: int = 300) -> None:
             cases.append(encode(values, draw))
         except (BinarizeError, RuntimeError):
             continue  # a window larger than the feature map, or a reflection beyond it
-    Path(path).write_bytes(struct.pack("q", count) + b"".join(cases))
+    depthwise: list[bytes] = []
+    while len(depthwise) < count:
+        with contextlib.suppress(BinarizeError):
+            depthwise.append(encode_depthwise(draw))
+    number = struct.pack("q", count)
+    Path(path).write_bytes(number + b"".join(cases) + number + b"".join(depthwise))
 
 
 if __name__ == "__main__":

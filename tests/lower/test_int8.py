@@ -22,6 +22,8 @@ from binarize.graph.plan import Plan
 from binarize.graph.rewrite import apply_plan
 from binarize.kernels import native
 from binarize.kernels.int8 import _has_onednn, int8_layer
+from binarize.kernels.ops import run_unit
+from binarize.lower import fuse
 from binarize.lower.units import arguments, is_call
 from binarize.nn import BinaryLayer, Int8Layer
 from binarize.policy.loader import from_dict
@@ -168,6 +170,69 @@ def test_a_chain_hands_on_codes(image: Tensor, affine: bool) -> None:
     assert torch.equal(packed(last), packed(image))
 
 
+class Expanded(nn.Module):
+    """A 1-bit layer that 8-bit layers read."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.expand = nn.Sequential(nn.Conv2d(8, 24, 1), nn.BatchNorm2d(24), nn.ReLU())
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.other = nn.Conv2d(24, 24, 3, padding=1)
+        self.last = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.expand(self.first(x))
+        y = self.depthwise(x)
+        if self.what == "two readers":
+            y = y + self.other(x)
+        elif self.what == "a sum":
+            y = y + x
+        return self.last(y)
+
+
+@pytest.mark.parametrize("what", ["alone", "two readers", "a sum"])
+def test_a_unit_writes_codes_for_8_bit_layers(
+    image: Tensor, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = dict.fromkeys(("first", "depthwise", "other", "last"), "int8")
+    network = student(Expanded(what), image, overrides=overrides)
+    packed = binarize.pack(network)
+    found = packed(image)
+    (call,) = (arguments(node) for node in nodes(packed) if is_call(node, run_unit))
+    (reader,) = (
+        arguments(node)
+        for node in nodes(packed)
+        if is_call(node, int8_layer) and arguments(node)["groups"] == 24
+    )
+    if what == "a sum":
+        assert call["y_scale"] is None
+    else:
+        assert (call["y_scale"], call["y_zero"]) == (reader["x_scale"], reader["x_zero"])
+    # Rounding in the unit or in its reader is the same.
+    monkeypatch.setattr(fuse, "pass_codes", lambda recording: None)
+    plain = binarize.pack(network)
+    assert torch.equal(plain(image), found)
+    calls = [arguments(node) for node in nodes(plain) if is_call(node, run_unit, int8_layer)]
+    assert all(given["y_scale"] is None for given in calls)
+    binarize.save(packed, tmp_path / "programs.safetensors")
+    assert torch.equal(binarize.load(tmp_path / "programs.safetensors")(image), found)
+
+
+def test_calls_without_later_arguments_are_understood(image: Tensor) -> None:
+    """Files of earlier versions hold calls without what was added at the end since."""
+    packed = binarize.pack(student(Expanded("a sum"), image, overrides={"first": "int8"}))
+    packed(image)
+    for node in nodes(packed):
+        if not is_call(node, run_unit):
+            continue
+        given = arguments(node)
+        node.args = node.args[:25]
+        assert arguments(node) == given
+        assert (given["y_scale"], given["y_zero"]) == (None, 0)
+
+
 @pytest.mark.parametrize("what", WHAT)
 def test_what_follows_a_layer(image: Tensor, what: str) -> None:
     network = eight(Shaped(what), image)
@@ -289,12 +354,12 @@ def test_the_reference_gives_the_same(image: Tensor, monkeypatch: pytest.MonkeyP
     made = eight(chain(), image)
     wanted = binarize.pack(made)(image)
     monkeypatch.setenv(native.ENVIRONMENT, "reference")
-    native.codes.cache_clear()
+    native.int8_kernels.cache_clear()
     try:
-        assert native.codes() is None
+        assert native.int8_kernels() is None
         found = binarize.pack(made)(image)
     finally:
-        native.codes.cache_clear()
+        native.int8_kernels.cache_clear()
         _has_onednn.cache_clear()
     assert ((found - wanted).abs() < 1e-5).float().mean() > 0.99
 

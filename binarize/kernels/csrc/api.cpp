@@ -73,6 +73,51 @@ bool is_valid(const BinarizeGeometry& g) {
   return true;
 }
 
+bool is_valid(const BinarizeInt8Depthwise& g) {
+  if (g.samples < 0 || g.channels < 1) return false;
+  for (int d = 0; d < 2; ++d) {
+    if (g.in_size[d] < 1 || g.out_size[d] < 1 || g.kernel[d] < 1 || g.stride[d] < 1 ||
+        g.dilation[d] < 1)
+      return false;
+  }
+  return g.kernel[0] <= BINARIZE_DEPTH_MAX_ROWS &&
+         g.kernel[1] <= BINARIZE_DEPTH_MAX_TAPS / g.kernel[0] && g.in_zero >= 0 &&
+         g.in_zero <= 255 && g.out_zero >= 0 && g.out_zero <= 255;
+}
+
+// One set's functions.
+struct Kernels {
+  decltype(&binarize_unit_scalar) unit;
+  decltype(&binarize_codes_scalar) codes;
+  decltype(&binarize_int8_depthwise_scalar) depthwise;
+};
+
+#define BINARIZE_KERNELS_OF(name) \
+  { binarize_unit_##name, binarize_codes_##name, binarize_int8_depthwise_##name }
+
+Kernels kernels_of(int32_t set) {
+  switch (set) {
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      return BINARIZE_KERNELS_OF(avx2);
+#endif
+#if defined(BINARIZE_WITH_AVX512)
+    case BINARIZE_AVX512:
+      return BINARIZE_KERNELS_OF(avx512);
+#endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      return BINARIZE_KERNELS_OF(avx512bw);
+#endif
+#if defined(BINARIZE_WITH_NEON)
+    case BINARIZE_NEON:
+      return BINARIZE_KERNELS_OF(neon);
+#endif
+    default:
+      return BINARIZE_KERNELS_OF(scalar);
+  }
+}
+
 }  // namespace
 
 int32_t binarize_abi(void) { return BINARIZE_ABI; }
@@ -98,7 +143,7 @@ void binarize_parallel(void (*body)(void*), void* data, unsigned threads, unsign
   const HMODULE runtime = GetModuleHandleA("libiomp5md.dll");
   if (!runtime) return body(data);
   auto thread_number =
-      (int32_t (*)(Location*))(void*)GetProcAddress(runtime, "__kmpc_global_thread_num");
+      (int32_t(*)(Location*))(void*)GetProcAddress(runtime, "__kmpc_global_thread_num");
   auto request = (void (*)(Location*, int32_t, int32_t))(void*)GetProcAddress(
       runtime, "__kmpc_push_num_threads");
   auto fork =
@@ -184,55 +229,28 @@ int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const*
   if (!g || threads < 1 || !is_valid(*g)) return BINARIZE_BAD_GEOMETRY;
   if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;
   if (g->samples == 0) return BINARIZE_OK;
-  switch (set) {
-#if defined(BINARIZE_WITH_AVX2)
-    case BINARIZE_AVX2:
-      return binarize_unit_avx2(*g, tensors, threads, runner);
-#endif
-#if defined(BINARIZE_WITH_AVX512)
-    case BINARIZE_AVX512:
-      return binarize_unit_avx512(*g, tensors, threads, runner);
-#endif
-#if defined(BINARIZE_WITH_AVX512BW)
-    case BINARIZE_AVX512BW:
-      return binarize_unit_avx512bw(*g, tensors, threads, runner);
-#endif
-#if defined(BINARIZE_WITH_NEON)
-    case BINARIZE_NEON:
-      return binarize_unit_neon(*g, tensors, threads, runner);
-#endif
-    default:
-      return binarize_unit_scalar(*g, tensors, threads, runner);
-  }
+  return kernels_of(set).unit(*g, tensors, threads, runner);
 }
 
 int32_t binarize_codes(int32_t set, const float* x, int64_t count, float inverse, int32_t zero,
                        uint8_t* codes) {
   if (count < 0 || zero < 0 || zero > 255) return BINARIZE_BAD_GEOMETRY;
   if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;
-  switch (set) {
-#if defined(BINARIZE_WITH_AVX2)
-    case BINARIZE_AVX2:
-      binarize_codes_avx2(x, count, inverse, zero, codes);
-      break;
-#endif
-#if defined(BINARIZE_WITH_AVX512)
-    case BINARIZE_AVX512:
-      binarize_codes_avx512(x, count, inverse, zero, codes);
-      break;
-#endif
-#if defined(BINARIZE_WITH_AVX512BW)
-    case BINARIZE_AVX512BW:
-      binarize_codes_avx512bw(x, count, inverse, zero, codes);
-      break;
-#endif
-#if defined(BINARIZE_WITH_NEON)
-    case BINARIZE_NEON:
-      binarize_codes_neon(x, count, inverse, zero, codes);
-      break;
-#endif
-    default:
-      binarize_codes_scalar(x, count, inverse, zero, codes);
-  }
+  kernels_of(set).codes(x, count, inverse, zero, codes);
+  return BINARIZE_OK;
+}
+
+int64_t binarize_int8_depthwise_scratch(const BinarizeInt8Depthwise* g, int64_t threads) {
+  if (!g || threads < 1 || !is_valid(*g)) return -1;
+  return binarize_depthwise_bytes(*g, threads);
+}
+
+int32_t binarize_int8_depthwise(int32_t set, const BinarizeInt8Depthwise* g,
+                                const void* const* tensors, int64_t threads,
+                                BinarizeRunner runner) {
+  if (!g || threads < 1 || !is_valid(*g)) return BINARIZE_BAD_GEOMETRY;
+  if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;
+  if (g->samples == 0) return BINARIZE_OK;
+  kernels_of(set).depthwise(*g, tensors, threads, runner);
   return BINARIZE_OK;
 }

@@ -96,6 +96,16 @@ inline void expand(const uint64_t* plane, int planes, int32_t* out) {
 #include "parallel.inc.hpp"
 #include "plan.inc.hpp"
 
+#define BINARIZE_BYTES
+inline Ints widen_bytes(const uint8_t* from) {
+  return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+}
+inline void narrow_to_bytes(Ints v, uint8_t* to) {
+  const __m256i x = (__m256i)v;
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(words, words));
+}
+
 inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* offsets, int64_t reads,
                        const uint64_t* weight, int64_t, int32_t* out, int64_t stride,
                        int64_t lanes) {
@@ -175,10 +185,12 @@ inline Floats pair_sums(Floats a, Floats b) {
 #include "bits.inc.hpp"
 #include "table.inc.hpp"
 #include "bypass.inc.hpp"
+#include "bytes.inc.hpp"
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
 #include "convolve.inc.hpp"
+#include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
@@ -186,3 +198,4 @@ BINARIZE_SET(avx2) { return run_unit(g, tensors, threads, runner); }
 BINARIZE_PREPARED(avx2) { return prepared_bytes(g); }
 BINARIZE_PREPARE(avx2) { prepare_weight(g, weight, prepared); }
 BINARIZE_CODES(avx2) { write_codes(x, count, inverse, zero, codes); }
+BINARIZE_DEPTHWISE(avx2) { run_depthwise(g, tensors, threads, runner); }

@@ -65,12 +65,15 @@ inline void count_tile(int64_t wide, const uint64_t* const* pixel, const int64_t
 #include "bits.inc.hpp"
 #include "table.inc.hpp"
 #include "bypass.inc.hpp"
+#include "bytes.inc.hpp"
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
 #include "convolve.inc.hpp"
+#include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
 BINARIZE_SET(avx512) { return run_unit(g, tensors, threads, runner); }
 BINARIZE_CODES(avx512) { write_codes(x, count, inverse, zero, codes); }
+BINARIZE_DEPTHWISE(avx512) { run_depthwise(g, tensors, threads, runner); }

@@ -98,3 +98,12 @@ inline uint64_t not_less(Floats x, Floats t) {
   return _mm512_cmp_ps_mask((__m512)x, (__m512)t, _CMP_NLT_UQ);
 }
 inline Floats magnitude(Floats x) { return (Floats)_mm512_abs_ps((__m512)x); }
+
+// Bytes of 8-bit codes.
+#define BINARIZE_BYTES
+inline Ints widen_bytes(const uint8_t* from) {
+  return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+}
+inline void narrow_to_bytes(Ints v, uint8_t* to) {
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
+}

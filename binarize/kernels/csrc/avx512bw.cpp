@@ -63,10 +63,12 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 #include "bits.inc.hpp"
 #include "table.inc.hpp"
 #include "bypass.inc.hpp"
+#include "bytes.inc.hpp"
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
 #include "convolve.inc.hpp"
+#include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
@@ -74,3 +76,4 @@ BINARIZE_SET(avx512bw) { return run_unit(g, tensors, threads, runner); }
 BINARIZE_PREPARED(avx512bw) { return prepared_bytes(g); }
 BINARIZE_PREPARE(avx512bw) { prepare_weight(g, weight, prepared); }
 BINARIZE_CODES(avx512bw) { write_codes(x, count, inverse, zero, codes); }
+BINARIZE_DEPTHWISE(avx512bw) { run_depthwise(g, tensors, threads, runner); }

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-enum { BINARIZE_ABI = 4 };
+enum { BINARIZE_ABI = 5 };
 
 /* Counts up when the order of bits in a packed weight changes (layout.py). */
 enum { BINARIZE_LAYOUT = 1 };
@@ -72,6 +72,9 @@ enum BinarizeTensor {
   BINARIZE_ACT_SHIFT,     /* or null */
   BINARIZE_ACT_SLOPE,     /* or null */
   BINARIZE_ACT_OUT_SHIFT, /* or null */
+  /* Two numbers, the inverse of the step and the code of zero, with which the result is written as
+     codes of an 8-bit layer (uint8); or null. */
+  BINARIZE_CODING,
   BINARIZE_RESULT,
   BINARIZE_RESULT_MEANS, /* or null */
   BINARIZE_SCRATCH,
@@ -111,6 +114,38 @@ BINARIZE_API int32_t binarize_unit(int32_t instruction_set, const BinarizeGeomet
 /* Codes for 8-bit layers: clip(round(x * inverse) + zero, 0, 255), ties to even. */
 BINARIZE_API int32_t binarize_codes(int32_t instruction_set, const float* x, int64_t count,
                                     float inverse, int32_t zero, uint8_t* codes);
+
+/* A depthwise convolution on 8-bit codes, of float32 feature maps or of codes (uint8), whose
+   channels are contiguous: y = clip(gain * in_step * sum((code - in_zero) * weight) + bias, least,
+   most). Sizes are (y, x); the result is contiguous. */
+typedef struct {
+  int64_t samples, channels;
+  int64_t in_size[2], out_size[2], kernel[2], stride[2], before[2], dilation[2];
+  int64_t in_stride[3]; /* of n, y, x in elements */
+  int64_t in_codes, out_codes, in_zero, out_zero;
+  float in_step, in_inverse, out_inverse, least, most;
+} BinarizeInt8Depthwise;
+
+enum BinarizeDepthTensor {
+  BINARIZE_DEPTH_INPUT,
+  BINARIZE_DEPTH_WEIGHT, /* int8 (channel, y, x) */
+  BINARIZE_DEPTH_GAIN,
+  BINARIZE_DEPTH_BIAS, /* or null */
+  BINARIZE_DEPTH_RESULT,
+  BINARIZE_DEPTH_SCRATCH
+};
+
+/* The largest kernel: sums of more taps might not be exact. */
+enum { BINARIZE_DEPTH_MAX_ROWS = 32, BINARIZE_DEPTH_MAX_TAPS = 513 };
+
+/* Bytes of scratch memory that a call needs, or -1 if the geometry is refused. */
+BINARIZE_API int64_t binarize_int8_depthwise_scratch(const BinarizeInt8Depthwise* geometry,
+                                                     int64_t threads);
+/* Runs it; `runner` may be null. */
+BINARIZE_API int32_t binarize_int8_depthwise(int32_t instruction_set,
+                                             const BinarizeInt8Depthwise* geometry,
+                                             const void* const* tensors, int64_t threads,
+                                             BinarizeRunner runner);
 
 #ifdef __cplusplus
 }

@@ -57,7 +57,9 @@ static void begin_block(const Call& c, int64_t n, const ThreadScratch& scratch, 
   b.scale = p.scale + n * g.out_channels;
   b.offset = c.floats(BINARIZE_OFFSET);
   b.shift = w.act[0], b.slope = w.act[1], b.out_shift = w.act[2];
-  b.y_step = every * g.out_channels;
+  b.coding = c.floats(BINARIZE_CODING);
+  b.element = b.coding ? 1 : sizeof(float);
+  b.y_step = every * g.out_channels * b.element;
   b.residual_step = g.residuals == 1 ? every * g.residual[3] : g.out_channels;
   b.copies = p.bypass_copies;
   b.segments = p.bypass_straight ? g.sources : 1;
@@ -95,9 +97,9 @@ static __attribute__((noinline)) void place_block(const Call& c, int64_t n, int6
     const int64_t count = min(fx.out - x, b.pixels - i);
     for (int64_t k = 0; k < count; ++k) pixel[i + k] = w.base + (bits + k * step) * w.element;
     Run run = {};
-    run.y = (float*)c.tensors[BINARIZE_RESULT] +
+    run.y = (uint8_t*)c.tensors[BINARIZE_RESULT] +
             (((n * g.out_size[0] + out[0]) * g.out_size[1] + out[1]) * g.out_size[2] + out[2]) *
-                b.channels;
+                b.channels * b.element;
     if (g.residuals == 1) {
       const int64_t* s = g.residual;
       run.residual = c.residual(0) + n * s[0] + out[0] * s[1] + out[1] * s[2] + out[2] * s[3];
@@ -240,7 +242,8 @@ static void begin_work(const Call& c, Work& w) {
     w.act[i] = neutral;
     neutral += g.out_channels;
   }
-  w.finish = choose_finish(g.bypass != BINARIZE_NONE, g.residuals > 0, active);
+  w.finish = choose_finish(g.bypass != BINARIZE_NONE, g.residuals > 0, active,
+                           tensors[BINARIZE_CODING] != nullptr);
   w.base = p.coded ? p.codes : (const uint8_t*)(p.gathered ? p.strings : p.bits);
   w.element = p.coded ? 1 : 8;
   w.line[2] = p.coded ? p.code_pixel : p.gathered ? g.groups * p.string_words : p.words;

@@ -9,7 +9,7 @@ struct Run {
   const int32_t* table;
   const float* bypass[kSegments + 1];
   const float* residual;
-  float* y;
+  uint8_t* y;
 };
 
 // Channels whose bypass is in one place.
@@ -26,7 +26,9 @@ struct Block {
   // The segments repeat `copies` times; one more follows them, the rest.
   Segment segment[kSegments + 1];
   int64_t segments, copies;
+  int64_t element;  // bytes of a result
   int64_t y_step, residual_step;
+  const float* coding;  // of results that are codes
   int64_t runs;
   Run run[kMaxBlockPixels];
 };
@@ -42,7 +44,7 @@ static inline __attribute__((always_inline)) F to_floats(I v) {
 
 // All pixels of a block and `kWide` vectors of channels, starting at channel `o`, `inner` floats
 // after the start of their segment.
-template <class F, class I, int kWide, bool kBypass, bool kResidual, bool kActivation>
+template <class F, class I, int kWide, bool kBypass, bool kResidual, bool kActivation, bool kCodes>
 static inline __attribute__((always_inline)) void finish_channels(const Block& b, int64_t segment,
                                                                   int64_t o, int64_t inner) {
   constexpr int64_t lanes = (int64_t)(sizeof(F) / sizeof(float));
@@ -59,13 +61,15 @@ static inline __attribute__((always_inline)) void finish_channels(const Block& b
       out_shift[w] = load_as<F>(b.out_shift + at);
     }
   }
+  const Coding coding(kCodes ? b.coding[0] : 0, kCodes ? (int32_t)b.coding[1] : 0);
+  constexpr int64_t element = kCodes ? 1 : sizeof(float);
   const int32_t* counts = b.counts + o;
   const int64_t count_stride = b.count_stride, y_step = b.y_step;
   const int64_t bypass_step = b.segment[segment].step, residual_step = b.residual_step;
   for (int64_t r = 0; r < b.runs; ++r) {
     const Run& run = b.run[r];
     const int32_t* table = run.table + o;
-    float* y = run.y + o;
+    uint8_t* y = run.y + o * element;
     const float* bypass = kBypass ? run.bypass[segment] + inner : nullptr;
     const float* residual = kResidual ? run.residual + o : nullptr;
     for (int64_t i = 0; i < run.pixels; ++i, counts += count_stride, y += y_step) {
@@ -80,7 +84,11 @@ static inline __attribute__((always_inline)) void finish_channels(const Block& b
           v = v > zero ? v : v * slope[w];
           v += out_shift[w];
         }
-        __builtin_memcpy(y + w * lanes, &v, sizeof(v));
+        if (kCodes) {
+          write_lanes(coding, v, y + w * lanes);
+        } else {
+          __builtin_memcpy(y + w * sizeof(v), &v, sizeof(v));
+        }
         sums[w] += v;
       }
     }
@@ -94,48 +102,63 @@ static inline __attribute__((always_inline)) void finish_channels(const Block& b
 }
 
 // Channels that do not fill a register use smaller ones.
-template <bool kBypass, bool kResidual, bool kActivation>
+template <bool kBypass, bool kResidual, bool kActivation, bool kCodes>
 static inline __attribute__((always_inline)) void finish_segment(const Block& b, int64_t segment,
                                                                  int64_t from, int64_t channels) {
   int64_t k = 0;
   for (; k + kFinish * kLanes <= channels; k += kFinish * kLanes) {
-    finish_channels<Floats, Ints, kFinish, kBypass, kResidual, kActivation>(b, segment, from + k,
-                                                                            k);
+    finish_channels<Floats, Ints, kFinish, kBypass, kResidual, kActivation, kCodes>(b, segment,
+                                                                                    from + k, k);
   }
   for (; k + 2 * kLanes <= channels; k += 2 * kLanes) {
-    finish_channels<Floats, Ints, 2, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<Floats, Ints, 2, kBypass, kResidual, kActivation, kCodes>(b, segment, from + k,
+                                                                              k);
   }
   for (; k + kLanes <= channels; k += kLanes) {
-    finish_channels<Floats, Ints, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<Floats, Ints, 1, kBypass, kResidual, kActivation, kCodes>(b, segment, from + k,
+                                                                              k);
   }
   for (; k + 8 <= channels; k += 8) {
-    finish_channels<Floats8, Ints8, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<Floats8, Ints8, 1, kBypass, kResidual, kActivation, kCodes>(b, segment,
+                                                                                from + k, k);
   }
   for (; k + 4 <= channels; k += 4) {
-    finish_channels<Floats4, Ints4, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<Floats4, Ints4, 1, kBypass, kResidual, kActivation, kCodes>(b, segment,
+                                                                                from + k, k);
   }
   for (; k < channels; ++k) {
-    finish_channels<float, int32_t, 1, kBypass, kResidual, kActivation>(b, segment, from + k, k);
+    finish_channels<float, int32_t, 1, kBypass, kResidual, kActivation, kCodes>(b, segment,
+                                                                                from + k, k);
   }
 }
 
-template <bool kBypass, bool kResidual, bool kActivation>
+template <bool kBypass, bool kResidual, bool kActivation, bool kCodes>
 static void finish_block(const Block& b) {
   int64_t from = 0;
   for (int64_t i = 0; i < b.copies * b.segments + 1; ++i) {
     const int64_t s = i < b.copies * b.segments ? i % b.segments : kSegments;
-    finish_segment<kBypass, kResidual, kActivation>(b, s, from, b.segment[s].channels);
+    finish_segment<kBypass, kResidual, kActivation, kCodes>(b, s, from, b.segment[s].channels);
     from += b.segment[s].channels;
   }
 }
 
 typedef void (*Finish)(const Block&);
 
-static Finish choose_finish(bool bypass, bool residual, bool activation) {
-  static constexpr Finish all[2][2][2] = {
-      {{finish_block<false, false, false>, finish_block<false, false, true>},
-       {finish_block<false, true, false>, finish_block<false, true, true>}},
-      {{finish_block<true, false, false>, finish_block<true, false, true>},
-       {finish_block<true, true, false>, finish_block<true, true, true>}}};
-  return all[bypass][residual][activation];
+template <bool kBypass, bool kResidual>
+static Finish choose_finish(bool activation, bool codes) {
+  if (codes) {
+    return activation ? finish_block<kBypass, kResidual, true, true>
+                      : finish_block<kBypass, kResidual, false, true>;
+  }
+  return activation ? finish_block<kBypass, kResidual, true, false>
+                    : finish_block<kBypass, kResidual, false, false>;
+}
+
+static Finish choose_finish(bool bypass, bool residual, bool activation, bool codes) {
+  if (bypass) {
+    return residual ? choose_finish<true, true>(activation, codes)
+                    : choose_finish<true, false>(activation, codes);
+  }
+  return residual ? choose_finish<false, true>(activation, codes)
+                  : choose_finish<false, false>(activation, codes);
 }

@@ -131,12 +131,15 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 #include "bits.inc.hpp"
 #include "table.inc.hpp"
 #include "bypass.inc.hpp"
+#include "bytes.inc.hpp"
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
 #include "convolve.inc.hpp"
+#include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
 BINARIZE_SET(neon) { return run_unit(g, tensors, threads, runner); }
 BINARIZE_CODES(neon) { write_codes(x, count, inverse, zero, codes); }
+BINARIZE_DEPTHWISE(neon) { run_depthwise(g, tensors, threads, runner); }

@@ -544,6 +544,7 @@ OrtStatus* compute(void* kernel, OrtContext* context) {
   table[BINARIZE_ACT_SHIFT] = fixed[kActShift].data;
   table[BINARIZE_ACT_SLOPE] = fixed[kActSlope].data;
   table[BINARIZE_ACT_OUT_SHIFT] = fixed[kActOutShift].data;
+  table[BINARIZE_CODING] = nullptr;
   table[BINARIZE_RESULT] = y;
   table[BINARIZE_RESULT_MEANS] = y_means;
   table[BINARIZE_SCRATCH] = memory;

@@ -131,6 +131,8 @@ static inline int64_t row_codes(const BinarizeGeometry& g, int64_t bits) {
   return ceil_div(g.in_channels / g.groups * (g.folded ? g.kernel[2] : 1), bits);
 }
 
+struct Call;
+
 struct Plan {
   int64_t words;          // per pixel, all channels
   int64_t before[3];      // padding of the bits
@@ -158,7 +160,7 @@ struct Plan {
   int64_t bypass_rest;     // channels that are means
   int64_t patterns[3];     // at most so many windows that hang over the border differently
   // Scratch memory.
-  Stage* stages;
+  Stage<Call>* stages;
   float *level, *scale, *sum_part, *thread_memory;
   double *mean_part, *deviation;
   uint64_t *flip, *bits, *strings, *depth_weight;
@@ -281,7 +283,7 @@ static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means,
   };
   const int64_t n = g.samples, c = g.in_channels, o = g.out_channels;
   const int64_t pixels = n * p.padded[0] * p.padded[1];
-  p.stages = (Stage*)take((int64_t)sizeof(Stage) * (3 + p.phases));
+  p.stages = (Stage<Call>*)take((int64_t)sizeof(Stage<Call>) * (3 + p.phases));
   p.level = (float*)take(4 * n * c);
   p.mean_part = (double*)take(8 * p.mean_rows * c);
   p.scale = (float*)take(4 * (n + 3) * o);

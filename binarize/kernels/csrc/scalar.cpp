@@ -77,10 +77,12 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 #include "bits.inc.hpp"
 #include "table.inc.hpp"
 #include "bypass.inc.hpp"
+#include "bytes.inc.hpp"
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
 #include "convolve.inc.hpp"
+#include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
@@ -101,3 +103,8 @@ int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads) {
 
 int64_t binarize_layout_bytes(const BinarizeGeometry& g) { return portable_bytes(g); }
 BINARIZE_CODES(scalar) { write_codes(x, count, inverse, zero, codes); }
+BINARIZE_DEPTHWISE(scalar) { run_depthwise(g, tensors, threads, runner); }
+
+int64_t binarize_depthwise_bytes(const BinarizeInt8Depthwise& g, int64_t threads) {
+  return 64 + 4 * threads * depth_plan(g, threads).slot_floats;
+}

@@ -22,6 +22,11 @@
   void binarize_codes_##name(const float* x, int64_t count, float inverse, int32_t zero, \
                              uint8_t* codes)
 
+// Runs a depthwise convolution, and its scratch memory, which is the same for all sets.
+#define BINARIZE_DEPTHWISE(name)                                                                  \
+  void binarize_int8_depthwise_##name(const BinarizeInt8Depthwise& g, const void* const* tensors, \
+                                      int64_t threads, BinarizeRunner runner)
+
 BINARIZE_PREPARED(avx2);
 BINARIZE_PREPARE(avx2);
 BINARIZE_PREPARED(avx512bw);
@@ -36,8 +41,14 @@ BINARIZE_CODES(avx2);
 BINARIZE_CODES(avx512);
 BINARIZE_CODES(avx512bw);
 BINARIZE_CODES(neon);
+BINARIZE_DEPTHWISE(scalar);
+BINARIZE_DEPTHWISE(avx2);
+BINARIZE_DEPTHWISE(avx512);
+BINARIZE_DEPTHWISE(avx512bw);
+BINARIZE_DEPTHWISE(neon);
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads);
 int64_t binarize_layout_bytes(const BinarizeGeometry& g);
+int64_t binarize_depthwise_bytes(const BinarizeInt8Depthwise& g, int64_t threads);
 
 #endif
