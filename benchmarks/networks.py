@@ -84,14 +84,14 @@ NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], int]] = {
 class Case:
     """A network in all versions, and the input image."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, policy: str, folder: Path) -> None:
         _, make, side = NETWORKS[name]
         torch.manual_seed(0)
         images = [torch.randn(2, 3, side, side) for _ in range(2)]
         self.image = images[0][:1].contiguous(memory_format=torch.channels_last)
 
         def student() -> nn.Module:
-            made = binarize.convert(self.subject.network, example_inputs=self.image)
+            made = binarize.convert(self.subject.network, policy, example_inputs=self.image)
             return binarize.recalibrate(made, images).eval()
 
         self.subject = Subject(
@@ -297,6 +297,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2]
     )
+    parser.add_argument("--policy", default="bidense", help="of the packed network")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--least", type=float, default=0.1, help="minimum seconds per turn")
     parser.add_argument("--profile", action="store_true", help="profile the packed network")
@@ -308,7 +309,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for name in given.networks:
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-            case = Case(name, Path(folder))
+            case = Case(name, given.policy, Path(folder))
             for threads in given.threads:
                 torch.set_num_threads(threads)
                 torch.compiler.reset()
