@@ -191,6 +191,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         ema=args.ema,
         lr_factors=dict(args.lr_factor) or None,
         two_steps=args.two_steps,
+        progressive=args.progressive,
+        optimizer=None if args.bop is None else _bop(dict(args.bop)),
         flips=args.flips,
         callbacks=[] if args.patience is None else [EarlyStopping(args.patience)],
         distillation=distillation,
@@ -235,6 +237,15 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     out.print(f"numbers  {args.output / 'metrics.json'}", wrap=False)
     out.emit(record)
     return None
+
+
+def _bop(given: dict[str, Any]) -> Any:
+    from binarize.train import Bop
+
+    for name in given:
+        if name not in ("rate", "threshold"):
+            raise BinarizeError("bop", name, "unknown name", "use rate, threshold")
+    return Bop(**given)
 
 
 def _check(args: argparse.Namespace) -> None:

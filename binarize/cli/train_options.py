@@ -181,6 +181,19 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "activations from the start",
     )
     group.add_argument(
+        "--progressive",
+        action="store_true",
+        help="with --two-steps: binarize the weights of one layer after the other",
+    )
+    group.add_argument(
+        "--bop",
+        type=pair,
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="flip signs of binary weights by Bop instead of training latent ones; rate (default "
+        "1e-3) and threshold (1e-6)",
+    )
+    group.add_argument(
         "--lr-factor",
         type=pair,
         action="append",

@@ -7,9 +7,9 @@ with codes :math:`q = \operatorname{clip}(\operatorname{round}(x / s_x) + z_x, 0
 (which may already be given as codes), codes w of the weight, factors g and constants b per output
 channel, and an activation f. The result is floating point, or codes again. Sums are integers.
 
-On the CPU, the C library computes depthwise convolutions, and oneDNN the others if this torch has its
-quantized operators. Otherwise, and for transposed convolutions, plain torch does, with integers stored
-as floating-point numbers.
+On the CPU, the C library computes depthwise convolutions, and oneDNN the others if this torch has
+its quantized operators. Otherwise, and for transposed convolutions, plain torch does, with integers
+stored as floating-point numbers.
 """
 
 from __future__ import annotations

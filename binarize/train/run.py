@@ -69,7 +69,8 @@ def run(
     scheduled: list[Any] = [m for m in trainer.student.modules() if hasattr(m, "set_progress")]
     two = None
     if trainer.two_steps is not None:
-        two = TwoSteps(trainer.student, trainer.two_steps, optimizer, trainer.weight_decay)
+        decay = trainer.weight_decay
+        two = TwoSteps(trainer.student, trainer.two_steps, optimizer, decay, trainer.progressive)
         scheduled.append(two)
     loader = open_loader(train_loader, trainer.device, trainer.seed, training=True)
     steps = len(loader)

@@ -153,19 +153,22 @@ class TwoSteps:
     Applies to layers with a method ``use_float_weights(on)``. In the first step latent weights act
     as float weights and decay like those of float layers; in the second they do not decay, because
     only their signs are used (Martinez, Yang, Bulat, Tzimiropoulos 2020, section 4.2; Liu et al.
-    2021).
+    2021). Progressively, one layer after the other is switched during the first step, in the order
+    of the modules: of n layers, the i-th at i/n of it; latent weights decay until the first is.
 
     Args:
         network: The student.
         share: Fraction of the training with float weights, between 0 and 1.
         optimizer: Its group "latent" gets the weight decay of each step.
         weight_decay: For weights of float layers.
+        progressive: Whether layers are switched one after the other.
 
     Attributes:
-        first: Whether the first step is on.
+        first: Whether the first step is on: some weights are float.
 
     Raises:
-        BinarizeError: The share is out of range, or no layer can be switched.
+        BinarizeError: The share is out of range.
+        ModelError: No layer can be switched.
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class TwoSteps:
         share: float,
         optimizer: torch.optim.Optimizer,
         weight_decay: float,
+        progressive: bool = False,
     ) -> None:
         if not 0 < share < 1:
             raise BinarizeError("two_steps", share, "must be between 0 and 1", "use e.g. 0.5")
@@ -190,22 +194,28 @@ class TwoSteps:
         self.share = share
         self.optimizer = optimizer
         self.weight_decay = weight_decay
+        self.progressive = progressive
         self.first = False
+        self._binary = len(self.layers)  # of the layers, from the first on
 
     def set_progress(self, done: float) -> None:
-        """Switch if it is due at training progress ``done``."""
-        first = done < self.share
-        if first != self.first:
-            self._switch(first)
+        """Switch what is due at training progress ``done``."""
+        count = len(self.layers)
+        if done >= self.share:
+            self._switch(count)
+        else:
+            self._switch(int(count * done / self.share) if self.progressive else 0)
         for group in self.optimizer.param_groups:
             if group.get("name") == "latent":
-                group["weight_decay"] = self.weight_decay if first else 0.0
+                group["weight_decay"] = 0.0 if self._binary else self.weight_decay
 
-    def _switch(self, first: bool) -> None:
-        self.first = first
-        for layer in self.layers:
-            layer.use_float_weights(first)
+    def _switch(self, binary: int) -> None:
+        self.first = binary < len(self.layers)
+        if binary != self._binary:
+            self._binary = binary
+            for place, layer in enumerate(self.layers):
+                layer.use_float_weights(place >= binary)
 
     def end(self) -> None:
         """Switch to binary weights, wherever training has ended."""
-        self._switch(False)
+        self._switch(len(self.layers))

@@ -33,7 +33,7 @@ def describe_run(
     names = (
         *("epochs", "seed", "lr", "weight_decay", "latent_weight_decay", "warmup", "clip"),
         *("accumulate", "bf16", "compile", "val_every", "balance", "ema", "sam"),
-        *("lr_factors", "two_steps", "flips"),
+        *("lr_factors", "two_steps", "progressive", "flips"),
     )
     optimizer, scheduler = trainer.factories
     return {

@@ -12,6 +12,7 @@ from torch import nn
 
 from binarize.errors import BinarizeError, DataError
 from binarize.train.batches import batch_image, open_loader
+from binarize.train.bop import Bop
 from binarize.train.checkpoint import checkpoint_path, parse_every, reject_other_run, stamp
 from binarize.train.checks import (
     check_devices,
@@ -82,10 +83,13 @@ class Trainer:
             weights; then both are binary, and latent weights no longer decay. Validation in the
             first step uses the float weights and never counts as the best. None:
             both binary from the start.
+        progressive: With ``two_steps``, one layer's weights after the other become binary during
+            the first step, in the order of the modules, instead of all at its end.
         flips: Record in the history the fraction of binary weights that changed sign in each epoch:
             ``flip_ratio``, and per layer ``flips``.
-        optimizer: Creates the optimizer from (parameter groups, ``lr``); None is AdamW. The groups
-            have their ``weight_decay``.
+        optimizer: Creates the optimizer from (parameter groups, ``lr``); None is AdamW, and
+            :class:`~binarize.train.bop.Bop` flips binary weights. The groups have their
+            ``weight_decay``.
         scheduler: Creates the scheduler from (optimizer, number of updates), which steps once per
             update; None is OneCycle.
         callbacks: Called after each epoch with (trainer, its history entry); see
@@ -151,6 +155,7 @@ class Trainer:
         ema: float | None = None,
         lr_factors: Mapping[str, float] | None = None,
         two_steps: float | None = None,
+        progressive: bool = False,
         flips: bool = False,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
@@ -215,7 +220,16 @@ class Trainer:
         self.sam = sam
         self.ema = ema
         self.lr_factors = None if lr_factors is None else dict(lr_factors)
+        if progressive and two_steps is None:
+            raise BinarizeError(
+                "progressive", True, "is a way of two_steps", "give two_steps as well, e.g. 0.5"
+            )
+        if isinstance(optimizer, Bop) and two_steps is not None:
+            raise BinarizeError(
+                "two_steps", two_steps, "trains float weights, which Bop only flips", "omit one"
+            )
         self.two_steps = two_steps
+        self.progressive = progressive
         self.flips = flips
         self.bf16 = launched_bf16() if bf16 is None else bf16
         self.compile = compile

@@ -94,7 +94,13 @@ def test_schedules_by_option(run, tmp_path: Path) -> None:
         "epoch-0001.pt",
         "epoch-0002.pt",
     }
-    for wrong in (("--lr-factor", "latents=1"), ("--two-steps", 2), ("--save-every", "soon")):
+    answer = run(*words, "--bop", "rate=0.01", "--flips", "--output", tmp_path / "bop")
+    assert answer.code == 0, answer.err
+    for wrong in (
+        *(("--lr-factor", "latents=1"), ("--two-steps", 2), ("--save-every", "soon")),
+        *(("--progressive",), ("--bop", "speed=1"), ("--bop", "threshold=-1")),
+    ):
         answer = run(*words, *wrong, "--output", tmp_path / "b")
         assert answer.code == 1
-        assert wrong[0][2:].partition("-")[0] in answer.err
+        named = {"--bop": wrong[-1].partition("=")[0]} if wrong[0] == "--bop" else {}
+        assert named.get(wrong[0], wrong[0][2:].partition("-")[0]) in answer.err

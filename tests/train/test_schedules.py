@@ -101,6 +101,35 @@ def test_two_steps(tmp_path: Path) -> None:
     assert measured["mIoU"] == pytest.approx(history[-1]["mIoU"], abs=1e-6)
 
 
+def test_layers_become_binary_one_after_the_other() -> None:
+    network = _network()
+    layers = _layers(network)
+    seen: list[tuple[list[bool], float]] = []
+
+    class Watch(SilentProgress):
+        def step(self, epoch: int, step: int, loss: float | None) -> None:
+            groups = {g["name"]: g["weight_decay"] for g in optimizers[0].param_groups}
+            seen.append(([layer.float_weights for layer in layers], groups["latent"]))
+
+    optimizers: list[torch.optim.Optimizer] = []
+
+    def make(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        optimizers.append(torch.optim.AdamW(groups, lr))
+        return optimizers[0]
+
+    options: dict[str, Any] = {"optimizer": make, "weight_decay": 0.25, "progress": Watch()}
+    history = _trainer(network, two_steps=0.5, progressive=True, **options).fit(_loader())
+    both, one, none = ([True, True], 0.25), ([False, True], 0.0), ([False, False], 0.0)
+    # Eight updates, of which four are the first step: each layer takes two.
+    assert [state for state in seen if state[0] is not None] == [both] * 2 + [one] * 2 + [none] * 4
+    assert ["float_weights" in record for record in history] == [True, True, False, False]
+
+
+def test_progressive_needs_two_steps() -> None:
+    with pytest.raises(BinarizeError, match="progressive=True: is a way of two_steps"):
+        _trainer(_network(), progressive=True)
+
+
 def test_a_stopped_first_step_leaves_binary_weights() -> None:
     class Killed(SilentProgress):
         def step(self, epoch: int, step: int, loss: float | None) -> None:
@@ -120,7 +149,12 @@ def test_a_resumed_run_is_in_the_right_step(tmp_path: Path) -> None:
 
     def run(folder: str, **options: Any) -> tuple[Trainer, nn.Module]:
         network = _network()
-        switches = {"two_steps": 0.6, "flips": True, "lr_factors": {"latent": 0.5}}
+        switches = {
+            "two_steps": 0.6,
+            "progressive": True,
+            "flips": True,
+            "lr_factors": {"latent": 0.5},
+        }
         options = {"output_dir": tmp_path / folder, **switches, **options}
         return _trainer(network, **options), network
 
