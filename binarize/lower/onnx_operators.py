@@ -209,10 +209,16 @@ def _binary_conv(
     bypass: str,
     bypass_offset: Sequence[int],
     residuals: Sequence[Tensor],
-    *others: Any,
+    act_shift: Tensor | None,
+    act_slope: Tensor | None,
+    act_out_shift: Tensor | None,
+    want_means: bool,
+    y_scale: float | None = None,
+    y_zero: int = 0,
 ) -> Sequence[Tensor]:
     """Translate ``binarize::unit`` to a node of the ONNX graph, with transpositions around it."""
-    *activation, want_means = others
+    assert y_scale is None, "8-bit layers of ONNX files round what they read"
+    activation = act_shift, act_slope, act_out_shift
     size = [length * upsample[0] for length in sources[0].shape[2:]]
     out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
     samples, channels = sources[0].shape[0], gain.shape[0]
