@@ -18,6 +18,15 @@ static inline __m512i emulated_cvtepu8_epi32(__m128i bytes) {
   __builtin_memcpy(&result, to, sizeof(result));
   return result;
 }
+static inline __m128i emulated_cvtepi32_epi8(__m512i ints) {
+  uint32_t from[16];
+  uint8_t to[16];
+  __m128i result;
+  __builtin_memcpy(from, &ints, sizeof(from));
+  for (int i = 0; i < 16; ++i) to[i] = (uint8_t)from[i];
+  __builtin_memcpy(&result, to, sizeof(result));
+  return result;
+}
 static inline __m512 emulated_maskz_loadu_ps(uint16_t mask, const float* from) {
   float to[16];
   __m512 result;
@@ -33,10 +42,12 @@ static inline void emulated_mask_storeu_epi32(int32_t* to, uint8_t mask, __m256i
   }
 }
 #undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtepi32_epi8
 #undef _mm512_maskz_loadu_ps
 #undef _mm512_mask_cmp_ps_mask
 #undef _mm256_mask_storeu_epi32
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
+#define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
 #define _mm512_mask_cmp_ps_mask(mask, a, b, how) ((mask)&_mm512_cmp_ps_mask(a, b, how))
 #define _mm256_mask_storeu_epi32 emulated_mask_storeu_epi32
