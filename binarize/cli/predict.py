@@ -106,6 +106,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.data.images import covering, read_image
     from binarize.data.palette import palette
     from binarize.data.rendering import legend
+    from binarize.train.tasks.multitask import heads
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -118,10 +119,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     task = _task(args, known)
     shape: Any = args.size or source.size
     colors: Any = known.get("palette") or palette(256)
-    tasks = {one.name for one in _heads(task).values()}
+    tasks = {one.name for one in heads(task).values()}
     names = list(known.get("classes") or []) if tasks & {"segmentation", "multilabel"} else []
     kinds = {"side_by_side": "_side_by_side"} if args.side_by_side else {}
-    for head, one in _heads(task).items():
+    for head, one in heads(task).items():
         end = f"_{head}" if head else ""
         kinds[f"result{end}"] = end
         if args.raw and one.name == "depth":
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     out.print(f"{count} result{'s' if count > 1 else ''} in {args.output}", wrap=False)
     out.emit(
         {
-            "task": "+".join(one.name for one in _heads(task).values()),
+            "task": "+".join(one.name for one in heads(task).values()),
             "output": args.output,
             "results": written,
             "skipped": [{"image": one.value, "reason": one.rule} for one in skipped],
@@ -210,6 +211,7 @@ def _predict(
     from binarize.data.collate import pad_to_multiple
     from binarize.data.images import resize_image
     from binarize.data.rendering import beside, label_image, prediction_image
+    from binarize.train.tasks.multitask import heads
 
     rows, columns = image.shape[-2:]
     batch = as_input(image if shape is None else resize_image(image, shape), stats)
@@ -221,7 +223,7 @@ def _predict(
         decoded = task.decode(network(batch), extent)
     result: dict[str, Any] = dict(files)
     pictures = []
-    for head, one in _heads(task).items():
+    for head, one in heads(task).items():
         end = f"_{head}" if head else ""
         value: Tensor = (decoded[head] if head else decoded)[0][..., :rows, :columns]
         pictures.append(prediction_image(one.name, value, colors))
@@ -240,12 +242,6 @@ def _predict(
         shown = Image.fromarray(colors_of.permute(1, 2, 0).contiguous().numpy())
         save_image(beside([shown, *pictures]), files["side_by_side"])
     return result
-
-
-def _heads(task: Any) -> Mapping[str, Task]:
-    """Return the tasks of a network by head; "" is the only one's."""
-    several: Mapping[str, Task] | None = getattr(task, "tasks", None)
-    return {"": task} if several is None else several
 
 
 def _numbers(task: str, value: Tensor) -> dict[str, Any]:

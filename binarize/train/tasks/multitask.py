@@ -21,7 +21,7 @@ from binarize.train.checks import check_name, check_positive
 from binarize.train.tasks.protocol import Distillation, Task
 from binarize.train.tasks.registry import open_task
 
-__all__ = ["MultiTask", "MultiTaskDistillation", "MultiTaskMetric"]
+__all__ = ["MultiTask", "MultiTaskDistillation", "MultiTaskMetric", "heads", "target_of"]
 
 UNCERTAINTY = "uncertainty"
 # Below it nothing of a batch counts: its weight then has nothing to learn from.
@@ -46,7 +46,7 @@ class MultiTaskMetric(Metric):
     def update(self, prepared: Mapping[str, Any], target: Mapping[str, Any]) -> None:
         """Count a batch of predictions by head and targets by key."""
         for (name, task), metric in zip(self.tasks.items(), self.parts, strict=True):
-            task.update(metric, prepared[name], _target(task, target))  # type: ignore[arg-type]
+            task.update(metric, prepared[name], target_of(task, target))  # type: ignore[arg-type]
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics of all batches so far."""
@@ -216,7 +216,7 @@ class MultiTask(nn.Module):
             DataError: There is such a target.
         """
         for task in self.tasks.values():
-            task.check(_target(task, target))
+            task.check(target_of(task, target))
         dense = {key: value for key, value in target.items() if value.ndim >= 3}
         sizes = {key: target_size(value, value) for key, value in dense.items()}
         if len(set(sizes.values())) > 1:
@@ -230,7 +230,7 @@ class MultiTask(nn.Module):
     def loss(self, prepared: Mapping[str, Any], target: Mapping[str, Any]) -> Tensor:
         """Return the weighted sum of the tasks' losses."""
         losses = [
-            task.loss(prepared[name], _target(task, target)) for name, task in self.tasks.items()
+            task.loss(prepared[name], target_of(task, target)) for name, task in self.tasks.items()
         ]
         return self._sum(torch.stack(losses))
 
@@ -305,7 +305,7 @@ class MultiTaskDistillation:
             name: part(
                 student[name],
                 teacher[name],
-                None if target is None else _target(self.task.tasks[name], target),
+                None if target is None else target_of(self.task.tasks[name], target),
                 done,
             )
             for name, part in self.parts.items()
@@ -320,7 +320,13 @@ def _keys(task: Task) -> tuple[str, ...]:
     return (task.target,) if isinstance(task.target, str) else task.target
 
 
-def _target(task: Task, targets: Mapping[str, Any]) -> Any:
+def heads(task: Any) -> Mapping[str, Task]:
+    """Return the tasks of a network by head; "" is the only one's."""
+    several: Mapping[str, Task] | None = getattr(task, "tasks", None)
+    return {"": task} if several is None else several
+
+
+def target_of(task: Task, targets: Mapping[str, Any]) -> Any:
     """Return the task's part of the targets."""
     if isinstance(task.target, str):
         return targets[task.target]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from binarize.data import Scenes
 from binarize.errors import BinarizeError
 from binarize.page.curves import curves_figure, panels, speed
-from binarize.train import SilentProgress, Trainer
+from binarize.train import Classification, Depth, MultiTask, Segmentation, SilentProgress, Trainer
 from binarize.train.progress import run_log
 
 SIZE = (16, 24)
@@ -155,6 +155,61 @@ def test_pictures_of_any_tensors(tmp_path: Path) -> None:
     batches = DataLoader(TensorDataset(images, masks), batch_size=3)
     trainer(tmp_path / "b", "multilabel", pictures=1, num_classes=6).fit(batches, batches)
     assert (tmp_path / "b/pictures/1.png").is_file()
+
+
+class Heads(nn.Module):
+    """A network that returns a mapping of heads."""
+
+    def __init__(self, **channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.trunk = network(sum(channels.values()))
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        parts = self.trunk(x).split(list(self.channels.values()), 1)
+        made = dict(zip(self.channels, parts, strict=True))
+        if "kind" in made:
+            made["kind"] = made["kind"].mean((2, 3))
+        return made
+
+
+def test_pictures_of_several_heads(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    samples = [
+        {
+            "image": torch.rand(3, *SIZE),
+            "mask": torch.randint(0, 6, SIZE),
+            "depth": torch.rand(1, *SIZE) + 1,
+            "label": torch.tensor(kind),
+        }
+        for kind in (2, 0, 1)
+    ]
+    batches: DataLoader[Any] = DataLoader(samples, 2)  # type: ignore[arg-type]
+
+    def shown(folder: Path, channels: dict[str, int], task: Any) -> np.ndarray:
+        network = Heads(**channels)
+        made = Trainer(
+            network if len(channels) > 1 else network.trunk, task=task, epochs=1,
+            output_dir=folder, progress=False, pictures=2,
+        )  # fmt: skip
+        made.fit(batches, batches)
+        assert read(folder)["pictures"]["files"] == ["pictures/1.png", "pictures/2.png"]
+        with Image.open(folder / "pictures/2.png") as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    alone = shown(tmp_path / "alone", {"labels": 6}, Segmentation(6))
+    tasks: dict[str, Any] = {"labels": Segmentation(6), "distance": Depth(max_depth=10.0)}
+    both = shown(tmp_path / "both", {"labels": 6, "distance": 1}, MultiTask(tasks))
+    # The image, then truth and prediction of each head.
+    assert both.shape[0] == alone.shape[0] == SIZE[0]
+    assert both.shape[1] >= 5 * SIZE[1] > alone.shape[1]
+    width = alone.shape[1] * 2 // 3
+    assert np.array_equal(both[:, :width], alone[:, :width])  # image and true labels
+    assert not np.array_equal(both[:, -SIZE[1] :], both[:, -2 * SIZE[1] - 1 : -SIZE[1] - 1])
+    # A class is written below the pictures of the others.
+    tasks = {"labels": Segmentation(6), "kind": Classification(3)}
+    kinds = shown(tmp_path / "kinds", {"labels": 6, "kind": 3}, MultiTask(tasks))
+    assert kinds.shape[0] > SIZE[0]
 
 
 def test_pictures_change_nothing_about_the_training(tmp_path: Path) -> None:
