@@ -18,6 +18,7 @@ from binarize.report.numbers import readable
 __all__ = ["PackedReport", "PackedRow", "packed_report"]
 
 _COUNTED = "its sums over signs leave one factor per sample and output channel"
+_PLANES = "its sum is made of such sums: {}, each with a factor per sample and output channel"
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,16 @@ def packed_report(model: PackedNetwork) -> PackedReport:
 
 
 def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[PackedRow]:
+    parts: set[nn.Module] = set()
     for path, module in network.named_modules():
+        if module in parts:
+            continue
         # For a layer with several names, the one in the plan.
         name, reason = kept.get(id(module), (path, "it was not converted"))
         kind, size = type(module).__name__, _bytes(module)
         if isinstance(module, PackedUnit):
-            yield PackedRow(name, kind, "popcount", _COUNTED, size, module.counting)
+            parts.update(module.modules())
+            yield PackedRow(name, kind, "popcount", _counted(module), size, module.counting)
         elif isinstance(module, PackedInt8):
             yield PackedRow(name, kind, "int8", reason, size)
         elif isinstance(module, BinaryLayer) and isinstance(module.quantizer, StoredWeight):
@@ -116,6 +121,10 @@ def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[Pack
             yield PackedRow(name, kind, "float accumulation", why, size)
         elif module_kind(module) == "layer":
             yield PackedRow(name, kind, "float", reason, size)
+
+
+def _counted(unit: PackedUnit) -> str:
+    return _COUNTED
 
 
 def _bytes(module: nn.Module) -> int:
