@@ -224,6 +224,11 @@ class PackedUnit(WeightOfOld, Single):
         return self.stride, padding, *how, output_padding
 
     @property
+    def counts(self) -> int:
+        """Number of planes that are counted, its own included."""
+        return sum(isinstance(module, PackedUnit) for module in self.modules())
+
+    @property
     def counting(self) -> str:
         """How its bits are counted here, see :func:`binarize.kernels.native.counting`."""
         convolution = self.kernel_size, self.stride, self.dilation, self.groups, self.transposed

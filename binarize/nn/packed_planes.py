@@ -57,9 +57,9 @@ class PlanesOfLayer:
         windows: Terms that count the activations' signs alone, one per activation plane and one
             output channel per group; empty if the weight has no constant part.
         window_gain: Factor of the sum of ``windows`` for each output channel, in float64.
-        taps: Sums over input channels that the constant part of the activations is multiplied
-            with, as the weight of a convolution with one input channel per group, in float64;
-            ``None`` if it is 0.
+        taps: What the constant part of the activations adds for each tap inside the feature map,
+            (*kernel, C_out) in float64; ``None`` if it is 0, or if all taps are always inside and
+            ``offset`` has it.
         offset: Constant, one per output channel, in float64.
     """
 
@@ -105,8 +105,8 @@ def planes_of(layer: Any, weight: WeightPlanes) -> PlanesOfLayer:
     taps = None
     if lifts:
         taps = sum(lifts) * _taps(layer, weight, factors, constant)
-        if _is_inside(layer, taps.dim() - 2):
-            offset, taps = offset + taps.flatten(1).sum(1), None
+        if _is_inside(layer, taps.dim() - 1):
+            offset, taps = offset + taps.reshape(-1, taps.shape[-1]).sum(0), None
     return PlanesOfLayer(planes, windows, constant, taps, offset)
 
 
@@ -118,7 +118,7 @@ def _one_output(layer: Any, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _taps(layer: Any, weight: WeightPlanes, factors: Tensor, constant: Tensor) -> Tensor:
-    """Sum the weight, times the norm's gain, over the input channels of each group."""
+    """Sum the weight, times the norm's gain, over its input channels: (*kernel, C_out)."""
     signs = 2.0 * weight.signs.double() - 1
     if getattr(layer, "transposed", False):
         signs = signs.unflatten(1, (layer.groups, -1))  # (planes, groups, inputs, outputs, *kernel)
@@ -127,8 +127,8 @@ def _taps(layer: Any, weight: WeightPlanes, factors: Tensor, constant: Tensor) -
         column = [-1, 1]
     inputs, sums = signs.shape[2], signs.sum(2, keepdim=column[1] == 1)
     column += [1] * (sums.dim() - 3)
-    weighted = (sums * factors.view(-1, *sums.shape[1:2], *column[1:])).sum(0)
-    return weighted + inputs * constant.view(column)
+    weighted = (sums * factors.view(len(factors), *column)).sum(0)
+    return (weighted + inputs * constant.view(column)).flatten(0, 1).movedim(0, -1)
 
 
 def _is_inside(layer: Any, spatial: int) -> bool:
@@ -196,15 +196,11 @@ class OtherPlanes(Single):
 
         In memory it is channels last, as the kernel reads it.
         """
-        border: Any = None
-        if self.taps is not None:
-            ones = x.new_ones(1, self.groups, *x.shape[2:])
-            geometry = owner.geometry(x, output_size)
-            border = convolve(ones, self.taps, *geometry).movedim(1, -1).contiguous()
+        border = None if self.taps is None else self._border(x, owner, output_size)
         if not window:
             if border is None:
                 return []
-            return [border.movedim(-1, 1).expand(x.shape[0], *[-1] * (x.dim() - 1))]
+            return [border.movedim(-1, 0).expand(x.shape[0], *[-1] * (x.dim() - 1))]
         sums = window[0].movedim(1, -1).unsqueeze(-1)
         gain = self.window_gain.view(self.groups, -1)
         if border is None:
@@ -212,6 +208,22 @@ class OtherPlanes(Single):
         else:
             spread = torch.addcmul(border.unflatten(-1, gain.shape), sums, gain)
         return [spread.flatten(-2).movedim(-1, 1)]
+
+    def _border(self, x: Tensor, owner: Any, output_size: list[int] | None) -> Tensor:
+        """Sum the taps inside the feature map: (*spatial of the output, C_out)."""
+        stride, padding, dilation, _, mode, transposed, extra = owner.geometry(x, output_size)
+        total: Any = self.taps
+        dims = len(stride)
+        for d in reversed(range(dims)):
+            kernel, length = total.shape[dims - 1], x.shape[2 + d]
+            one = torch.eye(kernel, dtype=x.dtype, device=x.device).unsqueeze(0 if transposed else 1)
+            pads, each = padding[2 * d : 2 * d + 2], slice(d, d + 1)
+            how = stride[each], pads, dilation[each], 1, mode, transposed, extra[each]
+            # Whether each output reads a pixel at each tap: (taps, outputs).
+            inside = convolve(x.new_ones(1, 1, length), one, *how)[0]
+            rest = total.movedim(dims - 1, 0)
+            total = (inside.T @ rest.flatten(1)).unflatten(1, rest.shape[1:])
+        return total  # type: ignore[no-any-return]
 
 
 def thresholds(form: ThresholdForm) -> list[float]:

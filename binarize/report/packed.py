@@ -18,7 +18,7 @@ from binarize.report.numbers import readable
 __all__ = ["PackedReport", "PackedRow", "packed_report"]
 
 _COUNTED = "its sums over signs leave one factor per sample and output channel"
-_PLANES = "its sum is made of such sums: {}, each with a factor per sample and output channel"
+_COUNTED_OFTEN = "{} sums over signs, each with its own factor per sample and output channel"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[Pack
         kind, size = type(module).__name__, _bytes(module)
         if isinstance(module, PackedUnit):
             parts.update(module.modules())
-            yield PackedRow(name, kind, "popcount", _counted(module), size, module.counting)
+            why = _COUNTED if module.counts == 1 else _COUNTED_OFTEN.format(module.counts)
+            yield PackedRow(name, kind, "popcount", why, size, module.counting)
         elif isinstance(module, PackedInt8):
             yield PackedRow(name, kind, "int8", reason, size)
         elif isinstance(module, BinaryLayer) and isinstance(module.quantizer, StoredWeight):
@@ -121,10 +122,6 @@ def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[Pack
             yield PackedRow(name, kind, "float accumulation", why, size)
         elif module_kind(module) == "layer":
             yield PackedRow(name, kind, "float", reason, size)
-
-
-def _counted(unit: PackedUnit) -> str:
-    return _COUNTED
 
 
 def _bytes(module: nn.Module) -> int:
