@@ -12,8 +12,8 @@ from binarize.nn.base import BinaryLayer
 __all__ = ["folded_norm", "folded_padding", "layer_padding", "obstacle_to_counting"]
 
 
-# Each takes about a tenth of the time of a float convolution, see docs/benchmarks.md.
-MOST_COUNTS = 9
+# With more, sums in floating point are as fast on AVX2: benchmarks/convolution.py --policies.
+MOST_COUNTS = 16
 
 
 def obstacle_to_counting(layer: BinaryLayer) -> str | None:

@@ -216,7 +216,9 @@ class OtherPlanes(Single):
         dims = len(stride)
         for d in reversed(range(dims)):
             kernel, length = total.shape[dims - 1], x.shape[2 + d]
-            one = torch.eye(kernel, dtype=x.dtype, device=x.device).unsqueeze(0 if transposed else 1)
+            one = torch.eye(kernel, dtype=x.dtype, device=x.device).unsqueeze(
+                0 if transposed else 1
+            )
             pads, each = padding[2 * d : 2 * d + 2], slice(d, d + 1)
             how = stride[each], pads, dilation[each], 1, mode, transposed, extra[each]
             # Whether each output reads a pixel at each tap: (taps, outputs).
