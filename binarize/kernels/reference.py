@@ -114,7 +114,9 @@ def _signs(x: Tensor, level: Tensor, flip: Tensor | None) -> Tensor:
     # The comparison is negated, not reversed: NaN gives +1.
     bits = ~(x < level)
     if flip is not None:
-        bits = torch.where(flip.view(1, -1, *(1,) * (x.dim() - 2)), ~(x > level), bits)
+        # Not by `where`, which ONNX Runtime lacks for truth values.
+        flip = flip.view(1, -1, *(1,) * (x.dim() - 2))
+        bits = (flip & ~(x > level)) | (~flip & bits)
     return bits.to(x.dtype) * 2 - 1
 
 

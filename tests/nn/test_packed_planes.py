@@ -285,9 +285,7 @@ def test_signs_change_at_thresholds() -> None:
 def test_bits_change_exactly_where_levels_do(bits: int) -> None:
     """For any basis, also in half precision: one pixel and one weight of 1 show the level."""
     for dtype, trial in itertools.product((torch.float32, torch.float16), range(5)):
-        unit = UnitSpec(
-            binarizer="learned-levels", binarizer_options={"bits": bits}, weight="sign"
-        )
+        unit = UnitSpec(binarizer="learned-levels", binarizer_options={"bits": bits}, weight="sign")
         layer = BiConv2d(1, 1, 1, unit=unit, bypass=False).to(dtype)
         torch.manual_seed(trial)
         layer.binarizer.basis.normal_()
