@@ -33,7 +33,7 @@ class LearnedLevels(ActivationBinarizer):
     Initial values: v_i = 2^i * 2 * 0.6745 / (2^b - 1). State: the buffer ``basis``. Counted: b
     operations of one bit for each bit of the weight.
 
-    With more than one bit, a layer's sum is made of b times b counts.
+    With more than one bit, a packed layer's sum is made of one count for each pair of bits.
 
     Deviations: the released code uses codes {0, 1} for activations, always after a ReLU; here
     they are signed, as in the paper's Eq. 2. Halfway between two levels, the upper one is taken.
