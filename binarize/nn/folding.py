@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from binarize.nn.base import BinaryLayer
 
-__all__ = ["folded_norm", "folded_padding", "layer_padding", "obstacle_to_counting"]
+__all__ = [
+    "folded_norm",
+    "folded_padding",
+    "kernel_padding_mode",
+    "layer_padding",
+    "obstacle_to_counting",
+]
 
 
 # With more, sums in floating point are as fast on AVX2: benchmarks/convolution.py --policies.
@@ -54,6 +60,13 @@ def folded_norm(norm: Any) -> tuple[Tensor, Tensor]:
     if norm.bias is not None:
         offset = offset + norm.bias.detach().double()
     return gain, offset
+
+
+def kernel_padding_mode(layer: Any) -> str:
+    """Return how a layer's combined padding fills the border; see :func:`layer_padding`."""
+    # Then all padding is that in front of the layer, which is zeros.
+    own = getattr(layer, "padding", None) != "valid"
+    return str(getattr(layer, "padding_mode", "zeros")) if own else "zeros"
 
 
 def layer_padding(layer: Any, spatial: int) -> list[int]:

@@ -20,7 +20,7 @@ from binarize.kernels.ops import run_unit
 from binarize.nn.activations import ShiftedPReLU
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.conv import same_padding
-from binarize.nn.folding import folded_padding, obstacle_to_counting
+from binarize.nn.folding import folded_padding, kernel_padding_mode, obstacle_to_counting
 from binarize.nn.likeness import WeightOfOld, likeness, make_alike, mixed
 from binarize.nn.packed_planes import OtherPlanes, Plane, planes_of
 from binarize.nn.single import Single
@@ -123,7 +123,7 @@ class PackedUnit(WeightOfOld, Single):
         self.dilation = tuple(getattr(layer, "dilation", ones))
         self.output_padding = tuple(getattr(layer, "output_padding", (0,) * spatial))
         self.groups: int = getattr(layer, "groups", 1)
-        self.padding_mode: str = getattr(layer, "padding_mode", "zeros")
+        self.padding_mode = kernel_padding_mode(layer)
         self.pads, self.offset_of_bypass = folded_padding(layer, spatial)
         self.same = getattr(layer, "pre_padding", None) == "same"
         self.rest: nn.Module | None = None

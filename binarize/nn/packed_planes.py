@@ -9,8 +9,9 @@ With activations :math:`B = \sum_k u_k s_k + o` and weights :math:`W_o = \sum_j 
     + o \sum_{t \text{ inside}} \overline W_{ot}
 
 with :math:`\overline W_{ot}` the sum of the weight's tap t over the input channels of o's group.
-Counts are whole numbers, and exact. The norm's gain times :math:`u_k f_{jo}` is rounded once, and
-the products are added in the order of the first sum, :math:`k` outside; then follow the last two.
+Counts are whole numbers, and exact; each is multiplied with one number, the norm's gain times
+:math:`u_k f_{jo}`. The products are added one by one in the order of the first sum, k outside. The
+last one takes the norm's addend and the bypass, then the others together with the last two terms.
 
 Shapes: those of the original layer.
 """
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.kernels.reference import convolve
-from binarize.nn.folding import folded_norm, layer_padding
+from binarize.nn.folding import folded_norm, kernel_padding_mode, layer_padding
 from binarize.nn.planes import WeightPlanes
 from binarize.nn.single import Single
 from binarize.nn.threshold import ThresholdForm
@@ -137,7 +138,7 @@ def _is_inside(layer: Any, spatial: int) -> bool:
         return True
     if layer.transposed:
         return False
-    zeros = layer.padding_mode == "zeros"
+    zeros = kernel_padding_mode(layer) == "zeros"
     padded = layer.pre_padding == "same" or any(layer_padding(layer, spatial))
     return not (zeros and padded)
 
@@ -180,12 +181,16 @@ class OtherPlanes(Single):
         Returns:
             What the last plane reads, and what is to be added to it.
         """
-        read, total, window = x, [], []
-        for i, (several, units) in enumerate(zip(self.thresholds, self.planes, strict=True)):
+        read = x
+        total: list[Tensor] = []
+        window: list[Tensor] = []
+        rows: Any = zip(self.thresholds, self.planes, strict=True)
+        windows: Any = list(self.windows)
+        for i, (several, units) in enumerate(rows):
             read = parity(x, several) if len(several) > 1 else x
             for unit in units:
                 total = [unit.count(read, output_size, total)]
-            for unit in self.windows[i : i + 1]:
+            for unit in windows[i : i + 1]:
                 window = [unit.count(read, output_size, window)]
         return read, total + self._constant(x, window, owner, output_size)
 

@@ -34,6 +34,12 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any], tuple[int, ...]]] 
     "depthwise": (BiConv2d, (9, 9, 5), {"groups": 9, "padding": 2}, (1, 9, 6, 5)),
     "SAME": (BiConv2d, (6, 8, 3), {"pre_padding": "same", "stride": 2}, (2, 6, 9, 10)),
     "asymmetric": (BiConv2d, (6, 8, 3), {"pre_padding": (1, 2, 0, 1)}, (2, 6, 7, 8)),
+    "asymmetric, reflects nothing": (
+        BiConv2d,
+        (6, 8, 3),
+        {"pre_padding": (1, 2, 0, 1), "padding": "valid", "padding_mode": "reflect"},
+        (2, 6, 7, 8),
+    ),
     "1-D": (BiConv1d, (6, 9, 5), {"stride": 2, "padding": 2}, (2, 6, 13)),
     "3-D": (BiConv3d, (6, 4, 3), {"stride": (1, 2, 1), "padding": (0, 1, 2)}, (1, 6, 3, 5, 4)),
     "up": (
