@@ -30,6 +30,8 @@ def obstacle_to_counting(layer: BinaryLayer) -> str | None:
         return "its activations have a scale per channel"
     if not forms:
         return "the scale of its activations, one per channel, is inside the channel sum"
+    if not conv.quantizer.has_planes:
+        return "its weights are not known as sums of signs times factors"
     transposed = getattr(layer, "transposed", False)
     if transposed and layer.spec.transposed_scale != "output-channel":
         return "the scale of its weights, one per input channel, is inside the channel sum"

@@ -22,6 +22,7 @@ from binarize.nn import (
 )
 from binarize.nn.packed import PackedUnit, StoredWeight, pack_layer
 from binarize.nn.packed_planes import parity
+from binarize.nn.weight_binarizers import SignWeight
 
 # Class, positional arguments, keywords, input shape.
 LAYERS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any], tuple[int, ...]]] = {
@@ -309,6 +310,13 @@ def test_bits_change_exactly_where_levels_do(bits: int) -> None:
         )
 
 
+class Ternary(SignWeight):
+    """Somebody's own weights, which their signs do not determine."""
+
+    popcount_exact = False
+    bits = 2
+
+
 def test_says_why_it_does_not_count() -> None:
     def reason(layer: Any) -> str:
         twin = twin_of(layer.eval())
@@ -323,6 +331,9 @@ def test_says_why_it_does_not_count() -> None:
     )
     text = "20 counts of bits would take longer than sums in floating point"
     assert reason(BiConv2d(4, 4, 3, unit=many)) == text
+    ternary = BiConv2d(4, 4, 3)
+    ternary.quantizer = Ternary()
+    assert reason(ternary) == "its weights are not known as sums of signs times factors"
     inside = UnitSpec(weight="binary-bases", transposed_scale="input-channel")
     text = "the scale of its weights, one per input channel, is inside the channel sum"
     assert reason(BiConvTranspose2d(4, 4, 3, unit=inside)) == text

@@ -32,6 +32,7 @@ class AdaptiveSetWeight(WeightBinarizer):
     """
 
     popcount_exact = False
+    has_planes = True
     progress: Tensor
     scales: Tensor
     offsets: Tensor

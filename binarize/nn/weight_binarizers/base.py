@@ -44,6 +44,11 @@ class WeightBinarizer(nn.Module):
     bits: int = 1
     copies: int = 1
 
+    @property
+    def has_planes(self) -> bool:
+        """Whether :meth:`planes` gives the effective weight; packed layers count bits only then."""
+        return self.popcount_exact
+
     def __init__(self, dim: int = 0, groups: int = 1) -> None:
         super().__init__()
         self.dim = dim

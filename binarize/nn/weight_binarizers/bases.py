@@ -36,6 +36,7 @@ class Bases(WeightBinarizer):
         mix: The learned numbers, (K,) or (K, slices).
     """
 
+    has_planes = True
     mix: nn.Parameter
 
     def __init__(self, dim: int, groups: int, bases: int, option: str) -> None:
