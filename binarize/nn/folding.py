@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-# With more, sums in floating point are as fast on AVX2: benchmarks/convolution.py --policies.
+# With more, sums in floating point take no longer on AVX2 (docs/benchmarks.md).
 MOST_COUNTS = 16
 
 
