@@ -2,12 +2,16 @@
 
     python benchmarks/convolution.py --threads 1
     python benchmarks/convolution.py --threads 1 --cpu-time     # on a busy machine
+    python benchmarks/convolution.py --cpu-time --policies groupnet,cbnn
 
 For every layer, interleaved: the float32 convolution in both memory formats (oneDNN), packing and
 binary convolution alone, and a whole unit (distribution-adaptive thresholds and scale, norm,
 bypass, shifted PReLU, means for the next layer); also OpenVINO's BinaryConvolution on float feature
 maps if OpenVINO is installed. Each runs twice per turn and the second run is timed, so that the
 input is in the cache, as it would be after the previous layer. Ratios are of minima and of medians.
+
+With ``--policies``, the packed layer of each policy (bypass and norm included) instead, as packing
+chooses, counting bits, and with sums in floating point; and the float layer with its norm and ReLU.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,6 +30,9 @@ import torch.nn.functional as F
 
 from binarize.kernels import pack_weight
 from binarize.kernels.native import select, status
+from binarize.nn import BiConv2d, folding
+from binarize.nn.packed import PackedUnit, pack_layer
+from binarize.policy import load_policy
 
 # Input channels, output channels, kernel, height and width.
 LAYERS = [
@@ -96,6 +104,48 @@ def openvino_convolution(
     return request.infer
 
 
+def packed_layers(policies: list[str], shape: tuple[int, ...]) -> dict[str, torch.nn.Module]:
+    """Packed layers of a shape, by policy and by how they compute their sums."""
+    made: dict[str, torch.nn.Module] = {}
+    inputs, outputs, taps, side = shape
+    for name in policies:
+        layer = BiConv2d(inputs, outputs, taps, padding=taps // 2, unit=load_policy(name).unit)
+        layer(torch.randn(2, inputs, side // 4, side // 4))
+        layer.eval()
+        stored = layer.packed_weight()
+        for how, most in (("counted", 10**6), ("floating", 0)):
+            with patch.object(folding, "MOST_COUNTS", most):
+                twin = pack_layer(layer, *stored)
+            if isinstance(twin, PackedUnit) == (how == "counted"):
+                made[f"{name}, {how}"] = twin
+    return made
+
+
+def compare_policies(
+    policies: list[str], seconds: float, clock: Callable[[], float]
+) -> list[dict[str, Any]]:
+    """Measure packed layers of each policy; print and return the rows."""
+    rows = []
+    for shape in LAYERS[:3:2]:
+        inputs, outputs, taps, side = shape
+        x = torch.randn(1, inputs, side, side).contiguous(memory_format=torch.channels_last)
+        convolution = torch.nn.Conv2d(inputs, outputs, taps, padding=taps // 2, bias=False)
+        plain = torch.nn.Sequential(convolution, torch.nn.BatchNorm2d(outputs), torch.nn.ReLU())
+        plain = plain.eval().to(memory_format=torch.channels_last)
+        layers = {"float32": plain, **packed_layers(policies, shape)}
+        runs: dict[str, Callable[[], object]] = {
+            name: lambda module=module, x=x: module(x) for name, module in layers.items()
+        }
+        with torch.inference_mode():
+            found = measure(runs, seconds, clock)
+        print(f"{inputs}->{outputs} {taps}x{taps} at {side}")
+        for name, (least, median) in found.items():
+            ratio = [found["float32"][k] / found[name][k] for k in (0, 1)]
+            print(f"  {name:28s} {least:8.2f} ({median:.2f})  x{ratio[0]:.2f} (x{ratio[1]:.2f})")
+        rows.append({"layer": list(shape), "ms": found})
+    return rows
+
+
 def measure(
     runs: dict[str, Callable[[], object]], seconds: float, clock: Callable[[], float]
 ) -> dict[str, tuple[float, float]]:
@@ -117,6 +167,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="per layer")
     parser.add_argument("--kernels", default=status().active, help="as in BINARIZE_KERNELS")
     parser.add_argument("--cpu-time", action="store_true", help="processor time, not wall time")
+    parser.add_argument("--policies", type=lambda text: text.split(","), metavar="NAMES")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     if options.cpu_time and options.threads != 1:
@@ -130,7 +181,9 @@ def main() -> None:
     print(
         f"{options.kernels}, torch {torch.__version__}, {options.threads} threads; ms: min (median)"
     )
-    for inputs, outputs, taps, side in LAYERS:
+    if options.policies:
+        rows = compare_policies(options.policies, options.seconds, clock)
+    for inputs, outputs, taps, side in [] if options.policies else LAYERS:
         x = torch.randn(1, inputs, side, side)
         nhwc = x.contiguous(memory_format=torch.channels_last)
         weight = torch.randn(outputs, inputs, taps, taps)

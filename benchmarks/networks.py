@@ -3,6 +3,7 @@
     python benchmarks/networks.py                          # all networks, 1 and 2 threads
     python benchmarks/networks.py --networks unet --threads 1 --versions float,ov-int8,packed
     python benchmarks/networks.py --networks unet --versions packed --profile
+    python benchmarks/networks.py --networks unet18 --policy cbnn --versions float,summed,packed
     pip install onnx onnxscript onnxruntime openvino nncf  # the other engines
 
 All versions of a network are interleaved in one process, so that a busy machine slows all of them;
@@ -30,6 +31,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +42,15 @@ import binarize
 from binarize.bench import VERSIONS, Subject, relative_speed, time_interleaved
 from binarize.bench.engines import Engines
 from binarize.kernels.native import status
+from binarize.nn import folding
 
 Call = Callable[[], Any]
 
 
-def _unet() -> nn.Module:
+def _unet(encoder: str = "resnet34") -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    network: nn.Module = smp.Unet("resnet34", encoder_weights=None, classes=11)
+    network: nn.Module = smp.Unet(encoder, encoder_weights=None, classes=11)
     return network
 
 
@@ -72,22 +75,25 @@ def _resnet() -> nn.Module:
     return network
 
 
-# Title, constructor, image side.
-NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], int]] = {
-    "unet": ("smp U-Net ResNet-34", _unet, 480),
-    "deeplab": ("smp DeepLabV3+ MobileNetV2", _deeplab, 480),
-    "paper": ("ConvNeXt-Tiny + UPerNet of the BiDense paper", _paper, 480),
-    "resnet50": ("timm ResNet-50", _resnet, 224),
+# Title, constructor, height and width of the image.
+NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, int]]] = {
+    "unet": ("smp U-Net ResNet-34", _unet, (480, 480)),
+    "unet18": ("smp U-Net ResNet-18", lambda: _unet("resnet18"), (352, 480)),
+    "deeplab": ("smp DeepLabV3+ MobileNetV2", _deeplab, (480, 480)),
+    "paper": ("ConvNeXt-Tiny + UPerNet of the BiDense paper", _paper, (480, 480)),
+    "resnet50": ("timm ResNet-50", _resnet, (224, 224)),
 }
+# All but the small one.
+USUAL = [name for name in NETWORKS if name != "unet18"]
 
 
 class Case:
     """A network in all versions, and the input image."""
 
-    def __init__(self, name: str, policy: str, folder: Path) -> None:
-        _, make, side = NETWORKS[name]
+    def __init__(self, name: str, folder: Path, policy: str = "bidense") -> None:
+        _, make, size = NETWORKS[name]
         torch.manual_seed(0)
-        images = [torch.randn(2, 3, side, side) for _ in range(2)]
+        images = [torch.randn(2, 3, *size) for _ in range(2)]
         self.image = images[0][:1].contiguous(memory_format=torch.channels_last)
 
         def student() -> nn.Module:
@@ -106,6 +112,12 @@ class Case:
         """A version that ``binarize bench`` knows."""
         call = VERSIONS[version].make(self.subject)
         return lambda: call(self.image)
+
+    def summed(self) -> Call:
+        """The packed network without counts of bits: sums in floating point."""
+        with patch.object(folding, "MOST_COUNTS", 0):
+            packed = binarize.pack(self.subject.student, self.image)
+        return lambda: packed(self.image)
 
     def autocast(self) -> Call:
         """The float network under bfloat16 autocast."""
@@ -138,8 +150,10 @@ COMPETITORS: dict[str, tuple[str, Make]] = {
         "OpenVINO int8, NNCF",
         lambda case, n: case.engines.openvino(case.image, n, "int8"),
     ),
+    "summed": ("binarize.pack, sums in floating point", lambda case, n: case.summed()),
     "packed": ("binarize.pack", lambda case, n: case.torch("packed")),
 }
+ENGINES = [name for name in COMPETITORS if name != "summed"]
 SMALL = ("autocast", "bf16", "ort-int8", "ov-bf16", "ov-int8")
 
 
@@ -164,7 +178,7 @@ def prepare(
             missing = isinstance(error, ModuleNotFoundError)
             failures[name] = f"missing: {text}" if missing else f"{type(error).__name__}: {text}"
             continue
-        like = case.subject.student(case.image) if name == "packed" else plain
+        like = case.subject.student(case.image) if name in ("packed", "summed") else plain
         alike[name] = F.cosine_similarity(output, like.double().flatten(), dim=0).item()
         calls[name] = call
         print(f"  {name} ready, {time.perf_counter() - started:.0f} s", flush=True)
@@ -285,13 +299,13 @@ def main() -> None:
     parser.add_argument(
         "--networks",
         type=lambda text: _names(text, list(NETWORKS)),
-        default=list(NETWORKS),
+        default=USUAL,
         help=f"of {','.join(NETWORKS)}",
     )
     parser.add_argument(
         "--versions",
         type=lambda text: _names(text, list(COMPETITORS)),
-        default=list(COMPETITORS),
+        default=ENGINES,
         help=f"of {','.join(COMPETITORS)}",
     )
     parser.add_argument(
@@ -309,7 +323,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for name in given.networks:
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-            case = Case(name, given.policy, Path(folder))
+            case = Case(name, Path(folder), given.policy)
             for threads in given.threads:
                 torch.set_num_threads(threads)
                 torch.compiler.reset()

@@ -17,7 +17,7 @@ from binarize.kernels.layout import Layout, unpack_weight
 from binarize.ops.bypass import channel_adaptive_bypass
 from binarize.ops.ties import below_ties
 
-__all__ = ["unit"]
+__all__ = ["convolve", "unit"]
 
 _CONV: list[Any] = [F.conv1d, F.conv2d, F.conv3d]
 _CONV_TRANSPOSE: list[Any] = [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]
@@ -68,7 +68,7 @@ def unit(
     filters = weight
     if not weight.is_floating_point():
         filters = unpack_weight(weight, layout, kernel, transposed)
-    total = _convolve(
+    total = convolve(
         signs, filters, stride, padding, dilation, groups, padding_mode, transposed, output_padding
     )
     scale: Tensor = gain.view(column)
@@ -119,11 +119,13 @@ def _signs(x: Tensor, level: Tensor, flip: Tensor | None) -> Tensor:
     # The comparison is negated, not reversed: NaN gives +1.
     bits = ~(x < level)
     if flip is not None:
-        bits = torch.where(flip.view(1, -1, *(1,) * (x.dim() - 2)), ~(x > level), bits)
+        # Not by `where`, which ONNX Runtime lacks for truth values.
+        flip = flip.view(1, -1, *(1,) * (x.dim() - 2))
+        bits = (flip & ~(x > level)) | (~flip & bits)
     return bits.to(x.dtype) * 2 - 1
 
 
-def _convolve(
+def convolve(
     signs: Tensor,
     filters: Tensor,
     stride: Sequence[int],
@@ -134,6 +136,19 @@ def _convolve(
     transposed: bool,
     output_padding: Sequence[int],
 ) -> Tensor:
+    """Run the convolution of ``binarize::unit`` on any numbers.
+
+    Args:
+        signs: The feature map.
+        filters: The weight, in the shape of a convolution's.
+        stride: As for the operator, as are all that follow.
+        padding: Before and after, per dimension.
+        dilation: Per dimension.
+        groups: Number of groups.
+        padding_mode: As in :class:`torch.nn.Conv2d`.
+        transposed: Whether it is a transposed convolution.
+        output_padding: Of a transposed convolution, per dimension.
+    """
     spatial = len(stride)
     if transposed:
         full = _CONV_TRANSPOSE[spatial - 1](signs, filters, None, stride, 0, 0, groups, dilation)

@@ -9,37 +9,47 @@ from torch import Tensor, nn
 
 from binarize.nn.base import BinaryLayer
 
-__all__ = ["folded_norm", "folded_padding", "layer_padding", "obstacle_to_counting"]
+__all__ = [
+    "folded_norm",
+    "folded_padding",
+    "kernel_padding_mode",
+    "layer_padding",
+    "obstacle_to_counting",
+]
+
+
+# With more, sums in floating point take no longer on AVX2 (docs/benchmarks.md).
+MOST_COUNTS = 16
 
 
 def obstacle_to_counting(layer: BinaryLayer) -> str | None:
-    """Return why counting bits would not give a layer's result, or ``None`` if it would."""
+    """Return why a packed layer does not count bits, or ``None`` if it does."""
     conv: Any = layer
-    if layer.activation_bits > 1:
-        return f"its activations have {layer.activation_bits} bits"
-    if layer.weight_bits > 1:
-        return f"its weights have {layer.weight_bits} bits"
-    if not conv.quantizer.popcount_exact:
-        return "its weights are not symmetric about zero"
-    form = conv.binarizer.threshold_form()
-    if form is None and layer.popcount_exact:
+    forms = conv.binarizer.threshold_forms()
+    if not forms and layer.popcount_exact:
         return "its activations have a scale per channel"
-    if form is None:
+    if not forms:
         return "the scale of its activations, one per channel, is inside the channel sum"
-    if form.offset is not None:
-        return "its activations are not symmetric about zero"
-    if not layer.popcount_exact:
+    if not conv.quantizer.has_planes:
+        return "its weights are not known as sums of signs times factors"
+    transposed = getattr(layer, "transposed", False)
+    if transposed and layer.spec.transposed_scale != "output-channel":
         return "the scale of its weights, one per input channel, is inside the channel sum"
-    if form.scale == "magnitude":
+    if any(form.scale == "magnitude" for form in forms):
         return "the kernels do not support the scale of its activations"
+    counts = len(forms) * layer.weight_bits
+    if counts > MOST_COUNTS:
+        return f"{counts} counts of bits would take longer than sums in floating point"
     if conv.norm.running_mean is None:
         return "its norm uses the statistics of the batch"
     extra = getattr(layer, "pre_padding", None)
     if extra is not None and conv.padding_mode != "zeros" and conv.padding != "valid":
         return "it pads twice, in different ways"
-    resampled = extra == "same" or getattr(layer, "transposed", False)
-    if layer.inner is not None and layer.bypass is not None and resampled:
+    resampled = layer.bypass is not None and (extra == "same" or transposed)
+    if layer.inner is not None and resampled:
         return "an activation precedes its bypass, which is resampled"
+    if all(form.more is not None for form in forms) and resampled:
+        return "all bits of its activations have several thresholds, and its bypass is resampled"
     return None
 
 
@@ -52,6 +62,13 @@ def folded_norm(norm: Any) -> tuple[Tensor, Tensor]:
     if norm.bias is not None:
         offset = offset + norm.bias.detach().double()
     return gain, offset
+
+
+def kernel_padding_mode(layer: Any) -> str:
+    """Return how a layer's combined padding fills the border; see :func:`layer_padding`."""
+    # Then all padding is that in front of the layer, which is zeros.
+    own = getattr(layer, "padding", None) != "valid"
+    return str(getattr(layer, "padding_mode", "zeros")) if own else "zeros"
 
 
 def layer_padding(layer: Any, spatial: int) -> list[int]:

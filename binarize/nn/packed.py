@@ -6,7 +6,7 @@ Shapes: those of the original layers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,10 @@ from binarize.kernels.ops import run_unit
 from binarize.nn.activations import ShiftedPReLU
 from binarize.nn.base import BinaryLayer, check_floating
 from binarize.nn.conv import same_padding
-from binarize.nn.folding import folded_norm, folded_padding, obstacle_to_counting
+from binarize.nn.folding import folded_padding, kernel_padding_mode, obstacle_to_counting
 from binarize.nn.likeness import WeightOfOld, likeness, make_alike, mixed
+from binarize.nn.packed_planes import OtherPlanes, Plane, planes_of
+from binarize.nn.single import Single
 from binarize.nn.treated import TreatedLayer
 from binarize.nn.weight_binarizers import ScaledSign
 from binarize.ops.bits import unpack_bits
@@ -30,7 +32,6 @@ __all__ = [
     "PackedActivation",
     "PackedLinear",
     "PackedUnit",
-    "Single",
     "StoredWeight",
     "fitted_output_padding",
     "pack_layer",
@@ -55,8 +56,12 @@ def pack_layer(layer: BinaryLayer, bits: Tensor, scale: Tensor) -> nn.Module:
         twin: Any = _without_weight(layer)
         twin.quantizer = StoredWeight(layer, bits, scale)
     else:
+        quantizer: Any = layer.quantizer
+        planes = planes_of(layer, quantizer.planes(bits, scale, _shell(layer.weight.shape, scale)))
         cls = PackedLinear if isinstance(layer, nn.Linear) else PackedUnit
-        twin = cls(layer, bits, scale)
+        twin = cls(layer, planes.last, planes.offset, whole=True)
+        if not planes.is_single:
+            twin.rest = OtherPlanes(layer, planes, lambda plane: PackedUnit(layer, plane))
         make_alike(twin, layer, _float_class(layer))
     return twin.eval()
 
@@ -76,40 +81,25 @@ def _without_weight(layer: BinaryLayer) -> Any:
     return twin
 
 
-class Single(nn.Module):
-    """Keeps its numbers in float32, as the kernels require, whatever the network's dtype."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def keep_type(value: Tensor) -> Tensor:
-            result = fn(value)
-            return result if result.dtype == value.dtype else value.to(result.device)
-
-        return super()._apply(keep_type, recurse)
-
-    def hold(self, **values: Tensor | None) -> None:
-        """Register copies of tensors as buffers."""
-        for name, value in values.items():
-            if value is not None:
-                value = value.detach().clone()
-                value = value.float() if value.is_floating_point() else value
-            self.register_buffer(name, value)
-
-
 class PackedUnit(WeightOfOld, Single):
-    """A binary convolution, plain or transposed, on the XNOR-popcount kernel: one kernel call.
+    """A binary convolution, plain or transposed, on the XNOR-popcount kernel.
 
     ``y = gain * alpha * popcount sum + offset + bypass``: the norm and the weight scale are folded
-    into gain and offset; the binarizer is given by its :class:`ThresholdForm`.
+    into gain and offset; the binarizer is given by its :class:`ThresholdForm`. That is one kernel
+    call. The sums of some layers have more planes, which ``rest`` counts and this call adds, see
+    :mod:`binarize.nn.packed_planes`.
 
     Args:
         layer: The layer to pack, in eval mode.
-        bits: Signs of its weight, see :meth:`BinaryLayer.packed_weight`.
-        scale: Scales of its weight, from the same method.
+        plane: What to count.
+        offset: Constant to add, one per output channel; 0 by default.
+        whole: Whether to apply what follows the layer's sum: its bypass and inner activation.
 
     Shapes: (N, C_in, *spatial) to (N, C_out, *spatial of the convolution's output).
 
     Attributes:
         kernel: The kernel function; an exporter may set it to an equivalent in plain torch.
+        rest: The other planes, or ``None``.
 
     Raises:
         BinarizeError: The input is not floating point.
@@ -120,41 +110,44 @@ class PackedUnit(WeightOfOld, Single):
     threshold: Tensor
     kernel: Any = staticmethod(run_unit)
 
-    def __init__(self, layer: Any, bits: Tensor, scale: Tensor) -> None:
+    def __init__(
+        self, layer: Any, plane: Plane, offset: Tensor | None = None, whole: bool = False
+    ) -> None:
         super().__init__()
         self.remember(layer)
         spatial = max(layer.weight.dim() - 2, 2 if isinstance(layer, nn.Linear) else 1)
         ones = (1,) * spatial
-        shape = (*layer.weight.shape, *ones)[: 2 + spatial]
         self.transposed: bool = getattr(layer, "transposed", False)
         self.kernel_size = tuple(getattr(layer, "kernel_size", ones))
         self.stride = tuple(getattr(layer, "stride", ones))
         self.dilation = tuple(getattr(layer, "dilation", ones))
         self.output_padding = tuple(getattr(layer, "output_padding", (0,) * spatial))
         self.groups: int = getattr(layer, "groups", 1)
-        self.padding_mode: str = getattr(layer, "padding_mode", "zeros")
+        self.padding_mode = kernel_padding_mode(layer)
         self.pads, self.offset_of_bypass = folded_padding(layer, spatial)
         self.same = getattr(layer, "pre_padding", None) == "same"
-        # The kernel's activation follows the bypass: an inner one keeps both out of the kernel.
-        self.inner = packed_activation(layer.inner)
-        self.around = None if layer.inner is None else layer.bypass
-        inside = layer.inner is None and layer.bypass is not None
+        self.rest: nn.Module | None = None
+        form, gain = plane.form, plane.gain
+        several = form.more is not None
+        # The kernel's activation follows the bypass: an inner one keeps both out of the kernel. So
+        # does a map of signs in the place of the feature map that the bypass reads.
+        self.inner = packed_activation(layer.inner) if whole else None
+        outside = layer.inner is not None or several
+        self.around = layer.bypass if whole and outside else None
+        inside = whole and not outside and layer.bypass is not None
         self.bypass = str(layer.bypass.grouping) if inside else "none"
-        form = layer.binarizer.threshold_form()
-        gain, offset = folded_norm(layer.norm)
-        gain = gain * _factors(layer, scale).detach().double()
         self.hold(
             bits=pack_weight(
-                unpack_bits(bits, shape),
+                plane.signs.reshape((*plane.signs.shape, *ones)[: 2 + spatial]),
                 stride=self.stride,
                 dilation=self.dilation,
                 groups=self.groups,
                 transposed=self.transposed,
             ),
             gain=gain if form.factor is None else gain * form.factor.double(),
-            offset=offset,
+            offset=torch.zeros_like(gain) if offset is None else offset,
             mean_gain=form.k,
-            threshold=form.b,
+            threshold=torch.full_like(form.b, 0.5) if several else form.b,
             flip=form.flip,
             exponent=form.exponent,
         )
@@ -170,12 +163,24 @@ class PackedUnit(WeightOfOld, Single):
 
     def _count(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         check_floating(input)
-        padding = self._pad_to_same(input) if self.same else self.pads
-        output_padding: Any = self.output_padding
-        if output_size is not None:
-            output_padding = fitted_output_padding(self, input, output_size, self.pads)
+        x, others = input.float(), []
+        if self.rest is not None:
+            x, others = self.rest(x, self, output_size)
+        return self.count(x, output_size, others).to(input.dtype)
+
+    def count(
+        self, x: Tensor, output_size: list[int] | None = None, others: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Count the plane.
+
+        Args:
+            x: The feature map in float32.
+            output_size: Of a transposed convolution.
+            others: Feature maps to add to the result.
+        """
+        stride, padding, *how, output_padding = self.geometry(x, output_size)
         y, _ = self.kernel(
-            [input.float()],
+            [x],
             [1],
             [],
             self.bits,
@@ -186,22 +191,42 @@ class PackedUnit(WeightOfOld, Single):
             self.flip,
             self.exponent,
             self.kernel_size,
-            self.stride,
+            stride,
             padding,
-            self.dilation,
-            self.groups,
-            self.padding_mode,
-            self.transposed,
+            *how,
             output_padding,
             self.bypass,
             self.offset_of_bypass,
-            [],
+            list(others),
             None,
             None,
             None,
             False,
         )
-        return y.to(input.dtype)
+        return y  # type: ignore[no-any-return]
+
+    def geometry(self, x: Tensor, output_size: list[int] | None = None) -> tuple[Any, ...]:
+        """Return how the convolution moves over an input.
+
+        Args:
+            x: The input.
+            output_size: Of a transposed convolution.
+
+        Returns:
+            Stride, padding, dilation, groups, padding mode, whether it is transposed, and output
+            padding, as the kernel takes them.
+        """
+        padding = self._pad_to_same(x) if self.same else self.pads
+        output_padding: Any = self.output_padding
+        if output_size is not None:
+            output_padding = fitted_output_padding(self, x, output_size, self.pads)
+        how = self.dilation, self.groups, self.padding_mode, self.transposed
+        return self.stride, padding, *how, output_padding
+
+    @property
+    def counts(self) -> int:
+        """Number of planes that are counted, its own included."""
+        return sum(isinstance(module, PackedUnit) for module in self.modules())
 
     @property
     def counting(self) -> str:
@@ -228,6 +253,8 @@ class PackedUnit(WeightOfOld, Single):
         if "weight" in state["_buffers"]:  # from an earlier version
             state["_buffers"]["bits"] = state["_buffers"].pop("weight")
             state["pads"] = state["padding"]
+        if "rest" not in state["_modules"]:
+            state.setdefault("rest", None)  # earlier versions had no layers with several planes
         super().__setstate__(state)
 
     def extra_repr(self) -> str:
@@ -256,8 +283,9 @@ class PackedLinear(PackedUnit):
 
     Args:
         layer: As for :class:`PackedUnit`.
-        bits: As for :class:`PackedUnit`.
-        scale: As for :class:`PackedUnit`.
+        plane: As for :class:`PackedUnit`.
+        offset: As for :class:`PackedUnit`.
+        whole: As for :class:`PackedUnit`.
 
     Shapes: (N, *positions, C_in) to (N, *positions, C_out).
 
@@ -344,14 +372,6 @@ class StoredWeight(nn.Module):
 def _shell(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return a tensor of some shape that takes no memory."""
     return torch.zeros((), dtype=like.dtype, device=like.device).expand(shape)
-
-
-def _factors(layer: Any, scale: Tensor) -> Tensor:
-    """Return the factors of the signs, which buffers of the weight binarizer may hold."""
-    if scale.numel():
-        return scale
-    factors: Tensor = layer.quantizer.scale(_shell(tuple(layer.weight.shape), scale))
-    return factors
 
 
 def packed_activation(activation: nn.Module | None) -> nn.Module | None:

@@ -20,7 +20,8 @@ from binarize.nn.folding import layer_padding
 from binarize.nn.input_range import affine
 from binarize.nn.int8 import Int8Layer
 from binarize.nn.likeness import WeightOfOld, make_alike
-from binarize.nn.packed import Single, fitted_output_padding
+from binarize.nn.packed import fitted_output_padding
+from binarize.nn.single import Single
 from binarize.nn.treated import TreatedLayer
 
 __all__ = ["PackedInt8", "PackedInt8Linear", "pack_int8"]

@@ -11,7 +11,9 @@ __all__ = ["ThresholdForm"]
 
 @dataclass(frozen=True)
 class ThresholdForm:
-    r"""A binarizer whose values are one number per sample times a sign, plus a constant.
+    r"""Values that are one number per sample times a sign, plus a constant.
+
+    A binarizer is one such form, or the sum of several.
 
     For sample n, channel c and position p, with :math:`\bar x_{nc}` the mean over the positions:
 
@@ -20,7 +22,8 @@ class ThresholdForm:
         s_{ncp} = +1 \text{ if not } x_{ncp} < t_{nc} \text{, else } -1, \qquad
         B = \alpha_n \cdot s + o
 
-    In channels with ``flip`` the comparison is ``not x > t``. NaN is +1 either way. The sample's
+    In channels with ``flip`` the comparison is ``not x > t``. NaN is +1 either way. With ``more``
+    thresholds, s is the product of the signs for all thresholds. The sample's
     factor, with the mean over all elements of the sample, is one of
 
     - ``"constant"``: :math:`\alpha_n = f`;
@@ -33,9 +36,11 @@ class ThresholdForm:
         flip: Channels that are +1 below their threshold, (C,) bool; ``None`` if there are none.
         scale: ``"constant"``, ``"exponential"`` or ``"magnitude"``.
         exponent: a, one element; only with ``"exponential"``.
-        factor: f, one element and not negative; ``None`` is 1.
+        factor: f, one element; ``None`` is 1.
         offset: o, one element; ``None`` is 0. With zero padding, it does not factor out of the sum
             as one number per output channel: it is absent at the border.
+        more: Further thresholds, (count,). If there are any, b is the same in all channels, the
+            scale constant, and there is neither k nor ``flip``.
 
     All tensors are detached.
     """
@@ -47,3 +52,4 @@ class ThresholdForm:
     exponent: Tensor | None = None
     factor: Tensor | None = None
     offset: Tensor | None = None
+    more: Tensor | None = None

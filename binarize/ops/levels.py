@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["fitted_basis", "level_table", "nearest_level"]
+__all__ = ["fitted_basis", "level_table", "middle_points", "nearest_level"]
 
 # Weight of the old basis in the moving average, and regularization of a fit towards it.
 _KEEP, _PULL = 0.9, 1e-4
@@ -47,8 +47,19 @@ def nearest_level(values: Tensor, levels: Tensor) -> Tensor:
     Returns:
         Integers (rows, n).
     """
-    middles = (levels[:, 1:] + levels[:, :-1]) / 2
-    return torch.searchsorted(middles.contiguous(), values.contiguous(), right=True)
+    return torch.searchsorted(middle_points(levels), values.contiguous(), right=True)
+
+
+def middle_points(levels: Tensor) -> Tensor:
+    """Return the thresholds between neighboring levels.
+
+    Args:
+        levels: (rows, count), ascending.
+
+    Returns:
+        (rows, count - 1).
+    """
+    return ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous()
 
 
 def fitted_basis(values: Tensor, chosen: Tensor, codes: Tensor, basis: Tensor) -> Tensor:

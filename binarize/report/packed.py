@@ -18,6 +18,7 @@ from binarize.report.numbers import readable
 __all__ = ["PackedReport", "PackedRow", "packed_report"]
 
 _COUNTED = "its sums over signs leave one factor per sample and output channel"
+_COUNTED_OFTEN = "{} sums over signs, each with its own factor per sample and output channel"
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,17 @@ def packed_report(model: PackedNetwork) -> PackedReport:
 
 
 def _rows(network: nn.Module, kept: dict[int, tuple[str, str]]) -> Iterator[PackedRow]:
+    parts: set[nn.Module] = set()
     for path, module in network.named_modules():
+        if module in parts:
+            continue
         # For a layer with several names, the one in the plan.
         name, reason = kept.get(id(module), (path, "it was not converted"))
         kind, size = type(module).__name__, _bytes(module)
         if isinstance(module, PackedUnit):
-            yield PackedRow(name, kind, "popcount", _COUNTED, size, module.counting)
+            parts.update(module.modules())
+            why = _COUNTED if module.counts == 1 else _COUNTED_OFTEN.format(module.counts)
+            yield PackedRow(name, kind, "popcount", why, size, module.counting)
         elif isinstance(module, PackedInt8):
             yield PackedRow(name, kind, "int8", reason, size)
         elif isinstance(module, BinaryLayer) and isinstance(module.quantizer, StoredWeight):

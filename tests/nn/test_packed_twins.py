@@ -44,6 +44,12 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any], tuple[int, ...]]] 
     "SAME, stride 2": (BiConv2d, (6, 8, 3), {"pre_padding": "same", "stride": 2}, (2, 6, 9, 10)),
     "SAME, stride 3": (BiConv2d, (6, 8, 2), {"pre_padding": "same", "stride": 3}, (2, 6, 8, 10)),
     "asymmetric": (BiConv2d, (6, 8, 3), {"pre_padding": (1, 2, 0, 1), "stride": 2}, (2, 6, 7, 8)),
+    "asymmetric, reflects nothing": (
+        BiConv2d,
+        (6, 8, 3),
+        {"pre_padding": (1, 2, 0, 1), "padding": "valid", "padding_mode": "reflect"},
+        (2, 6, 7, 8),
+    ),
     "asymmetric and circular": (
         BiConv2d,
         (6, 8, 3),

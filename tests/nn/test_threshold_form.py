@@ -24,6 +24,8 @@ def carry_out(form: ThresholdForm, x: Tensor) -> Tensor:
     signs = torch.where(x < t, -1.0, 1.0).to(x.dtype)
     if form.flip is not None:
         signs = torch.where(form.flip.view(column), torch.where(x > t, -1.0, 1.0).to(x), signs)
+    for threshold in [] if form.more is None else form.more:
+        signs = signs * torch.where(x < threshold, -1.0, 1.0)
     size = (x - t).abs().flatten(1).mean(1).view((-1,) + (1,) * (x.dim() - 1))
     if form.scale == "exponential":
         assert form.exponent is not None
@@ -115,7 +117,21 @@ def test_forms_are_right_at_the_threshold_itself() -> None:
     assert torch.equal(carry_out(form, x)[told], binarizer(x).detach()[told])
 
 
-def test_several_bits_and_scales_per_channel_have_no_form() -> None:
+@pytest.mark.parametrize("bits", [1, 2, 3, 5])
+def test_levels_of_several_bits_are_a_sum_of_forms(bits: int) -> None:
+    binarizer = BINARIZERS["learned-levels"](3, bits=bits).double().eval()
+    x = 3 * torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    for _ in range(5):
+        binarizer.basis.normal_()
+        forms = binarizer.threshold_forms()
+        assert len(forms) == bits
+        total = sum(carry_out(form, x) for form in forms)
+        torch.testing.assert_close(total, binarizer(x))
+
+
+def test_several_bits_and_scales_per_channel_have_no_single_form() -> None:
     assert BINARIZERS["learned-levels"](3, bits=2).threshold_form() is None
-    assert BINARIZERS["ablated-dab"](3, scale="channel").threshold_form() is None
+    scaled = BINARIZERS["ablated-dab"](3, scale="channel")
+    assert scaled.threshold_form() is None
+    assert scaled.threshold_forms() == ()
     assert BINARIZERS["ablated-dab"](3, scale="channel", factor="none").threshold_form() is not None

@@ -25,10 +25,12 @@ from binarize.nn.treated import TreatedLayer
 from binarize.policy import load_policy, policies, validate
 
 NAMES = sorted(policies())
-NOT_COUNTED = (
+NOT_COUNTED = {
     "the kernels do not support the scale of its activations",  # XNOR-Net's, one per sample
-    "its activations have a scale per channel",  # of a depthwise layer
-)
+    # The released code's; the former in a depthwise layer.
+    "its activations have a scale per channel",
+    "the scale of its activations, one per channel, is inside the channel sum",
+}
 
 
 class Everything(nn.Module):
@@ -95,7 +97,6 @@ def total(output: Tensor) -> Tensor:
     return output.float().square().mean()
 
 
-@pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")  # LQ-Nets is no program
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -127,9 +128,10 @@ def test_a_policy_on_a_network(name: str, kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = student(image)
     assert bool(expected.isfinite().all())
-    # What claims that counting bits is exact does count them, but for what kernels cannot do.
-    paths = {obstacle_to_counting(layer) for layer in layers if layer.popcount_exact}
-    assert paths <= {None, *NOT_COUNTED}
+    obstacles = {obstacle_to_counting(layer) for layer in layers}
+    assert obstacles <= {None, *NOT_COUNTED}
+    if name not in ("xnor", "bidense-mad-scale", "bidense-released"):
+        assert obstacles == {None}
     with torch.no_grad():
         packed = binarize.pack(student)(image)
     # A value that lies within rounding of a threshold may take the other sign.

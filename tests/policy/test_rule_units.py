@@ -130,7 +130,6 @@ def test_a_policy_with_such_rules_survives_its_rule_file(tmp_path: Path) -> None
     assert load_policy(tmp_path / "mine.toml").rules == plan.policy.rules
 
 
-@pytest.mark.filterwarnings("ignore::binarize.errors.SlowWarning")
 def test_the_file_gives_the_network_back(tmp_path: Path) -> None:
     student = converted(overrides=OVERRIDES).train()
     for _ in range(3):  # so that norms and levels have moved
@@ -147,9 +146,9 @@ def test_the_file_gives_the_network_back(tmp_path: Path) -> None:
     packed = binarize.load(path, model=Net(), packed=True)
     torch.testing.assert_close(packed(image), student(image), atol=1e-4, rtol=1e-4)
     paths = {row.name: (row.path, row.reason) for row in binarize.report(packed).layers}
-    assert paths["one"][0] == "popcount"
-    assert paths["two"] == ("float accumulation", "its weights have 5 bits")
-    assert paths["up"] == ("float accumulation", "its activations have 3 bits")
+    assert [paths[name][0] for name in ("one", "two", "up")] == ["popcount"] * 3
+    assert paths["two"][1].startswith("5 sums over signs")
+    assert paths["up"][1].startswith("9 sums over signs")
 
 
 def test_the_report_counts_it() -> None:

@@ -70,6 +70,20 @@ def test_kernels_by_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert all(kernel in str(report) for kernel in kernels)
 
 
+@pytest.mark.parametrize(("policy", "count"), [("groupnet", 5), ("adabin", 2), ("lqnet", 9)])
+def test_sums_of_several_counts(policy: str, count: int) -> None:
+    report = binarize.report(packed(policy))
+    assert [(row.name, row.path) for row in report.layers] == [
+        ("stem", "float"),
+        ("body", "popcount"),
+        ("head", "float"),
+    ]
+    body = report.layers[1]
+    why = f"{count} sums over signs, each with its own factor per sample and output channel"
+    assert body.reason == why
+    assert body.kernel
+
+
 def test_weights_that_are_unpacked() -> None:
     report = binarize.report(packed("bidense-released"))
     body = report.layers[1]

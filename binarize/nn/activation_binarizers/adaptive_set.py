@@ -25,8 +25,8 @@ class AdaptiveSet(ActivationBinarizer):
 
     Initial values: alpha = 1, beta = 0. Counted: two float parameters per layer.
 
-    Counting bits alone is not exact: beta times the sum of the weights inside the feature map must
-    be added.
+    Counting bits alone is not exact: packed layers add beta times the sum of the weights inside the
+    feature map.
 
     Deviations: the released code returns alpha * (sign + beta); this is the paper's form.
     sign(0) is +1.

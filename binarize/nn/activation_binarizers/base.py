@@ -49,8 +49,13 @@ class ActivationBinarizer(nn.Module):
         return True
 
     def threshold_form(self) -> ThresholdForm | None:
-        """Return the equivalent for packed layers; ``None`` if there is no threshold form."""
+        """Return the binarizer as one form; ``None`` if it is none, or a sum of several."""
         return None
+
+    def threshold_forms(self) -> tuple[ThresholdForm, ...]:
+        """Return the forms whose sum packed layers carry out; empty if there are none."""
+        form = self.threshold_form()
+        return () if form is None else (form,)
 
     def level_index(self, values: Tensor) -> Tensor:
         """Return which of its ``2 ** bits`` levels each output value is, 0 the lowest.

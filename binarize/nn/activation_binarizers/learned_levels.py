@@ -8,7 +8,7 @@ from torch import Tensor
 from binarize.errors import BinarizeError
 from binarize.nn.activation_binarizers.base import ActivationBinarizer
 from binarize.nn.threshold import ThresholdForm
-from binarize.ops.levels import fitted_basis, level_table, nearest_level
+from binarize.ops.levels import fitted_basis, level_table, middle_points, nearest_level
 from binarize.ops.straight_through import clip, straight_through
 
 __all__ = ["MAX_BITS", "LearnedLevels", "check_bits"]
@@ -33,7 +33,7 @@ class LearnedLevels(ActivationBinarizer):
     Initial values: v_i = 2^i * 2 * 0.6745 / (2^b - 1). State: the buffer ``basis``. Counted: b
     operations of one bit for each bit of the weight.
 
-    With more than one bit, a layer's sum is made of b times b counts.
+    With more than one bit, a packed layer's sum is made of one count for each pair of bits.
 
     Deviations: the released code uses codes {0, 1} for activations, always after a ReLU; here
     they are signed, as in the paper's Eq. 2. Halfway between two levels, the upper one is taken.
@@ -64,6 +64,26 @@ class LearnedLevels(ActivationBinarizer):
         if self.bits != 1:
             return None
         return ThresholdForm(b=torch.zeros(self.channels), factor=self.basis)
+
+    def threshold_forms(self) -> tuple[ThresholdForm, ...]:
+        """Return one form per bit, whose sign changes between two levels where the bit does."""
+        if self.bits == 1:
+            return super().threshold_forms()
+        levels, codes = level_table(self.basis[None])
+        middles = middle_points(levels)[0]
+        forms = []
+        for bit in range(self.bits):
+            code = codes[0, :, bit]
+            first, *_ = turns = middles[code[1:] != code[:-1]]
+            forms.append(
+                ThresholdForm(
+                    b=first.expand(self.channels),
+                    # Above all thresholds, the sign is +1.
+                    factor=self.basis[bit] * code[-1],
+                    more=turns[1:] if len(turns) > 1 else None,
+                )
+            )
+        return tuple(forms)
 
     def level_index(self, values: Tensor) -> Tensor:
         """Return the index of the level, 0 to ``2 ** bits - 1``."""

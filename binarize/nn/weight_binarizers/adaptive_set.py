@@ -25,13 +25,14 @@ class AdaptiveSetWeight(WeightBinarizer):
     State: the buffers ``progress`` (of the schedule), ``scales`` and ``offsets``, one number per
     slice each.
 
-    Counting bits alone is not exact: beta times the sum of the activations must be added.
+    Counting bits alone is not exact: packed layers add beta times the sum of the activations.
 
     Deviations: with groups, n counts the weights of the slice (the released code counts those of
     all groups); 1e-12 is added to the variance. sign(0) is +1; t changes every step.
     """
 
     popcount_exact = False
+    has_planes = True
     progress: Tensor
     scales: Tensor
     offsets: Tensor

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from binarize.ops.bits import pack_signs, unpack_signs
+from binarize.nn.planes import WeightPlanes
+from binarize.ops.bits import pack_signs, unpack_bits, unpack_signs
 
 __all__ = ["WeightBinarizer", "centred_signs"]
 
@@ -42,6 +43,11 @@ class WeightBinarizer(nn.Module):
     popcount_exact: bool = True
     bits: int = 1
     copies: int = 1
+
+    @property
+    def has_planes(self) -> bool:
+        """Whether :meth:`planes` gives the effective weight; packed layers count bits only then."""
+        return self.popcount_exact
 
     def __init__(self, dim: int = 0, groups: int = 1) -> None:
         super().__init__()
@@ -128,6 +134,22 @@ class WeightBinarizer(nn.Module):
         """
         signs = unpack_signs(bits, like.shape, like.dtype).to(like.device)
         return signs * self.spread(scale.to(signs), signs)
+
+    def planes(self, bits: Tensor, scale: Tensor, like: Tensor) -> WeightPlanes:
+        """Return the stored weight as planes of signs.
+
+        Args:
+            bits: As for :meth:`unpack`.
+            scale: As for :meth:`unpack`.
+            like: As for :meth:`unpack`; it need have no values.
+        """
+        shape = (self.bits, like.shape[0] // self.copies, *like.shape[1:])
+        factors = scale if scale.numel() else self.scale(like)
+        return WeightPlanes(
+            unpack_bits(bits, shape),
+            factors.detach().reshape(self.bits, -1),
+            self.offset(like),
+        )
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, groups={self.groups}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from binarize.errors import BinarizeError
+from binarize.nn.planes import WeightPlanes
 from binarize.nn.weight_binarizers.base import WeightBinarizer
 from binarize.nn.weight_binarizers.scaled_sign import ScaledSign
 
@@ -28,7 +31,13 @@ class Bases(WeightBinarizer):
 
     Raises:
         BinarizeError: K is not 1 to 16.
+
+    Attributes:
+        mix: The learned numbers, (K,) or (K, slices).
     """
+
+    has_planes = True
+    mix: nn.Parameter
 
     def __init__(self, dim: int, groups: int, bases: int, option: str) -> None:
         super().__init__(dim, groups)
@@ -67,6 +76,11 @@ class Bases(WeightBinarizer):
 
     def spread(self, scale: Tensor, weight: Tensor) -> Tensor:
         return self.stacked.spread(scale, weight)
+
+    def planes(self, bits: Tensor, scale: Tensor, like: Tensor) -> WeightPlanes:
+        single = super().planes(bits, scale, like)
+        mix = self.mix.detach().view(self.bits, -1).double()
+        return replace(single, factors=mix * single.factors)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Combine the branches; the shape of the layer's weight."""

@@ -40,6 +40,8 @@ class LearnedLevelsWeight(WeightBinarizer):
 
     basis: Tensor
 
+    has_planes = True
+
     def __init__(self, dim: int = 0, groups: int = 1, *, bits: int = 1) -> None:
         super().__init__(dim, groups)
         check_bits(bits)
