@@ -15,14 +15,17 @@ from binarize.video.report import StreamRow
 
 __all__ = ["StreamedLayer"]
 
-# Frames of a check: one brings the state up to date, on the others both ways are timed.
-_CHECK = 3
+# Frames of a check: the first brings the state up to date, on the others both ways are timed; the
+# shortest times count.
+_CHECK = 5
+# With more than this share of its operations, no layer is faster: it need not be timed.
+_HOPELESS = 0.5
 # Frames until a layer that did not pay is checked again; doubled each time it still does not.
 _WAIT, _LONGEST_WAIT = 100, 1600
 # A layer that takes this much more of its operations than when it was checked is checked again.
 _MORE = 0.1
 # Its state takes memory: it has to save something.
-_FASTER = 0.97
+_FASTER = 0.95
 
 _Result = tuple[Tensor, Tensor]
 
@@ -47,7 +50,8 @@ class StreamedLayer(nn.Module):
         self._done = 0.0  # in frames' work
         self._checks = _CHECK if measure else 0
         self._plain = self._fast = 0.0  # the shortest times of a check
-        self._share = self._expected = 0.0  # of the operations: lately, and when checked
+        self._share: float | None = None  # of its operations that it takes, lately
+        self._expected = 0.0  # the same when it was checked
         self._until = 0
         self._wait = _WAIT
 
@@ -58,20 +62,25 @@ class StreamedLayer(nn.Module):
         self._frames += 1
         if self._stream is None and self._frames >= self._until:
             self._stream, self._checks = UnitStream(self._tolerance), _CHECK
+            self._share = None
         if self._stream is None:
             self._done += 1
             return unit(*arguments)
         if not self._checks:
-            return self._run(self._stream, arguments)
+            result = self._run(self._stream, arguments)
+            if self._measure and (self._share or 0) > self._expected + _MORE:
+                self._begin_timing()
+            return result
+        if self._checks == _CHECK:
+            result = self._run(self._stream, arguments)
+            self._begin_timing()
+            return result
         self._checks -= 1
-        if self._checks == _CHECK - 1:
-            self._plain = self._fast = float("inf")
-            return self._run(self._stream, arguments)
         stream = self._stream
         plain, _ = _timed(lambda: unit(*arguments))
         fast, result = _timed(lambda: self._run(stream, arguments))
         self._plain, self._fast = min(plain, self._plain), min(fast, self._fast)
-        if not self._checks:
+        if not self._checks or (self._share or 0.0) > _HOPELESS:
             self._decide()
         return result
 
@@ -90,14 +99,18 @@ class StreamedLayer(nn.Module):
         self._streamed += 1
         for name, value in added.items():
             self._totals[name] = self._totals.get(name, 0) + value
-        self._share += (share - self._share) / 4
-        if self._measure and not self._checks and self._share > self._expected + _MORE:
-            self._checks = _CHECK
+        self._share = share if self._share is None else self._share + (share - self._share) / 4
         return result
 
+    def _begin_timing(self) -> None:
+        if self._stream is not None:
+            self._checks = _CHECK - 1
+            self._plain = self._fast = float("inf")
+
     def _decide(self) -> None:
-        self._expected = self._share
-        if self._fast < _FASTER * self._plain:
+        self._checks = 0
+        self._expected = self._share or 0.0
+        if self._expected <= _HOPELESS and self._fast < _FASTER * self._plain:
             self._wait = _WAIT
             return
         self._stream = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from binarize.report import readable
+from binarize.report.numbers import readable
 
 __all__ = ["StreamReport", "StreamRow"]
 

@@ -35,8 +35,8 @@ class Stream:
         network: A packed network: from :func:`binarize.pack`, or :func:`binarize.load` with
             ``packed=True``.
         tolerance: In [0, 1). A pixel keeps its old bits while at most this share of its channels
-            changed since they were last taken over, so that no sum is off by more than
-            ``2 * tolerance`` times the number of signs that it adds. 0 is exact.
+            changed since they were last taken over, so that no sum of an ungrouped convolution is
+            off by more than ``2 * tolerance`` times the number of signs that it adds. 0 is exact.
         measure: Whether to stream only those layers where it is faster. With a tolerance, results
             then depend on these measurements; False streams every layer.
 
