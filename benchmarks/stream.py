@@ -84,9 +84,7 @@ def measure(args: argparse.Namespace) -> None:
     print("| video | changed | saved | time | with checks | agree | mIoU | flicker | ms |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, frame in videos(args.root, (args.size[0], args.size[1])).items():
-        stream = binarize.Stream(
-            network, tolerance=args.tolerance, measure=not args.every
-        )
+        stream = binarize.Stream(network, tolerance=args.tolerance, measure=not args.every)
         plain, streamed, flicker = [], [], []
         before, pairs = None, torch.zeros(0)
         for i in range(args.frames):

@@ -55,7 +55,7 @@ class UnitStream:
         """Return the library's counters since the state was made, by name."""
         return {name: getattr(self._structure, name) for name in COUNTERS}
 
-    def ready(self, library: Any, number: int, address: int, weight: Tensor) -> Any:
+    def ready(self, library: Any, number: int, address: int, weight: Any) -> Any:
         """Return the C structure for a call, or ``None`` if the unit cannot keep a state.
 
         Args:

@@ -168,9 +168,7 @@ class PackedNetwork(nn.Module):
         known.programs.append(program)
         return program
 
-    def find(
-        self, leaves: Sequence[Any], spec: TreeSpec
-    ) -> tuple[Program, Sequence[Any]] | None:
+    def find(self, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Program, Sequence[Any]] | None:
         """Return the program for flattened arguments, if there is one, and its arguments."""
         program = self._programs.get(program_key(leaves, spec))
         return None if program is None else (program, leaves)

@@ -147,9 +147,9 @@ def _operations(sources: Any, upsample: Any, *others: Any) -> int:
     gain, kernel, stride, groups, transposed = (others[i] for i in (2, 8, 9, 12, 14))
     size = [length * upsample[0] for length in sources[0].shape[2:]]
     channels = sum(x.shape[1] for x in sources)
-    positions = prod(size) if transposed else prod(
-        -(-length // step) for length, step in zip(size, stride, strict=True)
+    positions = (
+        prod(size)
+        if transposed
+        else prod(-(-length // step) for length, step in zip(size, stride, strict=True))
     )
-    return int(
-        sources[0].shape[0] * positions * prod(kernel) * (channels // groups) * gain.numel()
-    )
+    return int(sources[0].shape[0] * positions * prod(kernel) * (channels // groups) * gain.numel())

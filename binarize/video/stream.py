@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class Stream:
         self._given: list[Any] | None = None
         self._strides: list[Any] = []
         self._recorded: Program | None = None
-        self._program: Program | None = None
+        self._program: Any = None
         self._layers: list[StreamedLayer] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,23 +99,22 @@ class Stream:
                 stream stays as it is, and takes the next frame.
             ModelError: The network cannot be streamed: it does not run as a program.
         """
-        leaves, spec = tree_flatten((args, kwargs))
+        flat, spec = tree_flatten((args, kwargs))
+        leaves: Sequence[Any] = flat
         given = [spec, *(_described(leaf) for leaf in leaves)]
         self._check(given, leaves)
         with torch.no_grad():
             if self._given is not None:
-                leaves = [
-                    _in_order(leaf, s) for leaf, s in zip(leaves, self._strides, strict=True)
-                ]
+                leaves = [_in_order(leaf, s) for leaf, s in zip(leaves, self._strides, strict=True)]
             recorded, leaves = self._find(leaves, spec)
             if recorded is not self._recorded:
                 # The first frame, or the network was moved or got other values.
-                program, layers = self._streamed(recorded)
+                streamed = self._streamed(recorded)
             else:
-                program, layers = self._program, self._layers
-            assert program is not None
-            output = program(leaves)
-        self._recorded, self._program, self._layers = recorded, program, layers
+                streamed = self._program, self._layers
+            output = streamed[0](leaves)
+        self._recorded = recorded
+        self._program, self._layers = streamed
         self._given = given
         self._strides = [x.stride() if isinstance(x, Tensor) else None for x in leaves]
         self._frames += 1
@@ -146,9 +146,7 @@ class Stream:
         if self._given is None or given == self._given:
             return
         rule = f"must be like the frames before, {_text(self._given)}"
-        raise BinarizeError(
-            "frame", _text(given), rule, "call reset() where another video begins"
-        )
+        raise BinarizeError("frame", _text(given), rule, "call reset() where another video begins")
 
     def _find(self, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Program, Sequence[Any]]:
         found = self.network.find(leaves, spec)
@@ -173,24 +171,23 @@ class Stream:
         }
         graph = fx.Graph()
         graph.output(graph.graph_copy(recorded.module.graph, {}))
-        attributes = dict(recorded.module.named_buffers())
-        attributes |= {n: getattr(recorded.module, str(n)) for n in _constants(graph)}
+        constants = {
+            str(node.target): attrgetter(str(node.target))(recorded.module)
+            for node in graph.nodes
+            if node.op == "get_attr"
+        }
         layers: list[StreamedLayer] = []
         modules: dict[str, Any] = {}
         for number, node in enumerate(units(graph)):
             weight = node.args[3]
             assert isinstance(weight, fx.Node)
-            name = names.get(id(attributes.get(str(weight.target))), "") or f"unit {number + 1}"
+            name = names.get(id(constants.get(str(weight.target))), "") or f"unit {number + 1}"
             layer = StreamedLayer(name, self.tolerance, self.measure)
             layers.append(layer)
             modules[f"streamed_{number}"] = layer
             node.op, node.target = "call_module", f"streamed_{number}"
-        module = fx.GraphModule({**attributes, **modules}, graph)
+        module = fx.GraphModule({**constants, **modules}, graph)
         return Program(module, recorded.tensors, recorded.spec, recorded.others), layers
-
-
-def _constants(graph: fx.Graph) -> list[str]:
-    return [str(node.target) for node in graph.nodes if node.op == "get_attr"]
 
 
 def _described(leaf: Any) -> Any:

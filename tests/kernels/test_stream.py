@@ -82,10 +82,13 @@ def unit(name: str) -> tuple[tuple[int, ...], dict[str, Any]]:
 def frames(shape: tuple[int, ...]) -> Iterator[Tensor]:
     """A scene change, nothing new, few changes, many, all of one sample, few."""
     x = torch.randn(shape)
+    share: Any
     for share in (1, 0, 0.003, 0.03, 0.4, "sample", 0.02):
-        changed = torch.rand(shape) < share if not isinstance(share, str) else torch.zeros(shape) > 0
-        if isinstance(share, str):
+        changed = torch.zeros(shape, dtype=torch.bool)
+        if share == "sample":
             changed[1] = True
+        else:
+            changed = torch.rand(shape) < share
         x = torch.where(changed, torch.randn(shape), x)
         yield x.contiguous(memory_format=torch.channels_last)
 
@@ -170,7 +173,7 @@ def ordered(x: Tensor, given: dict[str, Any]) -> list[Any]:
 def test_a_tolerance_bounds_the_error_of_sums(name: str, instructions: str) -> None:
     torch.manual_seed(0)
     shape, given = unit(name)
-    plain = {key: None for key in ("mean_gain", "exponent", "act_shift", "act_slope")}
+    plain = dict.fromkeys(("mean_gain", "exponent", "act_shift", "act_slope"))
     outputs = len(given["gain"])
     given |= plain | {"gain": torch.ones(outputs), "offset": torch.zeros(outputs)}
     tolerance = 0.1

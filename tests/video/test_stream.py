@@ -88,7 +88,8 @@ def test_outputs_are_those_of_each_frame_alone(
 @KERNELS
 def test_the_report_says_what_was_saved(packed: Any) -> None:
     stream = binarize.Stream(packed, measure=False)
-    assert stream.report().frames == 0 and stream.report().saved == 0
+    assert stream.report().frames == 0
+    assert stream.report().saved == 0
     frames = video()
     for x in frames[:2]:
         stream(x)
@@ -113,14 +114,13 @@ def test_the_report_says_what_was_saved(packed: Any) -> None:
     assert found.saved == pytest.approx(saved)
     assert json.loads(json.dumps(found.to_dict()))["frames"] == 3
     lines = str(found).splitlines()
-    assert lines[0].startswith("Net, 3 frames, exact: ") and "of bit operations saved" in lines[0]
+    assert "Net, 3 frames, exact: " in lines[0]
+    assert "of bit operations saved" in lines[0]
     assert len(lines) == 2 + len(found.layers)
 
 
 @KERNELS
-def test_layers_that_do_not_pay_run_as_usual(
-    packed: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_that_do_not_pay_run_as_usual(packed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**9))
     fast = {"streamed": 1}
 
@@ -224,8 +224,12 @@ def test_a_network_without_program_is_refused() -> None:
     network = binarize.convert(Reads(), example_inputs=torch.randn(1, 3, 16, 16)).eval()
     packed = binarize.pack(network)
     stream = binarize.Stream(packed)
-    with pytest.warns(binarize.errors.SlowWarning), pytest.raises(
-        ModelError, match="^network='PackedNetwork': it runs module by module, without a program"
+    with (
+        pytest.warns(binarize.errors.SlowWarning),
+        pytest.raises(
+            ModelError,
+            match="^network='PackedNetwork': it runs module by module, without a program",
+        ),
     ):
         stream(video()[0])
     assert stream.report().frames == 0
@@ -280,7 +284,7 @@ def test_networks_from_files(packed: Any, tmp_path: Path) -> None:
         assert len(stream.report().layers) == 6
     other = binarize.Stream(programs)
     with pytest.raises(ModelError, match="this file holds programs for"):
-        other(torch.randn(1, 3, 40, 40))
+        other(torch.randn(1, 4, 17, 22))
 
 
 def test_grad_mode_and_inference_mode_do_not_matter(packed: Any) -> None:
