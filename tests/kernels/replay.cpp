@@ -1,8 +1,8 @@
 // Replays the cases that write_cases.py wrote through the C ABI, for every instruction set that
 // the machine can run, with the weight as it comes and prepared for the set. Every buffer has
-// exactly the size it needs, so that a sanitizer sees a step outside. Each case is also the second and
-// third frame of a stream. The body is called three
-// times, as if there were three threads; on Windows, given an OpenMP runtime, by three threads.
+// exactly the size it needs, so that a sanitizer sees a step outside. Each case is also the second
+// and third frame of a stream. The body is called three times, as if there were three threads; on
+// Windows, given an OpenMP runtime, by three threads.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

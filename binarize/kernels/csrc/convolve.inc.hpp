@@ -246,8 +246,9 @@ static void begin_work(const Call& c, Work& w) {
     neutral += g.out_channels;
   }
   w.finish = choose_finish(g.bypass != BINARIZE_NONE, g.residuals > 0, active);
-  w.base = c.stream ? c.stream->held
-           : p.coded ? p.codes : (const uint8_t*)(p.gathered ? p.strings : p.bits);
+  w.base = c.stream  ? c.stream->held
+           : p.coded ? p.codes
+                     : (const uint8_t*)(p.gathered ? p.strings : p.bits);
   w.element = p.coded ? 1 : 8;
   w.line[2] = p.coded ? p.code_pixel : p.gathered ? g.groups * p.string_words : p.words;
   w.line[1] = p.coded ? p.code_line : w.line[2] * (p.gathered ? p.string_pixels : p.padded[2]);

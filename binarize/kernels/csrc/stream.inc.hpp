@@ -1,6 +1,6 @@
 // Video: a unit that keeps what its windows read and counted, and on the next frame recounts the
-// windows whose bits changed in many places, corrects those that changed in few, and keeps the rest.
-// Counts are integers, so that all three are equal to counting anew, bit for bit.
+// windows whose bits changed in many places, corrects those that changed in few, and keeps the
+// rest. Counts are integers, so that all three are equal to counting anew, bit for bit.
 
 // Items that a window reads one after the other: an item is what a pixel has for one group.
 struct Part {
@@ -62,7 +62,7 @@ static constexpr ChangeTable make_change_table() {
 }
 
 alignas(64) static constexpr ChangeTable kChangeTable = make_change_table();
-constexpr int64_t kHeldChanges = 31;  // whose sums a signed byte holds
+constexpr int64_t kHeldChanges = 31;    // whose sums a signed byte holds
 constexpr int64_t kMostChanges = 1024;  // of a window that is corrected
 
 // What a correction takes, in nibbles that are recounted in the same time: a window, and a change.
@@ -177,8 +177,8 @@ static __attribute__((noinline)) void correct_window(const uint32_t* entry, int6
 
 // By look-ups: brings the sums of a block up to date, then widens them to counts.
 static void count_changed_lookup(const Call& c, Stream& s, const Sorted& sorted, int64_t output,
-                                 const uint8_t* const* pixel, int64_t pixels,
-                                 int32_t* counts, uint16_t* scratch) {
+                                 const uint8_t* const* pixel, int64_t pixels, int32_t* counts,
+                                 uint16_t* scratch) {
   const BinarizeGeometry& g = *c.g;
   const Plan& p = c.plan;
   const int64_t out_group = g.out_channels / g.groups, code_group = p.code_pixel / g.groups;
@@ -238,15 +238,16 @@ static void count_changed_lookup(const Call&, Stream&, const Sorted&, int64_t,
 
 #endif
 
-// Fills in the sizes and, unless `memory` is null, the addresses; false if a unit cannot be streamed.
+// Fills in the sizes and, unless `memory` is null, the addresses; false if a unit cannot be
+// streamed.
 static bool plan_stream(const BinarizeGeometry& g, const Plan& p, char* memory, Stream& s) {
   if (p.coded && !counts_are_short(g, p)) return false;
   const int64_t pixels = p.gathered ? p.string_pixels : p.padded[2];
   s.groups = p.coded ? g.groups : 1;
   s.lines = g.samples * p.padded[0] * p.padded[1];
   s.items = pixels * s.groups;
-  s.item_bytes = p.coded ? p.code_pixel / g.groups
-                         : 8 * (p.gathered ? g.groups * p.string_words : p.words);
+  s.item_bytes =
+      p.coded ? p.code_pixel / g.groups : 8 * (p.gathered ? g.groups * p.string_words : p.words);
   s.line_bytes = p.coded ? p.code_line : s.items * s.item_bytes;
   s.item_bits = g.in_channels / s.groups * (p.gathered && g.folded ? g.kernel[2] : 1);
   s.lanes = p.coded ? stream_lanes(g) : g.out_channels;
