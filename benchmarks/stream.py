@@ -87,6 +87,7 @@ def measure(args: argparse.Namespace) -> None:
         stream = binarize.Stream(network, tolerance=args.tolerance, measure=not args.every)
         plain, streamed, flicker = [], [], []
         before, pairs = None, torch.zeros(0)
+        network(((frame(0) - MEAN) / DEVIATION)[None])  # records its program
         for i in range(args.frames):
             x = ((frame(i) - MEAN) / DEVIATION)[None]
             results = {}
