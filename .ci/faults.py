@@ -240,6 +240,30 @@ FAULTS = [
         "u.kernel[d] == 1 && u.stride[d] == 1 && !pads",
         "u.kernel[d] == 1 && !pads",
     ),
+    (
+        "a stream's changes count the other way",
+        "stream.inc.hpp",
+        "(single.row[pair / 16][w] - single.row[pair % 16][w])",
+        "(single.row[pair % 16][w] - single.row[pair / 16][w])",
+    ),
+    (
+        "a stream compares with its first frame only",
+        "stream.inc.hpp",
+        "__builtin_memcpy(held + at, now + at, (size_t)bytes);",
+        "",
+    ),
+    (
+        "a stream sees changes in the first line of windows only",
+        "stream.inc.hpp",
+        "s.index + (line + part->line) * (s.items + 1) + item",
+        "s.index + line * (s.items + 1) + item",
+    ),
+    (
+        "a stream's phases overwrite each other's sums",
+        "convolve.inc.hpp",
+        "c.stream->first_output += c.g->samples * w.phase.outputs;",
+        "",
+    ),
 ]
 
 PLUGIN = """

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from binarize.sharing import add_task as add_task
     from binarize.train import Trainer as Trainer
     from binarize.train import recalibrate as recalibrate
+    from binarize.video import Stream as Stream
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _HOMES = {
     "Profile": "latency",
     "Report": "report",
     "Sensitivity": "report",
+    "Stream": "video",
     "Trainer": "train",
     "add_task": "sharing",
     "calibrate": "calibration",

@@ -25,8 +25,10 @@ from binarize.kernels.codes import inverse_step
 from binarize.kernels.geometry import Geometry, geometry
 from binarize.kernels.int8_native import Int8Kernels
 from binarize.kernels.prepared import PreparedWeights, aligned
+from binarize.kernels.stream import UnitStream
+from binarize.kernels.stream import declare as declare_stream
 
-__all__ = ["ENVIRONMENT", "Status", "implementation", "status", "unit"]
+__all__ = ["ENVIRONMENT", "Status", "implementation", "status", "stream_unit", "unit"]
 
 ABI = 5
 ENVIRONMENT = "BINARIZE_KERNELS"
@@ -79,14 +81,7 @@ def _load() -> tuple[Any, str | None, str | None]:
         library.binarize_scratch.restype = ctypes.c_int64
         library.binarize_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         prepared.declare(library)
-        library.binarize_unit.restype = ctypes.c_int32
-        library.binarize_unit.argtypes = [
-            ctypes.c_int32,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_int64,
-            ctypes.c_void_p,
-        ]
+        declare_stream(library)
         int8_native.declare(library)
         return library, str(path), None
     return (
@@ -148,7 +143,7 @@ def int8_kernels() -> Int8Kernels | None:
 def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """Return an implementation by name: ``"reference"`` or an instruction set."""
     if name == "reference":
-        return reference.unit
+        return _plain
     library = _load()[0]
     number, runner = SETS[name], openmp.runner(library)[0]
     weights = PreparedWeights(library, number)
@@ -203,6 +198,25 @@ def unit(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
     return implementation()(*arguments, **named)
 
 
+def _plain(
+    *arguments: Any, stream: UnitStream | None = None, **named: Any
+) -> tuple[Tensor, Tensor]:
+    """Run plain torch, which keeps nothing from frame to frame."""
+    return reference.unit(*arguments, **named)
+
+
+def stream_unit(stream: UnitStream, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Run ``binarize::unit`` on the next frame of a video, with the active implementation.
+
+    Without a library, or where the unit cannot keep a state, it runs as always.
+
+    Args:
+        stream: What the unit keeps from frame to frame.
+        *arguments: All arguments of the operator, in the schema's order.
+    """
+    return implementation()(*arguments, stream=stream)
+
+
 def _run(
     library: Any,
     number: int,
@@ -235,6 +249,7 @@ def _run(
     want_means: bool,
     y_scale: float | None = None,
     y_zero: int = 0,
+    stream: UnitStream | None = None,
 ) -> tuple[Tensor, Tensor]:
     sources = [_map(x, "sources") for x in sources]
     residuals = [_map(x, "residuals") for x in residuals]
@@ -304,7 +319,8 @@ def _run(
     pointers = [0 if t is None else t.data_ptr() for t in held]
     table = (ctypes.c_void_p * len(pointers))(*pointers)
     address = g.address if ready is None else g.prepared(number)
-    code = library.binarize_unit(number, address, table, threads, runner)
+    state = stream.ready(library, number, address, held[0]) if stream is not None else None
+    code = library.binarize_unit_stream(number, address, table, threads, runner, state)
     if code:
         raise BinarizeError(
             "sources", g.out_shape, _STATUS.get(code, f"status {code}"), "report this as a bug"

@@ -168,6 +168,16 @@ class PackedNetwork(nn.Module):
         known.programs.append(program)
         return program
 
+    def find(self, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Program, Sequence[Any]] | None:
+        """Return the program for flattened arguments, if there is one, and its arguments."""
+        program = self._programs.get(program_key(leaves, spec))
+        return None if program is None else (program, leaves)
+
+    def run(self, leaves: Sequence[Any], spec: TreeSpec) -> Any:
+        """Run the network on flattened arguments."""
+        args, kwargs = tree_unflatten(list(leaves), spec)
+        return self(*args, **kwargs)
+
     @property
     def general(self) -> list[tuple[Hashable, Program]]:
         """The general programs so far, with their forms."""

@@ -120,25 +120,29 @@ class PackedPrograms(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program for these arguments."""
-        leaves, spec = tree_flatten((args, kwargs))
-        key = program_key(leaves, spec)
-        program = self.programs.get(key)
         with torch.no_grad():
-            return self._find(key, leaves) if program is None else program(leaves)
+            program, leaves = self.find(*tree_flatten((args, kwargs)))
+            return program(leaves)
 
-    def _find(self, key: Any, leaves: Sequence[Any]) -> Any:
-        """Run a general program, or one for another memory order, copying the arguments."""
+    def find(self, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Program, Sequence[Any]]:
+        """Return the program for flattened arguments, and the arguments in its memory order.
+
+        Raises:
+            ModelError: There is no program for these sizes.
+        """
+        key: Any = program_key(leaves, spec)
+        if key in self.programs:
+            return self.programs[key], leaves
         wanted = _without_strides(key)
         for known, program in self.programs.items():
             if _without_strides(known) == wanted:
-                return program(
-                    _in_order(leaves, [x[1] if _is_tensor(x) else None for x in known[1]])
-                )
+                strides = [x[1] if _is_tensor(x) else None for x in known[1]]
+                return program, _in_order(leaves, strides)
         for known, program in self.general:
             ordered = _in_form(leaves, known)
             found = form(ordered, key[0], key[2]) if ordered else None
             if found == known and program.fits(ordered):
-                return program(ordered)
+                return program, ordered
         given = ", ".join(_size(x) for x in leaves if isinstance(x, Tensor))
         raise ModelError(
             "input",

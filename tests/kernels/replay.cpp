@@ -1,7 +1,8 @@
 // Replays the cases that write_cases.py wrote through the C ABI, for every instruction set that
 // the machine can run, with the weight as it comes and prepared for the set. Every buffer has
-// exactly the size it needs, so that a sanitizer sees a step outside. The body is called three
-// times, as if there were three threads; on Windows, given an OpenMP runtime, by three threads.
+// exactly the size it needs, so that a sanitizer sees a step outside. Each case is also the second
+// and third frame of a stream. The body is called three times, as if there were three threads; on
+// Windows, given an OpenMP runtime, by three threads.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,6 +108,57 @@ static int64_t replay_depthwise() {
   return cases;
 }
 
+struct Case {
+  BinarizeGeometry g;
+  void** tensors;
+  const void* const* wanted;
+  const int64_t* bytes;    // of every tensor
+  const int64_t* results;  // bytes of the result and its means
+  double tolerance;
+};
+
+// Changes the sign of every seventh number of the sources; twice, it changes nothing.
+static void turn(const Case& c) {
+  for (int64_t i = 0; i < c.g.sources; ++i) {
+    float* x = (float*)c.tensors[BINARIZE_FIRST_SOURCE + i];
+    for (int64_t k = 0; k < c.bytes[BINARIZE_FIRST_SOURCE + i] / 4; k += 7) x[k] = -x[k];
+  }
+}
+
+static bool results_agree(const Case& c) {
+  for (int k = 0; k < 2; ++k) {
+    const int at = BINARIZE_RESULT + k;
+    if (k == 0 && c.tensors[BINARIZE_CODING]) {
+      if (memcmp(c.tensors[at], c.wanted[at], (size_t)c.results[k])) return false;
+      continue;
+    }
+    if (c.results[k] > 0 && !close_enough((const float*)c.tensors[at], (const float*)c.wanted[at],
+                                          c.results[k] / 4, c.tolerance))
+      return false;
+  }
+  return true;
+}
+
+// As frames of a video: the case after another one, and once more.
+static bool streams(Case& c, int32_t set) {
+  const int64_t size = binarize_stream_bytes(set, &c.g);
+  if (size < 0) return false;
+  if (size == 0) return true;
+  BinarizeStream stream = {};
+  stream.memory = allocate(size);
+  memset(stream.memory, 0xa5, (size_t)size);
+  bool good = true;
+  for (int frame = 0; frame < 3 && good; ++frame) {
+    if (frame < 2) turn(c);
+    const int32_t status =
+        binarize_unit_stream(set, &c.g, (const void* const*)c.tensors, 3, runner, &stream);
+    good = status == BINARIZE_OK && (frame == 0 || results_agree(c));
+  }
+  good = good && stream.work_done <= stream.work && stream.changed_bits <= stream.bits;
+  release(stream.memory);
+  return good;
+}
+
 int main(int argc, char** argv) {
 #if defined(_WIN32)
   if (argc == 3 && LoadLibraryA(argv[2])) {
@@ -134,13 +186,9 @@ int main(int argc, char** argv) {
     const int64_t count = BINARIZE_FIRST_SOURCE + 2 * g.sources + g.residuals;
     void** wanted = (void**)calloc((size_t)count, sizeof(void*));
     void** tensors = (void**)calloc((size_t)count, sizeof(void*));
-    int64_t bytes[2] = {0, 0};
-    for (int64_t k = 0; k < count; ++k) {
-      int64_t size;
-      wanted[k] = tensors[k] = tensor(&size);
-      if (k == BINARIZE_RESULT) bytes[0] = size;
-      if (k == BINARIZE_RESULT_MEANS) bytes[1] = size;
-    }
+    int64_t* sizes = (int64_t*)calloc((size_t)count, sizeof(int64_t));
+    for (int64_t k = 0; k < count; ++k) wanted[k] = tensors[k] = tensor(&sizes[k]);
+    const int64_t bytes[2] = {sizes[BINARIZE_RESULT], sizes[BINARIZE_RESULT_MEANS]};
     for (int32_t run = 0; run < 10; ++run) {
       const int32_t set = run / 2;
       if (binarize_available(set) != 2) continue;
@@ -161,15 +209,8 @@ int main(int argc, char** argv) {
       tensors[BINARIZE_RESULT] = malloc((size_t)bytes[0]);
       tensors[BINARIZE_RESULT_MEANS] = bytes[1] > 0 ? malloc((size_t)bytes[1]) : nullptr;
       const int32_t status = binarize_unit(set, &g, (const void* const*)tensors, 3, runner);
-      bool good = status == BINARIZE_OK;
-      for (int k = 0; k < 2 && good; ++k) {
-        const int at = BINARIZE_RESULT + k;
-        if (k == 0 && tensors[BINARIZE_CODING])
-          good = memcmp(tensors[at], wanted[at], (size_t)bytes[k]) == 0;
-        else if (bytes[k] > 0)
-          good = close_enough((const float*)tensors[at], (const float*)wanted[at], bytes[k] / 4,
-                              tolerance);
-      }
+      Case c = {g, tensors, (const void* const*)wanted, sizes, bytes, tolerance};
+      const bool good = status == BINARIZE_OK && results_agree(c) && streams(c, set);
       if (g.prepared) free(tensors[BINARIZE_WEIGHT]);
       release(tensors[BINARIZE_SCRATCH]);
       free(tensors[BINARIZE_RESULT]);
@@ -182,6 +223,7 @@ int main(int argc, char** argv) {
     }
     for (int64_t k = 0; k < count; ++k) free(wanted[k]);
     free(wanted);
+    free(sizes);
     free(tensors);
     free(source);
     free(residual);

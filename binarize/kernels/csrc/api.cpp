@@ -224,12 +224,41 @@ int64_t binarize_weight_bytes(const BinarizeGeometry* g) {
   return binarize_layout_bytes(*g);
 }
 
-int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const* tensors,
-                      int64_t threads, BinarizeRunner runner) {
+int64_t binarize_stream_bytes(int32_t set, const BinarizeGeometry* g) {
+  if (!g || !is_valid(*g)) return -1;
+  switch (set) {
+#if defined(BINARIZE_WITH_AVX2)
+    case BINARIZE_AVX2:
+      return binarize_stream_avx2(*g);
+#endif
+#if defined(BINARIZE_WITH_AVX512)
+    case BINARIZE_AVX512:
+      return binarize_stream_avx512(*g);
+#endif
+#if defined(BINARIZE_WITH_AVX512BW)
+    case BINARIZE_AVX512BW:
+      return binarize_stream_avx512bw(*g);
+#endif
+#if defined(BINARIZE_WITH_NEON)
+    case BINARIZE_NEON:
+      return binarize_stream_neon(*g);
+#endif
+    default:
+      return binarize_stream_scalar(*g);
+  }
+}
+
+int32_t binarize_unit_stream(int32_t set, const BinarizeGeometry* g, const void* const* tensors,
+                             int64_t threads, BinarizeRunner runner, BinarizeStream* stream) {
   if (!g || threads < 1 || !is_valid(*g)) return BINARIZE_BAD_GEOMETRY;
   if (binarize_available(set) != 2) return BINARIZE_NOT_AVAILABLE;
   if (g->samples == 0) return BINARIZE_OK;
-  return kernels_of(set).unit(*g, tensors, threads, runner);
+  return kernels_of(set).unit(*g, tensors, threads, runner, stream);
+}
+
+int32_t binarize_unit(int32_t set, const BinarizeGeometry* g, const void* const* tensors,
+                      int64_t threads, BinarizeRunner runner) {
+  return binarize_unit_stream(set, g, tensors, threads, runner, nullptr);
 }
 
 int32_t binarize_codes(int32_t set, const float* x, int64_t count, float inverse, int32_t zero,

@@ -189,12 +189,14 @@ inline Floats pair_sums(Floats a, Floats b) {
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
+#include "stream.inc.hpp"
 #include "convolve.inc.hpp"
 #include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
-BINARIZE_SET(avx2) { return run_unit(g, tensors, threads, runner); }
+BINARIZE_SET(avx2) { return run_unit(g, tensors, threads, runner, stream); }
+BINARIZE_STREAM(avx2) { return stream_bytes(g); }
 BINARIZE_PREPARED(avx2) { return prepared_bytes(g); }
 BINARIZE_PREPARE(avx2) { prepare_weight(g, weight, prepared); }
 BINARIZE_CODES(avx2) { write_codes(x, count, inverse, zero, codes); }

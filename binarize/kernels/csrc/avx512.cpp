@@ -69,11 +69,13 @@ inline void count_tile(int64_t wide, const uint64_t* const* pixel, const int64_t
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
+#include "stream.inc.hpp"
 #include "convolve.inc.hpp"
 #include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
-BINARIZE_SET(avx512) { return run_unit(g, tensors, threads, runner); }
+BINARIZE_SET(avx512) { return run_unit(g, tensors, threads, runner, stream); }
+BINARIZE_STREAM(avx512) { return stream_bytes(g); }
 BINARIZE_CODES(avx512) { write_codes(x, count, inverse, zero, codes); }
 BINARIZE_DEPTHWISE(avx512) { run_depthwise(g, tensors, threads, runner); }

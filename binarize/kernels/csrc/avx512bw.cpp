@@ -67,12 +67,14 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
+#include "stream.inc.hpp"
 #include "convolve.inc.hpp"
 #include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
-BINARIZE_SET(avx512bw) { return run_unit(g, tensors, threads, runner); }
+BINARIZE_SET(avx512bw) { return run_unit(g, tensors, threads, runner, stream); }
+BINARIZE_STREAM(avx512bw) { return stream_bytes(g); }
 BINARIZE_PREPARED(avx512bw) { return prepared_bytes(g); }
 BINARIZE_PREPARE(avx512bw) { prepare_weight(g, weight, prepared); }
 BINARIZE_CODES(avx512bw) { write_codes(x, count, inverse, zero, codes); }

@@ -81,6 +81,18 @@ enum BinarizeTensor {
   BINARIZE_FIRST_SOURCE
 };
 
+/* What a unit keeps from one frame of a video to the next. */
+typedef struct {
+  void* memory;  /* binarize_stream_bytes of them, aligned to 64; only the library reads them */
+  int64_t valid; /* 0 before the first frame; the library sets it */
+  /* A pixel (of a group) keeps its old bits while at most this share of them has changed; 0 is
+     exact. */
+  double tolerance;
+  /* The library adds to these: bits compared, and those that differ; windows in all, corrected, and
+     counted again; what counting all of them takes, and what was done. */
+  int64_t bits, changed_bits, windows, corrected, recounted, work, work_done;
+} BinarizeStream;
+
 /* Runs `body(data)` on `threads` threads and waits: the signature of GOMP_parallel. */
 typedef void (*BinarizeRunner)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
@@ -111,6 +123,14 @@ BINARIZE_API int64_t binarize_weight_bytes(const BinarizeGeometry* geometry);
 BINARIZE_API int32_t binarize_unit(int32_t instruction_set, const BinarizeGeometry* geometry,
                                    const void* const* tensors, int64_t threads,
                                    BinarizeRunner runner);
+/* Bytes of memory of a stream, 0 if the unit cannot keep one, -1 if the geometry is rejected. */
+BINARIZE_API int64_t binarize_stream_bytes(int32_t instruction_set,
+                                           const BinarizeGeometry* geometry);
+/* Runs the unit on the next frame: all calls with a stream have the same weight, and the same
+   geometry but for strides. The result is that of binarize_unit. */
+BINARIZE_API int32_t binarize_unit_stream(int32_t instruction_set, const BinarizeGeometry* geometry,
+                                          const void* const* tensors, int64_t threads,
+                                          BinarizeRunner runner, BinarizeStream* stream);
 /* Codes for 8-bit layers: clip(round(x * inverse) + zero, 0, 255), ties to even. */
 BINARIZE_API int32_t binarize_codes(int32_t instruction_set, const float* x, int64_t count,
                                     float inverse, int32_t zero, uint8_t* codes);

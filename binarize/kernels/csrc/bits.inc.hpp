@@ -1,12 +1,14 @@
 // Float feature maps to bits: means, thresholds, signs, mean |x - t|, padding, strings.
 
 struct Work;
+struct Stream;
 
 struct Call {
   const BinarizeGeometry* g;
   const void* const* tensors;
   Plan plan;
   Work* work;
+  Stream* stream;  // or null
 
   const float* floats(int i) const { return (const float*)tensors[i]; }
   const float* source(int64_t i) const { return floats(BINARIZE_FIRST_SOURCE + (int)i); }

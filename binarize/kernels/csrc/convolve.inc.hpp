@@ -160,7 +160,10 @@ static void convolve_item(Call& c, int64_t item, int64_t slot) {
     place_block(c, n, first, scratch, b, pixel);
     const int64_t rounded = ceil_div(b.pixels, tile) * tile;
     for (int64_t i = b.pixels; i < rounded; ++i) pixel[i] = pixel[b.pixels - 1];
-    if (p.coded) {
+    if (c.stream) {
+      const int64_t output = c.stream->first_output + n * w.phase.outputs + first;
+      count_changed(c, output, pixel, b.pixels, scratch.counts, scratch.sums);
+    } else if (p.coded) {
       count_lookup(c, pixel, b.pixels, scratch.counts, scratch.sums);
     } else if (g.depthwise) {
       count_depthwise(c, pixel, b.pixels, scratch.counts);
@@ -194,12 +197,14 @@ static void begin_phase(Call& c) {
     make_offsets(c);
   }
   if (c.g->depthwise) repeat_weight(c);
+  if (c.stream) make_parts(c);
   w.items = ceil_div(w.phase.outputs, c.plan.span);
 }
 
 static void next_phase(Call& c) {
   Work& w = *c.work;
   w.sum_row += w.items;
+  if (c.stream) c.stream->first_output += c.g->samples * w.phase.outputs;
   skip_phase(c);
   begin_phase(c);
 }
@@ -244,7 +249,9 @@ static void begin_work(const Call& c, Work& w) {
   }
   w.finish = choose_finish(g.bypass != BINARIZE_NONE, g.residuals > 0, active,
                            tensors[BINARIZE_CODING] != nullptr);
-  w.base = p.coded ? p.codes : (const uint8_t*)(p.gathered ? p.strings : p.bits);
+  w.base = c.stream  ? c.stream->held
+           : p.coded ? p.codes
+                     : (const uint8_t*)(p.gathered ? p.strings : p.bits);
   w.element = p.coded ? 1 : 8;
   w.line[2] = p.coded ? p.code_pixel : p.gathered ? g.groups * p.string_words : p.words;
   w.line[1] = p.coded ? p.code_line : w.line[2] * (p.gathered ? p.string_pixels : p.padded[2]);
@@ -259,16 +266,37 @@ static void begin_work(const Call& c, Work& w) {
   w.index = w.sum_row = 0;
 }
 
+// How the weight is counted: bits of a code for look-ups, 0 for words.
+static int64_t counted_bits(const BinarizeGeometry& g) {
+  return g.prepared == 1 + kSet ? code_bits(g, kLookup) : 0;
+}
+
+static int64_t stream_bytes(const BinarizeGeometry& g) {
+  Plan plan;
+  Stream stream;
+  make_plan(g, counted_bits(g), false, 1, nullptr, plan);
+  return plan_stream(g, plan, nullptr, stream) ? stream.bytes : 0;
+}
+
+// Runs the unit; with the state of a stream, unless that is null.
 static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, int64_t threads,
-                        BinarizeRunner runner) {
+                        BinarizeRunner runner, BinarizeStream* state) {
   Call c;
   Work w;
+  Stream stream;
   c.g = &g;
   c.tensors = tensors;
   c.work = &w;
-  const int64_t coded = g.prepared == 1 + kSet ? code_bits(g, kLookup) : 0;
-  make_plan(g, coded, tensors[BINARIZE_RESULT_MEANS] != nullptr, threads,
+  make_plan(g, counted_bits(g), tensors[BINARIZE_RESULT_MEANS] != nullptr, threads,
             (char*)tensors[BINARIZE_SCRATCH], c.plan);
+  c.stream = nullptr;
+  if (state) {
+    if (!plan_stream(g, c.plan, (char*)state->memory, stream)) return BINARIZE_BAD_GEOMETRY;
+    stream.of = state;
+    stream.ignored = (int64_t)(state->tolerance * (double)stream.item_bits);
+    stream.first_output = 0;
+    c.stream = &stream;
+  }
   begin_work(c, w);
 
   int64_t count = 0;
@@ -282,14 +310,16 @@ static int32_t run_unit(const BinarizeGeometry& g, const void* const* tensors, i
   }
   const int64_t planes = g.samples * c.plan.padded[0];
   const bool strings_apart = (c.plan.gathered || c.plan.coded) && c.plan.segments > 1;
-  add(pack_item, planes * c.plan.row_groups * c.plan.segments,
-      strings_apart ? nullptr : begin_counting);
-  if (strings_apart) add(regroup_item, planes * c.plan.padded[1], begin_counting);
+  auto last = [&](bool is_last) { return is_last ? begin_counting : nullptr; };
+  add(pack_item, planes * c.plan.row_groups * c.plan.segments, last(!strings_apart && !state));
+  if (strings_apart) add(regroup_item, planes * c.plan.padded[1], last(!state));
+  if (state) add(compare_item, stream.lines, begin_counting);
   for (int64_t i = 0; i < c.plan.phases; ++i) {
     const int64_t outputs = make_phase(g, i).outputs;
     if (outputs > 0) add(convolve_item, g.samples * ceil_div(outputs, c.plan.span), next_phase);
   }
   c.plan.stages[count - 1].after = make_result_means;
   run_stages(c, c.plan.stages, count, threads, runner);
+  if (state) state->valid = 1;
   return BINARIZE_OK;
 }

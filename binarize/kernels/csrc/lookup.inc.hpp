@@ -346,11 +346,11 @@ static inline __attribute__((always_inline)) void widen_sums(const uint16_t* eve
   }
 }
 
-static void widen_block(const uint16_t* sums, int64_t block, int64_t pixels, int64_t lanes,
+static void widen_block(const uint16_t* sums, int64_t step, int64_t pixels, int64_t lanes,
                         bool pairs, bool more, int32_t* to, int64_t stride) {
   typedef uint16_t HalfShorts __attribute__((vector_size(kLookup / 2)));
   constexpr int64_t quarter = kLookup / 4;
-  for (int64_t i = 0; i < pixels; ++i, to += stride, sums += block) {
+  for (int64_t i = 0; i < pixels; ++i, to += stride, sums += step) {
     if (pairs) {
       HalfShorts half[2];
       for (int k = 0; k < 2; ++k) {

@@ -135,11 +135,13 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
+#include "stream.inc.hpp"
 #include "convolve.inc.hpp"
 #include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
-BINARIZE_SET(neon) { return run_unit(g, tensors, threads, runner); }
+BINARIZE_SET(neon) { return run_unit(g, tensors, threads, runner, stream); }
+BINARIZE_STREAM(neon) { return stream_bytes(g); }
 BINARIZE_CODES(neon) { write_codes(x, count, inverse, zero, codes); }
 BINARIZE_DEPTHWISE(neon) { run_depthwise(g, tensors, threads, runner); }

@@ -283,7 +283,7 @@ static void make_plan(const BinarizeGeometry& g, int64_t coded, bool want_means,
   };
   const int64_t n = g.samples, c = g.in_channels, o = g.out_channels;
   const int64_t pixels = n * p.padded[0] * p.padded[1];
-  p.stages = (Stage<Call>*)take((int64_t)sizeof(Stage<Call>) * (3 + p.phases));
+  p.stages = (Stage<Call>*)take((int64_t)sizeof(Stage<Call>) * (4 + p.phases));
   p.level = (float*)take(4 * n * c);
   p.mean_part = (double*)take(8 * p.mean_rows * c);
   p.scale = (float*)take(4 * (n + 3) * o);

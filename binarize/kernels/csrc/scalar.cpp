@@ -81,15 +81,14 @@ inline void count_tile(int64_t, const uint64_t* const* pixel, const int64_t* off
 #include "finish.inc.hpp"
 #include "count.inc.hpp"
 #include "lookup.inc.hpp"
+#include "stream.inc.hpp"
 #include "convolve.inc.hpp"
 #include "depthwise_int8.inc.hpp"
 
 }  // namespace
 
-int32_t binarize_unit_scalar(const BinarizeGeometry& g, const void* const* tensors, int64_t threads,
-                             BinarizeRunner runner) {
-  return run_unit(g, tensors, threads, runner);
-}
+BINARIZE_SET(scalar) { return run_unit(g, tensors, threads, runner, stream); }
+BINARIZE_STREAM(scalar) { return stream_bytes(g); }
 
 int64_t binarize_scratch_bytes(const BinarizeGeometry& g, int64_t threads) {
   Plan plan;

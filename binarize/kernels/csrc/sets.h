@@ -10,7 +10,10 @@
 
 #define BINARIZE_SET(name)                                                            \
   int32_t binarize_unit_##name(const BinarizeGeometry& g, const void* const* tensors, \
-                               int64_t threads, BinarizeRunner runner)
+                               int64_t threads, BinarizeRunner runner, BinarizeStream* stream)
+
+// Bytes of a stream's memory.
+#define BINARIZE_STREAM(name) int64_t binarize_stream_##name(const BinarizeGeometry& g)
 
 // Bytes of a weight in the set's fastest order for counting, and the weight in that order.
 #define BINARIZE_PREPARED(name) int64_t binarize_prepared_##name(const BinarizeGeometry& g)
@@ -36,6 +39,11 @@ BINARIZE_SET(avx2);
 BINARIZE_SET(avx512);
 BINARIZE_SET(avx512bw);
 BINARIZE_SET(neon);
+BINARIZE_STREAM(scalar);
+BINARIZE_STREAM(avx2);
+BINARIZE_STREAM(avx512);
+BINARIZE_STREAM(avx512bw);
+BINARIZE_STREAM(neon);
 BINARIZE_CODES(scalar);
 BINARIZE_CODES(avx2);
 BINARIZE_CODES(avx512);
