@@ -249,6 +249,7 @@ def _run(
     want_means: bool,
     y_scale: float | None = None,
     y_zero: int = 0,
+    *,
     stream: UnitStream | None = None,
 ) -> tuple[Tensor, Tensor]:
     sources = [_map(x, "sources") for x in sources]

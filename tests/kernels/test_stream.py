@@ -164,7 +164,8 @@ def test_threads_do_not_matter(threads: int) -> None:
 def ordered(x: Tensor, given: dict[str, Any]) -> list[Any]:
     """The arguments in the operator's order."""
     schema = torch.ops.binarize.unit.default._schema
-    return [given.get(a.name, [x]) for a in schema.arguments]
+    known = {**given, "sources": [x]}
+    return [known.get(a.name, a.default_value) for a in schema.arguments]
 
 
 @pytest.mark.skipif(not SETS, reason="no kernels were built")
