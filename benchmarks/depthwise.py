@@ -10,11 +10,11 @@ behind it reads floats. oneDNN's time includes the rounding of its input.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from convolution import measure
 from torch import Tensor
 
 from binarize.kernels import int8
@@ -72,16 +72,8 @@ def main() -> None:
     for channels, side, stride, dilation in LAYERS:
         floats, codes = (layer(channels, side, stride, dilation, kind) for kind in (False, True))
         runs = {"oneDNN, floats": by_onednn(floats), "floats": floats, "codes": codes}
-        times: dict[str, list[float]] = {name: [] for name in runs}
         with torch.inference_mode():
-            end = time.perf_counter() + seconds
-            while time.perf_counter() < end:
-                for name, run in runs.items():
-                    run()
-                    start = time.thread_time()
-                    run()
-                    times[name].append(1e3 * (time.thread_time() - start))
-        found = {name: (min(t), statistics.median(t)) for name, t in times.items()}
+            found = measure(runs, seconds, time.thread_time)
         cells = "  ".join(f"{name} {a:.2f} ({b:.2f})" for name, (a, b) in found.items())
         ratios = [found["oneDNN, floats"][k] / found["codes"][k] for k in (0, 1)]
         print(

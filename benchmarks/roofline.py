@@ -12,12 +12,11 @@ number of its multiply-accumulates at the rate of the fastest unit.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from convolution import arguments
+from convolution import arguments, measure
 
 from binarize.kernels.native import select, status
 
@@ -25,20 +24,6 @@ from binarize.kernels.native import select, status
 LAYERS = [(128, 32, 240), (64, 32, 240), (32, 32, 240), (32, 16, 480), (16, 16, 480)]
 FASTEST = (512, 512, 30)
 _COPIED = 2**24  # floats, more than caches hold
-
-
-def measure(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median time of each in seconds, interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for name, run in runs.items():
-            start = time.thread_time()
-            run()
-            times[name].append(time.thread_time() - start)
-    return {name: statistics.median(spent) for name, spent in times.items()}
 
 
 def main() -> None:
@@ -59,7 +44,8 @@ def main() -> None:
     for shape in (*LAYERS, FASTEST):
         runs[str(shape)] = layer(*shape)
     with torch.inference_mode():
-        found = measure(runs, seconds)
+        times = measure(runs, seconds, time.thread_time)
+    found = {name: median / 1e3 for name, (_, median) in times.items()}
     # A copy reads a line, and reads and writes another.
     bandwidth = 3 * 4 * _COPIED / found["copy"]
 

@@ -172,7 +172,7 @@ def _depthwise(*arguments: Any) -> Tensor | None:
 
 
 def _native(*arguments: Any) -> Tensor:
-    """Run the layer with a fast kernel if there is one, else :func:`reference`, as both do."""
+    """Run the layer with the fastest kernel that takes it; otherwise as :func:`reference` does."""
     done = _depthwise(*arguments)
     if done is not None:
         return done
