@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from binarize.errors import ModelError
-from binarize.survey import Case, pool, select, survey
+from binarize.survey import Case, pool, select, survey, wild_cases
 from binarize.survey.case import WILD
 from binarize.survey.row import FAILED
 
 CASE = Case(WILD, "nets.py", "nets.py:make", sample=True)
 
 
-def test_a_network_that_takes_too_long_is_a_failure() -> None:
-    (row,) = survey([CASE], timeout=0.01)
-    assert (row.key, row.status) == ("wild:nets.py:make", FAILED)
+def test_a_network_that_takes_too_long_is_a_failure(tmp_path: Path) -> None:
+    file = tmp_path / "nets.py"
+    file.write_text("import time\n\ndef make():\n    time.sleep(3600)\n", encoding="utf-8")
+    (case,) = wild_cases(file)
+    (row,) = survey([case], timeout=0.01)
+    assert (row.key, row.status) == (f"wild:{file.as_posix()}:make", FAILED)
     assert row.cause == "it took more than 0.01 s"
 
 
