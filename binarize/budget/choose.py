@@ -16,7 +16,7 @@ from binarize.budget.amount import Budget
 from binarize.budget.costs import Costs
 from binarize.budget.knapsack import Choice, front
 from binarize.errors import BinarizeError
-from binarize.graph import Decision
+from binarize.graph import LayerDecision
 from binarize.latency import Profile
 from binarize.policy import Match, Policy, Rule, with_overrides
 from binarize.policy.match import Overrides
@@ -57,7 +57,7 @@ class _Layer:
         options: The alternatives; the last one is float.
     """
 
-    decision: Decision
+    decision: LayerDecision
     loss: float
     place: int
     options: tuple[_Option, ...]
@@ -116,7 +116,7 @@ def choose(
     losses, order = _losses(open_, budget, known)
     least = costs.of(policy)
 
-    def option(decision: Decision, name: str | None, loss: float) -> _Option:
+    def option(decision: LayerDecision, name: str | None, loss: float) -> _Option:
         rule = _FLOAT if name is None else rules[name]
         made = costs.of(_with(policy, [decision], budget, rule))
         return _Option(name, rule, tuple(a - b for a, b in zip(made, least, strict=True)), loss)
@@ -255,7 +255,7 @@ def _opened(given: Any) -> Sensitivity | None:
 
 
 def _losses(
-    decisions: Sequence[Decision], budget: _Limits, known: Sensitivity | None
+    decisions: Sequence[LayerDecision], budget: _Limits, known: Sensitivity | None
 ) -> tuple[list[float], list[int]]:
     """Return the loss of each layer if binary, at least 0, and its rank."""
     if known is None:
@@ -299,7 +299,7 @@ def _losses(
 
 
 def _losses_with(
-    decision: Decision, names: Sequence[str], budget: _Limits, known: Sensitivity | None
+    decision: LayerDecision, names: Sequence[str], budget: _Limits, known: Sensitivity | None
 ) -> dict[str, float]:
     """Return the loss of a layer with the bits of each policy, at least 0."""
     measure = budget.measure
@@ -348,7 +348,7 @@ def _cheapest(choices: Sequence[Choice], layers: Sequence[_Layer], budget: Budge
 
 
 def _with(
-    policy: Policy, decisions: Sequence[Decision], budget: _Limits, rule: MoreBitsRule
+    policy: Policy, decisions: Sequence[LayerDecision], budget: _Limits, rule: MoreBitsRule
 ) -> Policy:
     """Return the policy with some layers in float or with more bits."""
     match = Match(name=tuple(glob.escape(d.site) for d in decisions))

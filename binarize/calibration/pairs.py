@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_iter
 from binarize.errors import ModelError
 from binarize.graph.classify import is_batch_norm, module_kind
 from binarize.graph.layers import effective_weight
-from binarize.graph.plan import Decision, Plan
+from binarize.graph.decisions import ActivationDecision, LayerDecision
+from binarize.graph.plan import Plan
 from binarize.graph.recorder import Op
 from binarize.graph.trace import Trace
 from binarize.graph.watch import Spot, spot
@@ -160,12 +161,13 @@ class _Finder:
         for op in trace.ops:
             if op.path is not None:
                 self._calls[id(self._theirs.get(op.path))].append(op)
-        dropped = [d for d in plan.decisions if d.action == "drop"]
-        words = {"addition": "add", "scale": "mul"}
-        self._dropped = {(d.scope, words[d.part], d.ordinal): d.operand for d in dropped}
+        self._dropped = {
+            (d.scope, "add", d.ordinal): d.operand for d in plan.additions if d.action == "drop"
+        }
+        self._dropped |= {(d.scope, "mul", d.ordinal): 0 for d in plan.scales}
         self._replaced = {
             (d.scope, self._path_of(d), d.ordinal): d
-            for d in plan.part("activation")
+            for d in plan.activations
             if d.action == "replace"
         }
         tied = Counter(id(m.weight) for m in student.modules() if isinstance(m, BinaryLayer))
@@ -238,7 +240,7 @@ class _Finder:
         adopted = {d.norm for d in self.plan.layers if d.action == "binarize" and d.norm}
         names: dict[int, str] = {}
         taken: set[str] = set()
-        for decision in self.plan.part("activation"):
+        for decision in self.plan.activations:
             if decision.action != "replace":
                 continue
             name = decision.site
@@ -255,7 +257,7 @@ class _Finder:
             names[id(decision)] = name
         return names
 
-    def _target(self, op: Op, decision: Decision) -> Target:
+    def _target(self, op: Op, decision: LayerDecision) -> Target:
         """Where the teacher has what a unit's call returns."""
         norm = None
         if decision.norm is not None:
@@ -273,7 +275,7 @@ class _Finder:
                 return Target(Reading(spot(place), norm), before, after)
         return Target(Reading(spot(place), norm))
 
-    def _path_of(self, decision: Decision) -> str:
+    def _path_of(self, decision: ActivationDecision) -> str:
         """Return the path of an activation's operation in a trace, "" for functions."""
         path = "" if ":" in decision.site else decision.site
         norm = self._theirs.get(path.removesuffix(".act"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from binarize.errors import BinarizeError, FileError
 
 if TYPE_CHECKING:
     from binarize.cli.sources import Source
-    from binarize.graph import Plan
+    from binarize.graph import Decision, Plan
 
 __all__ = ["add", "run"]
 
@@ -268,11 +269,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def _counts(plan: Plan) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for decision in plan.decisions:
-        key = f"{decision.part} {decision.action}"
-        counts[key] = counts.get(key, 0) + 1
-    return counts
+    return dict(Counter(f"{d.part} {d.action}" for d in plan.decisions))
 
 
 def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
@@ -285,11 +282,13 @@ def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
     """
     from rich.markup import escape
 
+    from binarize.graph import LayerDecision
     from binarize.policy.schema import format_unit
 
-    groups: dict[tuple[str, str, str, str], list[Any]] = {}
+    groups: dict[tuple[str, str, str, str], list[Decision]] = {}
     for decision in plan.decisions:
-        kind = decision.part, decision.action, format_unit(decision.unit), decision.reason
+        unit = format_unit(decision.unit) if isinstance(decision, LayerDecision) else ""
+        kind = decision.part, decision.action, unit, decision.reason
         groups.setdefault(kind, []).append(decision)
     console = out.console
     width = max(len(decision.site) for decision in plan.layers)
@@ -300,8 +299,9 @@ def show_plan(plan: Plan, out: Output, *, everything: bool = False) -> None:
         if part != "layer" and not everything:
             continue
         for decision in members:
-            shape = "×".join(str(n) for n in decision.shape)
-            line = f"    {decision.site:<{width}}  {decision.kind:<10} {shape}".rstrip()
+            shape = decision.shape if isinstance(decision, LayerDecision) else ()
+            text = "×".join(map(str, shape))
+            line = f"    {decision.site:<{width}}  {decision.kind:<10} {text}".rstrip()
             console.print(line, markup=False, style="dim", soft_wrap=True)
 
 

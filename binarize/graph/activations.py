@@ -10,7 +10,7 @@ from torch import nn
 
 from binarize.graph.flow import Layer, fed_by, leads_to, only_prediction_follows
 from binarize.graph.layers import scope_name
-from binarize.graph.plan import CONTRACT, Decision
+from binarize.graph.decisions import CONTRACT, ActivationDecision
 from binarize.graph.recorder import Op
 from binarize.graph.rewritable import Rewritable
 from binarize.graph.trace import Trace
@@ -27,7 +27,7 @@ def decide_activations(
     policy: Policy,
     can_rewrite: Rewritable,
     ending: Container[tuple[str, str, int]] = (),
-) -> list[tuple[int, Decision]]:
+) -> list[tuple[int, ActivationDecision]]:
     """Decide what happens to every activation of a run.
 
     Args:
@@ -83,9 +83,8 @@ def decide_activations(
             place = "follows" if all(fed[op.index] for op in ops) else "precedes"
             action, reason = "replace", f"{place} a binary layer; becomes {policy.unit.activation}"
         replaced = action == "replace"
-        decision = Decision(
+        decision = ActivationDecision(
             site=site if inside is None else f"{path}.act",
-            part="activation",
             kind=first.name if inside is None else type(inside).__name__,
             action=action,
             reason=reason,

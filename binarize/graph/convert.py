@@ -151,7 +151,7 @@ class Traced:
     def convert(self, plan: Plan) -> nn.Module:
         """Return a deep copy of the network, binarized by a plan from :meth:`plan`."""
         student = deepcopy_model(self.model)
-        scopes = {decision.scope for decision in plan.decisions if decision.rewrite}
+        scopes = {edit.scope for edit in plan.edits}
         graphs = {s: self._scopes(s, plan.arguments.get(s, {})).copied() for s in scopes}
         apply_plan(student, plan, graphs)
         return student

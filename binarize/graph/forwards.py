@@ -14,7 +14,11 @@ from torch import fx, nn
 
 from binarize.errors import ModelError
 from binarize.graph.code_paths import CodePath
-from binarize.graph.plan import Decision
+from binarize.graph.decisions import (
+    ActivationDecision,
+    AdditionDecision,
+    OperationDecision,
+)
 from binarize.graph.scopes import ScopeGraph
 from binarize.graph.switch import dispatching_forward
 from binarize.nn.parts import ACTIVATIONS
@@ -23,7 +27,7 @@ from binarize.nn.spec import UnitSpec
 __all__ = ["new_activation", "rewrite_forward"]
 
 
-def new_activation(decision: Decision, spec: UnitSpec, *like: nn.Module) -> nn.Module:
+def new_activation(decision: ActivationDecision, spec: UnitSpec, *like: nn.Module) -> nn.Module:
     """Build the activation that a decision specifies.
 
     Args:
@@ -44,7 +48,7 @@ def rewrite_forward(
     module: nn.Module,
     traced: ScopeGraph,
     scope: str,
-    decisions: list[Decision],
+    decisions: list[OperationDecision],
     spec: UnitSpec,
     model: nn.Module,
     paths: Sequence[CodePath] = (),
@@ -71,7 +75,7 @@ def rewrite_forward(
     graphs = [g for each in scopes for g in (each.graph, each.training) if g is not None]
     called = {name for graph in graphs for name in _children(graph)}
     for decision in decisions:
-        if decision.part == "activation":
+        if isinstance(decision, ActivationDecision):
             name = decision.site.removeprefix(prefix) if ":" not in decision.site else "activation"
         else:
             name = {"addition": "add", "scale": "mul"}[decision.part]
@@ -90,12 +94,13 @@ def rewrite_forward(
             if path.traced is not None and node in path.twins
         ]
         new_name = ""
-        if decision.part == "activation":
+        operand = decision.operand if isinstance(decision, AdditionDecision) else 0
+        if isinstance(decision, ActivationDecision):
             new_name = _free_name(module, f"prelu_{decision.ordinal}")
             child = new_activation(decision, spec, module, model)
             module.add_module(new_name, child.train(module.training))
         for each, place in places:
-            _edit(module, place, each.twins, decision.operand, new_name)
+            _edit(module, place, each.twins, operand, new_name)
     for name in called - {name for graph in graphs for name in _children(graph)}:
         module._modules[name] = None
     if paths:

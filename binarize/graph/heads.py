@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from binarize.errors import ModelError
+from binarize.graph.decisions import LayerDecision
 from binarize.graph.module_tree import ModuleTree, find_module
 from binarize.graph.plan import Plan
 from binarize.nn.int8 import Int8Layer
@@ -83,7 +84,7 @@ def plan_with_heads(plan: Plan, heads: Mapping[str, int]) -> Plan:
     """
     decisions = list(plan.decisions)
     for place, decision in enumerate(decisions):
-        if decision.part == "layer" and decision.site in heads:
+        if isinstance(decision, LayerDecision) and decision.site in heads:
             shape = list(decision.shape)
             # Transposed convolutions have a group's output channels in dimension 1.
             shape["Transpose" in decision.kind] = heads[decision.site]

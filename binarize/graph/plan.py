@@ -4,85 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from binarize.graph.decisions import (
+    ActivationDecision,
+    AdditionDecision,
+    Decision,
+    LayerDecision,
+    OperationDecision,
+    ScaleDecision,
+    decision_from_row,
+)
 from binarize.nn.spec import UnitSpec
 from binarize.nn.treatments import TREATMENTS
 from binarize.page import Markup, Paged
 from binarize.policy.loader import from_dict
-from binarize.policy.schema import Policy, format_unit
+from binarize.policy.schema import Policy
 
-__all__ = ["CONTRACT", "Decision", "Plan"]
+__all__ = ["Plan"]
 
-# The rule of decisions that the converter makes rather than the policy.
-CONTRACT = "contract"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What happens to one site of the network, and why.
-
-    Attributes:
-        site: Dotted name of the layer or activation, or ``scope:operation#n`` for the n-th such
-            operation in a module's own forward.
-        part: ``"layer"``, ``"activation"``, ``"addition"`` or ``"scale"``.
-        kind: Class of the module or name of the function.
-        action: Layers: ``"binarize"``, ``"keep"``, ``"int8"``, ``"bypass"`` (a projection shortcut
-            becomes the parameter-free bypass) or ``"remove"`` (a projection whose block addition
-            is removed).
-            Activations: ``"replace"`` or ``"keep"``. Additions, scales: ``"drop"`` or ``"keep"``.
-        reason: Why, in words.
-        rule: The rule that decided; ``"contract"`` is the converter itself.
-        shape: Shape of the layer's weight.
-        norm: Layers: name of the norm that moves into the binary layer, or is removed with it.
-        carries: Binary layers: whether the layer has the full-precision bypass.
-        scope: Name of the module whose forward holds the operation.
-        ordinal: Position among the scope's operations of this kind.
-        rewrite: Whether the scope's forward is rewritten (otherwise a module is replaced).
-        operand: Additions and scales: the operand that stays.
-        channels: Activations: number of channels.
-        channel_dim: Activations: 1, or -1 for channels-last tensors.
-        like: Removed layers: a remaining layer whose output has as many positions at any input
-            size, for counting the removed operations; ``None`` if there is none.
-        roles: Layers: what the layer does in this network, keys of
-            ``binarize.policy.schema.ROLES``, in alphabetical order.
-        unit: Layers: overrides of the policy's unit, see :meth:`Plan.unit`; ``None`` if there are
-            none.
-    """
-
-    site: str
-    part: str
-    kind: str
-    action: str
-    reason: str
-    rule: str
-    shape: tuple[int, ...] = ()
-    norm: str | None = None
-    carries: bool = True
-    scope: str = ""
-    ordinal: int = 0
-    rewrite: bool = False
-    operand: int = 0
-    channels: int = 0
-    channel_dim: int = 1
-    like: str | None = None
-    roles: tuple[str, ...] = ()
-    unit: Mapping[str, Any] | None = None
-
-    @property
-    def weights(self) -> int:
-        """The number of weights of a layer."""
-        count = 1 if self.shape else 0
-        for length in self.shape:
-            count *= length
-        return count
-
-
-_DEFAULTS = {
-    name: value.default for name, value in Decision.__dataclass_fields__.items() if name != "site"
-}
-
+_Kind = TypeVar("_Kind", bound=Decision)
 
 @dataclass(frozen=True)
 class Plan(Paged):
@@ -113,16 +55,35 @@ class Plan(Paged):
     example: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
     heads: Mapping[str, int] = field(default_factory=dict)
 
-    def part(self, part: str) -> tuple[Decision, ...]:
-        """Return the decisions about one part: layers, activations, additions or scales."""
-        return tuple(d for d in self.decisions if d.part == part)
+    @property
+    def layers(self) -> tuple[LayerDecision, ...]:
+        """Return the decisions about convolutions and linear layers."""
+        return self._of(LayerDecision)
 
     @property
-    def layers(self) -> tuple[Decision, ...]:
-        """Return the decisions about convolutions and linear layers."""
-        return self.part("layer")
+    def activations(self) -> tuple[ActivationDecision, ...]:
+        """Return the decisions about activations."""
+        return self._of(ActivationDecision)
 
-    def unit(self, decision: Decision) -> UnitSpec:
+    @property
+    def additions(self) -> tuple[AdditionDecision, ...]:
+        """Return the decisions about additions that close a block."""
+        return self._of(AdditionDecision)
+
+    @property
+    def scales(self) -> tuple[ScaleDecision, ...]:
+        """Return the decisions about factors of removed shortcuts."""
+        return self._of(ScaleDecision)
+
+    @property
+    def edits(self) -> tuple[OperationDecision, ...]:
+        """Return the decisions that rewrite a forward."""
+        return tuple(d for d in self._of(OperationDecision) if d.rewrite)
+
+    def _of(self, kind: type[_Kind]) -> tuple[_Kind, ...]:
+        return tuple(d for d in self.decisions if isinstance(d, kind))
+
+    def unit(self, decision: LayerDecision) -> UnitSpec:
         """Return the unit that a layer's decision specifies."""
         return self.policy.unit.changed(decision.unit or {})
 
@@ -134,13 +95,9 @@ class Plan(Paged):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON; :meth:`from_dict` reads it."""
-        rows = []
-        for decision in self.decisions:
-            row = asdict(decision)
-            rows.append({k: v for k, v in row.items() if k not in _DEFAULTS or v != _DEFAULTS[k]})
         return {
             "policy": self.policy.to_dict(),
-            "decisions": rows,
+            "decisions": [decision.to_row() for decision in self.decisions],
             "opaque": dict(self.opaque),
             "origin": self.origin,
             "unmatched": list(self.unmatched),
@@ -153,13 +110,9 @@ class Plan(Paged):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """Read what :meth:`to_dict` wrote."""
-        decisions = tuple(
-            Decision(**{**row, **{key: tuple(row.get(key, ())) for key in ("shape", "roles")}})
-            for row in data["decisions"]
-        )
         return cls(
             from_dict(data["policy"]),
-            decisions,
+            tuple(map(decision_from_row, data["decisions"])),
             dict(data["opaque"]),
             data["origin"],
             tuple(data["unmatched"]),
@@ -177,13 +130,15 @@ class Plan(Paged):
             for key in dict.fromkeys([*units[0], *units[1]])
             if units[0].get(key) != units[1].get(key)
         ]
-        mine, theirs = ({_place(d): d for d in plan.decisions} for plan in (self, other))
+        mine, theirs = ({d.place: d for d in plan.decisions} for plan in (self, other))
         places = list(dict.fromkeys([*mine, *theirs]))
         # An activation module that several forwards call has a decision in each.
         uses = Counter(site for _, site, _, _ in places)
         for place in places:
             _, site, scope, ordinal = place
-            before, after = _describe(mine.get(place)), _describe(theirs.get(place))
+            before, after = (
+                known[place].summary if place in known else "absent" for known in (mine, theirs)
+            )
             if before != after:
                 where = f" called by {scope or '(root)'} #{ordinal}" if uses[site] > 1 else ""
                 lines.append(f"{site}{where}: {before} -> {after}")
@@ -201,9 +156,7 @@ class Plan(Paged):
 
     def headline(self) -> str:
         """Return the policy, the inputs and the number of decisions of each kind in one line."""
-        counts: dict[tuple[str, str], int] = {}
-        for d in self.decisions:
-            counts[d.part, d.action] = counts.get((d.part, d.action), 0) + 1
+        counts = Counter((d.part, d.action) for d in self.decisions)
         listed = ", ".join(f"{n} {part}(s) {action}" for (part, action), n in counts.items())
         at = " and ".join("×".join(map(str, shape)) for shape in self.example)
         made = f" for inputs of {at}" if at else ""
@@ -212,7 +165,7 @@ class Plan(Paged):
     def __str__(self) -> str:
         lines = [self.headline()]
         lines += [
-            f"  {d.action:<9} {d.site}  [{d.kind}{list(d.shape) or ''}] {d.reason} ({d.rule})"
+            f"  {d.action:<9} {d.site}  [{d.kind}{_shape(d)}] {d.reason} ({d.rule})"
             for d in self.decisions
         ]
         lines += [f"  not traced {scope or '(root)'}: {why}" for scope, why in self.opaque.items()]
@@ -220,13 +173,6 @@ class Plan(Paged):
         return "\n".join(lines)
 
 
-def _place(decision: Decision) -> tuple[str, str, str, int]:
-    return decision.part, decision.site, decision.scope, decision.ordinal
-
-
-def _describe(decision: Decision | None) -> str:
-    if decision is None:
-        return "absent"
-    bare = decision.action == "binarize" and not decision.carries
-    text = f"{decision.action}{format_unit(decision.unit)}"
-    return f"{text} without bypass" if bare else text
+def _shape(decision: Decision) -> str:
+    shape = decision.shape if isinstance(decision, LayerDecision) else ()
+    return str(list(shape)) if shape else ""

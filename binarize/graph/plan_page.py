@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binarize.graph.decisions import Decision, LayerDecision
 from binarize.graph.plan import Plan
 from binarize.page import Cell, Markup, Section, document, element, folded, notebook_view, table
 from binarize.policy.write import to_toml
@@ -39,20 +40,20 @@ def notebook_html(plan: Plan) -> Markup:
 
 
 def _rows(plan: Plan) -> list[tuple[str | None, list[Cell]]]:
+    return [(None, _cells(decision)) for decision in plan.decisions]
+
+
+def _cells(decision: Decision) -> list[Cell]:
+    layer = decision if isinstance(decision, LayerDecision) else None
+    weights = layer.weights if layer else 0
     return [
-        (
-            None,
-            [
-                Cell(d.site or "(root)"),
-                Cell(d.part),
-                Cell(d.kind),
-                Cell("×".join(map(str, d.shape))),
-                Cell(d.action, mark=d.action),
-                Cell(f"{d.weights:,}" if d.weights else "", d.weights or None, numeric=True),
-                Cell(", ".join(d.roles)),
-                Cell(d.reason),
-                Cell(d.rule),
-            ],
-        )
-        for d in plan.decisions
+        Cell(decision.site or "(root)"),
+        Cell(decision.part),
+        Cell(decision.kind),
+        Cell("×".join(map(str, layer.shape)) if layer else ""),
+        Cell(decision.action, mark=decision.action),
+        Cell(f"{weights:,}" if weights else "", weights or None, numeric=True),
+        Cell(", ".join(layer.roles) if layer else ""),
+        Cell(decision.reason),
+        Cell(decision.rule),
     ]

@@ -15,7 +15,8 @@ from binarize.graph.flow import Layer, find_layers, foreign_convolutions
 from binarize.graph.inputs import input_shapes
 from binarize.graph.layers import is_standardized, obstacle
 from binarize.graph.outputs import ending_outputs
-from binarize.graph.plan import CONTRACT, Decision, Plan
+from binarize.graph.decisions import CONTRACT, Decision, LayerDecision, OperationDecision
+from binarize.graph.plan import Plan
 from binarize.graph.recorder import Op
 from binarize.graph.resolve_shortcuts import ShortcutResolution, resolve_shortcuts
 from binarize.graph.rewritable import Rewritable
@@ -77,14 +78,14 @@ def make_plan(
     parts = [_decide_run(trace, judged)]
     if training is not None and any("training" in layer.roles for layer in layers.values()):
         parts.append(_decide_run(training, judged, beside=trace))
-    found = [pair for part in parts for pair in part.found]
+    found: list[tuple[int, Decision]] = [pair for part in parts for pair in part.found]
+    rewritten = sorted({edit.scope for part in parts for _, edit in part.found if edit.rewrite})
     for layer in layers.values():
         part = parts[-1] if "training" in layer.roles else parts[0]
         position = part.start + layer.ops[0].index if layer.ops else parts[-1].end
         found.append((position, _layer_decision(layer, judged, part)))
     found += _foreign(trace)
     found.sort(key=lambda pair: pair[0])
-    rewritten = sorted({d.scope for _, d in found if d.rewrite})
     graphs, given, opaque = {}, {}, {}
     for part in reversed(parts):
         graphs.update(part.can_rewrite.graphs)
@@ -146,7 +147,7 @@ class _Judged:
 class _Part:
     """Decisions about the operations of one run, which are numbered from ``start`` to ``end``."""
 
-    found: list[tuple[int, Decision]]
+    found: list[tuple[int, OperationDecision]]
     resolution: ShortcutResolution
     bypass_limited: set[str]
     can_rewrite: Rewritable
@@ -185,7 +186,7 @@ def _decide_run(run: Trace, judged: _Judged, beside: Trace | None = None) -> _Pa
     return _Part(found, resolution, bypass_limited, can_rewrite, start, start + len(run.ops))
 
 
-def _is_new(decision: Decision, known: Trace) -> bool:
+def _is_new(decision: OperationDecision, known: Trace) -> bool:
     """Check whether a decision is about an operation that another run does not call."""
     if decision.scope not in known.calls:
         return True
@@ -339,7 +340,7 @@ def _names(path: str, modules: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _layer_decision(layer: Layer, judged: _Judged, part: _Part) -> Decision:
+def _layer_decision(layer: Layer, judged: _Judged, part: _Part) -> LayerDecision:
     path = layer.path
     decided, resolution, bypass_limited = judged.decided[path], part.resolution, part.bypass_limited
     norm, can_carry = judged.norms.get(path), path in judged.carrying
@@ -354,9 +355,8 @@ def _layer_decision(layer: Layer, judged: _Judged, part: _Part) -> Decision:
     elif action == "binarize" and not can_carry:
         reason += "; no bypass, by the policy"
     kept = action != "binarize"
-    return Decision(
+    return LayerDecision(
         site=path,
-        part="layer",
         kind=type(layer.module).__name__,
         action=action,
         reason=reason,
@@ -377,15 +377,14 @@ def _takes_norm(action: str) -> bool:
     return action not in TREATMENTS or TREATMENTS[action].adopts_norm
 
 
-def _foreign(trace: Trace) -> list[tuple[int, Decision]]:
+def _foreign(trace: Trace) -> list[tuple[int, LayerDecision]]:
     """Keep convolutions whose forward the converter does not know."""
     return [
         (
             trace.inside[path][0].index if trace.inside[path] else len(trace.ops),
-            Decision(
+            LayerDecision(
                 site=path,
-                part="layer",
-                kind=type(module).__name__,
+                        kind=type(module).__name__,
                 action="keep",
                 reason="a custom convolution class, whose forward may use its weight in its own "
                 "way (mix kernels per image, for example)",

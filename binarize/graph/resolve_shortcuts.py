@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from binarize.graph.flow import Layer
 from binarize.graph.layers import scope_name
-from binarize.graph.plan import CONTRACT, Decision
+from binarize.graph.decisions import CONTRACT, AdditionDecision, OperationDecision, ScaleDecision
 from binarize.graph.recorder import Op
 from binarize.graph.rewritable import Rewritable
 from binarize.graph.shortcuts import BROKEN, GATED, WHOLE, Shortcut, is_scale, scales_of
@@ -35,7 +35,7 @@ class ShortcutResolution:
     projections: dict[str, tuple[str, str]] = field(default_factory=dict)
     alike: dict[str, str | None] = field(default_factory=dict)
     scales: set[int] = field(default_factory=set)
-    decisions: list[tuple[int, Decision]] = field(default_factory=list)
+    decisions: list[tuple[int, OperationDecision]] = field(default_factory=list)
 
 
 def resolve_shortcuts(
@@ -95,9 +95,8 @@ def resolve_shortcuts(
             if free:
                 for path in own:
                     result.projections[path] = ("bypass", "projection shortcut becomes the bypass")
-        decision = Decision(
+        decision = AdditionDecision(
             site=f"{scope_name(scope)}:{name}#{ordinal}",
-            part="addition",
             kind=first.op.name,
             action="drop" if why is None else "keep",
             reason=reason,
@@ -171,10 +170,9 @@ def _hindrance(trace: Trace, scope: str, calls: list[Shortcut], free: bool) -> s
     return None
 
 
-def _scale(op: Op) -> Decision:
-    return Decision(
+def _scale(op: Op) -> ScaleDecision:
+    return ScaleDecision(
         site=f"{scope_name(op.scope)}:mul#{op.ordinal}",
-        part="scale",
         kind=op.name,
         action="drop",
         reason="scaled the branch or the sum of a removed shortcut",

@@ -16,7 +16,8 @@ from binarize.graph.forwards import new_activation, rewrite_forward
 from binarize.graph.heads import resize_heads
 from binarize.graph.layers import effective_weight
 from binarize.graph.module_tree import ModuleTree, find_module
-from binarize.graph.plan import Decision, Plan
+from binarize.graph.decisions import LayerDecision, OperationDecision
+from binarize.graph.plan import Plan
 from binarize.graph.scopes import ScopeGraph, trace_scope
 from binarize.graph.units import build_int8, build_unit
 from binarize.nn.base import BinaryLayer
@@ -43,10 +44,9 @@ def apply_plan(
             call this on a copy.
     """
     resize_heads(model, plan.heads)
-    edits: dict[str, list[Decision]] = defaultdict(list)
-    for decision in plan.decisions:
-        if decision.rewrite:
-            edits[decision.scope].append(decision)
+    edits: dict[str, list[OperationDecision]] = defaultdict(list)
+    for edit in plan.edits:
+        edits[edit.scope].append(edit)
     # Trace the float network, before any module changes.
     graphs = dict(planned or {})
     for scope in edits:
@@ -68,12 +68,12 @@ def apply_plan(
             paths[scope],
         )
     tree = ModuleTree(model)
-    for decision in plan.part("activation"):
-        if decision.action == "replace" and not decision.rewrite:
+    for activation in plan.activations:
+        if activation.action == "replace" and not activation.rewrite:
             # One instance may serve scopes of other widths too: replace only this scope's.
-            new = new_activation(decision, plan.policy.unit, model)
-            make_alike(new, find_module(model, decision.site))
-            tree.replace(decision.site, new, within=decision.scope)
+            new = new_activation(activation, plan.policy.unit, model)
+            make_alike(new, find_module(model, activation.site))
+            tree.replace(activation.site, new, within=activation.scope)
     for decision in plan.layers:
         if decision.action in _REWRITES:
             _REWRITES[decision.action](tree, decision, plan.unit(decision))
@@ -83,7 +83,7 @@ def apply_plan(
 # Layers
 
 
-def _planned_layer(tree: ModuleTree, decision: Decision) -> Any:
+def _planned_layer(tree: ModuleTree, decision: LayerDecision) -> Any:
     """Return the float layer of a decision."""
     layer = find_module(tree.model, decision.site)
     if tuple(layer.weight.shape) != decision.shape:
@@ -105,7 +105,7 @@ def _latent(layer: Any) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=any(p.requires_grad for p in sources))
 
 
-def _quantize(tree: ModuleTree, decision: Decision, spec: UnitSpec) -> None:
+def _quantize(tree: ModuleTree, decision: LayerDecision, spec: UnitSpec) -> None:
     layer = _planned_layer(tree, decision)
     new = build_int8(layer)
     new.weight, new.bias = _latent(layer), layer.bias
@@ -116,7 +116,7 @@ def _quantize(tree: ModuleTree, decision: Decision, spec: UnitSpec) -> None:
     tree.replace(decision.site, new)
 
 
-def _binarize(tree: ModuleTree, decision: Decision, spec: UnitSpec) -> None:
+def _binarize(tree: ModuleTree, decision: LayerDecision, spec: UnitSpec) -> None:
     layer = _planned_layer(tree, decision)
     unit = build_unit(layer, spec, bypass=decision.carries)
     unit.weight = None
@@ -175,7 +175,7 @@ def _adopt(tree: ModuleTree, unit: BinaryLayer, path: str, bias: torch.Tensor | 
     tree.replace(path, follower, hooks=not plain)
 
 
-def _bypass_projection(tree: ModuleTree, decision: Decision, spec: UnitSpec) -> None:
+def _bypass_projection(tree: ModuleTree, decision: LayerDecision, spec: UnitSpec) -> None:
     layer = find_module(tree.model, decision.site)
     new = bnn.ShortcutBypass(
         layer.out_channels,
@@ -191,7 +191,7 @@ def _bypass_projection(tree: ModuleTree, decision: Decision, spec: UnitSpec) -> 
         tree.replace(decision.norm, getattr(norm, "act", None) or nn.Identity())
 
 
-_REWRITES: dict[str, Callable[[ModuleTree, Decision, UnitSpec], None]] = {
+_REWRITES: dict[str, Callable[[ModuleTree, LayerDecision, UnitSpec], None]] = {
     "binarize": _binarize,
     "bypass": _bypass_projection,
     "int8": _quantize,

@@ -96,7 +96,7 @@ def _layers(network: nn.Module) -> dict[str, BinaryLayer]:
 
 
 def _rewritten(plan: Any) -> bool:
-    return plan is not None and any(d.rewrite and d.scope == "" for d in plan.decisions)
+    return plan is not None and any(edit.scope == "" for edit in plan.edits)
 
 
 class _Watch:

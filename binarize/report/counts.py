@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from binarize.graph.plan import Decision, Plan
+from binarize.graph.decisions import LayerDecision
+from binarize.graph.plan import Plan
 from binarize.graph.recorder import Op
 from binarize.graph.trace import Trace
 from binarize.nn import BinaryLayer
@@ -90,7 +91,7 @@ def planned_ops(trace: Trace, plan: Plan) -> float | None:
     return total
 
 
-def _share(decision: Decision, plan: Plan) -> float:
+def _share(decision: LayerDecision, plan: Plan) -> float:
     """Return what one multiply-accumulate of a layer counts."""
     if decision.action == "binarize":
         spec = plan.unit(decision)

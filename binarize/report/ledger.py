@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from binarize.file import Contents
 from binarize.graph.classify import module_kind
-from binarize.graph.plan import Decision, Plan
+from binarize.graph.decisions import Decision, LayerDecision
+from binarize.graph.plan import Plan
 from binarize.graph.recorder import Op
 from binarize.graph.trace import Trace
 from binarize.nn.treated import TreatedLayer
@@ -50,8 +51,7 @@ class Ledger:
     def __init__(self, model: nn.Module, plan: Plan | None) -> None:
         self.model = model
         self.plan = plan
-        decisions = () if plan is None else plan.decisions
-        self._rewritten = {decision.scope for decision in decisions if decision.rewrite}
+        self._rewritten = set() if plan is None else {edit.scope for edit in plan.edits}
         self._accounts: list[_Account] = []
         self._by_module: dict[int, _Account] = {}
         self._by_tensor: dict[int, _Account] = {}
@@ -85,7 +85,7 @@ class Ledger:
             if module_kind(module) == "layer" and id(module) not in self._by_module:
                 self._open_layer(path, module, None)
 
-    def _open_layer(self, path: str, module: nn.Module | None, decision: Decision | None) -> None:
+    def _open_layer(self, path: str, module: nn.Module | None, decision: LayerDecision | None) -> None:
         account = _Account(Row(path, "layer", type(module).__name__))
         if decision is not None:
             account.set(kind=decision.kind, shape=decision.shape, **_ground(decision))
@@ -107,7 +107,7 @@ class Ledger:
             self._claim(account, child)
 
     def _open_others(self) -> None:
-        decided = () if self.plan is None else self.plan.part("activation")
+        decided = () if self.plan is None else self.plan.activations
         # A rewritten forward calls a new module, whose name identifies the replaced call.
         decisions = {
             f"{d.scope}.prelu_{d.ordinal}".lstrip(".") if d.rewrite else d.site: d for d in decided

@@ -85,11 +85,11 @@ def _inputs(trace: Trace) -> str:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     notes = []
-    additions = plan.part("addition")
+    additions = plan.additions
     if additions:
         dropped = sum(d.action == "drop" for d in additions)
         notes.append(f"block shortcuts: {dropped} dropped, {len(additions) - dropped} kept")
-    activations = plan.part("activation")
+    activations = plan.activations
     if activations:
         replaced = sum(d.action == "replace" for d in activations)
         notes.append(f"activations: {replaced} replaced, {len(activations) - replaced} kept")

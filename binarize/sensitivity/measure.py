@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from binarize.errors import DataError, ModelError, PolicyError
-from binarize.graph import Decision, Plan, Traced
+from binarize.graph import LayerDecision, Plan, Traced
 from binarize.graph.flow import all_layers
 from binarize.graph.model_input import deepcopy_model, unwrap_model
 from binarize.lower import PackedNetwork
@@ -258,7 +258,7 @@ class Study:
         return network
 
     def _row(
-        self, decision: Decision, binary: EvalResult, other: EvalResult, made: EvalResult
+        self, decision: LayerDecision, binary: EvalResult, other: EvalResult, made: EvalResult
     ) -> SiteSensitivity:
         """Compare a network with another in which one layer less is binary."""
         sign = -1 if self._task is not None and not self._task.higher_is_better else 1

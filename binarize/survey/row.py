@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from binarize.graph.plan import Decision, Plan
+from binarize.graph.decisions import LayerDecision
+from binarize.graph.plan import Plan
 
 __all__ = ["CONVERTED", "FAILED", "NOTHING", "ORIGINAL", "Row", "enter_plan"]
 
@@ -129,7 +130,7 @@ def enter_plan(row: Row, plan: Plan) -> None:
         plan: The network's plan.
     """
     row.params = plan.reference["params"]
-    row.rewritten = len({decision.scope for decision in plan.decisions if decision.rewrite})
+    row.rewritten = len({edit.scope for edit in plan.edits})
     row.opaque = dict(plan.opaque)
     kept: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
     for layer in plan.layers:
@@ -160,7 +161,7 @@ def enter_plan(row: Row, plan: Plan) -> None:
     row.kept = sorted(kept.values(), key=lambda group: -group["weights"])
 
 
-def _is_dense(layer: Decision) -> bool:
+def _is_dense(layer: LayerDecision) -> bool:
     """Return whether a layer is a convolution or a pointwise linear layer."""
     if len(layer.shape) > 2:
         return True

@@ -106,7 +106,7 @@ def test_a_block_with_its_shortcut(weights: bool) -> None:
     """The unit's bypass replaces the shortcut, so that its output is what the addition gave."""
     teacher = network(Residual)
     student = calibrated(teacher, weights=weights)
-    assert [d.action for d in student.binarize_plan.part("addition")] == ["drop"]
+    assert [d.action for d in student.binarize_plan.additions] == ["drop"]
     block = student[1]
     assert torch.allclose(means(block.conv1, student), means(teacher[1].first, teacher))
     assert torch.allclose(means(block.conv2, student), means(teacher[1].second, teacher))
@@ -117,7 +117,7 @@ def test_a_block_with_its_shortcut(weights: bool) -> None:
 def test_an_addition_behind_the_activation() -> None:
     teacher = network(After)
     student = calibrated(teacher)
-    assert [d.action for d in student.binarize_plan.part("addition")] == ["drop"]
+    assert [d.action for d in student.binarize_plan.additions] == ["drop"]
     expected = means(teacher[1].bn, teacher) + means(teacher[0], teacher)
     assert torch.allclose(means(student[1].conv, student), expected)
     assert torch.allclose(means(student[1], student), means(teacher[1], teacher))

@@ -105,7 +105,7 @@ def test_only_the_first_and_the_last_layer_stay(student: nn.Module) -> None:
 
 
 def test_every_block_addition_goes_and_no_merge(student: nn.Module) -> None:
-    additions = student.binarize_plan.part("addition")
+    additions = student.binarize_plan.additions
 
     # Two in each of 18 blocks, one in the smoothing; the pyramid's own are no shortcuts.
     assert {d.action for d in additions} == {"drop"}
@@ -114,7 +114,7 @@ def test_every_block_addition_goes_and_no_merge(student: nn.Module) -> None:
 
 
 def test_only_the_heads_relu_stays(student: nn.Module) -> None:
-    activations = student.binarize_plan.part("activation")
+    activations = student.binarize_plan.activations
 
     assert [d.site for d in activations if d.action == "keep"] == ["predict.0.2"]
     assert len(activations) == 25

@@ -157,7 +157,7 @@ def variant(cls: type[Plain], residual: bool, act: Any) -> nn.Module:
 
 
 def decisions(plan: Any) -> list[Any]:
-    return [(d.site, d.action, d.carries, d.ordinal) for d in plan.decisions]
+    return [(*d.place, d.summary) for d in plan.decisions]
 
 
 def prelus(model: nn.Module) -> int:

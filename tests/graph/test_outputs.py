@@ -121,7 +121,7 @@ def test_what_makes_an_output_stays(wrap: str) -> None:
     assert layers["tail"].action == "keep"
     assert "prediction" in layers["tail"].roles
     assert {layers[site].action for site in ("a", "b")} == {"binarize"}
-    last = [d for d in plans[0].part("activation") if "ends an output" in d.reason]
+    last = [d for d in plans[0].activations if "ends an output" in d.reason]
     assert bool(last) == (wrap in KEPT_ACTIVATIONS)
     assert all(d.action == "keep" for d in last)
 
@@ -261,7 +261,7 @@ def test_layers_of_training_alone_are_decided() -> None:
     assert plan["aux.3"].roles == ("prediction", "training")
     assert plan["aux.0"].action == "binarize"
     assert plan["aux.0"].norm == "aux.1"
-    assert {d.site: d.action for d in student.binarize_plan.part("activation")}[
+    assert {d.site: d.action for d in student.binarize_plan.activations}[
         "aux.2"
     ] == "replace"
     assert [d.site for d in student.binarize_plan.layers][-2:] == ["aux.0", "aux.3"]

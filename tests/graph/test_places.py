@@ -59,7 +59,7 @@ def test_a_block_that_is_residual_at_one_call_keeps_its_addition(once: bool) -> 
     model = ResidualOnce(block=Adding(), other=nn.Sequential(conv(8, 8), nn.GroupNorm(2, 8)))
     model.once = once
     student = binarize.convert(ready(model))
-    (addition,) = student.binarize_plan.part("addition")
+    (addition,) = student.binarize_plan.additions
     assert addition.action == ("keep" if once else "drop")
     (layer,) = [d for d in student.binarize_plan.layers if d.site == "block.conv"]
     assert layer.carries is not once
@@ -115,7 +115,7 @@ class TwoWidths(Ends):
 
 def test_one_activation_at_two_widths_becomes_two() -> None:
     student = binarize.convert(ready(TwoWidths(a=conv(8, 8), b=conv(8, 12), act=nn.ReLU())))
-    replaced = [d for d in student.binarize_plan.part("activation") if d.action == "replace"]
+    replaced = [d for d in student.binarize_plan.activations if d.action == "replace"]
     assert [d.channels for d in replaced] == [8, 12]
     assert student(torch.randn(2, 3, 16, 16)).shape == (2, 2, 16, 16)
 
@@ -131,7 +131,7 @@ class ActiveBlock(nn.Module):
 
 def test_one_block_at_two_widths_keeps_its_activation() -> None:
     student = binarize.convert(ready(TwoWidths(a=conv(8, 8), b=conv(8, 12), act=ActiveBlock())))
-    (activation,) = student.binarize_plan.part("activation")
+    (activation,) = student.binarize_plan.activations
     assert activation.action == "keep"
     assert (activation.channels, activation.channel_dim) == (0, 1)
     assert type(student.act.act) is nn.ReLU
@@ -145,7 +145,7 @@ class Meeting(Ends):
 def test_a_carried_and_a_broken_branch_carry_together() -> None:
     model = Meeting(carried=conv(8, 8), broken=nn.Sequential(conv(8, 8), nn.GroupNorm(2, 8)))
     plan = binarize.plan(ready(model))
-    assert {d.site: d.action for d in plan.part("addition")}["(root):add#1"] == "drop"
+    assert {d.site: d.action for d in plan.additions}["(root):add#1"] == "drop"
     assert {d.site: d.carries for d in plan.layers}["carried"]
     # Neither of two broken ones does.
     model = Meeting(
@@ -153,7 +153,7 @@ def test_a_carried_and_a_broken_branch_carry_together() -> None:
         broken=nn.Sequential(conv(8, 8), nn.GroupNorm(2, 8)),
     )
     plan = binarize.plan(ready(model))
-    assert {d.action for d in plan.part("addition")} == {"keep"}
+    assert {d.action for d in plan.additions} == {"keep"}
 
 
 class Line(Ends):
@@ -276,7 +276,7 @@ def test_a_projection_is_found_below_the_block_that_calls_it() -> None:
     # Its first name is elsewhere.
     layer = Projected(2)
     plan = binarize.plan(ready(Line(alias=layer.down, layer=layer)))
-    assert [d.action for d in plan.part("addition")] == ["drop"]
+    assert [d.action for d in plan.additions] == ["drop"]
 
 
 class Context(nn.Module):
@@ -324,6 +324,6 @@ def test_a_weighted_map_keeps_its_channels_second(first: bool) -> None:
     student = binarize.convert(
         model, example_inputs=torch.zeros(1, 3, 12, 12), overrides={"layer.linear": "binarize"}
     )
-    (act,) = student.binarize_plan.part("activation")
+    (act,) = student.binarize_plan.activations
     assert (act.action, act.channels, act.channel_dim) == ("replace", 8, 1)
     assert student(torch.randn(2, 3, 16, 20)).shape == (2, 2, 16, 20)

@@ -110,7 +110,7 @@ def test_the_bypass_alone_hands_the_signal_on(form: str, norm: bool, depth: int)
     model = Net(form, norm, depth)
     student = binarize.convert(model).eval()
     plan = student.binarize_plan
-    actions = {d.scope: d.action for d in plan.part("addition")}
+    actions = {d.scope: d.action for d in plan.additions}
     # One decision for each place, or rewriting looks for what is gone.
     places = [(d.part, d.scope, d.ordinal) for d in plan.decisions if d.part != "layer"]
     assert len(set(places)) == len(places)
@@ -168,8 +168,8 @@ class SharedScale(nn.Module):
 
 def test_a_factor_that_stays_keeps_its_addition() -> None:
     plan = binarize.plan(SharedScale())
-    assert [d.action for d in plan.part("addition")] == ["keep", "keep"]
-    assert not plan.part("scale")
+    assert [d.action for d in plan.additions] == ["keep", "keep"]
+    assert not plan.scales
     (first,) = [d for d in plan.layers if d.site == "a"]
     assert not first.carries
 
@@ -197,12 +197,12 @@ def test_a_mean_that_others_see(way: str) -> None:
     student = binarize.convert(MeanElsewhere(way)).eval()
     plan = student.binarize_plan
     if way == "caller":
-        assert [(d.scope, d.action) for d in plan.part("scale")] == [("", "drop")]
+        assert [(d.scope, d.action) for d in plan.scales] == [("", "drop")]
         without_units(student)
         x = torch.randn(1, 3, 8, 8)
         assert torch.allclose(student(x), student.head(student.stem(x)), atol=1e-6)
     else:
-        assert not plan.part("scale")
+        assert not plan.scales
 
 
 def test_a_reciprocal_is_no_factor() -> None:
@@ -217,7 +217,7 @@ def test_a_reciprocal_is_no_factor() -> None:
             return self.head(x + 1.0 / (self.conv(x).abs() + 1.0))
 
     student = binarize.convert(Inverse())
-    assert [d.action for d in student.binarize_plan.part("addition")] == ["keep"]
+    assert [d.action for d in student.binarize_plan.additions] == ["keep"]
     assert student(torch.randn(1, 3, 8, 8)).shape == (1, 2, 8, 8)
 
 
@@ -237,7 +237,7 @@ def test_an_argument_named_like_an_operation_is_none(name: str) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), Block(), nn.Conv2d(8, 2, 1)).eval()
     plan = binarize.plan(network, example_inputs=torch.zeros(1, 3, 9, 9))
     assert not plan.opaque
-    (addition,) = plan.part("addition")
+    (addition,) = plan.additions
     assert addition.action == "drop"
     student = binarize.convert(network, example_inputs=torch.zeros(1, 3, 9, 9)).eval()
     x = torch.randn(2, 3, 9, 9)
@@ -260,7 +260,7 @@ def test_a_forward_that_differs_in_training_is_planned_again_and_again() -> None
     traced = Traced(network, torch.zeros(2, 3, 9, 9))
     plans = [traced.plan(load_policy("bidense")) for _ in range(2)]
     assert plans[0].to_dict() == plans[1].to_dict()
-    assert [d.action for d in plans[0].part("addition")] == ["drop"]
+    assert [d.action for d in plans[0].additions] == ["drop"]
     x = torch.randn(2, 3, 9, 9)
     for mode in (False, True):
         results = []

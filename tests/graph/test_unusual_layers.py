@@ -173,7 +173,7 @@ class Shifted(nn.Module):
 def test_constants_of_a_rewritten_forward_come_along() -> None:
     model = sandwich(Shifted())
     student = convert(model)
-    assert any(d.rewrite and d.scope == "1" for d in student.binarize_plan.decisions)
+    assert any(d.scope == "1" for d in student.binarize_plan.edits)
     assert not [name for name in vars(model[1]) if "constant" in name]
     twin = copy.deepcopy(model)
     apply_plan(twin, student.binarize_plan)
@@ -193,7 +193,7 @@ def test_a_conversion_traces_every_forward_once(monkeypatch: pytest.MonkeyPatch)
     with torch.device("meta"):
         model = timm.create_model("resnet18")
     student = binarize.convert(model)
-    blocks = {d.scope for d in student.binarize_plan.decisions if d.rewrite}
+    blocks = {d.scope for d in student.binarize_plan.edits}
     assert len(blocks) == 8
     assert traced.count("BasicBlock") == 8
 
@@ -251,7 +251,7 @@ def test_a_new_activation_lies_where_the_network_does(place: dict[str, Any]) -> 
     ).to(**place)
     x = torch.zeros(1, 3, 16, 16, **place)
     student = binarize.convert(model, example_inputs=x)
-    (activation,) = student.binarize_plan.part("activation")
+    (activation,) = student.binarize_plan.activations
     assert (activation.action, activation.rewrite) == ("replace", True)
     assert {(p.device, p.dtype) for p in student.parameters()} == {(x.device, x.dtype)}
     assert student(x).shape == model(x).shape

@@ -81,11 +81,11 @@ def test_encoder_decoder(lab: SimpleNamespace) -> None:
     assert {site for site, action in decided.items() if action == "keep"} == {"stem", "head"}
     assert set(decided) == set(lab.layers(teacher))
     # Functional activations after units are replaced, with one module each.
-    activations = student.binarize_plan.part("activation")
+    activations = student.binarize_plan.activations
     assert sum(d.action == "replace" for d in activations) == 7
     assert sum(isinstance(m, ShiftedPReLU) for m in student.modules()) == 7
     # The additions inside the stages are shortcuts, the two of the decoder are merges.
-    additions = student.binarize_plan.part("addition")
+    additions = student.binarize_plan.additions
     assert sum(d.action == "drop" for d in additions) == 3
     assert all(d.scope.startswith("stages") for d in additions if d.action == "drop")
     out = student(X)
@@ -249,7 +249,7 @@ def test_a_block_called_in_a_loop_stays_one_block() -> None:
     student = convert(Recurrent())
     assert sum(isinstance(m, BinaryLayer) for m in student.modules()) == 2
     assert student(X).shape == (2, 2, 32, 48)
-    assert [d.action for d in student.binarize_plan.part("addition")] == ["drop"]
+    assert [d.action for d in student.binarize_plan.additions] == ["drop"]
 
 
 class OddNames(nn.Module):
@@ -332,7 +332,7 @@ def test_a_block_with_one_float_layer_keeps_its_shortcut() -> None:
     """The path through the branch is broken where a layer stays in float."""
     teacher = EncoderDecoder().eval()
     student = convert(teacher, overrides={"stages.1.conv2": "keep"})
-    additions = student.binarize_plan.part("addition")
+    additions = student.binarize_plan.additions
     assert not [d for d in additions if d.scope == "stages.1" and d.action == "drop"]
     stage = student.stages[1]
     assert isinstance(stage.conv1, BinaryLayer)

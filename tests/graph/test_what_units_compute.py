@@ -220,7 +220,7 @@ def test_a_residual_block_keeps_one_path(channels: int, stride: int) -> None:
     h = prelu(unit(h, block.conv2, block.bn2))
     torch.testing.assert_close(student(X), model[2](h))
     assert not any("shortcut" in key for key in student.state_dict())
-    actions = [d.action for d in student.binarize_plan.part("addition")]
+    actions = [d.action for d in student.binarize_plan.additions]
     assert actions == ["drop"]
 
 
@@ -257,7 +257,7 @@ class NormedBranch(nn.Module):
 def test_a_shortcut_round_a_norm_stays() -> None:
     model = settle(sandwich(NormedBranch())).eval()
     student = convert(model)
-    assert [d.action for d in student.binarize_plan.part("addition")] == ["keep"]
+    assert [d.action for d in student.binarize_plan.additions] == ["keep"]
     with torch.no_grad():
         student[1][0].gamma.zero_()
     torch.testing.assert_close(student(X), model[2](model[0](X)))

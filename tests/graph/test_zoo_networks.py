@@ -104,7 +104,7 @@ def test_names_of_untouched_modules_survive(case: SimpleNamespace) -> None:
     plan = case.student.binarize_plan
     gone = [d.site for d in plan.layers if d.action in ("bypass", "remove")]
     gone += [d.norm for d in plan.layers if d.norm]
-    gone += [d.site for d in plan.part("activation") if d.action == "replace"]
+    gone += [d.site for d in plan.activations if d.action == "replace"]
     binary = {d.site for d in plan.layers if d.action == "binarize"}
     ours = dict(case.student.named_modules(remove_duplicate=False))
     for name, module in case.teacher.named_modules(remove_duplicate=False):

@@ -148,7 +148,7 @@ def test_shortcuts_are_treated_by_what_they_carry(lab: SimpleNamespace) -> None:
     def additions(name: str) -> dict[str, str]:
         x = torch.zeros(1, 3, 128, 128, device="meta")
         plan = binarize.plan(lab.outline(name), example_inputs=x)
-        return {d.scope: d.action for d in plan.part("addition")}
+        return {d.scope: d.action for d in plan.additions}
 
     resnet = additions("timm/resnet18")
     assert len(resnet) == 8

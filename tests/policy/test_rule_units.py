@@ -184,7 +184,7 @@ def test_a_bypass_of_its_own_counts_for_the_blocks_shortcut() -> None:
 
     def addition(overrides: Any) -> str:
         plan = binarize.plan(Block(), example_inputs=X, overrides=overrides)
-        return plan.part("addition")[0].action
+        return plan.additions[0].action
 
     bare = {"match": {"name": "a"}, "action": "binarize", "unit": {"bypass": "none"}}
     assert addition(None) == "drop"

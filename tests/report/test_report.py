@@ -167,7 +167,7 @@ def test_removed_projection_is_told_and_weighs_nothing() -> None:
         assert row.params == row.ops == row.bytes == 0
         assert row.weight_bits is None
         assert row.shape[2:] == (1, 1)
-    actions = [d.action for d in student.binarize_plan.part("addition")]
+    actions = [d.action for d in student.binarize_plan.additions]
     dropped, kept = actions.count("drop"), actions.count("keep")
     assert dropped > kept
     assert f"block shortcuts: {dropped} dropped, {kept} kept" in report.notes
