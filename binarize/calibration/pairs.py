@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_iter
 
 from binarize.errors import ModelError
 from binarize.graph.classify import is_batch_norm, module_kind
-from binarize.graph.layers import effective_weight
 from binarize.graph.decisions import ActivationDecision, LayerDecision
+from binarize.graph.layers import effective_weight
 from binarize.graph.plan import Plan
 from binarize.graph.recorder import Op
 from binarize.graph.trace import Trace

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from binarize.graph.decisions import CONTRACT, ActivationDecision
 from binarize.graph.flow import Layer, fed_by, leads_to, only_prediction_follows
 from binarize.graph.layers import scope_name
-from binarize.graph.decisions import CONTRACT, ActivationDecision
 from binarize.graph.recorder import Op
 from binarize.graph.rewritable import Rewritable
 from binarize.graph.trace import Trace

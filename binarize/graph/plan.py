@@ -26,6 +26,7 @@ __all__ = ["Plan"]
 
 _Kind = TypeVar("_Kind", bound=Decision)
 
+
 @dataclass(frozen=True)
 class Plan(Paged):
     """All decisions of a conversion.

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from binarize.graph.activations import decide_activations
 from binarize.graph.classify import is_batch_norm
+from binarize.graph.decisions import CONTRACT, Decision, LayerDecision, OperationDecision
 from binarize.graph.flow import Layer, find_layers, foreign_convolutions
 from binarize.graph.inputs import input_shapes
 from binarize.graph.layers import is_standardized, obstacle
 from binarize.graph.outputs import ending_outputs
-from binarize.graph.decisions import CONTRACT, Decision, LayerDecision, OperationDecision
 from binarize.graph.plan import Plan
 from binarize.graph.recorder import Op
 from binarize.graph.resolve_shortcuts import ShortcutResolution, resolve_shortcuts
@@ -384,7 +384,7 @@ def _foreign(trace: Trace) -> list[tuple[int, LayerDecision]]:
             trace.inside[path][0].index if trace.inside[path] else len(trace.ops),
             LayerDecision(
                 site=path,
-                        kind=type(module).__name__,
+                kind=type(module).__name__,
                 action="keep",
                 reason="a custom convolution class, whose forward may use its weight in its own "
                 "way (mix kernels per image, for example)",

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from binarize.graph.decisions import CONTRACT, AdditionDecision, OperationDecision, ScaleDecision
 from binarize.graph.flow import Layer
 from binarize.graph.layers import scope_name
-from binarize.graph.decisions import CONTRACT, AdditionDecision, OperationDecision, ScaleDecision
 from binarize.graph.recorder import Op
 from binarize.graph.rewritable import Rewritable
 from binarize.graph.shortcuts import BROKEN, GATED, WHOLE, Shortcut, is_scale, scales_of

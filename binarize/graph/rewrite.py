@@ -12,11 +12,11 @@ from torch import nn
 from binarize import nn as bnn
 from binarize.errors import ModelError
 from binarize.graph.code_paths import other_code_paths
+from binarize.graph.decisions import LayerDecision, OperationDecision
 from binarize.graph.forwards import new_activation, rewrite_forward
 from binarize.graph.heads import resize_heads
 from binarize.graph.layers import effective_weight
 from binarize.graph.module_tree import ModuleTree, find_module
-from binarize.graph.decisions import LayerDecision, OperationDecision
 from binarize.graph.plan import Plan
 from binarize.graph.scopes import ScopeGraph, trace_scope
 from binarize.graph.units import build_int8, build_unit

@@ -85,7 +85,9 @@ class Ledger:
             if module_kind(module) == "layer" and id(module) not in self._by_module:
                 self._open_layer(path, module, None)
 
-    def _open_layer(self, path: str, module: nn.Module | None, decision: LayerDecision | None) -> None:
+    def _open_layer(
+        self, path: str, module: nn.Module | None, decision: LayerDecision | None
+    ) -> None:
         account = _Account(Row(path, "layer", type(module).__name__))
         if decision is not None:
             account.set(kind=decision.kind, shape=decision.shape, **_ground(decision))

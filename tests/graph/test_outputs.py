@@ -261,9 +261,7 @@ def test_layers_of_training_alone_are_decided() -> None:
     assert plan["aux.3"].roles == ("prediction", "training")
     assert plan["aux.0"].action == "binarize"
     assert plan["aux.0"].norm == "aux.1"
-    assert {d.site: d.action for d in student.binarize_plan.activations}[
-        "aux.2"
-    ] == "replace"
+    assert {d.site: d.action for d in student.binarize_plan.activations}["aux.2"] == "replace"
     assert [d.site for d in student.binarize_plan.layers][-2:] == ["aux.0", "aux.3"]
     head, aux = student.train()(torch.randn(2, 3, 16, 16))
     assert head.shape == aux.shape == (2, 5, 16, 16)
