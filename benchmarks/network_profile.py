@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from binarize import kernels
-from binarize.kernels import pack_weight, run_unit
+from binarize.kernels import UnitCall, pack_weight, run_unit
 from binarize.lower import PackedNetwork
 
 __all__ = ["Line", "peak_rate", "profile"]
@@ -72,21 +72,17 @@ def _shape(x: Tensor) -> str:
 
 def _unit(args: Any, y: Tensor) -> tuple[str, bool, int]:
     """Describe a unit and count its 1-bit multiply-accumulates."""
-    names = [a.name for a in kernels.unit._schema.arguments]
-    given = dict(zip(names, args, strict=True))
-    inputs, outputs = sum(x.shape[1] for x in given["sources"]), y.shape[1]
-    taps, groups = given["kernel"], given["groups"]
-    area = taps[0] * taps[1]
-    pixels = y.shape[0] * y.shape[2] * y.shape[3]
-    if given["transposed"]:
-        first = given["sources"][0]
-        pixels = first.shape[0] * first.shape[2] * first.shape[3]
-    text = f"1-bit {inputs}->{outputs} {taps[0]}x{taps[1]} to {y.shape[2]}x{y.shape[3]}"
-    for name, usual in (("stride", (1, 1)), ("dilation", (1, 1)), ("groups", 1)):
-        value = given[name] if name == "groups" else tuple(given[name])
-        if value != usual:
-            text += f" {name} {value if name == 'groups' else value[0]}"
-    return text, True, pixels * area * inputs * outputs // groups
+    call = UnitCall(*args)
+    inputs, outputs = sum(x.shape[1] for x in call.sources), y.shape[1]
+    rows, columns = call.kernel
+    text = f"1-bit {inputs}->{outputs} {rows}x{columns} to {y.shape[2]}x{y.shape[3]}"
+    text += "".join(
+        f" {name} {value[0]}"
+        for name, value in (("stride", call.stride), ("dilation", call.dilation))
+        if tuple(value) != (1, 1)
+    )
+    text += f" groups {call.groups}" if call.groups > 1 else ""
+    return text, True, call.operations()
 
 
 def profile(packed: PackedNetwork, image: Tensor, rounds: int) -> list[Line]:
@@ -124,37 +120,37 @@ def peak_rate(rounds: int) -> float:
     for inputs, outputs, taps, side in _LIKED:
         x = torch.randn(1, inputs, side, side).contiguous(memory_format=torch.channels_last)
         weight = torch.randn(outputs, inputs, taps, taps)
-        given: list[Any] = [
-            [x],
-            [1],
-            [],
-            pack_weight(weight, stride=(1, 1), dilation=(1, 1)),
-            torch.rand(outputs),
-            torch.randn(outputs),
-            None,
-            torch.zeros(inputs),
-            None,
-            None,
-            (taps, taps),
-            (1, 1),
-            (taps // 2,) * 4,
-            (1, 1),
-            1,
-            "zeros",
-            False,
-            (0, 0),
-            "none",
-            (0, 0),
-            [],
-            None,
-            None,
-            None,
-            False,
-        ]
+        call = UnitCall(
+            sources=[x],
+            upsample=[1],
+            means=[],
+            weight=pack_weight(weight, stride=(1, 1), dilation=(1, 1)),
+            gain=torch.rand(outputs),
+            offset=torch.randn(outputs),
+            mean_gain=None,
+            threshold=torch.zeros(inputs),
+            flip=None,
+            exponent=None,
+            kernel=(taps, taps),
+            stride=(1, 1),
+            padding=(taps // 2,) * 4,
+            dilation=(1, 1),
+            groups=1,
+            padding_mode="zeros",
+            transposed=False,
+            output_padding=(0, 0),
+            bypass="none",
+            bypass_offset=(0, 0),
+            residuals=[],
+            act_shift=None,
+            act_slope=None,
+            act_out_shift=None,
+            want_means=False,
+        )
         times = []
         for _ in range(rounds + 1):
             started = clock()
-            run_unit(*given)
+            run_unit(*call)
             times.append(clock() - started)
         macs = side * side * taps * taps * inputs * outputs
         best = max(best, macs / min(times[1:]))

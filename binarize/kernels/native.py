@@ -21,6 +21,7 @@ from torch import Tensor
 
 from binarize.errors import BinarizeError, SlowWarning
 from binarize.kernels import int8_native, memory, openmp, prepared, reference
+from binarize.kernels.call import UnitCall
 from binarize.kernels.codes import inverse_step
 from binarize.kernels.geometry import Geometry, geometry
 from binarize.kernels.int8_native import Int8Kernels
@@ -148,8 +149,11 @@ def select(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
     number, runner = SETS[name], openmp.runner(library)[0]
     weights = PreparedWeights(library, number)
 
-    def native(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        return _run(library, number, runner, weights, *arguments, **named)
+    def native(
+        *arguments: Any, stream: UnitStream | None = None, **named: Any
+    ) -> tuple[Tensor, Tensor]:
+        call = UnitCall(*arguments, **named)
+        return _run(library, number, runner, weights, call, stream)
 
     return native
 
@@ -222,97 +226,75 @@ def _run(
     number: int,
     runner: int,
     weights: PreparedWeights,
-    sources: Sequence[Tensor],
-    upsample: Sequence[int],
-    means: Sequence[Tensor],
-    weight: Tensor,
-    gain: Tensor,
-    offset: Tensor,
-    mean_gain: Tensor | None,
-    threshold: Tensor,
-    flip: Tensor | None,
-    exponent: Tensor | None,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-    transposed: bool,
-    output_padding: Sequence[int],
-    bypass: str,
-    bypass_offset: Sequence[int],
-    residuals: Sequence[Tensor],
-    act_shift: Tensor | None,
-    act_slope: Tensor | None,
-    act_out_shift: Tensor | None,
-    want_means: bool,
-    y_scale: float | None = None,
-    y_zero: int = 0,
-    *,
-    stream: UnitStream | None = None,
+    call: UnitCall,
+    stream: UnitStream | None,
 ) -> tuple[Tensor, Tensor]:
-    sources = [_map(x, "sources") for x in sources]
-    residuals = [_map(x, "residuals") for x in residuals]
-    out = gain.numel()
+    sources = [_map(x, "sources") for x in call.sources]
+    residuals = [_map(x, "residuals") for x in call.residuals]
+    out = call.gain.numel()
     g = geometry(
         tuple([tuple(x.shape) for x in sources]),
         tuple([x.stride() for x in sources]),
-        tuple(upsample),
+        tuple(call.upsample),
         out,
-        tuple(kernel),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        groups,
-        padding_mode,
-        transposed,
-        tuple(output_padding),
-        bypass,
-        tuple(bypass_offset),
+        tuple(call.kernel),
+        tuple(call.stride),
+        tuple(call.padding),
+        tuple(call.dilation),
+        call.groups,
+        call.padding_mode,
+        call.transposed,
+        tuple(call.output_padding),
+        call.bypass,
+        tuple(call.bypass_offset),
         tuple([(tuple(x.shape), x.stride()) for x in residuals]),
     )
     threads = 1 if g.work < SERIAL_WORK else openmp.threads()
     inner = g.in_channels
-    kind = torch.float32 if y_scale is None else torch.uint8
+    kind = torch.float32 if call.y_scale is None else torch.uint8
     y = memory.empty(g.out_shape, g.out_strides, kind)
-    coding = None if y_scale is None else torch.tensor([inverse_step(y_scale), y_zero])
-    y_means = torch.empty((g.out_shape[0], out) if want_means else (0,), dtype=torch.float32)
+    coding = (
+        None if call.y_scale is None else torch.tensor([inverse_step(call.y_scale), call.y_zero])
+    )
+    y_means = torch.empty((g.out_shape[0], out) if call.want_means else (0,), dtype=torch.float32)
     scratch = memory.empty((_scratch(library, g, threads),), (1,), torch.uint8)
-    if weight.numel() != g.weight_bytes or weight.dtype != torch.uint8:
+    if call.weight.numel() != g.weight_bytes or call.weight.dtype != torch.uint8:
         raise BinarizeError(
             "weight",
-            f"{weight.numel()} x {weight.dtype}",
+            f"{call.weight.numel()} x {call.weight.dtype}",
             f"this convolution's packed weight has {g.weight_bytes} bytes of uint8",
             "give the result of pack_weight",
         )
-    ready = weights.get(weight, g)
+    ready = weights.get(call.weight, g)
     # Copied tensors are kept alive until the call returns.
     held = [
-        aligned(weight) if ready is None else ready,
-        _vector(gain, out, "gain"),
-        _vector(offset, out, "offset"),
-        _vector(mean_gain, inner, "mean_gain"),
-        _vector(threshold, inner, "threshold"),
-        _vector(flip, inner, "flip", torch.bool),
-        _vector(exponent, 1, "exponent"),
-        _vector(act_shift, out, "act_shift"),
-        _vector(act_slope, out, "act_slope"),
-        _vector(act_out_shift, out, "act_out_shift"),
+        aligned(call.weight) if ready is None else ready,
+        _vector(call.gain, out, "gain"),
+        _vector(call.offset, out, "offset"),
+        _vector(call.mean_gain, inner, "mean_gain"),
+        _vector(call.threshold, inner, "threshold"),
+        _vector(call.flip, inner, "flip", torch.bool),
+        _vector(call.exponent, 1, "exponent"),
+        _vector(call.act_shift, out, "act_shift"),
+        _vector(call.act_slope, out, "act_slope"),
+        _vector(call.act_out_shift, out, "act_out_shift"),
         coding,
         y,
-        y_means if want_means else None,
+        y_means if call.want_means else None,
         scratch,
         *sources,
     ]
-    if means:
-        if len(means) != len(sources):
+    if call.means:
+        if len(call.means) != len(sources):
             raise BinarizeError(
-                "means", len(means), "must be empty or have one per source", "give one per source"
+                "means",
+                len(call.means),
+                "must be empty or have one per source",
+                "give one per source",
             )
         held += [
             _vector(m, x.shape[0] * x.shape[1], "means") if m.numel() else None
-            for m, x in zip(means, sources, strict=True)
+            for m, x in zip(call.means, sources, strict=True)
         ]
     else:
         held += [None] * len(sources)

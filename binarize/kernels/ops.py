@@ -18,71 +18,34 @@ those of the values before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from binarize.kernels import native, reference
-from binarize.kernels.geometry import output_size
+from binarize.kernels.call import UnitCall
 
 __all__ = ["is_watched", "run_unit", "unit"]
 
 _LIBRARY = torch.library.Library("binarize", "DEF")
-_LIBRARY.define(
-    "unit(Tensor[] sources, int[] upsample, Tensor[] means, Tensor weight, Tensor gain,"
-    " Tensor offset, Tensor? mean_gain, Tensor threshold, Tensor? flip, Tensor? exponent,"
-    " int[] kernel, int[] stride, SymInt[] padding, int[] dilation, int groups, str padding_mode,"
-    " bool transposed, SymInt[] output_padding, str bypass, SymInt[] bypass_offset,"
-    " Tensor[] residuals, Tensor? act_shift, Tensor? act_slope, Tensor? act_out_shift,"
-    " bool want_means, float? y_scale=None, int y_zero=0) -> (Tensor, Tensor)",
-    tags=[torch.Tag.pt2_compliant_tag],
-)
+_LIBRARY.define(f"unit{UnitCall.schema()}", tags=[torch.Tag.pt2_compliant_tag])
 
 
 @torch.library.register_fake("binarize::unit", lib=_LIBRARY)
-def _fake(
-    sources: Sequence[Tensor],
-    upsample: Sequence[int],
-    means: Sequence[Tensor],
-    weight: Tensor,
-    gain: Tensor,
-    offset: Tensor,
-    mean_gain: Tensor | None,
-    threshold: Tensor,
-    flip: Tensor | None,
-    exponent: Tensor | None,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[Any],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-    transposed: bool,
-    output_padding: Sequence[Any],
-    bypass: str,
-    bypass_offset: Sequence[Any],
-    residuals: Sequence[Tensor],
-    act_shift: Tensor | None,
-    act_slope: Tensor | None,
-    act_out_shift: Tensor | None,
-    want_means: bool,
-    y_scale: float | None = None,
-    y_zero: int = 0,
-) -> tuple[Tensor, Tensor]:
-    first = sources[0]
-    size = [length * upsample[0] for length in first.shape[2:]]
-    out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
-    samples, channels = first.shape[0], gain.shape[0]
+def _fake(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    call = UnitCall(*arguments, **named)
+    first = call.sources[0]
+    out = call.result_size()
+    samples, channels = first.shape[0], call.gain.shape[0]
     # Channels last by strides: a contiguous tensor of symbolic sizes would add guards.
     strides = [channels]
     for length in reversed(out):
         strides.insert(0, strides[0] * length)
-    kind = first.dtype if y_scale is None else torch.uint8
+    kind = first.dtype if call.y_scale is None else torch.uint8
     shape = samples, channels, *out
     y = first.new_empty_strided(shape, (strides[0], 1, *strides[1:]), dtype=kind)
-    return y, first.new_empty((samples, channels) if want_means else (0,))
+    return y, first.new_empty((samples, channels) if call.want_means else (0,))
 
 
 # Every device has the plain implementation; on the CPU the native one replaces it, and falls back
@@ -110,7 +73,7 @@ def run_unit(*arguments: Any) -> tuple[Tensor, Tensor]:
     profiles, and for tensor sub-classes and other devices, the call goes through it as usual.
 
     Args:
-        *arguments: All arguments of the operator, in the schema's order.
+        *arguments: The fields of a :class:`binarize.kernels.call.UnitCall`.
 
     Returns:
         The feature map and its means.

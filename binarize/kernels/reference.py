@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from binarize.kernels.call import UnitCall
 from binarize.kernels.codes import plain_codes
 from binarize.kernels.layout import Layout, unpack_weight
 from binarize.ops.bypass import channel_adaptive_bypass
@@ -23,78 +24,57 @@ _CONV: list[Any] = [F.conv1d, F.conv2d, F.conv3d]
 _CONV_TRANSPOSE: list[Any] = [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]
 
 
-def unit(
-    sources: Sequence[Tensor],
-    upsample: Sequence[int],
-    means: Sequence[Tensor],
-    weight: Tensor,
-    gain: Tensor,
-    offset: Tensor,
-    mean_gain: Tensor | None,
-    threshold: Tensor,
-    flip: Tensor | None,
-    exponent: Tensor | None,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-    transposed: bool,
-    output_padding: Sequence[int],
-    bypass: str,
-    bypass_offset: Sequence[int],
-    residuals: Sequence[Tensor],
-    act_shift: Tensor | None,
-    act_slope: Tensor | None,
-    act_out_shift: Tensor | None,
-    want_means: bool,
-    y_scale: float | None = None,
-    y_zero: int = 0,
-) -> tuple[Tensor, Tensor]:
+def unit(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
     """Run ``binarize::unit``; :mod:`binarize.kernels.ops` describes what it computes.
 
-    A floating-point ``weight`` is taken as the signs themselves, in the shape of a convolution's.
+    Args:
+        *arguments: The fields of a :class:`binarize.kernels.call.UnitCall`. A floating-point
+            ``weight`` is taken as the signs themselves, in the shape of a convolution's.
+        **named: More of them.
+
+    Returns:
+        The feature map and its means.
     """
-    x = torch.cat([_upsample(s, u) for s, u in zip(sources, upsample, strict=True)], 1)
+    call = UnitCall(*arguments, **named)
+    x = torch.cat([_upsample(s, u) for s, u in zip(call.sources, call.upsample, strict=True)], 1)
     positions = list(range(2, x.dim()))
     column = (1, -1, *(1,) * len(positions))
-    level = threshold.view(1, -1)
-    if mean_gain is not None:
-        level = below_ties(mean_gain * _means(sources, means) + level)
+    level = call.threshold.view(1, -1)
+    if call.mean_gain is not None:
+        level = below_ties(call.mean_gain * _means(call.sources, call.means) + level)
     level = level.reshape(-1, x.shape[1], *(1,) * len(positions))
-    signs = _signs(x, level, flip)
-    layout = Layout(x.shape[1], gain.shape[0], kernel, stride, dilation, groups, transposed)
-    filters = weight
-    if not weight.is_floating_point():
-        filters = unpack_weight(weight, layout, kernel, transposed)
-    total = convolve(
-        signs, filters, stride, padding, dilation, groups, padding_mode, transposed, output_padding
-    )
-    scale: Tensor = gain.view(column)
-    if exponent is not None:
+    signs = _signs(x, level, call.flip)
+    window = call.kernel, call.stride, call.dilation, call.groups, call.transposed
+    layout = Layout(x.shape[1], call.gain.shape[0], *window)
+    filters = call.weight
+    if not call.weight.is_floating_point():
+        filters = unpack_weight(call.weight, layout, call.kernel, call.transposed)
+    how = call.stride, call.padding, call.dilation, call.groups, call.padding_mode
+    total = convolve(signs, filters, *how, call.transposed, call.output_padding)
+    scale: Tensor = call.gain.view(column)
+    if call.exponent is not None:
         deviation = (x - level).abs().mean([1, *positions], keepdim=True)
-        scale = torch.exp(exponent * (deviation - 1)) * scale
-    y = scale * total + offset.view(column)
-    if bypass != "none":
-        if transposed:
+        scale = torch.exp(call.exponent * (deviation - 1)) * scale
+    y = scale * total + call.offset.view(column)
+    if call.bypass != "none":
+        if call.transposed:
             x = F.interpolate(x, size=y.shape[2:], mode="nearest")
         else:
-            x = _windows(x, stride, bypass_offset, y.shape[2:])
-        y = y + channel_adaptive_bypass(x, y.shape[1], grouping=bypass)
-    for residual in residuals:
+            x = _windows(x, call.stride, call.bypass_offset, y.shape[2:])
+        y = y + channel_adaptive_bypass(x, y.shape[1], grouping=call.bypass)
+    for residual in call.residuals:
         y = y + residual
-    if act_shift is not None:
-        y = y + act_shift.view(column)
-    if act_slope is not None:
-        y = torch.where(y > 0, y, y * act_slope.view(column))
-    if act_out_shift is not None:
-        y = y + act_out_shift.view(column)
-    written = y if y_scale is None else plain_codes(y, y_scale, y_zero)
+    if call.act_shift is not None:
+        y = y + call.act_shift.view(column)
+    if call.act_slope is not None:
+        y = torch.where(y > 0, y, y * call.act_slope.view(column))
+    if call.act_out_shift is not None:
+        y = y + call.act_out_shift.view(column)
+    written = y if call.y_scale is None else plain_codes(y, call.y_scale, call.y_zero)
     # Not with `contiguous`, which leaves the strides of size-1 dimensions arbitrary.
     shape = (y.shape[0], *y.shape[2:], y.shape[1])
     result = written.new_empty(shape).movedim(-1, 1).copy_(written)
-    return result, _mean(y) if want_means else y.new_empty(0)
+    return result, _mean(y) if call.want_means else y.new_empty(0)
 
 
 def _means(sources: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor:

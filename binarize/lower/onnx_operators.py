@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from binarize.errors import ModelError
 from binarize.kernels.activation import shifted_prelu
-from binarize.kernels.geometry import output_size
+from binarize.kernels.call import UnitCall
 from binarize.kernels.layout import VERSION
 from binarize.kernels.ops import unit
 from binarize.lower.fuse import fuse_units
@@ -187,72 +187,45 @@ def _need_constant_options(node: fx.Node) -> None:
 # This package's operators, as the exporter translates them
 
 
-def _binary_conv(
-    sources: Sequence[Tensor],
-    upsample: Sequence[int],
-    means: Sequence[Tensor],
-    weight: Tensor,
-    gain: Tensor,
-    offset: Tensor,
-    mean_gain: Tensor | None,
-    threshold: Tensor,
-    flip: Tensor | None,
-    exponent: Tensor | None,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[Any],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-    transposed: bool,
-    output_padding: Sequence[int],
-    bypass: str,
-    bypass_offset: Sequence[int],
-    residuals: Sequence[Tensor],
-    act_shift: Tensor | None,
-    act_slope: Tensor | None,
-    act_out_shift: Tensor | None,
-    want_means: bool,
-    y_scale: float | None = None,
-    y_zero: int = 0,
-) -> Sequence[Tensor]:
+def _binary_conv(*arguments: Any) -> Sequence[Tensor]:
     """Translate ``binarize::unit`` to a node of the ONNX graph, with transpositions around it."""
-    assert y_scale is None, "8-bit layers of ONNX files round what they read"
-    activation = act_shift, act_slope, act_out_shift
-    size = [length * upsample[0] for length in sources[0].shape[2:]]
-    out = output_size(size, kernel, stride, padding, dilation, transposed, output_padding)
-    samples, channels = sources[0].shape[0], gain.shape[0]
-    fixed = all(isinstance(value, int) for value in padding)
-    pads = (
-        None if fixed else torch.stack([torch.scalar_tensor(v, dtype=torch.int64) for v in padding])
-    )
+    call = UnitCall(*arguments)
+    assert call.y_scale is None, "8-bit layers of ONNX files round what they read"
+    activation = call.act_shift, call.act_slope, call.act_out_shift
+    out = call.result_size()
+    samples, channels = call.sources[0].shape[0], call.gain.shape[0]
+    fixed = all(isinstance(value, int) for value in call.padding)
+    pads = None
+    if not fixed:
+        pads = torch.stack([torch.scalar_tensor(v, dtype=torch.int64) for v in call.padding])
     results = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::BinaryConv",
         (
-            *(weight, gain, offset, threshold, mean_gain, flip, exponent, *activation, pads),
-            *(x.movedim(1, -1) for x in sources),
-            *means,
-            *(x.movedim(1, -1) for x in residuals),
+            *(call.weight, call.gain, call.offset, call.threshold),
+            *(call.mean_gain, call.flip, call.exponent, *activation, pads),
+            *(x.movedim(1, -1) for x in call.sources),
+            *call.means,
+            *(x.movedim(1, -1) for x in call.residuals),
         ),
         {
             "layout": VERSION,
-            "dims": len(kernel),
-            "sources": len(sources),
-            "upsample": list(upsample),
-            "has_means": int(len(means) > 0),
-            "kernel": list(kernel),
-            "stride": list(stride),
-            "padding": list(padding) if fixed else [0] * len(padding),
-            "dilation": list(dilation),
-            "groups": groups,
-            "padding_mode": padding_mode,
-            "transposed": int(transposed),
-            "output_padding": list(output_padding),
-            "bypass": bypass,
-            "bypass_offset": list(bypass_offset),
+            "dims": len(call.kernel),
+            "sources": len(call.sources),
+            "upsample": list(call.upsample),
+            "has_means": int(len(call.means) > 0),
+            "kernel": list(call.kernel),
+            "stride": list(call.stride),
+            "padding": list(call.padding) if fixed else [0] * len(call.padding),
+            "dilation": list(call.dilation),
+            "groups": call.groups,
+            "padding_mode": call.padding_mode,
+            "transposed": int(call.transposed),
+            "output_padding": list(call.output_padding),
+            "bypass": call.bypass,
+            "bypass_offset": list(call.bypass_offset),
         },
-        dtypes=(torch.float32,) * (1 + want_means),
-        shapes=((samples, *out, channels), (samples, channels))[: 1 + want_means],
+        dtypes=(torch.float32,) * (1 + call.want_means),
+        shapes=((samples, *out, channels), (samples, channels))[: 1 + call.want_means],
         version=1,
     )
     return results[0].movedim(-1, 1), *results[1:]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from binarize.kernels.activation import shifted_prelu
+from binarize.kernels.call import UnitCall
 from binarize.kernels.layout import pack_weight
 from binarize.kernels.native import counting
 from binarize.kernels.ops import run_unit
@@ -107,7 +108,11 @@ class PackedUnit(WeightOfOld, Single):
 
     bits: Tensor
     gain: Tensor
+    offset: Tensor
+    mean_gain: Tensor | None
     threshold: Tensor
+    flip: Tensor | None
+    exponent: Tensor | None
     kernel: Any = staticmethod(run_unit)
 
     def __init__(
@@ -178,31 +183,37 @@ class PackedUnit(WeightOfOld, Single):
             output_size: Of a transposed convolution.
             others: Feature maps to add to the result.
         """
-        stride, padding, *how, output_padding = self.geometry(x, output_size)
-        y, _ = self.kernel(
-            [x],
-            [1],
-            [],
-            self.bits,
-            self.gain,
-            self.offset,
-            self.mean_gain,
-            self.threshold,
-            self.flip,
-            self.exponent,
-            self.kernel_size,
-            stride,
-            padding,
-            *how,
-            output_padding,
-            self.bypass,
-            self.offset_of_bypass,
-            list(others),
-            None,
-            None,
-            None,
-            False,
+        stride, padding, dilation, groups, padding_mode, transposed, output_padding = self.geometry(
+            x, output_size
         )
+        call = UnitCall(
+            sources=[x],
+            upsample=[1],
+            means=[],
+            weight=self.bits,
+            gain=self.gain,
+            offset=self.offset,
+            mean_gain=self.mean_gain,
+            threshold=self.threshold,
+            flip=self.flip,
+            exponent=self.exponent,
+            kernel=self.kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            padding_mode=padding_mode,
+            transposed=transposed,
+            output_padding=output_padding,
+            bypass=self.bypass,
+            bypass_offset=self.offset_of_bypass,
+            residuals=list(others),
+            act_shift=None,
+            act_slope=None,
+            act_out_shift=None,
+            want_means=False,
+        )
+        y, _ = self.kernel(*call)
         return y  # type: ignore[no-any-return]
 
     def geometry(self, x: Tensor, output_size: list[int] | None = None) -> tuple[Any, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
+from binarize.kernels.call import UnitCall
 from binarize.kernels.native import stream_unit, unit
 from binarize.kernels.stream import UnitStream
 from binarize.video.report import StreamRow
@@ -58,7 +58,7 @@ class StreamedLayer(nn.Module):
     def forward(self, *arguments: Any) -> _Result:
         """Run the layer on the next frame."""
         if not self._frames:
-            self._operations = _operations(*arguments)
+            self._operations = UnitCall(*arguments).operations()
         self._frames += 1
         if self._stream is None and self._frames >= self._until:
             self._stream, self._checks = UnitStream(self._tolerance), _CHECK
@@ -140,16 +140,3 @@ def _timed(call: Callable[[], _Result]) -> tuple[float, _Result]:
     started = time.perf_counter()
     result = call()
     return time.perf_counter() - started, result
-
-
-def _operations(sources: Any, upsample: Any, *others: Any) -> int:
-    """Return the multiply-accumulates of signs of a call."""
-    gain, kernel, stride, groups, transposed = (others[i] for i in (2, 8, 9, 12, 14))
-    size = [length * upsample[0] for length in sources[0].shape[2:]]
-    channels = sum(x.shape[1] for x in sources)
-    positions = (
-        prod(size)
-        if transposed
-        else prod(-(-length // step) for length, step in zip(size, stride, strict=True))
-    )
-    return int(sources[0].shape[0] * positions * prod(kernel) * (channels // groups) * gain.numel())
