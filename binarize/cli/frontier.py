@@ -51,10 +51,13 @@ _EXAMPLES = [
         "binarize frontier runs/float/float.safetensors --data camvid \\\n"
         "      --root data/camvid --point deploy --point time=25%,4MB --epochs 25 \\\n"
         "      --rival 'smp:Unet:resnet18,decoder_channels=[64,32,16,8,4]' \\\n"
+        "      --rival smp:Unet:mobilenet_v2,encoder_weights=mobilenet_v2.safetensors \\\n"
         "      --output runs/frontier",
-        "two points of your own, and a narrower float network",
+        "two points of your own, a narrower float network, and one of another kind",
     ),
 ]
+
+_WEIGHTS = "encoder_weights="
 
 
 def add(commands: Subparsers) -> None:
@@ -90,7 +93,8 @@ def add(commands: Subparsers) -> None:
         action="append",
         default=[],
         metavar="MODEL[,KEY=VALUE]",
-        help="another float network, such as a narrower one, to be trained and measured alike",
+        help="another float network, such as a narrower one, to be trained and measured alike; "
+        "encoder_weights=FILE gives weights for its encoder",
     )
     parser.add_argument(
         "--bench-size",
@@ -124,6 +128,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.examples import example_for
     from binarize.cli.records import make_folder
     from binarize.cli.sources import open_file
+    from binarize.cli.weights import load_encoder
     from binarize.frontier.build import POINTS, Choice, budgets_of, limit_latency, slug
     from binarize.policy import load_policy
 
@@ -134,7 +139,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     load_policy(args.policy)
     plans = list(dict.fromkeys(args.point or POINTS))
     budgets = budgets_of(plans)
-    rivals = {text: _rival(text) for text in dict.fromkeys(args.rival)}
+    rivals = dict(map(_rival, args.rival))
     with out.step(f"opening {args.file}"):
         source = open_file(args.file)
     if source.binary or source.recipe is None:
@@ -144,8 +149,11 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
             "the frontier starts from a float network that train saved",
             "give float.safetensors of binarize train --policy none",
         )
-    for rival in rivals.values():
-        build(replace(rival, classes=source.recipe.classes, in_channels=source.recipe.in_channels))
+    for rival, weights in rivals.values():
+        classes, channels = source.recipe.classes, source.recipe.in_channels
+        network = build(replace(rival, classes=classes, in_channels=channels))
+        if weights is not None:
+            load_encoder(network, weights, "rival")
     import torch
 
     if args.threads:
@@ -179,10 +187,17 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     return None
 
 
-def _rival(text: str) -> Recipe:
-    """A specification with arguments; commas inside brackets do not part them."""
-    parts = re.split(r",(?![^\[(]*[\])])", text)
-    return Recipe(parts[0], arguments=dict(pair(part) for part in parts[1:]))
+def _rival(text: str) -> tuple[str, tuple[Recipe, Path | None]]:
+    """Read a specification with arguments; commas inside brackets do not part them.
+
+    Returns:
+        Its name, how it is built, and the file of its encoder's weights.
+    """
+    spec, *parts = re.split(r",(?![^\[(]*[\])])", text)
+    own = [part for part in parts if not part.startswith(_WEIGHTS)]
+    files = [Path(part.removeprefix(_WEIGHTS)) for part in parts if part.startswith(_WEIGHTS)]
+    recipe = Recipe(spec, arguments=dict(map(pair, own)))
+    return ",".join([spec, *own]), (recipe, files[-1] if files else None)
 
 
 def _sensitivity(args: argparse.Namespace, out: Output) -> Sensitivity:
@@ -217,14 +232,14 @@ def _train(
     out: Output,
     *,
     policy: str = "none",
-    rival: Recipe | None = None,
+    rival: tuple[Recipe, Path | None] | None = None,
 ) -> None:
     """Train one network with the float one as its teacher, or go on with it, or leave it."""
     from binarize.cli import train
 
     if (folder / "metrics.json").exists() and any(folder.glob("*.safetensors")):
         return
-    network = recipe if rival is None else rival
+    network, weights = (recipe, args.encoder_weights) if rival is None else rival
     given = argparse.Namespace(**vars(args))
     given.model, given.model_arg = network.spec, list(network.arguments.items())
     given.classes, given.in_channels = recipe.classes, recipe.in_channels
@@ -233,8 +248,7 @@ def _train(
     given.teacher, given.teacher_model = args.file, None
     given.resume = folder if (folder / "last.pt").exists() else None
     given.overwrite = given.resume is None
-    if rival is not None:
-        given.encoder_weights = None
+    given.encoder_weights = weights
     if rival is not None or policy.endswith(".toml"):  # the rules have the overrides
         given.keep, given.binarize, given.int8 = [], [], []
     train.run(given, out.of_a_step())

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
+
+from binarize.cli.networks import Recipe, build
 
 OPTIONS = (
     *("--data", "scenes", "--size", "32x24", "--count", 8, "--batch-size", 4, "--epochs", 1),
@@ -55,6 +58,19 @@ def test_another_float_network_is_trained_alike(run: Any, float_run: Path, tmp_p
     assert kinds[rival] == "rival"
 
 
+def test_a_rival_starts_from_weights_of_its_own(run: Any, float_run: Path, tmp_path: Path) -> None:
+    rival = build(Recipe("demo:UNet", arguments={"widths": [4, 8]}))
+    name = next(iter(rival.state_dict()))
+    save_file({name: rival.state_dict()[name]}, tmp_path / "weights.safetensors")
+    text = f"demo:UNet,widths=[4,8],encoder_weights={tmp_path / 'weights.safetensors'}"
+    options = "--point", "bidense", "--rival", text
+    answer = run(*words(float_run, tmp_path, *options))
+    assert answer.code == 0, answer.err
+    assert answer.err.count("encoder: 1 of 1 tensors loaded") == 1
+    assert "demo:UNet,widths=[4,8]" in answer.out
+    assert "weights.safetensors" not in answer.out
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [
@@ -64,6 +80,7 @@ def test_another_float_network_is_trained_alike(run: Any, float_run: Path, tmp_p
         ),
         (("--point", "1B"), "budget='1B': the minimum of policy 'deploy' is"),
         (("--rival", "demo:UNet,width=3"), "unexpected keyword argument 'width'"),
+        (("--rival", "demo:UNet,encoder_weights=no.pt"), "rival='no.pt'"),
         (("--rounds", "0"), "rounds=0: must be at least 1"),
         (("--policy", "depoly"), "did you mean 'deploy'"),
     ],
