@@ -5,7 +5,8 @@
     python benchmarks/training.py paper --size 128 --batch 2 --channels-last
 
 Three networks are trained side by side: the float one, the 1-bit one, and the same 1-bit one built
-from stock operations only, with a mask where a surrogate gradient needs it ("composed"). Steps are
+from stock operations only, with a mask where a surrogate gradient needs it ("composed"). With
+`--kinds`, also policy `deploy`, and that with its 1-bit layers in 8 bits ("int8"). Steps are
 forward, backward and AdamW, interleaved, so that a busy machine slows all of them; ratios are
 medians over rounds, of wall time and of processor time. Memory is measured in one process per
 network: the peak resident set, and the bytes that autograd saves besides parameters and buffers.
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 import binarize
 from binarize.nn import BiConv2d, DistributionAdaptiveBinarizer, ScaledSign, ShiftedPReLU
 
-KINDS = ("float", "binary", "composed")
+KINDS = ("float", "binary", "composed", "deploy", "int8")
 
 
 class ComposedBinarizer(nn.Module):
@@ -102,7 +103,13 @@ def build(network: str, kind: str) -> nn.Module:
         model = DenseNetwork(151)
     if kind == "float":
         return model
-    model = binarize.convert(model, "bidense", example_inputs=torch.zeros(1, 3, 64, 64))
+    policy = "deploy" if kind in ("deploy", "int8") else "bidense"
+    example = torch.zeros(1, 3, 64, 64)
+    if kind == "int8":
+        layers = binarize.plan(model, policy, example_inputs=example).layers
+        overrides = {d.site: "int8" for d in layers if d.action == "binarize"}
+        return binarize.convert(model, policy, example_inputs=example, overrides=overrides)
+    model = binarize.convert(model, policy, example_inputs=example)
     return compose(model) if kind == "composed" else model
 
 
@@ -206,7 +213,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS[:3]))
     parser.add_argument("--no-memory", action="store_true", help="measure time only")
     parser.add_argument("--only", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--network", help=argparse.SUPPRESS)
