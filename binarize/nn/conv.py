@@ -24,6 +24,7 @@ __all__ = [
     "BiConvTranspose1d",
     "BiConvTranspose2d",
     "BiConvTranspose3d",
+    "convolution_geometry",
     "pre_pads",
     "same_padding",
 ]
@@ -56,6 +57,23 @@ def pre_pads(conv: Any, size: Sequence[int]) -> list[int]:
     for length, kernel, stride, dilation in reversed(list(sides)):
         pads += same_padding(length, dilation * (kernel - 1) + 1, stride)
     return pads
+
+
+def convolution_geometry(conv: Any, x: Tensor) -> Geometry:
+    """Return a convolution's geometry including its zero padding.
+
+    Args:
+        conv: A convolution with ``pre_padding``, see :func:`pre_pads`.
+        x: Its input (N, C_in, *spatial).
+    """
+    none = (0,) * len(conv.stride)
+    pads, own = pre_pads(conv, x.shape[2:]), none
+    if conv.padding_mode == "zeros" and conv.padding == "same":
+        around = conv._reversed_padding_repeated_twice
+        pads = [a + b for a, b in zip_longest(pads, around, fillvalue=0)]
+    elif conv.padding_mode == "zeros" and conv.padding != "valid":
+        own = conv.padding
+    return Geometry(conv.stride, own, conv.dilation, False, none, conv.groups, pads)
 
 
 class _BiConvNd(BinaryLayer):
@@ -111,23 +129,11 @@ class _BiConvNd(BinaryLayer):
         depthwise = conv.groups == conv.in_channels
         return (self.binarizer.popcount_exact or depthwise) and self.quantizer.popcount_exact
 
-    def _geometry(self, x: Tensor) -> Geometry:
-        """Return the convolution's geometry including its zero padding."""
-        conv: Any = self
-        none = (0,) * self.spatial
-        pads, own = pre_pads(self, x.shape[2:]), none
-        if conv.padding_mode == "zeros" and conv.padding == "same":
-            around = conv._reversed_padding_repeated_twice
-            pads = [a + b for a, b in zip_longest(pads, around, fillvalue=0)]
-        elif conv.padding_mode == "zeros" and conv.padding != "valid":
-            own = conv.padding
-        return Geometry(conv.stride, own, conv.dilation, False, none, conv.groups, pads)
-
     def forward(self, input: Tensor) -> Tensor:
         """Run the binary layer on a feature map (N, C_in, *spatial)."""
         check_floating(input)
         conv: Any = self
-        geometry = self._geometry(input)
+        geometry = convolution_geometry(self, input)
         if conv.padding_mode == "zeros":
             return self._finish(self._sum(input, geometry), input)
         how: list[Any]

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["LEVELS", "InputRange", "affine"]
+from binarize.ops.rounding import LEVELS, round_activations
 
-LEVELS = 255
-"""The largest code of an activation; codes start at 0."""
-
-
-class _Rounding(torch.autograd.Function):
-    # torch.fake_quantize_per_tensor_affine does the same, but fails on tensors without values.
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        codes = (wide * (1 / scale)).round_().add_(zero)
-        ctx.save_for_backward((codes >= 0) & (codes <= LEVELS))
-        return codes.clamp_(0, LEVELS).sub_(zero).mul_(scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None, None
+__all__ = ["InputRange", "affine"]
 
 
 class InputRange(nn.Module):
@@ -86,17 +68,21 @@ class InputRange(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Round ``x``; in training mode, observe its range first."""
+        return round_activations(x, *self.terms(x)) if x.numel() else x
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return step and code of zero to round ``x`` with; observe its range as for a call.
+
+        Args:
+            x: The tensor, which has values.
+        """
         if self.training:
             self.observe(x)
-        if not x.numel():
-            return x
         limits = self.limits
         if not self.is_observed:
             low, high = x.detach().aminmax()
             limits = torch.stack((low.clamp(max=0), high.clamp(min=0)))
-        scale, zero = affine(limits.float())
-        rounded: Tensor = _Rounding.apply(x, scale, zero)
-        return rounded
+        return affine(limits.float())
 
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}"

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize.nn.base import check_floating
-from binarize.nn.conv import pre_pads
+from binarize.nn.conv import convolution_geometry, pre_pads
 from binarize.nn.input_range import InputRange
 from binarize.nn.treated import StoredParts, TreatedLayer
+from binarize.ops.convolution import Geometry
+from binarize.ops.rounding import round_weight, rounded_convolution
 
 __all__ = [
     "LARGEST",
@@ -114,16 +116,33 @@ class Int8Layer(TreatedLayer):
     @torch.no_grad()
     def codes(self, weight: Tensor, scale: Tensor) -> Tensor:
         """Return the codes of a weight, -63 to 63, in the weight's shape and float32."""
-        step = self._spread(scale, weight)
-        return (weight.detach().float() / step).round().clamp(-LARGEST, LARGEST)
+        return round_weight(weight, self._spread(scale, weight), LARGEST).float()
 
     def rounded_weight(self) -> Tensor:
         """Return the effective weight; its gradient is the latent weight's."""
         weight: Tensor = self.weight
-        scale = self.scale(weight)
-        value = self.codes(weight, scale).to(torch.promote_types(weight.dtype, torch.float32))
-        value = (value * self._spread(scale, weight)).to(weight.dtype)
+        step = self._spread(self.scale(weight), weight)
+        value = (round_weight(weight, step, LARGEST) * step).to(weight.dtype)
         return value + (weight - weight.detach()) if weight.requires_grad else value
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Check whether rounding and convolution run as one function, to save memory.
+
+        They do not if the rounding has hooks, which need its input and output.
+        """
+        part, learned = self.input_range, (x, self.weight, self.bias)
+        return (
+            torch.is_grad_enabled()
+            and any(tensor is not None and tensor.requires_grad for tensor in learned)
+            and x.numel() > 0
+            and not (part._forward_hooks or part._forward_pre_hooks)
+        )
+
+    def _run_fused(self, x: Tensor, geometry: Geometry) -> Tensor:
+        weight: Tensor = self.weight
+        step = self._spread(self.scale(weight), weight)
+        terms = self.input_range.terms(x)
+        return rounded_convolution(x, *terms, weight, step, self.bias, geometry, LARGEST)
 
     # Storage
 
@@ -178,6 +197,9 @@ class _Int8ConvNd(Int8Layer):
         """Run the layer on feature maps (N, C_in, *spatial)."""
         check_floating(input)
         conv: Any = self
+        batched = input.dim() == self.spatial + 2
+        if batched and conv.padding_mode == "zeros" and self._fuses(input):
+            return self._run_fused(input, convolution_geometry(self, input))
         x = self.input_range(input)
         pads = pre_pads(self, x.shape[-self.spatial :])
         x = F.pad(x, pads) if any(pads) else x
@@ -236,6 +258,9 @@ class _Int8ConvTransposeNd(Int8Layer):
             self.spatial,
             conv.dilation,
         )
+        if input.dim() == self.spatial + 2 and self._fuses(input):
+            place = conv.stride, conv.padding, conv.dilation
+            return self._run_fused(input, Geometry(*place, True, tuple(extra), conv.groups))
         run: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.spatial - 1]
         weight = self.rounded_weight()
         how = conv.stride, conv.padding, extra, conv.groups, conv.dilation
@@ -287,4 +312,6 @@ class Int8Linear(Int8Layer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Run the layer on a tensor (*positions, C_in)."""
         check_floating(input)
+        if self._fuses(input):
+            return self._run_fused(input, Geometry())
         return F.linear(self.input_range(input), self.rounded_weight(), self.bias)

@@ -63,24 +63,25 @@ def _padded(pads: Sequence[int]) -> bool:
     return bool(pads) and (torch.compiler.is_compiling() or any(pads))
 
 
-def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
     """Apply the convolution or linear layer to arbitrary values.
 
     Args:
         x: Feature map (N, C_in, *spatial), or (N, *positions, C_in) for a linear layer.
         weight: In the layout of torch's layer of that geometry.
         geometry: The geometry.
+        bias: Constants to add (C_out,).
     """
     stride, padding, dilation, transposed, output_padding, groups, pads = geometry
     if not stride:
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
     if _padded(pads):
         x = F.pad(x, list(pads))
     rank = len(stride)
     if transposed:
         rest = stride, padding, output_padding, groups, dilation
-        return _TRANSPOSED[rank](x, weight, None, *rest)
-    return _PLAIN[rank](x, weight, None, stride, padding, dilation, groups)
+        return _TRANSPOSED[rank](x, weight, bias, *rest)
+    return _PLAIN[rank](x, weight, bias, stride, padding, dilation, groups)
 
 
 def convolution_gradients(

@@ -154,6 +154,54 @@ def test_forward_and_gradients(name: str) -> None:
         torch.testing.assert_close(layer.bias.grad, plain.bias.grad)
 
 
+def run(layer: Any, x: Tensor, hooked: bool) -> list[Tensor]:
+    """Result and gradients in training; a hook keeps the rounding and the convolution apart."""
+    layer, mine = copy.deepcopy(layer), x.clone().requires_grad_()
+    if hooked:
+        layer.input_range.register_forward_hook(lambda *_: None)
+    y = layer(mine)
+    y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype))
+    learned = [p.grad for p in layer.parameters() if p.grad is not None]
+    return [y.detach(), mine.grad, *learned, *layer.input_range.buffers()]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", LAYERS)
+@uneven
+def test_a_hook_on_the_rounding_changes_no_number(name: str, kind: torch.dtype) -> None:
+    layer, _, x = made(name, kind)
+    near = {torch.float64: 1e-12, torch.float32: 1e-5}.get(kind, 0.02)
+    for found, wanted in zip(run(layer, x, False), run(layer, x, True), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=near, atol=near)
+    assert torch.equal(run(layer, x, False)[0], run(layer, x, True)[0])
+
+
+# Another padding mode's padded feature map is kept, as by the float layer.
+@pytest.mark.parametrize("name", [n for n in LAYERS if "padding_mode" not in LAYERS[n][3]])
+@uneven
+def test_only_what_exists_anyway_is_kept_for_the_gradients(name: str) -> None:
+    layer, _, x = made(name)
+    own = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters(), *layer.buffers())}
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(x.requires_grad_())
+    sizes = [t.numel() for t in kept if t.untyped_storage().data_ptr() not in own]
+    outputs = len(layer.packed_weight()[1])
+    # Step and zero of the activations, and the steps of the weight, which broadcast.
+    assert sum(sizes) <= 2 + outputs * (layer.weight.shape[0] if layer.transposed else 1)
+    y.sum().backward()
+
+
+def test_autocast_with_the_gradients_of_both() -> None:
+    layer, _, x = made("padded")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x.requires_grad_())
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad is not None
+    assert [g.dtype for g in (x.grad, layer.weight.grad, layer.bias.grad)] == [torch.float32] * 3
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_it_is_the_float_layer_to_others(name: str) -> None:
     layer, plain, x = made(name)
