@@ -46,7 +46,10 @@ def add(commands: Subparsers) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument(
-        "path", metavar="PATH", type=Path, help="folder of a run, saved network, or result (JSON)"
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="folder of a run, saved network (FILE#TASK for a task in it), or result (JSON)",
     )
     parser.add_argument(
         "--port", type=int, default=0, metavar="N", help="port (default 0: any free one)"
@@ -75,9 +78,10 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
 
 def _open(args: argparse.Namespace, out: Output) -> Any:
     """Return the site of a path."""
+    from binarize.cli.sources import split_task
     from binarize.cli.view_run import RunView, has_run
 
-    path: Path = args.path.expanduser()
+    path, task = split_task(args.path)
     if not path.exists():
         raise FileError("path", str(args.path), "no such file or folder", _NEEDED)
     if path.is_dir():
@@ -91,7 +95,7 @@ def _open(args: argparse.Namespace, out: Output) -> Any:
         return RunView(path.parent)
     if path.suffix == ".json":
         return PageView(path, _reader(path))
-    return PageView(path, lambda: _network(args, path, out))
+    return PageView(path, lambda: _network(args, path, task, out))
 
 
 def _remedy(folder: Path) -> str:
@@ -163,15 +167,16 @@ def _reader(path: Path) -> Callable[[], str]:
     return lambda: kind.load(path)._page()
 
 
-def _network(args: argparse.Namespace, path: Path, out: Output) -> str:
+def _network(args: argparse.Namespace, path: Path, task: str | None, out: Output) -> str:
     from binarize.cli.report import count
     from binarize.cli.report_page import result_sections
     from binarize.cli.sources import open_source
     from binarize.report.page import report_page
 
     fallback = None if args.network is None else recipe_from(args, args.network)
-    with out.step(f"opening {path}"):
-        source = open_source(str(path), fallback, argument="path")
+    reference = str(path) if task is None else f"{path}#{task}"
+    with out.step(f"opening {reference}"):
+        source = open_source(reference, fallback, argument="path")
     with out.step("counting"):
-        made = count(source, str(path))
+        made = count(source, reference)
     return report_page(made, result_sections(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,7 @@ def from_pretrained(
     model: nn.Module | None = None,
     *,
     packed: bool = False,
+    task: str | Sequence[str] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -132,6 +133,7 @@ def from_pretrained(
             folder of that name takes precedence.
         model: As for :func:`binarize.load`.
         packed: As for :func:`binarize.load`.
+        task: As for :func:`binarize.load`.
         revision: Branch, tag or commit of the repository; None uses the main branch.
         token: Access token for private repositories; None uses that of ``hf auth login``.
         cache_dir: Folder for downloads; None uses the Hub's own cache.
@@ -170,7 +172,7 @@ def from_pretrained(
             f"its {_FILE} does not hold a network of binarize",
             "load it with its own library, and convert it: binarize.convert",
         )
-    return load(file, model, packed=packed)
+    return load(file, model, packed=packed, task=task)
 
 
 def _download(

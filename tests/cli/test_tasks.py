@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import binarize
+from binarize.cli.app import build_parser
+from binarize.cli.output import Output
+from binarize.cli.sources import open_source
+from binarize.cli.view import _open
+from binarize.errors import FileError
 from tests.cli.conftest import SCENES, SMALL, Run, call
 
 
@@ -39,6 +46,29 @@ def test_file_has_both(run: Run, shared: Path, binary_run: Path) -> None:
     answer = run("train", *SMALL, *SCENES, "--output", shared.parent)
     assert answer.code == 1
     assert "already holds a run" in answer.err
+
+
+def heads(file: Path) -> list[Tensor]:
+    """Weights of the last layer of the base and of the task."""
+    networks = [open_source(f"{file}{part}").network for part in ("", "#depth")]
+    return [[p for p in net.parameters() if p.dim() == 4][-1] for net in networks]
+
+
+def test_a_page_shows_the_task(shared: Path) -> None:
+    def page(reference: str) -> str:
+        args = build_parser().parse_args(["view", reference])
+        answer = _open(args, Output(quiet=True))("", {})
+        return html.unescape(answer.body.decode())
+
+    shapes = [tuple(weight.shape) for weight in heads(shared)]
+    assert shapes[0] != shapes[1]
+    for part, shape in zip(("", "#depth"), shapes, strict=True):
+        found = page(f"{shared}{part}")
+        assert [f">{'×'.join(map(str, one))}<" in found for one in shapes] == [
+            one == shape for one in shapes
+        ]
+    with pytest.raises(FileError, match="has no task 'dept'"):
+        page(f"{shared}#dept")
 
 
 @pytest.mark.parametrize("packed", [(), ("--packed",)])

@@ -120,6 +120,19 @@ def test_folder_gives_the_network_back(
     assert torch.equal(packed(x), binarize.pack(student)(x))
 
 
+def test_a_task_of_a_folder(student: nn.Module, network: nn.Module, tmp_path: Path) -> None:
+    binarize.save_pretrained(student, tmp_path / "net")
+    task = binarize.add_task(student, flips=0)
+    binarize.save(task, tmp_path / "net" / "model.safetensors", task="other")
+    x = torch.randn(1, 3, 8, 12)
+    again = binarize.from_pretrained(tmp_path / "net", network, task="other")
+    assert torch.equal(again(x), task.eval()(x))
+    both = binarize.from_pretrained(tmp_path / "net", network, task=["base", "other"], packed=True)
+    assert list(both(x)) == ["base", "other"]
+    with pytest.raises(FileError, match="it has no task 'another'"):
+        binarize.from_pretrained(tmp_path / "net", network, task="another")
+
+
 def test_folder_of_programs(student: nn.Module, tmp_path: Path) -> None:
     x = torch.randn(1, 3, 8, 12)
     packed = binarize.pack(student, example_inputs=x)
