@@ -16,8 +16,8 @@ def shared(binary_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     file = binary_run / "binary.safetensors"
     assert call("train", "--model", file, *SCENES, "--task", "depth", "--epochs", 1,
-                "--add-task", "depth", "--task-flips", "5%", "--output", folder / "run",
-                "--quiet") == 0  # fmt: skip
+                "--add-task", "depth", "--task-flips", "5%", "--task-agree", 2,
+                "--output", folder / "run", "--quiet") == 0  # fmt: skip
     return folder / "run" / "binary.safetensors"
 
 
@@ -110,6 +110,8 @@ def test_remove(run: Run, shared: Path, binary_run: Path, tmp_path: Path) -> Non
         (("--add-task", "depth"), "add-task='depth': needs a converted network whose bits it"),
         (("--add-task", "a/b"), "add-task='a/b': must be a word without '/', other than"),
         (("--task-flips", "1%"), "task-flips=0.01: needs a further task; give --add-task NAME"),
+        (("--task-agree", "1"), "task-agree=1.0: needs a further task; give --add-task NAME"),
+        (("--add-task", "a", "--task-agree", "0"), "task-agree=0.0: must be positive; leave it o"),
     ],
 )
 def test_mistakes(run: Run, words: tuple[str, ...], message: str, tmp_path: Path) -> None:
