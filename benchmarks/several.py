@@ -8,9 +8,10 @@ and to three separate networks: medians of rounds in which all run, one thread.
 
 `--correct` asks instead what a second task could save if its sums were made from the first one's.
 It keeps the sums of every binary layer, changes a share of the bits of its input at random, and
-times the correction against counting anew, layer by layer. Weights are equal. "saved" is the share
-of the whole network's time if every layer takes the faster way, "layers" how many are corrected.
-With no changed bit, it is a bound for any way of making sums from others.
+times the correction against counting anew, layer by layer. Weights are equal. "in layers" is the
+share of a network's time that its binary layers take, "saved" the share of the whole time if every
+layer takes the faster way, "layers" how many are corrected. With no changed bit, it is a bound for
+any way of making sums from others.
 """
 
 from __future__ import annotations
@@ -91,22 +92,36 @@ def main() -> None:
 
 def correct(network: Any, image: torch.Tensor, rounds: int) -> None:
     """Print what correcting the sums of all binary layers saves, by the share of changed bits."""
-    whole = statistics.median(
-        time_interleaved({"one": partial(network, image)}, rounds=rounds)["one"]
-    )
     calls = recorded_calls(network, image)
-    plain = dict.fromkeys(CHANGED, 0.0)
-    saved, layers = dict(plain), dict.fromkeys(CHANGED, 0)
-    for arguments in calls:
-        for share in CHANGED:
-            counting, correcting = time_layer(arguments, share, rounds)
-            plain[share] += counting
-            saved[share] += max(0.0, counting - correcting)
-            layers[share] += correcting < counting
-    print(f"{len(calls)} binary layers take {plain[0.0] / whole:.0%} of {1000 * whole:.0f} ms\n")
-    print("| changed bits | saved | layers |\n|---|---|---|")
+    print("| changed bits | in layers | saved | layers |\n|---|---|---|---|")
     for share in CHANGED:
-        print(f"| {share:.0%} | {saved[share] / whole:.1%} | {layers[share]} |")
+        streams = [UnitStream() for _ in calls]
+        inputs = [sources for sources, *_ in calls]
+        whole, counting, correcting = [], [], []
+        for number in range(rounds + 1):
+            for x in inputs:
+                change(x, share)
+            started = time.perf_counter()
+            network(image)
+            whole.append(time.perf_counter() - started)
+            pairs = [
+                time_layer(stream, sources, rest)
+                for stream, sources, (_, *rest) in zip(streams, inputs, calls, strict=True)
+            ]
+            if number:  # the first frame fills the streams
+                counting.append([plain for plain, _ in pairs])
+                correcting.append([fast for _, fast in pairs])
+        gains = [
+            statistics.median(
+                one[i] - two[i] for one, two in zip(counting, correcting, strict=True)
+            )
+            for i in range(len(calls))
+        ]
+        time_of_one = statistics.median(whole[1:])
+        part = statistics.median(sum(row) for row in counting) / time_of_one
+        saved = sum(gain for gain in gains if gain > 0) / time_of_one
+        better = sum(gain > 0 for gain in gains)
+        print(f"| {share:.0%} | {part:.0%} | {saved:.1%} | {better} of {len(calls)} |", flush=True)
 
 
 def recorded_calls(network: Any, image: torch.Tensor) -> list[tuple[Any, ...]]:
@@ -115,7 +130,8 @@ def recorded_calls(network: Any, image: torch.Tensor) -> list[tuple[Any, ...]]:
     forward = StreamedLayer.forward
 
     def record(self: StreamedLayer, *arguments: Any) -> Any:
-        calls.append(arguments)
+        sources, *rest = arguments
+        calls.append(([x.clone() for x in sources], *rest))
         return forward(self, *arguments)
 
     StreamedLayer.forward = record  # type: ignore[method-assign]
@@ -126,23 +142,25 @@ def recorded_calls(network: Any, image: torch.Tensor) -> list[tuple[Any, ...]]:
     return calls
 
 
-def time_layer(arguments: tuple[Any, ...], share: float, rounds: int) -> tuple[float, float]:
-    """Return the median seconds of counting anew and of correcting, for a share of changed bits."""
-    sources, *rest = arguments
-    stream, changed, counted, corrected = UnitStream(), sources, [], []
-    for _ in range(rounds + 1):
-        # Mirrored at the mean, which is the threshold of these layers, so that only bits change.
-        changed = [
-            torch.where(torch.rand_like(x) < share, 2 * x.mean((2, 3), keepdim=True) - x, x)
-            for x in changed
-        ]
-        started = time.perf_counter()
-        native.unit(changed, *rest)
-        between = time.perf_counter()
-        native.stream_unit(stream, changed, *rest)
-        counted.append(between - started)
-        corrected.append(time.perf_counter() - between)
-    return statistics.median(counted[1:]), statistics.median(corrected[1:])
+def change(sources: list[torch.Tensor], share: float) -> None:
+    """Change a share of the bits of a layer's input, in place.
+
+    Values are mirrored at the mean, which is the threshold of these layers: only bits change.
+    """
+    for x in sources:
+        mirrored = 2 * x.mean((2, 3), keepdim=True) - x
+        x.copy_(torch.where(torch.rand_like(x) < share, mirrored, x))
+
+
+def time_layer(
+    stream: UnitStream, sources: list[torch.Tensor], rest: list[Any]
+) -> tuple[float, float]:
+    """Return the seconds of counting anew and of correcting the last call's sums."""
+    started = time.perf_counter()
+    native.unit(sources, *rest)
+    between = time.perf_counter()
+    native.stream_unit(stream, sources, *rest)
+    return between - started, time.perf_counter() - between
 
 
 def each_of(networks: list[Any], image: torch.Tensor) -> None:
