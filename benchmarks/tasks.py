@@ -57,8 +57,10 @@ def main() -> None:
     print(f"| network | {METRIC[second]} | bytes added | of the base | flips |")
     print("|---|---|---|---|---|")
     row("of its own", value(args, second, "own"), (args.output / "own.safetensors"), size)
+    names = []
     for flips, weight in itertools.product(args.flips, (0, *args.agree)):
         name = f"flips-{flips:g}" + (f"-agree-{weight:g}" if weight else "")
+        names.append(name)
         torch.manual_seed(args.seed)
         task = binarize.add_task(base, channels(args, second), flips=flips)
         agreement = Agreement(base, weight) if weight else None
@@ -73,16 +75,15 @@ def main() -> None:
     for task in METRIC:
         print(f"float: {METRIC[task]} {value(args, task, f'float-{task}'):.4f}")
     if args.agree:
-        print_differing(args, file)
+        print_differing(args, file, names)
 
 
-def print_differing(args: argparse.Namespace, file: Path) -> None:
+def print_differing(args: argparse.Namespace, file: Path, names: list[str]) -> None:
     """Print the share of binarized inputs in which each task differs from the base."""
     _, held = datasets(args, args.base)
     images = [batch["image"] for batch in DataLoader(held, batch_size=8)]
     network = build(Recipe(args.model, channels(args, args.base)))
     made = binarize.report_tasks(file, network, batches=images)
-    names = [task.name for task in made.tasks]
     print(f"\n| layer | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for layer in (*made.layers, None):
         shares = (f"{made.differing(name, layer):.1%}" for name in names)
