@@ -42,13 +42,15 @@ def figure(made: TasksReport) -> Figure:
     FigureCanvasAgg(drawn)
     axes = drawn.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for (title, share), axis in zip(panels.items(), axes, strict=True):
+        largest = 0.0
         for place, task in enumerate(made.tasks):
             shares = [share(task.name, layer) for layer in layers]
             values = [float("nan") if value is None else 100 * value for value in shares]
+            largest = max(largest, *(x for x in values if x == x), 0.0)
             marker = "os^Dv"[place % 5]
             axis.plot(values, marker=marker, markersize=3, linewidth=1, label=_plain(task.name))
         axis.set_ylabel(title, fontsize=8)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * largest or 1)
         axis.tick_params(labelsize=7)
         axis.grid(axis="y", linewidth=0.3)
     last: Any = axes[-1]
@@ -57,8 +59,7 @@ def figure(made: TasksReport) -> Figure:
     last.tick_params("x", labelrotation=90, labelsize=6)
     if made.tasks:
         axes[0].legend(fontsize=7)
-    what = f", {made.batches} input{'s' * (made.batches > 1)}" if made.batches else ""
-    axes[0].set_title(f"Where each task differs from the base{what}", fontsize=9)
+    axes[0].set_title("Where each task differs from the base", fontsize=9)
     return drawn
 
 
