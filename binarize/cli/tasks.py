@@ -35,7 +35,8 @@ _EXAMPLES = [
         "also operations: of one pass for all tasks, and of separate networks",
     ),
     (
-        "binarize tasks runs/labels/binary.safetensors --images photos/ --layers --output out",
+        "binarize tasks runs/labels/binary.safetensors --images photos/ --layers \\\n"
+        "      --output out",
         "also the differing inputs, per layer, with a figure",
     ),
     (
