@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from binarize.report import report as report
     from binarize.report.sensitivity import Sensitivity as Sensitivity
     from binarize.sensitivity.measure import sensitivity as sensitivity
-    from binarize.sharing import add_task as add_task
+    from binarize.sharing.add_task import add_task as add_task
+    from binarize.sharing.report import TasksReport as TasksReport
+    from binarize.sharing.report import report_tasks as report_tasks
     from binarize.train import Trainer as Trainer
     from binarize.train import recalibrate as recalibrate
     from binarize.video import Stream as Stream
@@ -59,6 +61,7 @@ _HOMES = {
     "Report": "report",
     "Sensitivity": "report",
     "Stream": "video",
+    "TasksReport": "sharing",
     "Trainer": "train",
     "add_task": "sharing",
     "calibrate": "calibration",
@@ -77,6 +80,7 @@ _HOMES = {
     "recalibrate": "train",
     "remove_task": "file",
     "report": "report",
+    "report_tasks": "sharing",
     "save": "file",
     "save_pretrained": "file",
     "sensitivity": "sensitivity",

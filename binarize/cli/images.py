@@ -5,9 +5,11 @@ Shape legend: H, W rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from binarize.errors import DataError, FileError
 
@@ -15,7 +17,80 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["as_input", "find_images", "save_image"]
+    from binarize.cli.output import Output
+
+__all__ = [
+    "ImageInputs",
+    "as_input",
+    "check_image_options",
+    "find_images",
+    "open_images",
+    "save_image",
+]
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """Images by index: their names, and a function that returns each for display and as input."""
+
+    names: Sequence[str]
+    sample: Callable[[int], tuple[Tensor, Tensor]]
+
+
+def check_image_options(args: argparse.Namespace) -> None:
+    """Raise an error unless either ``--images`` or ``--data`` is given."""
+    if bool(args.images) == (args.data is not None):
+        raise DataError(
+            "images",
+            args.images,
+            "give either images or a data set, not both",
+            "give --images or --data",
+        )
+
+
+def open_images(
+    args: argparse.Namespace,
+    known: Mapping[str, Any],
+    out: Output,
+    paths: Sequence[Path] | None,
+) -> ImageInputs:
+    """Open image files, or the images of a data set.
+
+    Args:
+        args: Parsed options, with those of :func:`binarize.cli.datasets.add_data_options`, and
+            ``limit``.
+        known: Settings that the network was trained with.
+        out: The output, for notes.
+        paths: Image files; ``None`` for those of ``--data``.
+    """
+    if paths is None:
+        return _of_data_set(args, known, out)
+    from binarize.data.dense import normalisation
+    from binarize.data.images import read_image, resize_image
+
+    stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
+    shape = args.size or (tuple(known["size"]) if known.get("size") else None)
+
+    def sample(number: int) -> tuple[Tensor, Tensor]:
+        image = read_image(paths[number])
+        image = image if shape is None else resize_image(image, shape)
+        return image, as_input(image, stats)
+
+    return ImageInputs([path.name for path in paths], sample)
+
+
+def _of_data_set(args: argparse.Namespace, known: Mapping[str, Any], out: Output) -> ImageInputs:
+    from binarize.cli.datasets import held_out, open_data
+
+    split, called = held_out(args, out)
+    data = open_data(args, split, out, known=known, preload=False)
+
+    def sample(number: int) -> tuple[Tensor, Tensor]:
+        image = data[number]["image"]
+        return data.denormalize(image), image[None]
+
+    count = min(len(data), args.limit or len(data))
+    return ImageInputs([f"{args.data} {called} {number}" for number in range(count)], sample)
 
 
 def find_images(given: Sequence[str]) -> list[Path]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.cli.datasets import add_data_options, held_out, open_data
+from binarize.cli.datasets import add_data_options
+from binarize.cli.images import check_image_options, find_images, open_images
 from binarize.cli.networks import FORMS, add_network_of_file, add_network_options, recipe_from
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
-from binarize.errors import BinarizeError, DataError, FileError
+from binarize.errors import BinarizeError, FileError
 from binarize.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from binarize.cli.sources import Source
 
 __all__ = ["add", "run"]
 
@@ -91,7 +89,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     """Measure, draw and write."""
     require("matplotlib")
     _check(args)
-    paths = _paths(args)
+    paths = find_images(args.images)[: args.limit] if args.images else None
     import torch
 
     from binarize.cli.sources import is_file, open_source
@@ -105,7 +103,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         fallback = recipe_from(args, args.network)
     with out.step(f"opening {args.model}"):
         source = open_source(args.model, fallback)
-    images = _from_dataset(args, source, out) if paths is None else _files(args, source, paths)
+    images = open_images(args, source.settings, out, paths)
     first = images.sample(0)[1]
     network = _network(args, source, first, out)
     try_out(network, first)
@@ -129,68 +127,19 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Images by index: their names, and functions that return each for display and as input."""
-
-    names: Sequence[str]
-    sample: Callable[[int], tuple[Tensor, Tensor]]
-
-
 def _check(args: argparse.Namespace) -> None:
     for name, least in (("limit", 1), ("threads", 1), ("maps", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise BinarizeError(name, value, f"must be at least {least}", "give a larger number")
-    if bool(args.images) == (args.data is not None):
-        raise DataError(
-            "images",
-            args.images,
-            "give either images or a data set, not both",
-            "give --images or --data",
-        )
+    check_image_options(args)
     there = next(path for path in (args.output, *args.output.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         rule = "cannot be written to" if there.is_dir() else f"{there} is a file"
         raise FileError("output", str(args.output), rule, "choose another folder")
 
 
-def _paths(args: argparse.Namespace) -> list[Path] | None:
-    from binarize.cli.images import find_images
-
-    return find_images(args.images)[: args.limit] if args.images else None
-
-
-def _files(args: argparse.Namespace, source: Source, paths: Sequence[Path]) -> _Images:
-    from binarize.cli.images import as_input
-    from binarize.data.dense import normalisation
-    from binarize.data.images import read_image, resize_image
-
-    known = source.settings
-    stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
-    shape = args.size or (tuple(known["size"]) if known.get("size") else None)
-
-    def sample(number: int) -> tuple[Tensor, Tensor]:
-        image = read_image(paths[number])
-        image = image if shape is None else resize_image(image, shape)
-        return image, as_input(image, stats)
-
-    return _Images([path.name for path in paths], sample)
-
-
-def _from_dataset(args: argparse.Namespace, source: Source, out: Output) -> _Images:
-    split, called = held_out(args, out)
-    data = open_data(args, split, out, known=source.settings, preload=False)
-
-    def sample(number: int) -> tuple[Tensor, Tensor]:
-        image = data[number]["image"]
-        return data.denormalize(image), image[None]
-
-    count = min(len(data), args.limit or len(data))
-    return _Images([f"{args.data} {called} {number}" for number in range(count)], sample)
-
-
-def _network(args: argparse.Namespace, source: Source, example: Tensor, out: Output) -> Any:
+def _network(args: argparse.Namespace, source: Any, example: Tensor, out: Output) -> Any:
     if args.policy is None:
         return source.network
     from binarize.graph import convert

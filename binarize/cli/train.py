@@ -197,6 +197,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         callbacks=[] if args.patience is None else [EarlyStopping(args.patience)],
         distillation=distillation,
         features=features,
+        agreement=_agreement(args),
         bf16=args.bf16,
         compile=args.compile,
         output_dir=args.output,
@@ -281,10 +282,11 @@ def _check(args: argparse.Namespace) -> None:
         raise BinarizeError(
             "unlabelled", str(args.unlabelled), "needs a teacher", "give --teacher FILE"
         )
-    if args.task_flips is not None and args.add_task is None:
-        raise BinarizeError(
-            "task-flips", args.task_flips, "needs a further task", "give --add-task NAME too"
-        )
+    for name, value in (("task-flips", args.task_flips), ("task-agree", args.task_agree)):
+        if value is not None and args.add_task is None:
+            raise BinarizeError(name, value, "needs a further task", "give --add-task NAME too")
+    if args.task_agree is not None and not args.task_agree > 0:
+        raise BinarizeError("task-agree", args.task_agree, "must be positive", "leave it out")
     if args.add_task is not None:
         from binarize.cli.sources import is_file
         from binarize.file.tasks import check_task_name
@@ -343,6 +345,16 @@ def _check_folder(args: argparse.Namespace) -> None:
             f"already holds a run ({found})",
             "give --resume to continue it, --overwrite to start over, or another folder",
         )
+
+
+def _agreement(args: argparse.Namespace) -> Any:
+    """Return the penalty on differences from the base; None if there is none."""
+    if args.task_agree is None:
+        return None
+    from binarize.cli.sources import open_source
+    from binarize.train import Agreement
+
+    return Agreement(open_source(args.model).network, args.task_agree)
 
 
 def _settings(args: argparse.Namespace, classes: int) -> dict[str, Any]:

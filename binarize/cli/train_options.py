@@ -46,6 +46,13 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="largest share of the binary weights that the further task may flip (default 1%%)",
     )
+    start.add_argument(
+        "--task-agree",
+        type=float,
+        metavar="WEIGHT",
+        help="weight of a penalty on binarized inputs in which the further task differs from its "
+        "base, once its flips are fixed (default: none)",
+    )
     add_override_options(start)
     add_budget_options(start)
     start.add_argument("--teacher", metavar="FILE", help="weights of the teacher")

@@ -21,8 +21,9 @@ from binarize.graph.recorder import Op
 from binarize.graph.trace import Trace
 from binarize.nn import BinaryLayer
 from binarize.nn.parts import BINARIZERS, WEIGHTS
+from binarize.nn.treated import TreatedLayer
 
-__all__ = ["count", "has_attention", "layer_macs", "planned_ops"]
+__all__ = ["count", "has_attention", "kind_of", "layer_macs", "planned_ops"]
 
 # Multiply-accumulate operations that the trace does not measure.
 _UNMEASURED = frozenset(
@@ -64,6 +65,20 @@ def count(trace: Trace, op: Op, *, attention: bool) -> int | None:
     if op.name in _UNMEASURED:
         return None
     return op.macs
+
+
+def kind_of(module: nn.Module | None) -> str:
+    """Return the kind of number that a module's weights and operations count as.
+
+    Args:
+        module: A module; ``None`` for a function.
+
+    Returns:
+        ``"float"``, ``"int8"`` or ``"binary"``.
+    """
+    if not isinstance(module, TreatedLayer):
+        return "float"
+    return "int8" if module.weight_bits == 8 else "binary"
 
 
 def planned_ops(trace: Trace, plan: Plan) -> float | None:

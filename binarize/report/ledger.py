@@ -15,7 +15,7 @@ from binarize.graph.plan import Plan
 from binarize.graph.recorder import Op
 from binarize.graph.trace import Trace
 from binarize.nn.treated import TreatedLayer
-from binarize.report.counts import count, has_attention
+from binarize.report.counts import count, has_attention, kind_of
 from binarize.report.numbers import Row
 
 __all__ = ["Ledger"]
@@ -134,7 +134,10 @@ class Ledger:
                 found = True
                 if isinstance(module, TreatedLayer) and name == "weight":
                     # Each bit counts, up to 8-bit weights, which are a kind of their own.
-                    kind, each = _kind(module), 1 if _kind(module) == "int8" else module.weight_bits
+                    kind, each = (
+                        kind_of(module),
+                        1 if kind_of(module) == "int8" else module.weight_bits,
+                    )
                     account.add(**{f"{kind}_params": module.weights * each})
                 else:
                     account.add(float_params=parameter.numel())
@@ -171,7 +174,7 @@ class Ledger:
             module = self._module(op)
             known = None if module is None else self._by_module.get(id(module))
             if known is not None:
-                known.add(**{f"{_kind(module)}_ops": macs}, calls=1)
+                known.add(**{f"{kind_of(module)}_ops": macs}, calls=1)
             elif macs != 0:
                 self._open_operation(op).add(float_ops=macs, calls=1)
 
@@ -205,13 +208,6 @@ class Ledger:
                     if module is not None and self._module(op) is module:
                         total += op.shape[0] * math.prod(op.shape[2:]) * decision.weights
         return total
-
-
-def _kind(module: nn.Module | None) -> str:
-    """Return the kind of number that a module's weights and operations count as."""
-    if not isinstance(module, TreatedLayer):
-        return "float"
-    return "int8" if module.weight_bits == 8 else "binary"
 
 
 def _ground(decision: Decision) -> dict[str, str]:

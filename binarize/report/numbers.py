@@ -10,7 +10,7 @@ from binarize.extras import naming_the_extra
 from binarize.page import Markup, Paged
 from binarize.report.flow import FlowNode
 
-__all__ = ["Report", "Row", "readable"]
+__all__ = ["Report", "Row", "effective_ops", "readable"]
 
 # BiDense, Section 4: a 64-bit instruction does 64 binary operations, and a float has 32 bits. By
 # the same rule, it does eight 8-bit operations.
@@ -247,7 +247,19 @@ def _effective_params(counts: Row | Report) -> float:
 
 
 def _effective_ops(counts: Row | Report) -> float | None:
-    if counts.float_ops is None or counts.binary_ops is None or counts.int8_ops is None:
+    return effective_ops(counts.float_ops, counts.int8_ops, counts.binary_ops)
+
+
+def effective_ops(
+    float_ops: int | None, int8_ops: int | None, binary_ops: int | None
+) -> float | None:
+    """Return effective operations: float + 8-bit / 8 + binary / 64; ``None`` if one is unknown.
+
+    Args:
+        float_ops: Multiply-accumulates in floating point.
+        int8_ops: Of eight bits by eight.
+        binary_ops: Of one bit by one bit.
+    """
+    if float_ops is None or int8_ops is None or binary_ops is None:
         return None
-    whole = counts.float_ops + counts.int8_ops / _INT8_OPS_PER_WORD
-    return whole + counts.binary_ops / _OPS_PER_WORD
+    return float_ops + int8_ops / _INT8_OPS_PER_WORD + binary_ops / _OPS_PER_WORD

@@ -5,6 +5,7 @@ from __future__ import annotations
 from binarize.extras import naming_the_extra
 
 with naming_the_extra():
+    from binarize.train.agreement import Agreement
     from binarize.train.bop import Bop
     from binarize.train.distillation.features import FeatureDistillation
     from binarize.train.norms import recalibrate, unfold_norms
@@ -28,6 +29,7 @@ with naming_the_extra():
     from binarize.train.trainer import Trainer
 
 __all__ = [
+    "Agreement",
     "Bop",
     "CSVLog",
     "Callback",

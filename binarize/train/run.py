@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from binarize.errors import DataError
+from binarize.train.agreement import AgreementTerm
 from binarize.train.batches import batch_pair, each, open_loader, read_batches, target_size, wide
 from binarize.train.checkpoint import Saver, read_checkpoint, restore
 from binarize.train.distillation.features import FeatureTerm
@@ -45,6 +46,7 @@ def run(
     task: Task,
     frozen: list[nn.Module],
     term: FeatureTerm | None,
+    agreement: AgreementTerm | None = None,
 ) -> list[dict[str, Any]]:
     """Train for all epochs, resuming from a checkpoint if there is one.
 
@@ -55,6 +57,7 @@ def run(
         task: What to learn.
         frozen: Norms that stay in evaluation mode.
         term: The feature-map loss, or None.
+        agreement: The penalty on differences from a base, or None.
 
     Returns:
         The history.
@@ -123,6 +126,7 @@ def run(
         features=term,
         learnt=extra,
         sharpness=None if trainer.sam is None else Sharpness(trainer.student, trainer.sam),
+        agreement=agreement,
     )
     parts: dict[str, Any] = {
         "ema": average and average.state,
@@ -153,7 +157,8 @@ def run(
         log = RunLog(show, trainer.output_dir, facts, trainer.history, lambda: trainer.best)
         show = log
     try:
-        with training_flags(trainer.student, *trainer.teachers):
+        base = None if agreement is None else agreement.base
+        with training_flags(trainer.student, *trainer.teachers, base):
             show.begin(trainer.epochs, steps, len(trainer.history))
             # Also after a resume: the run may have stopped early before.
             stop = bool(trainer.history) and trainer._call_back()

@@ -47,6 +47,9 @@ def describe_run(
         "teacher": fingerprint(trainer.teacher),
         "teachers": [fingerprint(teacher) for teacher in trainer.teachers],
         "features": None if trainer.teacher is None else describe_object(trainer.features),
+        "agreement": None
+        if trainer.agreement is None
+        else {"weight": trainer.agreement.weight, "base": fingerprint(trainer.agreement.base)},
         "distillation": None if trainer.teacher is None else describe_object(distillation),
         "data": describe_data(loader),
         "loss": describe_object(task),

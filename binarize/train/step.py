@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.errors import BinarizeError, ModelError
+from binarize.train.agreement import AgreementTerm
 from binarize.train.batches import (
     batch_image,
     batch_parts,
@@ -59,6 +60,7 @@ class TrainStep:
         features: The feature-map loss, or None.
         learnt: Parameters outside the student.
         sharpness: Moves the student's weights before a step, or None.
+        agreement: The penalty on differences from a base, or None.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class TrainStep:
         features: FeatureTerm | None = None,
         learnt: Sequence[nn.Parameter] = (),
         sharpness: Sharpness | None = None,
+        agreement: AgreementTerm | None = None,
     ) -> None:
         self.student = student
         self.parameters = parameters
@@ -103,6 +106,7 @@ class TrainStep:
         self.no_sync = no_sync
         self.after_update = after_update
         self.sharpness = sharpness
+        self.agreement = agreement
 
     def move(self, image: Tensor, target: Any, labelled: Tensor | None, done: float) -> None:
         """Move the weights to where the loss of a batch is larger, until :meth:`backward`."""
@@ -128,10 +132,14 @@ class TrainStep:
         size = target_size(image, target)
         reading = nullcontext() if self.features is None else self.features.student.listening()
         wanted = self._teach_all(image, size) if self.teachers else None
-        with self.autocast(), self.norms(), reading:
+        beside = nullcontext() if self.agreement is None else self.agreement.listening(image)
+        with self.autocast(), beside, self.norms(), reading:
             output = self.student(image)
         prepared = self.task.prepare(output, size)
         loss = self._loss(prepared, target, labelled)
+        penalty = None if self.agreement is None else self.agreement.loss()
+        if penalty is not None:
+            loss = loss + penalty
         if wanted is None:
             return loss, loss.new_zeros(())
         wanted = each(lambda ours, theirs: theirs.to(ours.dtype), prepared, wanted)

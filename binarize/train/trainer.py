@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from binarize.errors import BinarizeError, DataError
+from binarize.train.agreement import Agreement, check_agreement
 from binarize.train.batches import batch_image, open_loader
 from binarize.train.bop import Bop
 from binarize.train.checkpoint import checkpoint_path, parse_every, reject_other_run, stamp
@@ -99,6 +100,8 @@ class Trainer:
             :class:`~binarize.train.tasks.depth.DepthDistillation`.
         features: The loss between feature maps of student and (first) teacher; None is the
             recipe's, usually none.
+        agreement: Penalty on binarized inputs in which a further task differs from its base, see
+            :class:`~binarize.train.agreement.Agreement`. None: none.
         bf16: Run the networks under bfloat16 autocast; None follows ``accelerate launch
             --mixed_precision``. Losses and metrics are always float32.
         compile: Compile the networks with ``torch.compile``.
@@ -162,6 +165,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         distillation: Distillation | None = None,
         features: FeatureDistillation | None = None,
+        agreement: Agreement | None = None,
         bf16: bool | None = None,
         compile: bool = False,
         channels_last: bool = True,
@@ -206,6 +210,8 @@ class Trainer:
         self.teacher = next(iter(self.teachers), None)
         self.features = self.recipe.make_features() if features is None else features
         check_features(self.features if self.teachers else features, self.teachers, compile)
+        check_agreement(agreement, compile)
+        self.agreement = agreement
         self.epochs: int = chosen["epochs"]
         self.lr: float = chosen["lr"]
         self.weight_decay: float = chosen["weight_decay"]
@@ -288,9 +294,10 @@ class Trainer:
         frozen = frozen_norms(self.student)
         task = self.open_task(train_loader, training=True)
         self._place()
+        agreed = None if self.agreement is None else self.agreement.open(self.student)
         term = self._open_features(train_loader)
         try:
-            return run(self, train_loader, val_loader, task, frozen, term)
+            return run(self, train_loader, val_loader, task, frozen, term, agreed)
         finally:
             if term is not None:
                 term.close()
@@ -396,7 +403,8 @@ class Trainer:
             return self.student(batch_image(batch)[:1].to(self.device))
 
     def _place(self) -> None:
-        for network in (self.student, *self.teachers):
+        bases = () if self.agreement is None else (self.agreement.base,)
+        for network in (self.student, *self.teachers, *bases):
             network.to(self.device)
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

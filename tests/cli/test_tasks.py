@@ -23,8 +23,8 @@ def shared(binary_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     file = binary_run / "binary.safetensors"
     assert call("train", "--model", file, *SCENES, "--task", "depth", "--epochs", 1,
-                "--add-task", "depth", "--task-flips", "5%", "--output", folder / "run",
-                "--quiet") == 0  # fmt: skip
+                "--add-task", "depth", "--task-flips", "5%", "--task-agree", 2,
+                "--output", folder / "run", "--quiet") == 0  # fmt: skip
     return folder / "run" / "binary.safetensors"
 
 
@@ -71,6 +71,40 @@ def test_a_page_shows_the_task(shared: Path) -> None:
         page(f"{shared}#dept")
 
 
+def test_shares_and_operations(run: Run, shared: Path, tmp_path: Path) -> None:
+    """On images of a data set, per layer, in numbers, as a table and as a figure."""
+    out = tmp_path / "out"
+    answer = run("tasks", shared, "--data", "scenes", "--size", "32x24", "--limit", 2, "--layers",
+                 "--output", out, "--json")  # fmt: skip
+    assert answer.code == 0, answer.err
+    made = answer.json
+    assert made["batches"] == 2
+    assert made["files"] == [str(out / name) for name in ("tasks.json", "tasks.png", "tasks.svg")]
+    ops = made["ops"]
+    assert ops["alone"] == sum(ops["networks"].values())
+    assert ops["alone"] / 2 < ops["one_pass"] <= ops["alone"] < ops["float"]
+    (task,) = made["tasks"]
+    assert set(task["inputs"]) == set(task["layers"])
+    first, *_ = task["inputs"].values()
+    assert 0 <= first[0] <= first[1]
+    shown = run("tasks", shared, "--operations")
+    assert f"{ops['one_pass']:,.0f}" in shown.out
+    assert "differing" not in shown.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--images", "x.jpg", "--data", "scenes"), "give either images or a data set"),
+        (("--limit", "0"), "limit=0: must be at least 1"),
+    ],
+)
+def test_wrong_options(run: Run, shared: Path, words: tuple[str, ...], message: str) -> None:
+    answer = run("tasks", shared, *words)
+    assert answer.code == 1
+    assert message in answer.err
+
+
 @pytest.mark.parametrize("packed", [(), ("--packed",)])
 def test_commands_take_the_task(run: Run, shared: Path, packed: tuple[str, ...]) -> None:
     both = [run("eval", f"{shared}{part}", *SCENES, *packed, "--json") for part in ("#depth", "")]
@@ -106,6 +140,8 @@ def test_remove(run: Run, shared: Path, binary_run: Path, tmp_path: Path) -> Non
         (("--add-task", "depth"), "add-task='depth': needs a converted network whose bits it"),
         (("--add-task", "a/b"), "add-task='a/b': must be a word without '/', other than"),
         (("--task-flips", "1%"), "task-flips=0.01: needs a further task; give --add-task NAME"),
+        (("--task-agree", "1"), "task-agree=1.0: needs a further task; give --add-task NAME"),
+        (("--add-task", "a", "--task-agree", "0"), "task-agree=0.0: must be positive; leave it o"),
     ],
 )
 def test_mistakes(run: Run, words: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -182,6 +182,40 @@ def test_transformer_block() -> None:
     assert report.ops == 4 * n * d * d + 2 * n * n * d + mlp + norms
 
 
+def block(tokens: int, width: int, seen: int) -> int:
+    """Operations of a transformer block whose tokens attend to ``seen`` others each."""
+    attention = 4 * tokens * width * width + 2 * tokens * seen * width
+    return attention + 2 * tokens * width * 4 * width + 2 * tokens * width
+
+
+def test_vision_transformer() -> None:
+    d, patches = 24, 16
+    network = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=d, depth=3, num_heads=3, num_classes=5
+    )
+    n = patches + 1  # and the class token
+
+    report = binarize.report(network, torch.zeros(1, 3, 32, 32))
+
+    assert report.ops == patches * 3 * 8 * 8 * d + 3 * block(n, d, n) + n * d + 5 * d
+
+
+def test_swin_transformer() -> None:
+    d, side, window = 16, 16, 4
+    network = timm.models.swin_transformer.SwinTransformer(
+        img_size=4 * side, embed_dim=d, depths=(2, 2), num_heads=(2, 4), window_size=window,
+        num_classes=5,
+    )  # fmt: skip
+    n, seen = side * side, window * window
+
+    report = binarize.report(network, torch.zeros(1, 3, 4 * side, 4 * side))
+
+    patches = n * 3 * 4 * 4 * d + n * d
+    first, second = 2 * block(n, d, seen), 2 * block(n // 4, 2 * d, seen)
+    merging = d * side * side + 2 * d * d * side * side
+    assert report.ops == patches + first + merging + second + n // 4 * 2 * d + 5 * 2 * d
+
+
 def test_patch_merging() -> None:
     swin = timm.models.swin_transformer
     height, width, d = 8, 6, 4
