@@ -48,7 +48,13 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     )
     add_override_options(start)
     add_budget_options(start)
-    start.add_argument("--teacher", metavar="FILE", help="weights of the teacher")
+    start.add_argument(
+        "--teacher",
+        action="append",
+        metavar="FILE|TASK=FILE",
+        help="weights of the teacher; several teach their mean. For several tasks, TASK=FILE gives "
+        "a teacher of one of them",
+    )
     start.add_argument(
         "--teacher-model", metavar="MODEL", help="the teacher's network (default: --model)"
     )
@@ -60,7 +66,8 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="distillation setting: weight, temperature, channel_weight, channel_temperature, "
         "trust (agree, mix, all), truth_share, schedule (cosine, linear, constant); for depth: "
-        "weight, gradient_weight, tolerance, scales, schedule; for any task: features and "
+        "weight, gradient_weight, tolerance, scales, schedule; for several tasks: KEY for all of "
+        "them, TASK.KEY for one; for any task: features and "
         "attention (weights of the feature-map losses), layers (NAME,NAME; default: where the "
         "resolution changes), "
         "feature_schedule",
