@@ -5,9 +5,9 @@ Shape legend: H, W rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from binarize.errors import DataError, FileError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["as_input", "find_images", "save_image"]
+__all__ = ["as_input", "find_images", "predict_heads", "read_input", "save_image", "shown"]
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
@@ -60,6 +60,77 @@ def as_input(image: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> T
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in stats)
     values = image if image.is_floating_point() else image.float() / 255
     return ((values - mean) / std).nan_to_num(0.0)[None]
+
+
+def read_input(path: Path, known: Mapping[str, Any]) -> Tensor:
+    """Read an image as a network expects it: uint8 (3, H, W), or its bands, float32 (C, H, W).
+
+    Args:
+        path: The file.
+        known: Settings of the network's training.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    from binarize.data.bands import read_bands
+    from binarize.data.images import read_image
+
+    bands = known.get("bands")
+    return read_image(path) if bands is None else read_bands(path, bands)
+
+
+def shown(image: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Image:
+    """Return an image of :func:`read_input` to look at."""
+    from PIL import Image as images
+
+    from binarize.data.bands import preview
+
+    colors = preview(as_input(image, stats)[0]) if image.is_floating_point() else image
+    return images.fromarray(colors.permute(1, 2, 0).contiguous().numpy())
+
+
+def predict_heads(
+    network: Any,
+    task: Any,
+    image: Tensor,
+    stats: tuple[Sequence[float], Sequence[float]],
+    shape: tuple[int, int] | None,
+    known: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Run a network on an image, and return the decoded predictions (..., H, W) by head.
+
+    Args:
+        network: The network.
+        task: Its task; the head of a single one is "".
+        image: The image.
+        stats: As for :func:`as_input`.
+        shape: Rows and columns of the network's input; None: the image's.
+        known: Settings of the network's training.
+
+    Raises:
+        ModelError: The network does not accept the image, or lacks a head.
+    """
+    import torch
+
+    from binarize.cli.start import try_out
+    from binarize.data.collate import pad_to_multiple
+    from binarize.data.images import covering, resize_image
+    from binarize.train.tasks.multitask import heads
+
+    rows, columns = image.shape[-2:]
+    padded = shape is None and "size" in known  # trained on images of their own sizes
+    if shape is not None and known.get("fit") == "crop":
+        shape = covering(rows, columns, shape)
+    batch = as_input(image if shape is None else resize_image(image, shape), stats)
+    if padded:
+        batch = pad_to_multiple(batch)
+    extent = (batch.shape[-2], batch.shape[-1]) if padded else (rows, columns)
+    try_out(network, batch)
+    with torch.no_grad():
+        decoded = task.decode(network(batch), extent)
+    return {
+        head: (decoded[head] if head else decoded)[0][..., :rows, :columns] for head in heads(task)
+    }
 
 
 def save_image(image: Image, path: Path) -> None:

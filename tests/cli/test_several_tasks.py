@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from binarize.cli.distill import distillation_losses
+from binarize.cli.report_page import prediction_section
+from binarize.cli.sources import Source, open_source
+from binarize.errors import BinarizeError
 from tests.cli.conftest import SCENES, Run, call
 
 NETS = """
@@ -130,3 +139,54 @@ def test_teachers_and_settings_that_cannot_be(
     assert error(*depth) == (
         "error: distillation='segmentation': has no teacher; give it one besides those of depth"
     )
+
+
+def test_a_picture_of_each_head(run: Run, two_heads: Path, depth_run: Path, tmp_path: Path) -> None:
+    file, photo = two_heads / "float.safetensors", tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 44, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(photo)
+    answer = run("predict", file, photo, "--output", tmp_path, "--side-by-side", "--quiet")
+    assert answer.code == 0, answer.err
+    source, teacher = open_source(str(file)), open_source(str(depth_run / "binary.safetensors"))
+    shown = pictures(prediction_section({"float": source}, photo).content)
+    assert list(shown) == ["input", "segmentation, float", "depth, float"]
+    for head in ("segmentation", "depth"):
+        with Image.open(tmp_path / f"photo_{head}.png") as written:
+            assert same(shown[f"{head}, float"], written)
+    with Image.open(tmp_path / "photo_side_by_side.png") as together:
+        assert together.width > 3 * 44  # image, classes, depth and gaps
+    # A teacher of one task is shown in its row only, depths in the same colours.
+    section = prediction_section({"teacher": teacher, "float": source}, photo)
+    both = pictures(section.content)
+    assert sorted(both) == ["depth, float", "depth, teacher", "input", "segmentation, float"]
+    assert same(both["segmentation, float"], shown["segmentation, float"])
+    assert not same(both["depth, float"], shown["depth, float"])
+    page = tmp_path / "page.html"
+    words = ("--html", page, "--image", photo, "--teacher", depth_run / "binary.safetensors")
+    answer = run("report", file, *words, "--quiet")
+    assert answer.code == 0, answer.err
+    found = pictures(page.read_text(encoding="utf-8"))
+    assert [name for name in found if "teacher" in name] == ["depth, float (teacher)"]
+
+
+@pytest.mark.parametrize("task", ["normals", "edges"])
+def test_other_dense_tasks_have_a_picture(task: str, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (44, 30), (200, 100, 50)).save(photo)
+    network = torch.nn.Conv2d(3, 3 if task == "normals" else 1, 1).eval()
+    source = Source(network, None, False, {"task": task, "size": [24, 32]})
+    shown = pictures(prediction_section({"float": source}, photo).content)
+    assert list(shown) == ["input", "float"]
+    assert shown["float"].size == (44, 30)
+    classes = Source(network, None, False, {"task": "classification"})
+    with pytest.raises(BinarizeError, match="the task 'classification' has no picture; omit"):
+        prediction_section({"float": classes}, photo)
+
+
+def pictures(page: str) -> dict[str, Image.Image]:
+    found = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="([^"]*)">', page)
+    return {title: Image.open(io.BytesIO(base64.b64decode(data))) for data, title in found}
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.array_equal(np.array(one.convert("RGB")), np.array(other.convert("RGB")))
