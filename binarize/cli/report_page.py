@@ -79,8 +79,8 @@ def prediction_section(networks: Mapping[str, Source], path: Path) -> Section:
     """Run networks on an image, and show it with their predictions side by side, head by head.
 
     Args:
-        networks: The networks by title. What a network's file does not record of task, size and
-            colours, is that of the first one which does.
+        networks: The networks by title. One whose file does not record its task is taken to have
+            the task and the size of the first that does.
         path: The image.
 
     Raises:
@@ -108,19 +108,20 @@ def prediction_section(networks: Mapping[str, Source], path: Path) -> Section:
     found: dict[str, dict[str, Any]] = {}
     for title, source in networks.items():
         # A teacher may be that of one head.
-        name = str(source.settings.get("task") or known["task"])
-        task = open_task(name, num_classes=256, max_depth=known.get("max_depth"))
+        own = source.settings if source.settings.get("task") else known
+        task = open_task(str(own["task"]), num_classes=256, max_depth=own.get("max_depth"))
         tasks = {head or one.name: one.name for head, one in heads(task).items()}
         if "classification" in tasks.values():
             rule = "the task 'classification' has no picture"
             raise BinarizeError("image", str(path), rule, "omit --image")
-        shape = known.get("size")
+        shape = own.get("size")
         decoded = predict_heads(
-            source.network, task, image, stats, tuple(shape) if shape else None, known
+            source.network, task, image, stats, tuple(shape) if shape else None, own
         )
         for head, values in zip(tasks, decoded.values(), strict=True):
             found.setdefault(head, {})[title] = (tasks[head], values)
-    colors = known.get("palette") or palette(256)
+    palettes = (source.settings.get("palette") for source in networks.values())
+    colors = next(filter(None, palettes), None) or palette(256)
     pictures = {"input": shown(image, stats)}
     for head, predictions in found.items():
         depths = None

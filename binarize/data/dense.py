@@ -147,6 +147,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
 
     classes: tuple[str, ...] = ()
     num_classes: int = 0
+    never_labelled: tuple[str, ...] = ()
+    """Classes whose pixels the data set does not tell from ignored ones."""
 
     def __init__(
         self,
@@ -338,7 +340,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             mask = self._stored(index)["mask"]
             for channel, values in enumerate(mask if several else mask[None]):
                 counts[channel] += torch.bincount(values.flatten(), minlength=IGNORE + 1)
-            if until_all and bool(needed.all()):
+            if until_all and int((needed == 0).sum()) <= len(self.never_labelled):
                 break
         return counts if several else counts[0]
 
@@ -350,7 +352,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             counted = {i: int(row[1]) for i, row in enumerate(counts)}
         else:
             names = names if len(names) > 1 else ("background", *names)
-            missing = [name for name, pixels in zip(names, counts, strict=False) if not pixels]
+            zipped = zip(names, counts, strict=False)
+            missing = [n for n, pixels in zipped if not pixels and n not in self.never_labelled]
             counted = {i: int(pixels) for i, pixels in enumerate(counts) if pixels}
             names = (*names, *(str(i) for i in range(len(names), IGNORE)), "ignored")
         if len(missing) == 0:
