@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         train.check_targets()
     samples: Any = train
     if args.unlabelled is not None:
-        samples = PartlyLabelled(train, open_unlabelled(args, train, out, augment=augment))
+        samples = PartlyLabelled(
+            train, open_unlabelled(args, train, out, augment=train.augment or False)
+        )
     held = {
         split: make_loader(open_data(args, split, out), args.batch_size)
         for split in ("val", "test")
@@ -372,6 +375,12 @@ def _how_to_go_on(args: argparse.Namespace, trainer: Any) -> str:
 def _augment(args: argparse.Namespace) -> Any:
     from binarize.data import Augment
 
-    names = ("flip", "zoom", "shrink", "rotate", "jitter")
+    names = [field.name for field in fields(Augment)]
     augment = Augment(**{name: getattr(args, name) for name in names})
+    if args.augment is not None:
+        for name in names:
+            if getattr(args, name) != getattr(Augment(), name):
+                rule = "is a whole augmentation"
+                raise BinarizeError("augment", args.augment, rule, f"omit it, or --{name}")
+        return args.augment
     return augment if augment != Augment(flip=0) else False

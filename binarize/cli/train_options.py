@@ -91,6 +91,12 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the augmentation."""
     group = parser.add_argument_group("augmentation")
     group.add_argument(
+        "--augment",
+        choices=("bts",),
+        help="in place of the options below: that of BTS for depth, by data set (flip, rotation, "
+        "gamma, brightness, colour balance)",
+    )
+    group.add_argument(
         "--flip", type=float, default=0.5, metavar="P", help="probability of a flip (default 0.5)"
     )
     group.add_argument(
@@ -105,6 +111,13 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--jitter", type=float, default=0.0, metavar="J", help="strength of colour jitter (0 to 1)"
     )
+    for name, what in {
+        "gamma": "exponent of the image's values",
+        "brightness": "brightness of the image",
+        "tint": "brightness of single channels",
+    }.items():
+        text = f"largest deviation of the {what} from 1, in half of the images (default 0)"
+        group.add_argument(f"--{name}", type=float, default=0.0, metavar="X", help=text)
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:

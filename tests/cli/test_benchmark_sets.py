@@ -61,9 +61,10 @@ def test_forty_classes_of_nyuv2(tmp_path: Path, run) -> None:
     (top / "test.txt").write_text("0002\n")
     data = ("--data", "nyuv2", "--root", top, "--task", "segmentation")
     words = ("train", *data, *SMALL, "--size", "80x32", "--epochs", 1, "--output", tmp_path / "out")
-    words = (*words, "--policy", "none")
+    words = (*words, "--policy", "none", "--augment", "bts")
     answer = run(*words, "--classes", 40, "--json")
     assert answer.code == 0, answer.err
+    assert answer.json["options"]["augment"] == "bts"
     assert len(answer.json["test"]["IoU"]) == 40
     assert answer.json["description"]["settings"]["classes"][-1] == "other prop"
     # The file knows its classes, and the check counts them.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from binarize.data.augment import BTS_INDOOR
 from binarize.data.dense import IGNORE, DenseDataset
 from binarize.data.images import folder, read_image, read_map
 from binarize.data.labelled import check_split
@@ -97,6 +98,7 @@ class NYUv2(DenseDataset):
 
     classes = CLASSES
     num_classes = len(CLASSES)
+    bts = BTS_INDOOR
 
     def __init__(
         self,
