@@ -239,7 +239,11 @@ def train_epoch(
             sums += torch.tensor(part["sums"], device=device)
     before: Tensor | None = None
     steps = len(loader)
+    trained = 0
     for index, batch in enumerate(read_batches(loader, "train_loader", epoch)):
+        if index >= steps:
+            continue  # workers that share a stream may end with a partial batch each
+        trained = index + 1
         images += batch_image(batch).shape[0] * processes
         if index < done:
             continue
@@ -280,8 +284,8 @@ def train_epoch(
             progress = {"step": index + 1, "seconds": seconds}
             saver.after_update(together, progress, sums)
         show.step(epoch + 1, index + 1, value)
-    means = step.accelerator.reduce(sums / steps, "mean")
-    _finite(means[0], epoch, steps - 1)
+    means = step.accelerator.reduce(sums / max(1, trained), "mean")
+    _finite(means[0], epoch, trained - 1)
     record: dict[str, Any] = {"epoch": epoch + 1, "loss": means[0].item()}
     if step.teachers:
         record["distillation"] = means[1].item()
