@@ -189,6 +189,10 @@ def open_data(
         if bands is not None:
             options["bands"] = bands
         options |= _folder_options(args, task, known)
+    if args.data == "nyuv2" and "segmentation" in task.split("+"):
+        classes = getattr(args, "classes", None) or len(known.get("classes") or ())
+        if classes:
+            options["classes"] = classes
     if args.data == "scenes" and args.count is not None:
         options["count"] = args.count if split == "train" else max(1, args.count // 4)
     shape = args.size

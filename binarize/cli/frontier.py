@@ -245,7 +245,7 @@ def _train(
     given.classes, given.in_channels = recipe.classes, recipe.in_channels
     given.output, given.policy = folder, policy
     given.init = Path(args.file) if rival is None else None
-    given.teacher, given.teacher_model = args.file, None
+    given.teacher, given.teacher_model = [args.file], None
     given.resume = folder if (folder / "last.pt").exists() else None
     given.overwrite = given.resume is None
     given.encoder_weights = weights

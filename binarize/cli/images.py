@@ -25,7 +25,10 @@ __all__ = [
     "check_image_options",
     "find_images",
     "open_images",
+    "predict_heads",
+    "read_input",
     "save_image",
+    "shown",
 ]
 
 
@@ -66,15 +69,13 @@ def open_images(
     if paths is None:
         return _of_data_set(args, known, out)
     from binarize.data.dense import normalisation
-    from binarize.data.images import read_image, resize_image
 
     stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
     shape = args.size or (tuple(known["size"]) if known.get("size") else None)
 
     def sample(number: int) -> tuple[Tensor, Tensor]:
-        image = read_image(paths[number])
-        image = image if shape is None else resize_image(image, shape)
-        return image, as_input(image, stats)
+        image = _fitted(read_input(paths[number], known), shape, known)
+        return _colors(image, stats), as_input(image, stats)
 
     return ImageInputs([path.name for path in paths], sample)
 
@@ -135,6 +136,88 @@ def as_input(image: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> T
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in stats)
     values = image if image.is_floating_point() else image.float() / 255
     return ((values - mean) / std).nan_to_num(0.0)[None]
+
+
+def read_input(path: Path, known: Mapping[str, Any]) -> Tensor:
+    """Read an image as a network expects it: uint8 (3, H, W), or its bands, float32 (C, H, W).
+
+    Args:
+        path: The file.
+        known: Settings of the network's training.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    from binarize.data.bands import read_bands
+    from binarize.data.images import read_image
+
+    bands = known.get("bands")
+    return read_image(path) if bands is None else read_bands(path, bands)
+
+
+def shown(image: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Image:
+    """Return an image of :func:`read_input` to look at."""
+    from PIL import Image as images
+
+    return images.fromarray(_colors(image, stats).permute(1, 2, 0).contiguous().numpy())
+
+
+def _colors(image: Tensor, stats: tuple[Sequence[float], Sequence[float]]) -> Tensor:
+    from binarize.data.bands import preview
+
+    return preview(as_input(image, stats)[0]) if image.is_floating_point() else image
+
+
+def _fitted(image: Tensor, shape: tuple[int, int] | None, known: Mapping[str, Any]) -> Tensor:
+    """Resize an image as in the network's training; nothing is cut off."""
+    from binarize.data.images import covering, resize_image
+
+    if shape is None:
+        return image
+    rows, columns = image.shape[-2:]
+    whole = known.get("fit") == "crop"
+    return resize_image(image, covering(rows, columns, shape) if whole else shape)
+
+
+def predict_heads(
+    network: Any,
+    task: Any,
+    image: Tensor,
+    stats: tuple[Sequence[float], Sequence[float]],
+    shape: tuple[int, int] | None,
+    known: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Run a network on an image, and return the decoded predictions (..., H, W) by head.
+
+    Args:
+        network: The network.
+        task: Its task; the head of a single one is "".
+        image: The image.
+        stats: As for :func:`as_input`.
+        shape: Rows and columns of the network's input; None: the image's.
+        known: Settings of the network's training.
+
+    Raises:
+        ModelError: The network does not accept the image, or lacks a head.
+    """
+    import torch
+
+    from binarize.cli.start import try_out
+    from binarize.data.collate import pad_to_multiple
+    from binarize.train.tasks.multitask import heads
+
+    rows, columns = image.shape[-2:]
+    padded = shape is None and "size" in known  # trained on images of their own sizes
+    batch = as_input(_fitted(image, shape, known), stats)
+    if padded:
+        batch = pad_to_multiple(batch)
+    extent = (batch.shape[-2], batch.shape[-1]) if padded else (rows, columns)
+    try_out(network, batch)
+    with torch.no_grad():
+        decoded = task.decode(network(batch), extent)
+    return {
+        head: (decoded[head] if head else decoded)[0][..., :rows, :columns] for head in heads(task)
+    }
 
 
 def save_image(image: Image, path: Path) -> None:

@@ -97,13 +97,11 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     images = find_images(args.images)
     import torch
 
-    from binarize.cli.images import save_image
+    from binarize.cli.images import predict_heads, read_input, save_image
     from binarize.cli.records import output_folder
     from binarize.cli.results import LEGEND, plan_results
     from binarize.cli.sources import open_file
-    from binarize.data.bands import read_bands
     from binarize.data.dense import normalisation
-    from binarize.data.images import covering, read_image
     from binarize.data.palette import palette
     from binarize.data.rendering import legend
     from binarize.train.tasks.multitask import heads
@@ -114,8 +112,8 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     with out.step(f"loading {args.file}"):
         source = open_file(args.file, fallback, packed=args.packed, deployed=True)
     known = source.settings
-    bands: Any = known.get("bands")
-    stats = normalisation(args.normalize or known.get("normalize") or "imagenet", bands)
+    normalize = args.normalize or known.get("normalize") or "imagenet"
+    stats = normalisation(normalize, known.get("bands"))
     task = _task(args, known)
     shape: Any = args.size or source.size
     colors: Any = known.get("palette") or palette(256)
@@ -141,17 +139,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     ):
         for number, (path, files) in enumerate(zip(images, planned, strict=True), start=1):
             try:
-                image = read_image(path) if bands is None else read_bands(path, bands)
+                image = read_input(path, known)
             except DataError as error:
                 skipped.append(error)
             else:
-                fitted = shape
-                padded = shape is None and "size" in known  # trained on images of their own sizes
-                if shape is not None and known.get("fit") == "crop":
-                    fitted = covering(image.shape[-2], image.shape[-1], shape)
-                result = _predict(
-                    source.network, task, image, fitted, stats, colors, files, padded=padded
-                )
+                decoded = predict_heads(source.network, task, image, stats, shape, known)
+                result = _write(task, image, decoded, stats, colors, files)
                 written.append({"image": path, **result})
             move(number, len(images))
         if written and names:
@@ -192,40 +185,24 @@ def _task(args: argparse.Namespace, known: Mapping[str, Any]) -> Task:
     return open_task(str(name), num_classes=256, max_depth=depth)
 
 
-def _predict(
-    network: Any,
+def _write(
     task: Any,
     image: Tensor,
-    shape: tuple[int, int] | None,
+    decoded: Mapping[str, Tensor],
     stats: Any,
     colors: Any,
     files: Mapping[str, Path],
-    *,
-    padded: bool = False,
 ) -> dict[str, Any]:
-    import torch
-
-    from binarize.cli.images import as_input, save_image
-    from binarize.cli.start import try_out
-    from binarize.data.bands import preview
-    from binarize.data.collate import pad_to_multiple
-    from binarize.data.images import resize_image
+    """Write the predictions of an image, and return what the record says of them."""
+    from binarize.cli.images import save_image, shown
     from binarize.data.rendering import beside, label_image, prediction_image
     from binarize.train.tasks.multitask import heads
 
-    rows, columns = image.shape[-2:]
-    batch = as_input(image if shape is None else resize_image(image, shape), stats)
-    if padded:
-        batch = pad_to_multiple(batch)
-    extent = (batch.shape[-2], batch.shape[-1]) if padded else (rows, columns)
-    try_out(network, batch)
-    with torch.no_grad():
-        decoded = task.decode(network(batch), extent)
     result: dict[str, Any] = dict(files)
     pictures = []
     for head, one in heads(task).items():
         end = f"_{head}" if head else ""
-        value: Tensor = (decoded[head] if head else decoded)[0][..., :rows, :columns]
+        value = decoded[head]
         pictures.append(prediction_image(one.name, value, colors))
         save_image(pictures[-1], files[f"result{end}"])
         result |= {f"{key}{end}": number for key, number in _numbers(one.name, value).items()}
@@ -236,11 +213,7 @@ def _predict(
         if f"raw{end}" in files:
             save_image(_millimetres(value[0]), files[f"raw{end}"])
     if "side_by_side" in files:
-        from PIL import Image
-
-        colors_of = preview(as_input(image, stats)[0]) if image.is_floating_point() else image
-        shown = Image.fromarray(colors_of.permute(1, 2, 0).contiguous().numpy())
-        save_image(beside([shown, *pictures]), files["side_by_side"])
+        save_image(beside([shown(image, stats), *pictures]), files["side_by_side"])
     return result
 
 

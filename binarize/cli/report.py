@@ -198,7 +198,7 @@ def _example(source: Source, size: tuple[int, ...] | None) -> Any:
 def _measured(args: argparse.Namespace, source: Source, network: Any, out: Output) -> list[Section]:
     """Return the page's sections on accuracy, latency and predictions, as far as they are known."""
     from binarize.cli.report_page import latency_section, prediction_section, result_sections
-    from binarize.cli.sources import open_source
+    from binarize.cli.sources import is_file, known_about, open_source
 
     sections = result_sections(Path(args.model).expanduser())
     if args.profile is not None:
@@ -209,8 +209,11 @@ def _measured(args: argparse.Namespace, source: Source, network: Any, out: Outpu
         title = "1-bit" if source.binary or args.policy is not None else "float"
         networks = {title: replace(source, network=network.eval())}
         if args.teacher is not None:
+            fallback = source.recipe
+            if is_file(args.teacher) and known_about(args.teacher, "teacher").get("recipe"):
+                fallback = None  # its own network
             with out.step(f"opening {args.teacher}"):
-                teacher = open_source(args.teacher, source.recipe, argument="teacher")
+                teacher = open_source(args.teacher, fallback, argument="teacher")
             networks = {"float (teacher)": teacher, **networks}
         with out.step(f"predicting {args.image}"):
             sections.append(prediction_section(networks, args.image))

@@ -76,27 +76,24 @@ def latency_section(profile: Profile) -> Section:
 
 
 def prediction_section(networks: Mapping[str, Source], path: Path) -> Section:
-    """Run networks on an image, and show it with their predictions side by side.
+    """Run networks on an image, and show it with their predictions side by side, head by head.
 
     Args:
-        networks: The networks by title. Task, size and colours are the first one's, or, if its file
-            does not record them, the next one's.
+        networks: The networks by title. One whose file does not record its task is taken to have
+            the task and the size of the first that does.
         path: The image.
 
     Raises:
-        BinarizeError: No file records the task, or a network does not accept the image.
+        BinarizeError: No file records the task, a task has no picture, or a network does not accept
+            the image.
         DataError: The image cannot be read.
     """
-    import torch
-    from PIL import Image
-
-    from binarize.cli.images import as_input
-    from binarize.cli.start import try_out
+    from binarize.cli.images import predict_heads, read_input, shown
     from binarize.data.dense import normalisation
-    from binarize.data.images import read_image, resize_image
     from binarize.data.palette import palette
     from binarize.data.rendering import prediction_image
     from binarize.train import open_task
+    from binarize.train.tasks.multitask import heads
 
     known = next((s.settings for s in networks.values() if s.settings.get("task")), None)
     if known is None:
@@ -106,40 +103,41 @@ def prediction_section(networks: Mapping[str, Source], path: Path) -> Section:
             "the network's file does not record its task",
             "report a file of binarize train, or omit --image",
         )
-    if known["task"] not in ("segmentation", "multilabel", "depth"):
-        raise BinarizeError(
-            "image", str(path), f"the task {known['task']!r} cannot be shown yet", "omit --image"
-        )
-    task = open_task(str(known["task"]), num_classes=256, max_depth=known.get("max_depth"))
-    image = read_image(path)
-    shape = known.get("size")
-    batch = as_input(
-        image if shape is None else resize_image(image, tuple(shape)),
-        normalisation(known.get("normalize") or "imagenet"),
-    )
-    rows, columns = image.shape[-2:]
-    decoded = {}
+    image = read_input(path, known)
+    stats = normalisation(known.get("normalize") or "imagenet", known.get("bands"))
+    found: dict[str, dict[str, Any]] = {}
     for title, source in networks.items():
-        try_out(source.network, batch)
-        with torch.no_grad():
-            decoded[title] = task.decode(source.network(batch), (rows, columns))[0]
-    depths = None
-    if task.name == "depth":  # all in the same colours, to compare them
-        depths = (
-            min(float(values.min()) for values in decoded.values()),
-            max(float(values.max()) for values in decoded.values()),
+        # A teacher may be that of one head.
+        own = source.settings if source.settings.get("task") else known
+        task = open_task(str(own["task"]), num_classes=256, max_depth=own.get("max_depth"))
+        tasks = {head or one.name: one.name for head, one in heads(task).items()}
+        if "classification" in tasks.values():
+            rule = "the task 'classification' has no picture"
+            raise BinarizeError("image", str(path), rule, "omit --image")
+        shape = own.get("size")
+        decoded = predict_heads(
+            source.network, task, image, stats, tuple(shape) if shape else None, own
         )
-    colors = known.get("palette") or palette(256)
-    shown = {"input": Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())}
-    for title, values in decoded.items():
-        shown[title] = prediction_image(task.name, values, colors, depths)
+        for head, values in zip(tasks, decoded.values(), strict=True):
+            found.setdefault(head, {})[title] = (tasks[head], values)
+    palettes = (source.settings.get("palette") for source in networks.values())
+    colors = next(filter(None, palettes), None) or palette(256)
+    pictures = {"input": shown(image, stats)}
+    for head, predictions in found.items():
+        depths = None
+        if any(task == "depth" for task, _ in predictions.values()):  # to compare their colours
+            metres = [values for _, values in predictions.values()]
+            depths = min(float(v.min()) for v in metres), max(float(v.max()) for v in metres)
+        for title, (task, values) in predictions.items():
+            shown_as = f"{head}, {title}" if len(found) > 1 else title
+            pictures[shown_as] = prediction_image(task, values, colors, depths)
     figures = (
         element("figure", _png(picture, title), element("figcaption", title))
-        for title, picture in shown.items()
+        for title, picture in pictures.items()
     )
-    name = element("p", path.name)
+    name_ = element("p", path.name)
     return Section(
-        "predictions", "Predictions", Markup(name + element("div", *figures, class_="pictures"))
+        "predictions", "Predictions", Markup(name_ + element("div", *figures, class_="pictures"))
     )
 
 

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     from binarize.cli.records import make_folder
     from binarize.cli.sensitivity_record import Record
     from binarize.cli.sources import open_file
-    from binarize.cli.start import make_teacher, try_out
+    from binarize.cli.start import open_teacher, try_out
     from binarize.sensitivity import Study
     from binarize.train import open_task
 
@@ -148,7 +148,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     fallback = None if args.model is None else recipe_from(args, args.model)
     with out.step(f"loading {args.file}"):
         source = open_file(args.file, fallback)
-    teacher = make_teacher(args, source.recipe, args.classes, out)
+    teacher = None
+    if args.teacher is not None:
+        teacher = open_teacher(args, args.teacher, source.recipe, args.classes, out)
     task_name = task_of(args, source.settings)
     if args.split is None and has_split(args, "val"):
         args.split = "val"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from binarize.cli.networks import Recipe
 
-__all__ = ["make_student", "make_teacher", "try_out"]
+__all__ = ["make_student", "make_teachers", "open_teacher", "try_out"]
 
 
 def make_student(
@@ -138,31 +138,68 @@ def try_out(network: nn.Module, example: Any) -> None:
         ) from error
 
 
-def make_teacher(
-    args: argparse.Namespace, recipe: Recipe | None, classes: int, out: Output
-) -> nn.Module | None:
-    """Open the teacher, if there is one.
+def make_teachers(
+    args: argparse.Namespace,
+    recipe: Recipe | None,
+    classes: int,
+    out: Output,
+    task: str,
+) -> nn.Module | list[nn.Module] | dict[str, list[nn.Module]] | None:
+    """Open the teachers, if there are any.
 
     Args:
         args: Parsed options of ``binarize train``.
         recipe: How the student's float form is built, for files that do not name their network.
         classes: Number of output channels.
         out: The output, for progress.
+        task: Several tasks joined by "+" may have a teacher each.
+
+    Returns:
+        A network, several, several by task, or None.
 
     Raises:
-        BinarizeError: The file does not fit.
+        BinarizeError: A file does not fit, or only some of them name a task.
     """
     if args.teacher is None:
         return None
+    heads = task.split("+") if "+" in task else []
+    pairs = [_teacher_of(one, heads) for one in args.teacher]
+    if len({head == "" for head, _ in pairs}) > 1:
+        raise BinarizeError(
+            "teacher",
+            next(file for head, file in pairs if not head),
+            "names no task, as others do",
+            f"give TASK=FILE for each, or for none of them; tasks are {', '.join(heads)}",
+        )
+    found: dict[str, list[nn.Module]] = {}
+    opened: dict[str, nn.Module] = {}
+    for head, file in pairs:
+        if file not in opened:
+            opened[file] = open_teacher(args, file, recipe, classes, out)
+        found.setdefault(head, []).append(opened[file])
+    whole = found.get("")
+    if whole is None:
+        return found
+    return whole[0] if len(whole) == 1 else whole
+
+
+def _teacher_of(text: str, heads: Collection[str]) -> tuple[str, str]:
+    """Split ``TASK=FILE`` into both; a file alone has the task ""."""
+    head, equals, file = text.partition("=")
+    return (head, file) if equals and head in heads else ("", text)
+
+
+def open_teacher(
+    args: argparse.Namespace, file: str, recipe: Recipe | None, classes: int | None, out: Output
+) -> nn.Module:
+    """Open one teacher; see :func:`make_teachers`."""
     fallback = recipe
     if args.teacher_model is not None:
         fallback = recipe_from(args, args.teacher_model, classes)
-    elif is_file(args.teacher) and known_about(Path(args.teacher).expanduser(), "teacher").get(
-        "recipe"
-    ):
+    elif is_file(file) and known_about(Path(file).expanduser(), "teacher").get("recipe"):
         fallback = None
     with out.step("loading the teacher"):
-        return open_source(args.teacher, fallback, argument="teacher", deployed=True).network
+        return open_source(file, fallback, argument="teacher", deployed=True).network
 
 
 def _some(loader: Any, batches: int) -> Iterator[Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 import time
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from binarize.cli.datasets import (
     open_unlabelled,
     task_of,
 )
-from binarize.cli.networks import FORMS, add_network_options, nearest
+from binarize.cli.networks import FORMS, add_network_options
 from binarize.cli.output import Output
 from binarize.cli.parser import Subparsers, add_command
 from binarize.cli.train_options import (
@@ -121,11 +120,12 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     _check(args)
     import torch
 
+    from binarize.cli.distill import distillation_losses
     from binarize.cli.records import make_folder, make_record, save_network, show_metrics
     from binarize.cli.sources import split_task
-    from binarize.cli.start import make_student, make_teacher
+    from binarize.cli.start import make_student, make_teachers
     from binarize.data import PartlyLabelled, UnlabelledFolder
-    from binarize.train import EarlyStopping, Trainer
+    from binarize.train import EarlyStopping, Trainer, open_task
     from binarize.train.checkpoint import checkpoint_path
     from binarize.train.recipes import DEFAULT, load_recipe
 
@@ -135,11 +135,11 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     if args.threads:
         torch.set_num_threads(args.threads)
     task = task_of(args, {})
+    open_task(task, num_classes=2)  # rejects an unknown task
     way = load_recipe(args.recipe or DEFAULT)
     if args.batch_size is None:
         args.batch_size = way.training["batch_size"]
-    distillation = _distillation(task, args.distill, way.distillation.get(task, {}))
-    features = _features(args.distill, way.distillation.get("features", {}))
+    distillation, features = distillation_losses(task, args.distill, way.distillation)
     augment = _augment(args)
     make_folder(args.output)
     resumed = checkpoint_path(args.resume, args.output)
@@ -152,7 +152,9 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
         train.check_targets()
     samples: Any = train
     if args.unlabelled is not None:
-        samples = PartlyLabelled(train, open_unlabelled(args, train, out, augment=augment))
+        samples = PartlyLabelled(
+            train, open_unlabelled(args, train, out, augment=train.augment or False)
+        )
     held = {
         split: make_loader(open_data(args, split, out), args.batch_size)
         for split in ("val", "test")
@@ -178,7 +180,7 @@ def run(args: argparse.Namespace, out: Output) -> int | None:
     student, recipe, facts = make_student(args, classes, loader, out, resumed=resumed is not None)
     trainer = Trainer(
         student,
-        teacher=make_teacher(args, recipe, classes, out),
+        teacher=make_teachers(args, recipe, classes, out, task),
         task=task,
         recipe=way,
         epochs=args.epochs,
@@ -385,58 +387,12 @@ def _how_to_go_on(args: argparse.Namespace, trainer: Any) -> str:
 def _augment(args: argparse.Namespace) -> Any:
     from binarize.data import Augment
 
-    names = ("flip", "zoom", "shrink", "rotate", "jitter")
+    names = [field.name for field in fields(Augment)]
     augment = Augment(**{name: getattr(args, name) for name in names})
+    if args.augment is not None:
+        for name in names:
+            if getattr(args, name) != getattr(Augment(), name):
+                rule = "is a whole augmentation"
+                raise BinarizeError("augment", args.augment, rule, f"omit it, or --{name}")
+        return args.augment
     return augment if augment != Augment(flip=0) else False
-
-
-_FEATURES = {
-    "features": "features",
-    "attention": "attention",
-    "layers": "layers",
-    "feature_schedule": "schedule",
-}
-
-
-def _features(given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
-    """Create the feature-map loss from KEY=VALUE settings; None leaves it to the recipe."""
-    from binarize.train import FeatureDistillation
-
-    asked = {_FEATURES[key]: value for key, value in given if key in _FEATURES}
-    if not asked:
-        return None
-    base = usual or {"features": 1.0 if "layers" in asked and "attention" not in asked else 0.0}
-    try:
-        return FeatureDistillation(**{**base, **asked})
-    except (TypeError, AttributeError) as error:
-        raise BinarizeError(
-            "distill", asked, f"a value has the wrong type ({error})", "give a number"
-        ) from error
-
-
-def _distillation(task: str, given: list[tuple[str, Any]], usual: Mapping[str, Any]) -> Any:
-    """Create the distillation loss from KEY=VALUE settings over the recipe's; None without any."""
-    from binarize.train import open_task
-
-    usual_loss = open_task(task, num_classes=2).distillation()  # rejects an unknown task
-    given = [(key, value) for key, value in given if key not in _FEATURES]
-    if not given:
-        return None
-    if "+" in task:
-        raise BinarizeError(
-            "distill", dict(given), "cannot be set for several tasks", "give a recipe with it"
-        )
-    cls: Any = type(usual_loss)
-    hidden = ("ignore_index", "multilabel")
-    known = [name for name in inspect.signature(cls).parameters if name not in hidden]
-    for key, _ in given:
-        if key not in known:
-            near = nearest(key, [*known, *_FEATURES])
-            raise BinarizeError("distill", key, f"{task} has no such setting", near)
-    try:
-        several = {"multilabel": True} if task == "multilabel" else {}
-        return cls(**{**usual, **several, **dict(given)})
-    except TypeError as error:
-        raise BinarizeError(
-            "distill", dict(given), f"a value has the wrong type ({error})", "give a number"
-        ) from error

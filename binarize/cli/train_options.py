@@ -55,7 +55,13 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     )
     add_override_options(start)
     add_budget_options(start)
-    start.add_argument("--teacher", metavar="FILE", help="weights of the teacher")
+    start.add_argument(
+        "--teacher",
+        action="append",
+        metavar="FILE|TASK=FILE",
+        help="weights of the teacher; several teach their mean. For several tasks, TASK=FILE gives "
+        "a teacher of one of them",
+    )
     start.add_argument(
         "--teacher-model", metavar="MODEL", help="the teacher's network (default: --model)"
     )
@@ -67,7 +73,8 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="distillation setting: weight, temperature, channel_weight, channel_temperature, "
         "trust (agree, mix, all), truth_share, schedule (cosine, linear, constant); for depth: "
-        "weight, gradient_weight, tolerance, scales, schedule; for any task: features and "
+        "weight, gradient_weight, tolerance, scales, schedule; for several tasks: KEY for all of "
+        "them, TASK.KEY for one; for any task: features and "
         "attention (weights of the feature-map losses), layers (NAME,NAME; default: where the "
         "resolution changes), "
         "feature_schedule",
@@ -91,6 +98,12 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the augmentation."""
     group = parser.add_argument_group("augmentation")
     group.add_argument(
+        "--augment",
+        choices=("bts",),
+        help="in place of the options below: that of BTS for depth, by data set (flip, rotation, "
+        "gamma, brightness, colour balance)",
+    )
+    group.add_argument(
         "--flip", type=float, default=0.5, metavar="P", help="probability of a flip (default 0.5)"
     )
     group.add_argument(
@@ -105,6 +118,13 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--jitter", type=float, default=0.0, metavar="J", help="strength of colour jitter (0 to 1)"
     )
+    for name, what in {
+        "gamma": "exponent of the image's values",
+        "brightness": "brightness of the image",
+        "tint": "brightness of single channels",
+    }.items():
+        text = f"largest deviation of the {what} from 1, in half of the images (default 0)"
+        group.add_argument(f"--{name}", type=float, default=0.0, metavar="X", help=text)
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:

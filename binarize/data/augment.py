@@ -16,7 +16,16 @@ from binarize.data.images import resize_image, resize_map
 from binarize.data.mask_coding import IGNORE
 from binarize.errors import DataError
 
-__all__ = ["Augment", "Depth", "Normal", "RandomZoom", "window"]
+__all__ = [
+    "BTS_INDOOR",
+    "BTS_OUTDOOR",
+    "Augment",
+    "Depth",
+    "Normal",
+    "RandomTone",
+    "RandomZoom",
+    "window",
+]
 
 
 class Depth(tv_tensors.Mask):
@@ -114,6 +123,54 @@ class RandomZoom(v2.Transform):
         return tv_tensors.wrap(moved, like=inpt)
 
 
+class RandomTone(v2.Transform):
+    """Change gamma, brightness and colour balance of half of the images (Lee et al. 2019, BTS).
+
+    y_k = clip(b · c_k · x_k^γ, 0, 1) for a channel k of values x from 0 to 1, with γ, b and each
+    c_k drawn uniformly and independently from 1 ± ``gamma``, 1 ± ``brightness`` and 1 ± ``tint``.
+
+    Args:
+        gamma: Largest deviation of the exponent from 1.
+        brightness: Largest deviation of the factor of all channels from 1.
+        tint: Largest deviation of the factor of one channel from 1.
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def __init__(self, gamma: float, brightness: float, tint: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.brightness = brightness
+        self.tint = tint
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the exponent, and the factor of each channel."""
+        channels = flat_inputs[0].shape[-3]
+        # All are drawn for each image: what follows does not depend on the outcome.
+        chosen, gamma, brightness, *tints = torch.rand(3 + channels, dtype=torch.float64).tolist()
+        if chosen < 0.5:
+            return {"gamma": 1.0, "factors": None}
+        factor = _near_one(brightness, self.brightness)
+        factors = [factor * _near_one(tint, self.tint) for tint in tints]
+        return {"gamma": _near_one(gamma, self.gamma), "factors": factors}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Change an image; uint8 is rounded."""
+        if params["factors"] is None:
+            return inpt
+        plain = inpt.as_subclass(Tensor)
+        largest = 1.0 if plain.is_floating_point() else 255.0
+        factors = torch.tensor(params["factors"], dtype=torch.float32).view(-1, 1, 1)
+        values = factors * (plain.float() / largest) ** params["gamma"]
+        values = values.clamp(0, 1) * largest
+        values = values if plain.is_floating_point() else values.round()
+        return tv_tensors.wrap(values.to(plain.dtype), like=inpt)
+
+
+def _near_one(draw: float, deviation: float) -> float:
+    return 1 + (2 * draw - 1) * deviation
+
+
 def window(values: Tensor, box: Sequence[int], fill: Sequence[float]) -> Tensor:
     """Return a window of (..., H, W), filled where it is beyond the image.
 
@@ -152,6 +209,10 @@ class Augment:
             within 1 ± jitter, hue by a tenth of it); 0 turns it off.
         shrink: Smallest zoom, at most 1, which shows the image smaller and fills the rest.
         rotate: Largest rotation to either side, in degrees; 0 turns it off.
+        gamma: Strength of :class:`RandomTone` in the exponent; these three apply to half of the
+            samples together.
+        brightness: Its strength in all channels.
+        tint: Its strength in single channels.
 
     Raises:
         DataError: A value is outside its range.
@@ -162,6 +223,9 @@ class Augment:
     jitter: float = 0.0
     shrink: float = 1.0
     rotate: float = 0.0
+    gamma: float = 0.0
+    brightness: float = 0.0
+    tint: float = 0.0
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
@@ -171,6 +235,9 @@ class Augment:
             ("jitter", 0.0, 1.0),
             ("shrink", 0.1, 1.0),
             ("rotate", 0.0, 180.0),
+            ("gamma", 0.0, 0.9),
+            ("brightness", 0.0, 1.0),
+            ("tint", 0.0, 1.0),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -182,6 +249,12 @@ class Augment:
     def zooms(self) -> bool:
         """Return whether images are shown larger or smaller."""
         return self.zoom > 1 or self.shrink < 1
+
+    @property
+    def colors(self) -> str | None:
+        """Return the name of a setting that changes the colours of RGB images, if one does."""
+        names = ("jitter", "gamma", "brightness", "tint")
+        return next((name for name in names if getattr(self, name) > 0), None)
 
     def build(
         self,
@@ -208,7 +281,15 @@ class Augment:
         if self.jitter > 0:
             amount = self.jitter
             steps.append(v2.ColorJitter(amount, amount, amount, min(0.5, amount / 10)))
+        if max(self.gamma, self.brightness, self.tint) > 0:
+            steps.append(RandomTone(self.gamma, self.brightness, self.tint))
         return v2.Compose(steps) if steps else v2.Identity()
+
+
+BTS_OUTDOOR = Augment(rotate=1.0, gamma=0.1, brightness=0.1, tint=0.1)
+"""BTS's augmentation (Lee et al. 2019) for KITTI, which the BiDense paper uses for depth."""
+BTS_INDOOR = Augment(rotate=2.5, gamma=0.1, brightness=0.25, tint=0.1)
+"""The same for NYUv2, stronger."""
 
 
 def _rotation(degrees: float, fill: Sequence[float]) -> v2.Transform:

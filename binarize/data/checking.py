@@ -184,7 +184,7 @@ def check_split_files(
             facts.problems += [
                 Problem("class", f"no pixel is labelled {name!r}")
                 for name, pixels in facts.pixels.items()
-                if not pixels
+                if not pixels and name not in data.never_labelled
             ]
     depth = facts.depth
     if depth is not None and depth.pixels and depth.unknown + depth.beyond == depth.pixels:

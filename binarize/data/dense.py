@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from binarize.data.augment import Augment, Depth, Normal
+from binarize.data.augment import BTS_OUTDOOR, Augment, Depth, Normal
 from binarize.data.bands import MOST_BANDS, band_statistics, preview, read_bands
 from binarize.data.edges import label_edges
 from binarize.data.images import covering, read_image, resize_image, resize_map
@@ -132,7 +132,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         classes: Names of the classes.
         max_depth: Largest depth in metres, or None without depth.
         depth_scale: Metres per unit of the depth map that :meth:`read` returns.
-        augment: True for the default :class:`Augment`, False for none, or an object.
+        augment: True for the default :class:`Augment`, False for none, "bts" for that of depth
+            estimation (:data:`~binarize.data.augment.BTS_OUTDOOR`), or an object.
         normalize: Name or (mean, std) of the normalisation; see :func:`normalisation`.
         bands: Number of bands of images that are not 8-bit RGB. They are float32 with the files'
             values, and ``normalize`` is (mean, std) of each band in these units.
@@ -147,6 +148,9 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
 
     classes: tuple[str, ...] = ()
     num_classes: int = 0
+    bts = BTS_OUTDOOR
+    never_labelled: tuple[str, ...] = ()
+    """Classes whose pixels the data set does not tell from ignored ones."""
 
     def __init__(
         self,
@@ -158,7 +162,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         classes: Sequence[str] = (),
         max_depth: float | None = None,
         depth_scale: float = 1.0,
-        augment: bool | Augment = False,
+        augment: bool | str | Augment = False,
         normalize: str | Stats = "imagenet",
         bands: int | None = None,
         cache: bool = True,
@@ -199,19 +203,21 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
         self.augment = self._augmentation(augment)
         self._transform = None
         if self.augment is not None:
-            if bands is not None and self.augment.jitter > 0:
-                rule = "colour jitter is for RGB images"
-                raise DataError("jitter", self.augment.jitter, rule, "use 0")
+            changed = self.augment.colors
+            if bands is not None and changed is not None:
+                rule = "colour changes are for RGB images"
+                raise DataError(changed, getattr(self.augment, changed), rule, "use 0")
             if self.size is None and self.augment.zooms:
                 raise DataError("size", None, "a zoom needs a size", "give (rows, columns)")
             fill = self._mean.flatten().tolist()
             self._transform = self.augment.build(self.size, crop=fit == "crop", fill=fill)
 
-    @staticmethod
-    def _augmentation(augment: bool | Augment) -> Augment | None:
-        if isinstance(augment, Augment):
-            return augment
-        return Augment() if augment else None
+    def _augmentation(self, augment: bool | str | Augment) -> Augment | None:
+        if isinstance(augment, str):
+            if augment != "bts":
+                raise DataError("augment", augment, "unknown", "use 'bts', True or an Augment")
+            return self.bts
+        return (Augment() if augment else None) if isinstance(augment, bool) else augment
 
     def read_image(self, path: Path) -> Tensor:
         """Read an image file: RGB, or its bands."""
@@ -338,7 +344,7 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             mask = self._stored(index)["mask"]
             for channel, values in enumerate(mask if several else mask[None]):
                 counts[channel] += torch.bincount(values.flatten(), minlength=IGNORE + 1)
-            if until_all and bool(needed.all()):
+            if until_all and int((needed == 0).sum()) <= len(self.never_labelled):
                 break
         return counts if several else counts[0]
 
@@ -350,7 +356,8 @@ class DenseDataset(Dataset[dict[str, Tensor]]):
             counted = {i: int(row[1]) for i, row in enumerate(counts)}
         else:
             names = names if len(names) > 1 else ("background", *names)
-            missing = [name for name, pixels in zip(names, counts, strict=False) if not pixels]
+            zipped = zip(names, counts, strict=False)
+            missing = [n for n, pixels in zipped if not pixels and n not in self.never_labelled]
             counted = {i: int(pixels) for i, pixels in enumerate(counts) if pixels}
             names = (*names, *(str(i) for i in range(len(names), IGNORE)), "ignored")
         if len(missing) == 0:

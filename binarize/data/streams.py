@@ -39,6 +39,11 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
     order too, so that a resumed run continues with the same samples. In worker processes each
     worker prepares its part of the stream.
 
+    WebDataset shuffles by the clock and by the number of passes so far, which no resumed run can
+    repeat: give a function of the epoch that orders the shards, and ``shuffle`` here. Its workers
+    read shards of their own; with ``workersplitter=None`` all read every shard and prepare a part
+    of the samples, so that an epoch has each sample once.
+
     Args:
         source: Yields dicts: a Hugging Face ``datasets`` stream, a WebDataset pipeline, a list, or
             a function of the epoch that returns one. Its ``set_epoch`` is called, if it has that.
@@ -47,7 +52,7 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
         names: What the source calls "image", "mask" and "depth", as far as it differs, such as
             ``{"image": "jpg", "mask": "seg.png"}``. Values are PIL images, file contents as bytes
             (also as ``{"bytes": ...}``), arrays (H, W, 3) and (H, W), or uint8 tensors (3, H, W)
-            and (H, W).
+            and (H, W). Leave WebDataset's files undecoded: it makes masks RGB.
         size: Rows and columns; None keeps each image's own.
         task: "segmentation" or "depth".
         classes: Names of the classes, or their number; masks hold their indices, and 255 for
@@ -58,7 +63,8 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
         shuffle: Samples held to draw from; 0 keeps the source's order.
         seed: Seed of the order and the augmentation.
         divided: Whether the source gives each worker process a part of its own; None: a Hugging
-            Face stream does.
+            Face stream does, and a WebDataset pipeline with ``split_by_worker``. Each worker then
+            prepares its share of ``count``, and starts over where its part is smaller.
         **options: ``augment``, ``normalize``, ``fit``, ``colors``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
@@ -132,13 +138,14 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
         """Yield the samples of this worker."""
         epoch, worker = int(self._epoch), get_worker_info()
         parts, part = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        divided = self.divided
-        if divided is None:
-            divided = hasattr(self.source, "num_shards") or hasattr(self.source, "n_shards")
+        source = self._opened(epoch)
+        divided = _divides(source) if self.divided is None else self.divided
         limit = self.count
+        samples = self._ordered(source, epoch)
         if divided and limit is not None:
             limit = limit // parts + (part < limit % parts)
-        for place, raw in enumerate(itertools.islice(self._ordered(epoch), limit)):
+            samples = self._repeated(samples, epoch)
+        for place, raw in enumerate(itertools.islice(samples, limit)):
             if not divided and place % parts != part:
                 continue
             number = place * parts + part if divided else place
@@ -147,12 +154,29 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
                 sample = self._frame.prepare(self._sample(raw, place))
             yield sample
 
-    def _ordered(self, epoch: int) -> Iterator[Mapping[str, Any]]:
+    def _opened(self, epoch: int) -> Source:
         source: Any = self.source
         if callable(source) and not hasattr(source, "__iter__"):
             source = source(epoch)
         elif hasattr(source, "set_epoch"):
             source.set_epoch(epoch)
+        opened: Source = source
+        return opened
+
+    def _repeated(
+        self, samples: Iterator[Mapping[str, Any]], epoch: int
+    ) -> Iterator[Mapping[str, Any]]:
+        """Yield samples, and start over at their end, unless there was none."""
+        while True:
+            empty = True
+            for raw in samples:
+                empty = False
+                yield raw
+            if empty:
+                return
+            samples = self._ordered(self._opened(epoch), epoch)
+
+    def _ordered(self, source: Source, epoch: int) -> Iterator[Mapping[str, Any]]:
         if not self.shuffle:
             yield from source
             return
@@ -192,6 +216,14 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
                 f"name it: names={{{key!r}: ...}}",
             )
         return raw[name]
+
+
+def _divides(source: Any) -> bool:
+    """Return whether a source gives each worker process a part of its own."""
+    if hasattr(source, "num_shards") or hasattr(source, "n_shards"):  # Hugging Face
+        return True
+    stages = getattr(source, "pipeline", ())  # WebDataset
+    return any(getattr(stage, "__name__", "") == "split_by_worker" for stage in stages)
 
 
 def _mixed(*numbers: int) -> int:
@@ -244,7 +276,10 @@ def _map(value: Any, where: Path, kind: str) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != 2:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise DataError(
-            kind, shape, f"of {where} is not one number per pixel", "give (H, W), or an image"
+            kind,
+            shape,
+            f"of {where} is not one number per pixel",
+            "give (H, W), an image of one channel, or the file's bytes undecoded",
         )
     if kind == "mask" and value.is_floating_point():
         raise DataError(

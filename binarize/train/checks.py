@@ -17,7 +17,6 @@ __all__ = [
     "check_positive",
     "check_targets",
     "loader_length",
-    "teachers_of",
 ]
 
 
@@ -87,23 +86,6 @@ def check_devices(student: nn.Module, teacher: nn.Module | None) -> None:
             f"is not on the student's device, {devices[0]}",
             f"move it with teacher.to({devices[0]!r})",
         )
-
-
-def teachers_of(teacher: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
-    """Return the teachers as a list.
-
-    Raises:
-        ModelError: One of them is not a network.
-    """
-    if teacher is None:
-        return []
-    found = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
-    for one in found:
-        if not isinstance(one, nn.Module):
-            raise ModelError(
-                "teacher", type(one).__name__, "is not a network", "give an nn.Module, or several"
-            )
-    return found
 
 
 def check_features(features: Any, teachers: Sequence[nn.Module], compiled: bool) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 
 from binarize.errors import BinarizeError, FileError
 from binarize.train.distillation.features import FeatureDistillation
+from binarize.train.tasks.classification import ClassificationDistillation
 from binarize.train.tasks.depth import DepthDistillation
+from binarize.train.tasks.edges import EdgesDistillation
 from binarize.train.tasks.multitask import MultiTaskDistillation
+from binarize.train.tasks.normals import NormalsDistillation
 from binarize.train.tasks.segmentation import SegmentationDistillation
 
 if sys.version_info >= (3, 11):
@@ -38,7 +41,13 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "warmup": (0, 1, False),
     "balance": (0, 1, False),
 }
-_LOSSES: dict[str, Any] = {"segmentation": SegmentationDistillation, "depth": DepthDistillation}
+_LOSSES: dict[str, Any] = {
+    "segmentation": SegmentationDistillation,
+    "depth": DepthDistillation,
+    "normals": NormalsDistillation,
+    "edges": EdgesDistillation,
+    "classification": ClassificationDistillation,
+}
 _TABLES: dict[str, Any] = {**_LOSSES, "features": FeatureDistillation}
 
 
@@ -55,8 +64,9 @@ class Recipe:
         training: ``epochs``, ``batch_size``, ``lr``, ``weight_decay``, ``latent_weight_decay``,
             ``warmup`` and ``balance`` (the power of class frequency by which rare classes weigh
             more).
-        distillation: Settings of the distillation loss by task ("segmentation", "depth"), and of
-            the feature-map loss ("features"), which is off without such a table.
+        distillation: Settings of the distillation loss by task ("segmentation", "depth",
+            "normals", "edges", "classification"), and of the feature-map loss ("features"), which
+            is off without such a table.
     """
 
     name: str

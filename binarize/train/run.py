@@ -27,7 +27,9 @@ from binarize.train.seeding import seed_epoch
 from binarize.train.settings import describe_run
 from binarize.train.sharpness import Sharpness
 from binarize.train.step import TrainStep, train_epoch
+from binarize.train.tasks.multitask import choose_distillation
 from binarize.train.tasks.protocol import Task
+from binarize.train.teachers import Teachers
 
 if TYPE_CHECKING:
     from binarize.train.trainer import Trainer
@@ -79,7 +81,8 @@ def run(
     steps = len(loader)
     updates = trainer.epochs * math.ceil(steps / trainer.accumulate)
     scheduler = make_scheduler(optimizer, trainer.lr, updates, trainer.warmup, trainer.factories[1])
-    distillation = trainer._distillation or trainer.recipe.make_distillation(task.distillation())
+    usual = trainer.recipe.make_distillation(task.distillation())
+    distillation = choose_distillation(task, trainer._distillation, usual, trainer.taught)
     settings = describe_run(trainer, task, distillation, train_loader, steps)
     show = trainer._open_progress()
     pictures = Pictures(task, val_loader, trainer.pictures) if trainer.pictures else None
@@ -109,7 +112,13 @@ def run(
     step = TrainStep(
         torch.compile(network) if trainer.compile else network,
         [p for p in trainer.student.parameters() if p.requires_grad],
-        [torch.compile(one) if trainer.compile else one for one in trainer.teachers],
+        Teachers(
+            trainer.taught,
+            task,
+            autocast=trainer._autocast,
+            reader=None if term is None else term.teacher,
+            wrap=torch.compile if trainer.compile else (lambda network: network),
+        ),
         task,
         distillation,
         optimizer,

@@ -45,7 +45,7 @@ def describe_run(
         "batch_size": getattr(loader, "batch_size", None),
         "processes": trainer.accelerator.num_processes,
         "teacher": fingerprint(trainer.teacher),
-        "teachers": [fingerprint(teacher) for teacher in trainer.teachers],
+        "teachers": _fingerprints(trainer.taught),
         "features": None if trainer.teacher is None else describe_object(trainer.features),
         "agreement": None
         if trainer.agreement is None
@@ -63,7 +63,7 @@ def describe_object(value: Any) -> Any:
         return value
     if inspect.isfunction(value) or inspect.ismethod(value) or inspect.isclass(value):
         return value.__qualname__
-    described = {"class": type(value).__qualname__}
+    described: dict[str, Any] = {"class": type(value).__qualname__}
     try:
         names = list(inspect.signature(type(value)).parameters)
     except (TypeError, ValueError):
@@ -74,6 +74,7 @@ def describe_object(value: Any) -> Any:
             plain = _plain(found)
             if plain is _MISSING and isinstance(found, Mapping):  # several tasks, or their losses
                 plain = {key: describe_object(item) for key, item in found.items()}
+                described["heads"] = list(plain)
             if plain is not _MISSING:
                 described[name] = plain
                 break
@@ -104,6 +105,12 @@ def fingerprint(network: nn.Module | None) -> str | None:
             flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
             sum_ = zlib.crc32(flat.numpy().data, sum_)
     return f"weights {sum_:08x}"
+
+
+def _fingerprints(taught: Mapping[str, Sequence[nn.Module]]) -> Any:
+    """Return the teachers' fingerprints: a list, or lists by head."""
+    found = {head: [fingerprint(one) for one in some] for head, some in taught.items()}
+    return found.get("", found or [])
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:

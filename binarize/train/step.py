@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from binarize.errors import BinarizeError, ModelError
+from binarize.errors import ModelError
 from binarize.train.agreement import AgreementTerm
 from binarize.train.batches import (
     batch_image,
@@ -30,6 +30,7 @@ from binarize.train.progress.displays import Progress, report_images
 from binarize.train.seeding import seed_step
 from binarize.train.sharpness import Sharpness
 from binarize.train.tasks.protocol import Distillation, Task
+from binarize.train.teachers import Teachers
 
 __all__ = ["TrainStep", "train_epoch"]
 
@@ -42,7 +43,7 @@ class TrainStep:
     Args:
         student: The network as it is run (wrapped for several processes, compiled or plain).
         parameters: The student's parameters, for clipping.
-        teachers: The teachers in evaluation mode; their mean prediction is distilled.
+        teachers: The teachers, whose prediction is distilled.
         task: The task.
         distillation: Loss between student and teacher.
         optimizer: Steps once per update.
@@ -51,7 +52,7 @@ class TrainStep:
         clip: Maximum gradient norm, or None.
         scheduled: Modules with a method ``set_progress(done)``, which gets the training progress
             from 0 to 1.
-        autocast: Returns the context of the networks' forward passes.
+        autocast: Returns the context of the student's forward pass.
         channels_last: Pass the images in the channels-last memory format.
         norms: Returns the context of the student's norms.
         accumulate: Batches per update.
@@ -67,7 +68,7 @@ class TrainStep:
         self,
         student: Callable[[Tensor], Any],
         parameters: list[nn.Parameter],
-        teachers: Sequence[Callable[[Tensor], Any]],
+        teachers: Teachers,
         task: Task,
         distillation: Distillation,
         optimizer: torch.optim.Optimizer,
@@ -89,7 +90,7 @@ class TrainStep:
     ) -> None:
         self.student = student
         self.parameters = parameters
-        self.teachers = [(teacher, _dtype(teacher)) for teacher in teachers]
+        self.teachers = teachers
         self.features = features
         self.learnt = list(learnt)
         self.task = task
@@ -131,7 +132,7 @@ class TrainStep:
             image = image.contiguous(memory_format=torch.channels_last)
         size = target_size(image, target)
         reading = nullcontext() if self.features is None else self.features.student.listening()
-        wanted = self._teach_all(image, size) if self.teachers else None
+        wanted = self.teachers.predict(image, size) if self.teachers else None
         beside = nullcontext() if self.agreement is None else self.agreement.listening(image)
         with self.autocast(), beside, self.norms(), reading:
             output = self.student(image)
@@ -142,7 +143,8 @@ class TrainStep:
             loss = loss + penalty
         if wanted is None:
             return loss, loss.new_zeros(())
-        wanted = each(lambda ours, theirs: theirs.to(ours.dtype), prepared, wanted)
+        # Teachers by head need not teach all heads.
+        wanted = each(lambda theirs, ours: theirs.to(ours.dtype), wanted, prepared)
         extra = self._distill(prepared, wanted, target, labelled, done)
         if self.features is not None:
             extra = extra + self.features.loss(done)
@@ -180,48 +182,6 @@ class TrainStep:
         unknown = self.distillation(ours, theirs, None, done)
         share = labelled.sum() / len(labelled)
         return share * known + (1 - share) * unknown
-
-    def _teach_all(self, image: Tensor, size: tuple[int, int]) -> Any:
-        """Return the teachers' mean prediction; feature maps are the first one's."""
-        reading = nullcontext() if self.features is None else self.features.teacher.listening()
-        with reading:
-            first = self._teach(*self.teachers[0], image, size)
-        if len(self.teachers) == 1:
-            return first
-        others = [self._teach(*teacher, image, size) for teacher in self.teachers[1:]]
-        return each(lambda *predictions: torch.stack(predictions).mean(0), first, *others)
-
-    @torch.no_grad()
-    def _teach(
-        self,
-        teacher: Callable[[Tensor], Any],
-        dtype: torch.dtype | None,
-        image: Tensor,
-        size: tuple[int, int],
-    ) -> Any:
-        """Return a teacher's prediction; errors name the teacher."""
-        if dtype is not None:
-            image = image.to(dtype)
-        try:
-            with self.autocast():
-                taught = teacher(image)
-            return self.task.prepare(taught, size)
-        except BinarizeError as error:
-            raise ModelError(
-                "teacher",
-                f"{error.argument}={error.value}",
-                error.rule,
-                "give a teacher with the same kind of output as the student",
-            ) from error
-        except (RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ModelError(
-                "teacher",
-                f"images {tuple(image.shape)}",
-                f"does not accept them ({' '.join(str(error).split())[:200]})",
-                "give a teacher that accepts the student's images",
-            ) from error
 
     def backward(self, loss: Tensor, *, first: bool, last: bool) -> None:
         """Accumulate the gradient of ``loss``, and update the weights after the last batch.
@@ -287,7 +247,11 @@ def train_epoch(
             sums += torch.tensor(part["sums"], device=device)
     before: Tensor | None = None
     steps = len(loader)
+    trained = 0
     for index, batch in enumerate(read_batches(loader, "train_loader", epoch)):
+        if index >= steps:
+            continue  # workers that share a stream may end with a partial batch each
+        trained = index + 1
         images += batch_image(batch).shape[0] * processes
         if index < done:
             continue
@@ -328,8 +292,8 @@ def train_epoch(
             progress = {"step": index + 1, "seconds": seconds}
             saver.after_update(together, progress, sums)
         show.step(epoch + 1, index + 1, value)
-    means = step.accelerator.reduce(sums / steps, "mean")
-    _finite(means[0], epoch, steps - 1)
+    means = step.accelerator.reduce(sums / max(1, trained), "mean")
+    _finite(means[0], epoch, trained - 1)
     record: dict[str, Any] = {"epoch": epoch + 1, "loss": means[0].item()}
     if step.teachers:
         record["distillation"] = means[1].item()
@@ -338,15 +302,6 @@ def train_epoch(
     record["images"] = images
     record["seconds"] = before_that + time.perf_counter() - started
     return record
-
-
-def _dtype(network: Any) -> torch.dtype | None:
-    """Return the dtype of a network that is not in single precision, else None."""
-    parameters = getattr(network, "parameters", None)
-    if parameters is None:
-        return None
-    found = next((p.dtype for p in parameters() if p.is_floating_point()), torch.float32)
-    return None if found == torch.float32 else found
 
 
 def _finite(loss: Tensor, epoch: int, index: int) -> float:

@@ -22,7 +22,6 @@ from binarize.train.checks import (
     check_positive,
     check_targets,
     loader_length,
-    teachers_of,
 )
 from binarize.train.distillation.features import FeatureDistillation, FeatureTerm
 from binarize.train.norms import frozen_norms, training_flags
@@ -36,8 +35,10 @@ from binarize.train.progress.displays import Progress, open_progress
 from binarize.train.recipes import DEFAULT, Recipe, load_recipe
 from binarize.train.run import evaluate, is_better, run
 from binarize.train.tasks.classes import BALANCED
+from binarize.train.tasks.multitask import heads_split
 from binarize.train.tasks.protocol import Distillation, Task
 from binarize.train.tasks.registry import open_task
+from binarize.train.teachers import Teacher, teachers_by_head
 
 __all__ = ["Trainer"]
 
@@ -57,8 +58,10 @@ class Trainer:
     Args:
         student: The network to train; trained in place.
         teacher: A network with the same kind of output, several of them (their mean output is
-            distilled), or None. Kept in evaluation mode and never changed. With a
-            teacher, images without labels can be used, too.
+            distilled), these by head for a task with several heads, or None. A head's teacher may
+            be a network of its task alone; heads without one learn from labels only. Kept in
+            evaluation mode and never changed. With a teacher, images without labels can be used,
+            too.
         task: "segmentation", "multilabel", "depth", "classification" or a
             :class:`~binarize.train.tasks.Task`.
         recipe: Supplies all arguments below that are None: a bundled name
@@ -97,7 +100,8 @@ class Trainer:
             :mod:`binarize.train.progress`.
         distillation: The loss between student and teacher; None is the recipe's for the task, see
             :class:`~binarize.train.tasks.segmentation.SegmentationDistillation` and
-            :class:`~binarize.train.tasks.depth.DepthDistillation`.
+            :class:`~binarize.train.tasks.depth.DepthDistillation`. A mapping by head replaces the
+            losses of these heads; None there is no distillation of the head.
         features: The loss between feature maps of student and (first) teacher; None is the
             recipe's, usually none.
         agreement: Penalty on binarized inputs in which a further task differs from its base, see
@@ -144,7 +148,7 @@ class Trainer:
         self,
         student: nn.Module,
         *,
-        teacher: nn.Module | Sequence[nn.Module] | None = None,
+        teacher: Teacher | Mapping[str, Teacher] | None = None,
         task: str | Task = "segmentation",
         recipe: str | Path | Recipe = DEFAULT,
         epochs: int | None = None,
@@ -163,7 +167,7 @@ class Trainer:
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         callbacks: Sequence[Callback] = (),
-        distillation: Distillation | None = None,
+        distillation: Distillation | Mapping[str, Distillation | None] | None = None,
         features: FeatureDistillation | None = None,
         agreement: Agreement | None = None,
         bf16: bool | None = None,
@@ -197,7 +201,9 @@ class Trainer:
         chosen = {k: self.recipe.training[k] if v is None else v for k, v in given.items()}
         check_positive(epochs=chosen["epochs"], val_every=val_every, lr=chosen["lr"])
         check_not_negative(balance=chosen["balance"], pictures=pictures)
-        self.teachers = teachers_of(teacher)
+        self.taught = teachers_by_head(teacher, self._task)
+        some = (one for found in self.taught.values() for one in found)
+        self.teachers = list(dict.fromkeys(some))
         for one in (None, *self.teachers):
             check_devices(student, one)
         if select not in ("last", "best") or (select == "best" and output_dir is None):
@@ -413,7 +419,7 @@ class Trainer:
         if self.features is None or self.teacher is None:
             return None
         image = batch_image(next(iter(loader)))[:1].to(self.device)
-        return self.features.open(self.student, self.teacher, image)
+        return self.features.open(self.student, self.teacher, image, heads_split(self._task))
 
     def _share(self, loader: Any) -> Any:
         """Return this process's part of a loader: each sample once, none repeated to fill up."""

@@ -49,6 +49,33 @@ def test_training_and_evaluation(cityscapes: Path, tmp_path: Path, run) -> None:
     assert measured.json["metrics"]["mIoU"] == pytest.approx(answer.json["val"]["mIoU"], abs=1e-3)
 
 
+def test_forty_classes_of_nyuv2(tmp_path: Path, run) -> None:
+    top = tmp_path / "nyuv2"
+    labels = np.full((480, 640), 39, np.uint8)
+    labels[45:471, 41:601] = np.arange(560) // 14
+    for stem in ("0001", "0002"):
+        save(top / "images" / f"{stem}.jpg", np.full((480, 640, 3), 90, np.uint8))
+        save(top / "depth" / f"{stem}.png", np.full((480, 640), 51, np.uint8))
+        save(top / "labels" / f"{stem}.png", labels)
+    (top / "train.txt").write_text("0001\n")
+    (top / "test.txt").write_text("0002\n")
+    data = ("--data", "nyuv2", "--root", top, "--task", "segmentation")
+    words = ("train", *data, *SMALL, "--size", "80x32", "--epochs", 1, "--output", tmp_path / "out")
+    words = (*words, "--policy", "none", "--augment", "bts")
+    answer = run(*words, "--classes", 40, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["options"]["augment"] == "bts"
+    assert len(answer.json["test"]["IoU"]) == 40
+    assert answer.json["description"]["settings"]["classes"][-1] == "other prop"
+    # The file knows its classes, and the check counts them.
+    measured = run("eval", tmp_path / "out" / "float.safetensors", *data, "--json", "--quiet")
+    assert measured.code == 0, measured.err
+    assert measured.json["classes"][7] == "door"
+    assert run("data", "check", *data, "--classes", 40, "--quiet").code == 0
+    answer = run(*words, "--classes", 20, "--overwrite")
+    assert answer.err == "error: classes=20: NYUv2 has 13 or 40 classes; use one of them\n"
+
+
 def test_options_of_other_sets(cityscapes: Path, run) -> None:
     words = ("eval", "x.safetensors", "--data", "cityscapes", "--root", cityscapes)
     answer = run("train", *words[2:], *SMALL, "--output", cityscapes / "o", "--sbd", "x")

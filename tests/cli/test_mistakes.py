@@ -57,6 +57,7 @@ MISTAKES = [
     (f"{TRAIN} --data nyuv2 --root {{tmp}}/empty", "no such folder"),
     (f"{TRAIN} --data folder --root {{tmp}}/pairs --classes 2", "label=9: .* outside 0..1"),
     (f"{TRAIN} --data folder --root {{tmp}}/pairs", "--classes: .*give the number of classes"),
+    (f"{TRAIN} --augment bts --rotate 2", "augment='bts': is a whole .*; omit it, or --rotate"),
     (f"{TRAIN} --task segmentatoin", "did you mean 'segmentation'|use 'segmentation'"),
     (f"{TRAIN} --size 0x24", "size=.*: must be .*positive"),
     (f"{TRAIN} --normalize imagnet", "normalize='imagnet': unknown normalisation; use one of"),

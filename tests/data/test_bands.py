@@ -121,7 +121,7 @@ def test_bands_are_normalised_by_the_training_split(folder: Path) -> None:
             ImageMaskFolder(
                 folder / "images", folder / "masks", classes=3, bands=5, normalize=wrong
             )
-    with pytest.raises(DataError, match="jitter=0.5: colour jitter is for RGB images; use 0"):
+    with pytest.raises(DataError, match="jitter=0.5: colour changes are for RGB images; use 0"):
         UnlabelledFolder(folder / "images", (8, 8), bands=5, augment=Augment(jitter=0.5))
     raw = UnlabelledFolder(folder / "images", bands=5, normalize="none")
     assert torch.equal(raw[1]["image"], torch.from_numpy(bands(5, 1).astype(np.float32)))

@@ -220,6 +220,28 @@ def test_nyu_classes(nyu: Path) -> None:
     assert named[25:] == [*["objects"] * 6, "furniture", *["objects"] * 6, "furniture", "-"]
 
 
+@pytest.mark.parametrize("task", ["segmentation", "segmentation+depth", "edges"])
+def test_nyu_has_forty_classes_too(nyu: Path, task: str) -> None:
+    labels = np.full((480, 640), 255, np.uint8)
+    labels[45:471, 41:601] = np.arange(560) // 14  # 0 to 39
+    _save(nyu / "labels" / "0001.png", labels)
+    data = open_dataset("nyuv2", nyu, size="original", task=task, classes=40)
+    assert data.num_classes == len(data.classes) == len(set(data.classes)) == 40
+    assert len(data.palette) == 40
+    row = data[0]["mask"][0].view(40, 14)[:, 0].tolist()
+    assert row == [*range(39), 255]
+    assert [data.classes[i] for i in (0, 3, 19, 27, 38)] == [
+        *("wall", "bed", "floor mat", "shower curtain", "other furniture")
+    ]
+    data.check_targets()  # other props have no label of their own
+    labels[labels == 7] = 0
+    _save(nyu / "labels" / "0001.png", labels)
+    with pytest.raises(DataError, match=r"no pixel is labelled 'door'; check"):
+        open_dataset("nyuv2", nyu, size="original", task=task, classes=40).check_targets()
+    with pytest.raises(DataError, match=r"^classes=39: NYUv2 has 13 or 40 classes; use one of"):
+        NYUv2(nyu, task=task, classes=39)
+
+
 def test_nyu_says_what_is_missing(nyu: Path) -> None:
     with pytest.raises(DataError, match="data set=0: has no samples; check the split"):
         NYUv2(nyu, "test")

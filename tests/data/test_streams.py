@@ -183,7 +183,8 @@ def test_a_run_that_stops_goes_on_with_the_same_samples(tmp_path: Any) -> None:
         ),
         (
             {"image": pixels(0), "mask": pixels(0)},
-            "mask=(8, 12, 3): of sample 0 is not one number per pixel; give (H, W), or an image",
+            "mask=(8, 12, 3): of sample 0 is not one number per pixel; give (H, W), an image of "
+            "one channel, or the file's bytes undecoded",
         ),
         (
             {"image": pixels(0), "mask": labels() / 2},
@@ -210,6 +211,127 @@ def test_arguments() -> None:
         len(stream(count=None))
     void = [sample["mask"] for sample in stream([{"image": pixels(0), "mask": labels()}], void=[9])]
     assert IGNORE not in void[0].unique()
+
+
+def test_a_divided_part_that_is_too_small_starts_over() -> None:
+    class Shards:
+        num_shards = 2
+
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            yield from records(3)
+
+    assert order(stream(Shards(), 5)) == [0, 1, 2, 0, 1]
+    assert order(stream(Shards(), None)) == [0, 1, 2]
+    assert order(stream(lambda epoch: Shards(), 4)) == [0, 1, 2, 0]
+    assert order(stream([], 4, divided=True)) == []
+    assert order(stream(records(3), 5)) == [0, 1, 2]
+
+
+def test_workers_that_end_with_a_partial_batch_each() -> None:
+    """5 + 5 samples are 6 batches of at most 2, where the schedule has 5."""
+    losses = []
+    for workers in (0, 2):
+        torch.manual_seed(0)
+        source = [{"image": pixels(0), "mask": labels()}] * 10
+        loader = DataLoader(stream(source), 2, num_workers=workers)
+        trainer = Trainer(nn.Conv2d(3, 3, 1), epochs=1, lr=1e-9, progress=False)
+        (record,) = trainer.fit(loader)
+        losses.append(record["loss"])
+        assert record["images"] == (9 if workers else 10)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # a mean over as many batches
+
+
+@pytest.fixture
+def shards(tmp_path: Any) -> list[str]:
+    """Shards of 6, 4 and 3 samples."""
+    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
+    files, number = [], 0
+    for count in (6, 4, 3):
+        files.append(str(tmp_path / f"{count}.tar"))
+        with webdataset.TarWriter(files[-1]) as writer:
+            for _ in range(count):
+                image, mask = png(pixels(number)), png(labels())
+                writer.write({"__key__": f"{number:02d}", "png": image, "seg.png": mask})
+                number += 1
+    return files
+
+
+def web(shards: list[str], count: int | None = 13, **options: Any) -> StreamDataset:
+    import webdataset
+
+    def opened(epoch: int) -> Any:
+        order = np.random.default_rng(epoch).permutation(len(shards))
+        kept = {"shardshuffle": False, **options}
+        return webdataset.WebDataset([shards[i] for i in order], **kept)
+
+    return stream(opened, count, names={"image": "png", "mask": "seg.png"}, shuffle=4)
+
+
+# WebDataset leaves closing its files to the garbage collector.
+UNCLOSED = pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning", "ignore:.*_io.Buff")
+
+
+@UNCLOSED
+def test_webdataset_shards(shards: list[str]) -> None:
+    import webdataset
+
+    data = web(shards)
+    first = order(data)
+    assert sorted(first) == list(range(13))
+    data.set_epoch(1)
+    assert order(data) != first
+    assert sorted(order(web(shards, None))) == list(range(13))
+    # Mapped pipelines are the same samples; decoded ones have masks of three channels.
+    plain = webdataset.WebDataset(shards, shardshuffle=False)
+    renamed = list(stream(plain.rename(image="png", mask="seg.png"), 13))
+    for one, other in zip(renamed, stream(plain, 13, names=NAMES), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    with pytest.raises(DataError, match=r"not one number per pixel; give .*bytes undecoded$"):
+        list(stream(plain.decode("pil"), 13, names=NAMES))
+    with pytest.raises(DataError, match=r"has no 'mask', but .*png.*, seg\.png; name it: names="):
+        list(stream(plain, 13, names={"image": "png"}))
+    assert plain.pipeline[2].__name__ == "split_by_worker"  # what tells that workers divide it
+
+
+NAMES = {"image": "png", "mask": "seg.png"}
+
+
+@UNCLOSED
+@pytest.mark.parametrize("workers", [1, 2])
+def test_webdataset_in_workers(shards: list[str], workers: int) -> None:
+    def loaded(**options: Any) -> list[int]:
+        return order(DataLoader(web(shards, **options), 2, num_workers=workers))
+
+    # Each reads its own shards, of 9 and 4, or 7 and 6, or 10 and 3 samples, and 13 in all.
+    found = loaded()
+    assert len(found) == 13
+    assert set(found) <= set(range(13))
+    assert len(set(found)) >= 10 if workers > 1 else len(set(found)) == 13
+    # All read every shard: each sample once.
+    assert sorted(loaded(workersplitter=None)) == list(range(13))
+
+
+@UNCLOSED
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_on_webdataset_resumes(shards: list[str], workers: int, tmp_path: Any) -> None:
+    def run(stop: int | None = None, **options: Any) -> tuple[Any, list[float]]:
+        torch.manual_seed(0)
+        network = nn.Conv2d(3, 3, 1)
+        made = Trainer(
+            network,
+            epochs=3,
+            progress=False,
+            callbacks=[lambda _, record: record["epoch"] == stop],
+            **options,
+        )
+        history = made.fit(DataLoader(web(shards), 4, num_workers=workers))
+        return network.state_dict(), [record["loss"] for record in history]
+
+    whole = run()
+    assert whole[1][-1] < whole[1][0]
+    run(stop=1, output_dir=tmp_path)
+    again = run(output_dir=tmp_path, resume="auto")
+    torch.testing.assert_close(again, whole, rtol=0, atol=0)
 
 
 def test_hugging_face_streams() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from binarize.data.augment import BTS_INDOOR
 from binarize.data.dense import IGNORE, DenseDataset
 from binarize.data.images import folder, read_image, read_map
 from binarize.data.labelled import check_split
@@ -36,6 +37,14 @@ CLASSES = (
     "wall",
     "window",
 )
+FORTY = (
+    *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf"),
+    *("picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror"),
+    *("floor mat", "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel"),
+    *("shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp"),
+    *("bathtub", "bag", "other structure", "other furniture", "other prop"),
+)
+"""The forty classes of Gupta, Arbelaez, Malik 2013, in the order of the files' labels."""
 # Label 0..38 of the files (NYU40 less one) to 1..13 in the order of CLASSES.
 _TO_THIRTEEN = (
     *(12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5),
@@ -48,11 +57,13 @@ ROWS = slice(45, 471)
 COLUMNS = slice(41, 601)
 
 
-def thirteen_classes() -> Tensor:
-    """Return the table from the files' labels to the thirteen classes; 39 and 255 are ignored."""
+def label_table(classes: int) -> Tensor:
+    """Return the table from the files' labels to 13 or 40 classes; 39 and 255 are ignored."""
     table = torch.full((256,), -1, dtype=torch.int16)
-    table[: len(_TO_THIRTEEN)] = torch.tensor(_TO_THIRTEEN, dtype=torch.int16) - 1
-    table[len(_TO_THIRTEEN)] = IGNORE
+    known = len(_TO_THIRTEEN)
+    thirteen = torch.tensor(_TO_THIRTEEN, dtype=torch.int16) - 1
+    table[:known] = thirteen if classes == 13 else torch.arange(known, dtype=torch.int16)
+    table[known] = IGNORE  # unlabelled pixels and other props alike
     table[IGNORE] = IGNORE
     return table
 
@@ -64,7 +75,7 @@ _STEP = 3
 
 
 class NYUv2(DenseDataset):
-    """NYUv2: indoor images with depth in metres (0.7 to 10) and thirteen classes.
+    """NYUv2: indoor images with depth in metres (0.7 to 10), and thirteen or forty classes.
 
     Images and targets are always cropped to rows 45..470 and columns 41..600 before resizing, in
     training and in evaluation, to remove the white border.
@@ -75,16 +86,19 @@ class NYUv2(DenseDataset):
         size: Rows and columns; None keeps the crop's 426×560.
         task: "depth", "segmentation", "normals" (from depth), "edges" (of the labels), several
             joined by "+", or None for the first two.
+        classes: 13 (Couprie, Farabet, Najman, LeCun 2013), or the 40 that the files have. The last
+            of these, other props, shares a label with unlabelled pixels and is ignored like them.
         **options: ``augment``, ``normalize``, ``cache``; see
             :class:`~binarize.data.dense.DenseDataset`.
 
     Raises:
-        DataError: A folder or split file is missing; on reading, a file is missing or has a
-            label outside 0..39.
+        DataError: A folder or split file is missing, or the number of classes is another; on
+            reading, a file is missing or has a label outside 0..39.
     """
 
     classes = CLASSES
     num_classes = len(CLASSES)
+    bts = BTS_INDOOR
 
     def __init__(
         self,
@@ -93,8 +107,11 @@ class NYUv2(DenseDataset):
         size: tuple[int, int] | None = (120, 160),
         *,
         task: str | None = "depth",
+        classes: int = len(CLASSES),
         **options: Any,
     ) -> None:
+        if classes not in (len(CLASSES), len(FORTY)):
+            raise DataError("classes", classes, "NYUv2 has 13 or 40 classes", "use one of them")
         names = {"train": "train.txt", "val": "test.txt", "test": "test.txt"}
         if split != "val":
             check_split(split, ("train", "test"))
@@ -108,12 +125,13 @@ class NYUv2(DenseDataset):
             raise DataError(
                 "root", str(root), f"{listed.name} cannot be read", "complete the data set"
             ) from error
-        self._table = thirteen_classes()
+        self._table = label_table(classes)
+        self.never_labelled = FORTY[-1:] if classes == len(FORTY) else ()
         super().__init__(
             len(self.stems),
             size=size,
             task=task,
-            classes=CLASSES,
+            classes=FORTY if classes == len(FORTY) else CLASSES,
             max_depth=MAX_DEPTH,
             depth_scale=METRES_PER_UNIT,
             **options,

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from binarize.data.augment import BTS_INDOOR
 from binarize.data.labelled import check_split
 from binarize.data.pairs import reject
 from binarize.data.sets.depth_lists import ListedDepth, lists_of, need_list, read_list
@@ -47,6 +48,8 @@ class NYUv2Lists(ListedDepth):
         DataError: The list or a listed file is missing, or the task has no targets here; on
             reading, an image and its depth of different size.
     """
+
+    bts = BTS_INDOOR
 
     def __init__(
         self,

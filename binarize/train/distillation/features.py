@@ -15,7 +15,7 @@ from binarize.errors import BinarizeError, ModelError
 from binarize.train.batches import resize_to
 from binarize.train.checks import check_name, check_not_negative
 from binarize.train.distillation.schedule import SCHEDULES, anneal
-from binarize.train.distillation.stages import Point, Reader, pair_stages
+from binarize.train.distillation.stages import Point, Reader, Split, pair_stages
 from binarize.train.norms import training_flags
 
 __all__ = ["FeatureDistillation", "FeatureTerm", "attention_loss", "feature_loss"]
@@ -68,7 +68,8 @@ class FeatureDistillation:
         features: Weight of feature matching; 0 turns it off.
         attention: Weight of attention transfer; 0 turns it off.
         layers: Names of the modules whose outputs are compared; "a=b" compares the student's a with
-            the teacher's b. None: the ends of the stages, where the resolution changes.
+            the teacher's b. None: the ends of the stages, where the resolution changes; with
+            several heads, of those stages that all heads share.
         schedule: "constant", "linear" or "cosine".
 
     Raises:
@@ -98,18 +99,21 @@ class FeatureDistillation:
         self.layers = None if layers is None else list(layers)
         self.schedule = schedule
 
-    def open(self, student: nn.Module, teacher: nn.Module, image: Tensor) -> FeatureTerm:
+    def open(
+        self, student: nn.Module, teacher: nn.Module, image: Tensor, split: Split | None = None
+    ) -> FeatureTerm:
         """Find the layers in both networks and start reading their outputs.
 
         Args:
             student: The student.
             teacher: The teacher.
             image: An image (1, C, H, W) on their device.
+            split: For several heads: from a network's output to theirs.
 
         Raises:
             ModelError: A layer is missing, is not called, or gives no feature map.
         """
-        return FeatureTerm(self, student, teacher, image)
+        return FeatureTerm(self, student, teacher, image, split)
 
 
 class FeatureTerm:
@@ -123,13 +127,18 @@ class FeatureTerm:
     """
 
     def __init__(
-        self, settings: FeatureDistillation, student: nn.Module, teacher: nn.Module, image: Tensor
+        self,
+        settings: FeatureDistillation,
+        student: nn.Module,
+        teacher: nn.Module,
+        image: Tensor,
+        split: Split | None = None,
     ) -> None:
         self.settings = settings
         dtype = next((p.dtype for p in teacher.parameters()), image.dtype)
         taught = image.to(dtype)
         if settings.layers is None:
-            pairs = pair_stages(student, teacher, image, taught)
+            pairs = pair_stages(student, teacher, image, taught, split)
         else:
             names = [name.partition("=") for name in settings.layers]
             pairs = [

@@ -6,7 +6,7 @@ Shape legend: N samples, C channels, H, W rows and columns; feature maps (N, C, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from binarize.errors import ModelError
 from binarize.train.batches import dense_output
 from binarize.train.norms import training_flags
 
-__all__ = ["Point", "Reader", "pair_stages", "stage_ends"]
+__all__ = ["Point", "Reader", "Split", "pair_stages", "stage_ends"]
 
 
 class Point(NamedTuple):
@@ -32,19 +32,25 @@ class Point(NamedTuple):
     side: str
 
 
+Split = Callable[[Any], Sequence[Any]]
+"""From a network's output to the outputs of its heads."""
+
+
 class _Seen(NamedTuple):
     """A feature map seen at a point; ``map`` identifies points that share it."""
 
     point: Point
     size: tuple[int, int]
     map: Tensor
+    node: Any
 
 
 class _Run:
     """The feature maps of one run of a network, and where they were seen."""
 
-    def __init__(self, network: nn.Module, image: Tensor) -> None:
-        self.image = image
+    def __init__(self, network: nn.Module, image: Tensor, split: Split | None = None) -> None:
+        # The graph of the run tells which feature maps several heads share.
+        self.image = image if split is None else image.detach().requires_grad_()
         self.seen: list[_Seen] = []
         self.calls: Counter[str] = Counter()
         self.entered: dict[str, int] = {}
@@ -56,14 +62,19 @@ class _Run:
                 module.register_forward_hook(self._leave(name)),
             ]
         try:
-            with training_flags(network), torch.no_grad():
+            with training_flags(network), torch.set_grad_enabled(split is not None):
                 network.eval()
-                self.output = network(image)
+                self.output = network(self.image)
         finally:
             for hook in hooks:
                 hook.remove()
         # A module that is called twice has no unique feature map.
         self.seen = [one for one in self.seen if self.calls[one.point.module] == 1]
+        outputs = [self.output] if split is None else split(self.output)
+        self.covered = len(outputs) == 1 and _is_dense(self.output)
+        if len(outputs) > 1:
+            shared = set.intersection(*(_ancestors(output) for output in outputs))
+            self.seen = [one for one in self.seen if one.node in shared]
 
     def _note(self, point: Point, value: Any) -> bool:
         if not isinstance(value, Tensor) or value.ndim != 4 or value is self.image:
@@ -71,7 +82,7 @@ class _Run:
         size = (value.shape[-2], value.shape[-1])
         if size == (1, 1) or value.shape[0] != self.image.shape[0]:
             return False
-        self.seen.append(_Seen(point, size, value))
+        self.seen.append(_Seen(point, size, value, value.grad_fn))
         if point.side == "output":
             self.left[point.module] = size
         return True
@@ -97,7 +108,7 @@ class _Run:
             for index, one in enumerate(seen)
             if index + 1 == len(seen) or seen[index + 1].size != one.size
         ]
-        if ends and _is_dense(self.output):
+        if ends and self.covered:
             ends.pop()
         if not ends:
             return {}
@@ -130,37 +141,47 @@ class _Run:
         return self.seen[-max(smaller)[1]] if smaller else last
 
 
-def stage_ends(network: nn.Module, image: Tensor) -> dict[tuple[str, tuple[int, int]], Point]:
+def stage_ends(
+    network: nn.Module, image: Tensor, split: Split | None = None
+) -> dict[tuple[str, tuple[int, int]], Point]:
     """Return the last feature map of each resolution, on the way down and on the way up.
 
     They are found by a run: a stage ends where a module sees another size than the module before.
     Excluded are 1x1 feature maps (pooled branches inside a stage), the image itself, the inside of
-    binary layers, and the last stage of a network with a dense output, which the output covers.
+    binary layers, the last stage of a network with a dense output, which the output covers, and
+    what only some of several heads use.
 
     Args:
         network: The network; its training flags are restored.
         image: Input images (N, C, H, W).
+        split: For several heads: returns their outputs.
 
     Returns:
         The points by direction ("down", "up") and size (H, W), in the order of the forward pass.
     """
-    return {key: one.point for key, one in _Run(network, image).ends().items()}
+    return {key: one.point for key, one in _Run(network, image, split).ends().items()}
 
 
 def pair_stages(
-    student: nn.Module, teacher: nn.Module, image: Tensor, taught: Tensor | None = None
+    student: nn.Module,
+    teacher: nn.Module,
+    image: Tensor,
+    taught: Tensor | None = None,
+    split: Split | None = None,
 ) -> list[tuple[Point, Point]]:
     """Pair the teacher's stage ends with the student's.
 
     A feature map is seen at several points, such as one module's output and the next one's input.
     If the student has a point of the same name and size, as a converted network does, that one is
-    used; otherwise the student's own stage end of the same direction and size.
+    used; otherwise the student's own stage end of the same direction and size. With several heads,
+    the student's stage ends are paired with the teacher's points in the same way.
 
     Args:
         student: The student.
         teacher: The teacher.
         image: Input images.
         taught: The images in the teacher's dtype; None: the same.
+        split: For several heads: returns their outputs. Only what all of them use is compared.
 
     Returns:
         Pairs of student and teacher points.
@@ -168,8 +189,24 @@ def pair_stages(
     Raises:
         ModelError: They have no stage in common.
     """
-    ours = _Run(student, image)
-    theirs = _Run(teacher, image if taught is None else taught)
+    ours = _Run(student, image, split)
+    theirs = _Run(teacher, image if taught is None else taught, split)
+    if split is None:
+        pairs = _pairs(ours, theirs)
+    else:  # a teacher of one task does not tell what the student's heads share
+        pairs = [(one, other) for other, one in _pairs(theirs, ours)]
+    if not pairs:
+        raise ModelError(
+            "distillation",
+            "features",
+            "student and teacher have no stages of the same size",
+            "name the layers to compare (layers)",
+        )
+    return list(dict.fromkeys(pairs))
+
+
+def _pairs(ours: _Run, theirs: _Run) -> list[tuple[Point, Point]]:
+    """Pair the stage ends of the second run with points of the first, by name, or else by size."""
     known = {(one.point, one.size) for one in ours.seen}
     own = ours.ends()
     pairs: list[tuple[Point, Point]] = []
@@ -180,14 +217,7 @@ def pair_stages(
             pairs.append((shared[0], shared[0]))
         elif key in own:
             pairs.append((own[key].point, end.point))
-    if not pairs:
-        raise ModelError(
-            "distillation",
-            "features",
-            "student and teacher have no stages of the same size",
-            "name the layers to compare (layers)",
-        )
-    return list(dict.fromkeys(pairs))
+    return pairs
 
 
 class Reader:
@@ -268,6 +298,26 @@ class Reader:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+
+def _ancestors(output: Any) -> set[Any]:
+    """Return the operations that the tensors of an output depend on."""
+    found = {x.grad_fn for x in _tensors(output) if x.grad_fn is not None}
+    waiting = list(found)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and node not in found:
+                found.add(node)
+                waiting.append(node)
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 def _outer_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,15 @@ from binarize.train.checks import check_name, check_positive
 from binarize.train.tasks.protocol import Distillation, Task
 from binarize.train.tasks.registry import open_task
 
-__all__ = ["MultiTask", "MultiTaskDistillation", "MultiTaskMetric", "heads", "target_of"]
+__all__ = [
+    "MultiTask",
+    "MultiTaskDistillation",
+    "MultiTaskMetric",
+    "choose_distillation",
+    "heads",
+    "heads_split",
+    "target_of",
+]
 
 UNCERTAINTY = "uncertainty"
 # Below it nothing of a batch counts: its weight then has nothing to learn from.
@@ -294,6 +302,9 @@ class MultiTaskDistillation:
     def __init__(self, parts: Mapping[str, Distillation], task: MultiTask) -> None:
         for name in parts:
             check_name(list(task.tasks), parts=name)
+        if not parts:
+            rule = "there is no loss for any head"
+            raise BinarizeError("distillation", "{}", rule, "give no teacher, or a loss for a head")
         self.parts = dict(parts)
         self.task = task
 
@@ -316,6 +327,51 @@ class MultiTaskDistillation:
         return torch.stack([factors[name] * loss for name, loss in losses.items()]).sum()
 
 
+def choose_distillation(
+    task: Task,
+    given: Distillation | Mapping[str, Distillation | None] | None,
+    usual: Any,
+    taught: Collection[str],
+) -> Any:
+    """Return the distillation loss of a run.
+
+    Args:
+        task: The task.
+        given: The loss; losses by head, which replace the usual ones, None for no distillation of
+            the head; or None.
+        usual: The loss if none is given.
+        taught: Heads that have a teacher; "" are all.
+
+    Raises:
+        BinarizeError: The losses are given by head, and the task has one only; there is no head of
+            a name, or it has no teacher; or no head is left.
+    """
+    if isinstance(given, Mapping):
+        if not isinstance(usual, MultiTaskDistillation):
+            rule = f"{task.name} has no heads"
+            raise BinarizeError("distillation", list(given), rule, "give the loss itself")
+        for name in given:
+            check_name(list(usual.task.tasks), distillation=name)
+        kept = {name: part for name, part in usual.parts.items() if name not in given}
+        chosen = {name: part for name, part in given.items() if part is not None}
+        asked, usual = list(chosen), MultiTaskDistillation({**kept, **chosen}, usual.task)
+    elif given is not None:
+        usual = given
+        asked = list(given.parts) if isinstance(given, MultiTaskDistillation) else []
+    else:
+        asked = []
+    if not taught or "" in taught or not isinstance(usual, MultiTaskDistillation):
+        return usual
+    for name in asked:
+        if name not in taught:
+            known = ", ".join(taught)
+            raise BinarizeError(
+                "distillation", name, "has no teacher", f"give it one besides those of {known}"
+            )
+    parts = {name: part for name, part in usual.parts.items() if name in taught}
+    return MultiTaskDistillation(parts, usual.task)
+
+
 def _keys(task: Task) -> tuple[str, ...]:
     return (task.target,) if isinstance(task.target, str) else task.target
 
@@ -324,6 +380,23 @@ def heads(task: Any) -> Mapping[str, Task]:
     """Return the tasks of a network by head; "" is the only one's."""
     several: Mapping[str, Task] | None = getattr(task, "tasks", None)
     return {"": task} if several is None else several
+
+
+def heads_split(task: Any) -> Callable[[Any], Sequence[Any]] | None:
+    """Return what splits a network's output into those of its heads; None with one head.
+
+    The output of a network for one of the tasks, which has no heads, stays whole.
+    """
+    if not isinstance(task, MultiTask) or len(task.tasks) == 1:
+        return None
+
+    def split(output: Any) -> Sequence[Any]:
+        try:
+            return [task._head(output, name) for name in task.tasks]
+        except ModelError:
+            return [output]
+
+    return split
 
 
 def target_of(task: Task, targets: Mapping[str, Any]) -> Any:
