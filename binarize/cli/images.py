@@ -70,7 +70,8 @@ def open_images(
         return _of_data_set(args, known, out)
     from binarize.data.dense import normalisation
 
-    stats = normalisation(args.normalize or known.get("normalize") or "imagenet")
+    chosen = args.normalize or known.get("normalize") or "imagenet"
+    stats = normalisation(chosen, known.get("bands"))
     shape = args.size or (tuple(known["size"]) if known.get("size") else None)
 
     def sample(number: int) -> tuple[Tensor, Tensor]:
