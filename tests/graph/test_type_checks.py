@@ -242,8 +242,8 @@ def test_classes_of_norms_and_types(how: str) -> None:
 @pytest.mark.parametrize("how", WAYS)
 def test_who_asks_is_told(how: str) -> None:
     plan = binarize.plan(Normed(how), example_inputs=X)
-    part = "activation" if how == "type of activation" else "layer"
-    told = [d.reason for d in plan.part(part) if "checks its" in d.reason]
+    decided = plan.activations if how == "type of activation" else plan.layers
+    told = [d.reason for d in decided if "checks its" in d.reason]
     assert told
     assert all("test_type_checks.py:" in reason for reason in told)
     assert all(d.norm is None for d in plan.layers) or how == "type of activation"
