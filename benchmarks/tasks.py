@@ -81,8 +81,8 @@ def main() -> None:
     if args.heads:
         heads_student(args)
     for second in args.only:
-        student(args, second)
         base = student(args, args.tasks[0])
+        student(args, second)
         for flips, weight in itertools.product(args.flips, (0, *args.agree)):
             task_network(args, base, second, flips, weight)
 
