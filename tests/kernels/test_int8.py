@@ -336,6 +336,8 @@ def test_the_operator_keeps_the_rules_of_torch(name: str) -> None:
         ((8, 8), (5, 3), {"padding": (2, 2, 0, 1), "stride": (2, 2)}),
         ((7, 30), (2, 1), {"padding": (3, 0, 0, 4), "stride": (3, 1)}),
         ((6, 5), (3, 3), {"padding": (9, 9, 12, 12), "dilation": (9, 12)}),
+        # So many rows are kept that 97 channels are taken in two blocks.
+        ((40, 40), (3, 3), {"padding": (12, 12, 12, 12), "dilation": (12, 12)}),
         ((1, 1), (3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 5)}),
         ((13, 4), (1, 1), {"stride": (4, 3)}),
         ((19,), (4,), {"padding": (3, 1), "dilation": (2,)}),
