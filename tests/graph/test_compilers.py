@@ -81,7 +81,9 @@ def test_compiled_modules_inside_are_converted_as_themselves() -> None:
 
 
 def test_trains_compiled(lab: SimpleNamespace) -> None:
-    student = binarize.convert(lab.build("timm/test_resnet"), example_inputs=torch.zeros(1, 3, 64, 64))
+    student = binarize.convert(
+        lab.build("timm/test_resnet"), example_inputs=torch.zeros(1, 3, 64, 64)
+    )
     twin = copy.deepcopy(student)
     x = torch.randn(2, 3, 64, 64)
     student.train()(x).square().sum().backward()
