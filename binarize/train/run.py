@@ -108,7 +108,7 @@ def run(
     if flips is not None and "flips" in state:
         flips.load(state["flips"])
     network = trainer.accelerator.prepare_model(trainer.student)
-    together = trainer.accelerator.num_processes > 1 and not trainer.compile
+    together = trainer.accelerator.num_processes > 1
     step = TrainStep(
         torch.compile(network) if trainer.compile else network,
         [p for p in trainer.student.parameters() if p.requires_grad],

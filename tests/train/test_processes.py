@@ -74,10 +74,10 @@ SCRIPT = """
 
 
 def launch(folder: Path, processes: int, batch: int, environment: dict[str, str],
-           **options: Any) -> list[dict[str, Any]]:  # fmt: skip
+           script: str = SCRIPT, **options: Any) -> list[dict[str, Any]]:  # fmt: skip
     """Train in so many processes, and return what each of them came to."""
-    script = folder / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
+    file = folder / "train.py"
+    file.write_text(textwrap.dedent(script))
     output = folder / f"{processes}x{batch}"
     output.mkdir()
     # `accelerate launch` starts several CPU processes through MPI only; this is what it runs
@@ -85,7 +85,7 @@ def launch(folder: Path, processes: int, batch: int, environment: dict[str, str]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*start, f"--nproc_per_node={processes}"] if processes > 1 else [sys.executable]
     done = subprocess.run(
-        [*command, str(script), str(batch), str(output), json.dumps(options)],
+        [*command, str(file), str(batch), str(output), json.dumps(options)],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -118,6 +118,74 @@ def test_two_processes(tmp_path: Path) -> None:
     # The same samples, and other noise inside the network.
     assert len(set(two["drawn"])) == len(set(other["drawn"])) == 8
     assert not set(two["drawn"]) & set(other["drawn"])
+
+
+HEADS = """
+    import json, sys
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader
+    from binarize.data import StreamDataset
+    from binarize.train import MultiTask, SegmentationDistillation, Trainer
+
+    torch.set_num_threads(1)
+    batch, folder, options = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+
+    def network(seed, width, classes=3):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, classes, 1),
+        )
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network(0, 8, 6)
+
+        def forward(self, x):
+            return dict(zip(("one", "two"), self.body(x).chunk(2, 1)))
+
+    chance = torch.Generator().manual_seed(0)
+    source = [
+        {
+            "image": torch.randint(256, (3, 16, 24), dtype=torch.uint8, generator=chance),
+            "mask": torch.randint(3, (16, 24), dtype=torch.uint8, generator=chance),
+        }
+        for _ in range(12)
+    ]
+    # Trusting some pixels only, halves of a batch are not its mean.
+    distillation = dict.fromkeys(("one", "two"), SegmentationDistillation(trust="all"))
+    tasks = dict.fromkeys(("one", "two"), "segmentation")
+    trainer = Trainer(
+        Heads(), task=MultiTask(tasks, weights="uncertainty"),
+        teacher={"one": network(1, 4), "two": [network(2, 4), network(3, 6)]},
+        distillation=distillation, epochs=2, lr=1e-2, balance=0, progress=False,
+        output_dir=folder, compile=True, **options,
+    )
+    data = StreamDataset(source, 12, classes=3, shuffle=5, augment=True)
+    history = trainer.fit(DataLoader(data, batch))
+    rank = trainer.accelerator.process_index
+    with open(f"{folder}/rank{rank}.json", "w") as file:
+        state = trainer.student.state_dict()
+        json.dump({
+            "history": history,
+            "state": {k: v.flatten().tolist() for k, v in state.items()},
+        }, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_compiled_on_a_stream_with_teachers_by_head(tmp_path: Path) -> None:
+    (one,) = launch(tmp_path, 1, 4, {}, script=HEADS)
+    two, other = launch(tmp_path, 2, 2, {}, script=HEADS)
+    assert two["state"] == other["state"]
+    for name, value in one["state"].items():
+        assert two["state"][name] == pytest.approx(value, abs=2e-4), name
+    for mine, theirs in zip(one["history"], two["history"], strict=True):
+        for name in ("loss", "distillation"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+        assert theirs["task_weights"] == pytest.approx(mine["task_weights"], rel=1e-4)
 
 
 INSIDE = """
