@@ -72,6 +72,9 @@ def normalisation(name: str | Stats, bands: int | None = None) -> Stats:
         DataError: The name is not known, or the numbers are not those of the bands.
     """
     if not isinstance(name, str):
+        if not isinstance(name, tuple | list) or len(name) != 2:
+            rule = "must be a name, or mean and deviation"
+            raise DataError("normalize", name, rule, "to leave images in [0, 1], give 'none'")
         if any(len(values) != (bands or 3) for values in name):
             rule = f"needs a mean and a deviation for each of {bands or 3} channels"
             raise DataError("normalize", name, rule, "give two lists of that length")

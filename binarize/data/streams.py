@@ -5,6 +5,7 @@ Shape legend: H, W rows and columns of a sample.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,9 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
     repeat: give a function of the epoch that orders the shards, and ``shuffle`` here. Its workers
     read shards of their own; with ``workersplitter=None`` all read every shard and prepare a part
     of the samples, so that an epoch has each sample once.
+
+    With several processes, ``Trainer`` reads the stream in one and deals out its samples. A source
+    must then not be split by process as well (WebDataset: ``nodesplitter=None``).
 
     Args:
         source: Yields dicts: a Hugging Face ``datasets`` stream, a WebDataset pipeline, a list, or
@@ -115,6 +119,7 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
             cache=False,
             **options,
         )
+        self._dealt = False
         # Shared with persistent workers, which do not see attributes that change later.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -133,6 +138,16 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the samples read from now on."""
         self._epoch.fill_(epoch)
+
+    def dealt(self) -> StreamDataset:
+        """Return the same stream for a reader that deals samples out to processes.
+
+        On reading, it rejects a source that keeps a part of the samples for each process: the
+        other parts would never be read.
+        """
+        made = copy.copy(self)
+        made._dealt = True
+        return made
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield the samples of this worker."""
@@ -160,6 +175,8 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
             source = source(epoch)
         elif hasattr(source, "set_epoch"):
             source.set_epoch(epoch)
+        if self._dealt:
+            _reject_split(source)
         opened: Source = source
         return opened
 
@@ -224,6 +241,22 @@ def _divides(source: Any) -> bool:
         return True
     stages = getattr(source, "pipeline", ())  # WebDataset
     return any(getattr(stage, "__name__", "") == "split_by_worker" for stage in stages)
+
+
+def _reject_split(source: Any) -> None:
+    """Reject a source that gives each process a part of its own.
+
+    Raises:
+        DataError: It does.
+    """
+    stages = (getattr(stage, "__name__", "") for stage in getattr(source, "pipeline", ()))
+    split = next((name for name in stages if name in ("single_node_only", "split_by_node")), None)
+    remedy = "open it with nodesplitter=None"
+    if getattr(source, "_distributed", None) is not None:  # Hugging Face
+        split, remedy = "split_dataset_by_node", "give the whole data set"
+    if split is not None:
+        rule = "splits the source by process, and so does the trainer"
+        raise DataError("source", split, rule, remedy)
 
 
 def _mixed(*numbers: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate.data_loader import prepare_data_loader
+from accelerate.state import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
@@ -374,6 +375,9 @@ def open_loader(loader: Any, device: torch.device, seed: int, *, training: bool)
         loader = copy.copy(loader)
         # Bypasses __setattr__, which would raise: nothing has been read through this copy yet.
         vars(loader)["dataset"] = SeededSamples(dataset, seed, shared=workers > 0)
+    elif dataset is not None and hasattr(dataset, "dealt") and PartialState().num_processes > 1:
+        loader = copy.copy(loader)
+        vars(loader)["dataset"] = dataset.dealt()  # one process reads for all
     return prepare_data_loader(
         loader,
         device,

@@ -120,3 +120,8 @@ def test_out_of_range() -> None:
         Scenes(1, task="flow")
     with pytest.raises(DataError, match="normalize='zscore': unknown normalisation; use one of"):
         Scenes(1, normalize="zscore")
+    for given in (None, False, 0.5, ((0.0,) * 3,)):
+        with pytest.raises(
+            DataError, match=r"normalize=.*: must be a name, or mean and deviation; "
+        ):
+            Scenes(1, normalize=given)  # type: ignore[arg-type]

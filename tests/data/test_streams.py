@@ -312,6 +312,26 @@ def test_webdataset_in_workers(shards: list[str], workers: int) -> None:
 
 
 @UNCLOSED
+def test_webdataset_split_by_process(shards: list[str]) -> None:
+    import webdataset
+
+    # Alone, or where nothing deals out samples, a process may read its own part.
+    assert sorted(order(web(shards, nodesplitter=webdataset.split_by_node))) == list(range(13))
+    dealt = web(shards, nodesplitter=None).dealt()
+    assert sorted(order(dealt)) == list(range(13))
+    rule = "splits the source by process, and so does the trainer; open it with nodesplitter=None"
+    for name, options in (
+        ("single_node_only", {}),  # WebDataset's default
+        ("split_by_node", {"nodesplitter": webdataset.split_by_node}),
+    ):
+        data = web(shards, **options)
+        with pytest.raises(DataError) as caught:
+            list(data.dealt())
+        assert str(caught.value) == f"source={name!r}: {rule}"
+        assert sorted(order(data)) == list(range(13))
+
+
+@UNCLOSED
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_on_webdataset_resumes(shards: list[str], workers: int, tmp_path: Any) -> None:
     def run(stop: int | None = None, **options: Any) -> tuple[Any, list[float]]:
@@ -348,3 +368,19 @@ def test_hugging_face_streams() -> None:
     assert sorted(first) == list(range(6))
     data.set_epoch(3)
     assert order(data) != first
+
+
+def test_hugging_face_split_by_process() -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    from datasets.distributed import split_dataset_by_node
+
+    whole = datasets.Dataset.from_dict({"x": [0, 1]}).to_iterable_dataset(num_shards=2)
+    part = split_dataset_by_node(whole, rank=0, world_size=2)
+    with pytest.raises(DataError) as caught:
+        next(iter(stream(part).dealt()))
+    assert str(caught.value) == (
+        "source='split_dataset_by_node': splits the source by process, and so does the trainer; "
+        "give the whole data set"
+    )
+    with pytest.raises(DataError, match="has no 'image'"):  # nothing else is wrong with it
+        next(iter(stream(whole).dealt()))
