@@ -25,8 +25,8 @@ from binarize.data import open_dataset
 
 STEPS: dict[str, dict[str, bool]] = {
     "norms": {"weights": False, "activations": False},
-    "norms, activations": {"weights": False},
-    "everything": {},
+    "norms, activations": {"weights": False, "activations": True},
+    "everything": {"activations": True},
 }
 
 

@@ -19,6 +19,7 @@ from binarize.errors import ModelError
 from binarize.graph.inputs import run_example
 from binarize.graph.model_input import unwrap_model
 from binarize.graph.plan import Plan
+from binarize.nn.base import BinaryLayer
 from binarize.nn.input_range import InputRange
 from binarize.train.norms import training_flags
 
@@ -36,7 +37,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     weights: bool = True,
-    activations: bool = True,
+    activations: bool | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> nn.Module:
     r"""Fit a converted network to its float network, without training.
@@ -52,7 +53,9 @@ def calibrate(
     - The **norm** of a binary layer gets the statistics of these sums, and the gain and bias with
       which they match best. So do batch norms outside of binary layers.
     - The **slopes** of an activation that the conversion put in are fitted to the float network's
-      activation: those of the shifted PReLU and what it adds, and Maxout's.
+      activation: those of the shifted PReLU and what it adds, and Maxout's. Values then hardly go
+      below zero, as behind a ReLU, and a constant threshold would see one sign; so this is done
+      where all thresholds follow the mean of their input.
     - The **ranges** of 8-bit layers are observed.
 
     Only the norm is fitted where a layer has several latent weights or bits per weight (policies
@@ -70,7 +73,7 @@ def calibrate(
             kind the network is for. Each is an image tensor, a tuple that starts with the network's
             inputs, or a dict with "image"; another dict has named inputs.
         weights: Fit latent weights; without them it is faster, and much less is won.
-        activations: Fit slopes.
+        activations: Fit slopes; None: where all thresholds follow the mean of their input.
         on_step: Called with (name, parts done, parts in total) after each part.
 
     Returns:
@@ -91,12 +94,13 @@ def calibrate(
         )
     inputs = read_batches(batches, plan)
     args, kwargs = as_taken(inputs[0], reference)
+    slopes = _follows_mean(network) if activations is None else activations
     with training_flags(network, reference), _restored_on_error(network):
         trace = run_example(reference, kwargs or args)
         pairs = [
             pair
             for pair in find_pairs(network, reference, plan, trace)
-            if pair.kind != "activation" or (activations and Slopes.fits(pair.module))
+            if pair.kind != "activation" or (slopes and Slopes.fits(pair.module))
         ]
         network.eval()
         reference.eval()
@@ -107,7 +111,7 @@ def calibrate(
         try:
             for number, (_, pair, index) in enumerate(steps, start=1):
                 calls = runs.calls(pair, index)
-                _fit(pair, earlier[pair.name] + calls, weights=weights, activations=activations)
+                _fit(pair, earlier[pair.name] + calls, weights=weights, activations=slopes)
                 if index + 1 < len(pair.orders):
                     earlier[pair.name] += [call.kept() for call in calls]
                 else:
@@ -117,6 +121,11 @@ def calibrate(
         finally:
             runs.close()
     return student
+
+
+def _follows_mean(network: nn.Module) -> bool:
+    units = (module for module in network.modules() if isinstance(module, BinaryLayer))
+    return all(unit.binarizer.follows_mean for unit in units)
 
 
 def _fit(pair: Pair, calls: list[Call], *, weights: bool, activations: bool) -> None:

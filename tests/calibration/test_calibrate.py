@@ -146,8 +146,9 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: list[Tensor]) -> 
 @pytest.mark.parametrize(
     ("policy", "least"),
     [
-        *(("bidense", 0.2), ("deploy", 0.08), ("xnor", 0.25)),
-        *(("irnet", 0.1), ("adabin", 0.03), ("bisrnet", 0.0)),
+        *(("bidense", 0.2), ("deploy", 0.08), ("xnor", 0.25), ("irnet", 0.1)),
+        # Behind slopes that are fitted, too, these constant thresholds see one sign: at most 0.03.
+        *(("adabin", 0.08), ("bisrnet", 0.1), ("reactnet", 0.08), ("bidense-no-threshold", 0.08)),
     ],
 )
 def test_agreement_rises(unet: Any, policy: str, least: float) -> None:
@@ -156,6 +157,34 @@ def test_agreement_rises(unet: Any, policy: str, least: float) -> None:
     before = agreement(binarize.recalibrate(copy.deepcopy(converted), batches), teacher, batches)
     student = binarize.calibrate(converted, teacher, batches)
     assert agreement(student, teacher, batches) > before + least
+
+
+@pytest.mark.parametrize(
+    ("policy", "moves"),
+    [
+        *(("bidense", True), ("bidense-released", True), ("bidense-mean-threshold", True)),
+        *(("bidense-no-threshold", False), ("bidense-bias-threshold", False)),
+        *(("adabin", False), ("reactnet", False), ("bisrnet", False)),
+    ],
+)
+def test_slopes_are_fitted_where_thresholds_follow_the_mean(
+    unet: Any, policy: str, moves: bool
+) -> None:
+    teacher, batches = unet
+
+    def slopes(activations: bool | None) -> list[Tensor]:
+        student = binarize.convert(teacher, policy, example_inputs=batches[0][:1])
+        units = [m for m in student.modules() if isinstance(m, BinaryLayer)]
+        assert {unit.binarizer.follows_mean for unit in units} == {moves}
+        if activations is not False:
+            binarize.calibrate(student, teacher, batches[:1], activations=activations)
+        return [p for name, p in student.named_parameters() if "slope" in name or "tive" in name]
+
+    start, default, fitted = slopes(False), slopes(None), slopes(True)
+    assert start
+    same = [torch.equal(one, other) for one, other in zip(start, default, strict=True)]
+    assert all(same) is not moves
+    assert not all(torch.equal(one, other) for one, other in zip(start, fitted, strict=True))
 
 
 @pytest.mark.parametrize("policy", ["groupnet", "cbnn", "lqnet"])

@@ -99,6 +99,11 @@ class AblatedBinarizer(ActivationBinarizer):
         """Whether the factor can be taken out of the channel sum."""
         return self.scale == "layer" or self.factor == "none"
 
+    @property
+    def follows_mean(self) -> bool:
+        """Whether the threshold has a part that is proportional to the mean."""
+        return self.k is not None
+
     def threshold_form(self) -> ThresholdForm | None:
         if not self.popcount_exact:
             return None

@@ -48,6 +48,12 @@ class ActivationBinarizer(nn.Module):
         """Whether counting bits, times one factor per sample, gives the exact channel sum."""
         return True
 
+    @property
+    def follows_mean(self) -> bool:
+        """Whether thresholds move with the mean of the input, which then may have one sign."""
+        forms = self.threshold_forms()
+        return bool(forms) and all(form.k is not None for form in forms)
+
     def threshold_form(self) -> ThresholdForm | None:
         """Return the binarizer as one form; ``None`` if it is none, or a sum of several."""
         return None

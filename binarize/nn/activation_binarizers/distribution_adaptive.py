@@ -68,6 +68,11 @@ class DistributionAdaptiveBinarizer(ActivationBinarizer):
         """Whether the scale factors out of the channel sum, so that counting bits is exact."""
         return self.scale == "layer"
 
+    @property
+    def follows_mean(self) -> bool:
+        """True, also with a scale per channel, which has no form."""
+        return True
+
     def threshold_form(self) -> ThresholdForm | None:
         """Return the equivalent for packed layers; ``None`` with a scale per channel."""
         if self.scale != "layer":
