@@ -97,7 +97,7 @@ def print_all(args: argparse.Namespace) -> None:
     names = []
     for second in others:
         own = student(args, second)
-        binarize.save(own, args.output / f"own-{second}.safetensors")
+        binarize.save(own, own_file(args, second))
         print(f"| {second} network | {METRIC[second]} | bytes added | of the base | flips |")
         print("|---|---|---|---|---|")
         print(f"| float, of its own | {value(args, second, f'float-{second}'):.4f} | | | |")
