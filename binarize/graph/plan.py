@@ -81,6 +81,10 @@ class Plan(Paged):
         """Return the decisions that rewrite a forward."""
         return tuple(d for d in self._of(OperationDecision) if d.rewrite)
 
+    def part(self, part: str) -> tuple[Decision, ...]:
+        """Return the decisions about one part, by name, such as "layer" or "addition"."""
+        return tuple(d for d in self.decisions if d.part == part)
+
     def _of(self, kind: type[_Kind]) -> tuple[_Kind, ...]:
         return tuple(d for d in self.decisions if isinstance(d, kind))
 

@@ -243,6 +243,8 @@ def test_classes_of_norms_and_types(how: str) -> None:
 def test_who_asks_is_told(how: str) -> None:
     plan = binarize.plan(Normed(how), example_inputs=X)
     decided = plan.activations if how == "type of activation" else plan.layers
+    assert plan.part("layer") == plan.layers
+    assert plan.part("activation") == plan.activations
     told = [d.reason for d in decided if "checks its" in d.reason]
     assert told
     assert all("test_type_checks.py:" in reason for reason in told)
